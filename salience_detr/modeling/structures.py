@@ -1,0 +1,61 @@
+"""What the stages of training share: ground truth and predictions, in one format.
+
+Symbols: B images, N queries, K classes, G boxes of an image, I decoder layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DetectionTargets:
+    """Ground truth of one image.
+
+    Attributes:
+        labels: (G,) int64, contiguous class indices in [0, K).
+        boxes: (G, 4) (cx, cy, w, h), normalised by the unpadded image size.
+        image_size: (height, width) in pixels of the unpadded image that ``boxes`` is relative to.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    image_size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def boxes_xyxy(self) -> Tensor:
+        """(G, 4) boxes as (x0, y0, x1, y1) in pixels; the frame of the padded image is the same."""
+        height, width = self.image_size
+        centre, half = self.boxes[:, :2], self.boxes[:, 2:] / 2
+        scale = self.boxes.new_tensor([width, height, width, height])
+        return torch.cat([centre - half, centre + half], dim=1) * scale
+
+
+@dataclass(frozen=True)
+class DetectionPredictions:
+    """Class logits and boxes of one or more decoder layers.
+
+    Attributes:
+        logits: (I, B, N, K), before the sigmoid.
+        boxes: (I, B, N, 4) (cx, cy, w, h), normalised by the unpadded image size.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+
+    def __len__(self) -> int:
+        """Number of layers I."""
+        return len(self.logits)
+
+    def split_queries(self, count: int) -> tuple[DetectionPredictions, DetectionPredictions]:
+        """The predictions of the first ``count`` queries and those of the others."""
+        return (
+            DetectionPredictions(self.logits[:, :, :count], self.boxes[:, :, :count]),
+            DetectionPredictions(self.logits[:, :, count:], self.boxes[:, :, count:]),
+        )
