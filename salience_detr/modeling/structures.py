@@ -44,17 +44,20 @@ class DetectionPredictions:
     Attributes:
         logits: (I, B, N, K), before the sigmoid.
         boxes: (I, B, N, 4) (cx, cy, w, h), normalised by the unpadded image size.
+        query_mask: (B, N) False for surplus slots, which take no part in matching or losses; None where there are
+            none. The slots of an image that take part come first.
     """
 
     logits: Tensor
     boxes: Tensor
+    query_mask: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of layers I."""
         return len(self.logits)
 
     def split_queries(self, count: int) -> tuple[DetectionPredictions, DetectionPredictions]:
-        """The predictions of the first ``count`` queries and those of the others."""
+        """The predictions of the first ``count`` queries and those of the others, without a query mask."""
         return (
             DetectionPredictions(self.logits[:, :, :count], self.boxes[:, :, :count]),
             DetectionPredictions(self.logits[:, :, count:], self.boxes[:, :, count:]),

@@ -1,0 +1,51 @@
+"""Sine encodings of positions on feature maps and of boxes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def sine_encoding(coordinates: Tensor, num_features: int, temperature: float = 10000.0) -> Tensor:
+    """Encode scalars in [0, 1] by sines and cosines of geometrically spaced frequencies.
+
+    Args:
+        coordinates: (...) of a floating dtype, in which the encoding is computed.
+        num_features: features per scalar, even.
+
+    Returns:
+        (..., num_features): sin and cos interleaved; features 2k and 2k+1 have frequency
+        2*pi / temperature^(2k / num_features).
+    """
+    exponent = torch.arange(0, num_features, 2, dtype=coordinates.dtype, device=coordinates.device) / num_features
+    angles = coordinates[..., None] * (2 * math.pi) / temperature**exponent
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+class SinePositionEncoding(nn.Module):
+    """Position of each map element among the unpadded ones, y features before x features.
+
+    Element k of a row with n unpadded elements lies at (k + 0.5) / n.
+    """
+
+    def __init__(self, *, num_features: int, temperature: float = 10000.0) -> None:
+        super().__init__()
+        self.num_features = num_features  # per axis
+        self.temperature = temperature
+
+    def forward(self, padding_mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(B, H, W) mask, True = padding -> (B, H, W, 2 * num_features) of ``dtype``."""
+        unpadded = (~padding_mask).to(dtype)
+        axes = []
+        for dim in (1, 2):  # y, x
+            count = unpadded.cumsum(dim)
+            total = count.narrow(dim, count.shape[dim] - 1, 1)
+            axes.append(sine_encoding((count - 0.5) / (total + 1e-6), self.num_features, self.temperature))
+        return torch.cat(axes, dim=-1)
+
+
+def box_sine_encoding(boxes: Tensor, num_features: int) -> Tensor:
+    """(..., 4) boxes (cx, cy, w, h) in [0, 1] -> (..., 4 * num_features), in the order y, x, w, h."""
+    return sine_encoding(boxes[..., [1, 0, 2, 3]], num_features).flatten(-2)

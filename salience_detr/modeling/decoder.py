@@ -1,0 +1,161 @@
+"""The decoder: queries refine their boxes layer by layer, looking forward twice (DINO, section 3.4).
+
+Symbols: B images, L levels, S tokens, D channels, K classes, I layers, N queries (denoising ones first).
+Boxes are (cx, cy, w, h), normalised by the unpadded image size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from salience_detr.layers.box_ops import inverse_sigmoid
+from salience_detr.layers.mlp import MLP, FeedForward
+from salience_detr.layers.ms_deform_attn import MultiScaleDeformableAttention
+from salience_detr.layers.position_encoding import box_sine_encoding
+from salience_detr.modeling.structures import DetectionPredictions
+from salience_detr.modeling.token_pyramid import TokenPyramid
+
+PRIOR_PROBABILITY = 0.01  # of each class at the start of training
+
+
+def class_head(*, embed_dim: int, num_classes: int) -> nn.Linear:
+    """A linear classifier that starts by giving each class the prior probability."""
+    head = nn.Linear(embed_dim, num_classes)
+    nn.init.constant_(head.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+    return head
+
+
+def bbox_head(*, embed_dim: int) -> MLP:
+    """A three-layer regressor that starts by proposing no change."""
+    head = MLP(input_dim=embed_dim, hidden_dim=embed_dim, output_dim=4, num_layers=3)
+    nn.init.zeros_(head.layers[-1].weight)
+    return head
+
+
+class SalienceDecoderLayer(nn.Module):
+    """Self-attention, deformable cross-attention and feed-forward, each with residual and LayerNorm."""
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int = 256,
+        num_heads: int = 8,
+        ffn_dim: int = 2048,
+        num_levels: int = 4,
+        num_points: int = 4,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.self_attention = nn.MultiheadAttention(embed_dim, num_heads, batch_first=True)
+        self.self_attention_norm = nn.LayerNorm(embed_dim)
+        self.cross_attention = MultiScaleDeformableAttention(
+            embed_dim=embed_dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points
+        )
+        self.cross_attention_norm = nn.LayerNorm(embed_dim)
+        self.ffn = FeedForward(embed_dim=embed_dim, hidden_dim=ffn_dim)
+
+    def forward(
+        self,
+        query: Tensor,
+        query_position: Tensor,
+        reference_points: Tensor,
+        *,
+        memory: Tensor,
+        tokens: TokenPyramid,
+        attention_mask: Tensor | None,
+    ) -> Tensor:
+        """Refine the queries.
+
+        Args:
+            query: (B, N, D).
+            query_position: (B, N, D).
+            reference_points: (B, N, L, 4), normalised by the padded map of each level.
+            memory: (B, S, D).
+            tokens: shapes and padding of the memory.
+            attention_mask: (N, N) or (B, N, N), True = may not attend.
+
+        Returns:
+            (B, N, D)
+        """
+        with_position = query + query_position
+        if attention_mask is not None and attention_mask.dim() == 3:
+            attention_mask = attention_mask.repeat_interleave(self.num_heads, dim=0)
+        attended = self.self_attention(
+            with_position, with_position, query, attn_mask=attention_mask, need_weights=False
+        )[0]
+        query = self.self_attention_norm(query + attended)
+        attended = self.cross_attention(
+            query + query_position,
+            reference_points,
+            memory,
+            spatial_shapes=tokens.spatial_shapes,
+            level_start_index=tokens.level_start_index,
+            padding_mask=tokens.padding_mask,
+        )
+        return self.ffn(self.cross_attention_norm(query + attended))
+
+
+class SalienceDecoder(nn.Module):
+    """All decoder layers with their heads. In evaluation only the last layer's predictions are computed."""
+
+    def __init__(
+        self, *, layers: Sequence[SalienceDecoderLayer], embed_dim: int = 256, num_classes: int
+    ) -> None:
+        super().__init__()
+        self.embed_dim = embed_dim
+        self.layers = nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(embed_dim)
+        self.query_position_head = MLP(
+            input_dim=2 * embed_dim, hidden_dim=embed_dim, output_dim=embed_dim, num_layers=2
+        )
+        self.class_heads = nn.ModuleList(class_head(embed_dim=embed_dim, num_classes=num_classes) for _ in layers)
+        self.bbox_heads = nn.ModuleList(bbox_head(embed_dim=embed_dim) for _ in layers)
+
+    def forward(
+        self,
+        query: Tensor,
+        reference_boxes: Tensor,
+        memory: Tensor,
+        tokens: TokenPyramid,
+        attention_mask: Tensor | None = None,
+    ) -> DetectionPredictions:
+        """Decode a batch.
+
+        Args:
+            query: (B, N, D) query contents.
+            reference_boxes: (B, N, 4) in (0, 1), float32 at least.
+            memory: (B, S, D).
+            tokens: shapes and padding of the memory.
+            attention_mask: (N, N) or (B, N, N), True = may not attend.
+
+        Returns:
+            Predictions of all I layers in training, of the last one in evaluation.
+        """
+        scales = tokens.valid_ratios.repeat(1, 1, 2)[:, None]  # (B, 1, L, 4)
+        logits, boxes = [], []
+        last = len(self.layers) - 1
+        for i, (layer, classify, regress) in enumerate(
+            zip(self.layers, self.class_heads, self.bbox_heads, strict=True)
+        ):
+            detached = reference_boxes.detach()
+            references = detached[:, :, None] * scales
+            position = self.query_position_head(box_sine_encoding(references[:, :, 0], self.embed_dim // 2).to(query))
+            query = layer(
+                query, position, references, memory=memory, tokens=tokens, attention_mask=attention_mask
+            )
+            if self.training or i == last:
+                normalised = self.norm(query)
+                logits.append(classify(normalised))
+                boxes.append(self.shift_boxes(reference_boxes, regress(normalised)))
+            if i < last:
+                reference_boxes = self.shift_boxes(detached, regress(query))
+        return DetectionPredictions(logits=torch.stack(logits), boxes=torch.stack(boxes))
+
+    @staticmethod
+    def shift_boxes(boxes: Tensor, offsets: Tensor) -> Tensor:
+        """Boxes moved by offsets in logit space: sigmoid(inverse_sigmoid(boxes) + offsets)."""
+        return (inverse_sigmoid(boxes) + offsets.to(boxes.dtype)).sigmoid()

@@ -1,0 +1,105 @@
+"""Query selection: the tokens that become decoder queries, without redundant neighbours (paper, section 3.4).
+
+Symbols: B images, S tokens, D channels, K classes, N queries at most, n = most survivors in an image of the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import nms
+
+from salience_detr.layers.box_ops import inverse_sigmoid
+from salience_detr.modeling.encoder import gather_tokens
+from salience_detr.modeling.token_pyramid import TokenPyramid
+
+
+class TokenProjection(nn.Module):
+    """Linear and LayerNorm over tokens that are zeroed where their proposal is invalid."""
+
+    def __init__(self, *, embed_dim: int = 256) -> None:
+        super().__init__()
+        self.linear = nn.Linear(embed_dim, embed_dim)
+        self.norm = nn.LayerNorm(embed_dim)
+        nn.init.xavier_uniform_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        """(B, S, D) and (B, S) True = valid -> (B, S, D)"""
+        return self.norm(self.linear(tokens.masked_fill(~valid[..., None], 0)))
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """The tokens that become queries, best first; images with fewer of them than others have surplus slots behind.
+
+    Attributes:
+        token_index: (B, n) flat token.
+        logits: (B, n, K) class logits of the tokens.
+        boxes: (B, n, 4) (cx, cy, w, h), normalised by the unpadded image size.
+        query_mask: (B, n) True = a query, False = surplus slot.
+    """
+
+    token_index: Tensor
+    logits: Tensor
+    boxes: Tensor
+    query_mask: Tensor
+
+
+class QuerySelection(nn.Module):
+    """Ranks tokens by their best class, suppresses neighbours on the grid, and proposes a box for each survivor.
+
+    Boxes are computed for the survivors only: no other box is ever used.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_head: nn.Linear,
+        bbox_head: nn.Module,
+        num_queries: int = 900,
+        candidate_factor: int = 4,
+        iou_threshold: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.class_head = class_head
+        self.bbox_head = bbox_head
+        self.num_queries = num_queries
+        self.num_candidates = candidate_factor * num_queries
+        self.iou_threshold = iou_threshold
+
+    def forward(self, output_memory: Tensor, tokens: TokenPyramid) -> Proposals:
+        """(B, S, D) projected memory -> the proposals."""
+        logits = self.class_head(output_memory)
+        survivors = self.select_survivors(logits.detach().amax(-1), tokens)
+        token_index = nn.utils.rnn.pad_sequence(survivors, batch_first=True)
+        counts = token_index.new_tensor([len(index) for index in survivors])
+        slots = torch.arange(token_index.shape[1], device=counts.device)
+        return Proposals(
+            token_index=token_index,
+            logits=gather_tokens(logits, token_index),
+            boxes=self.propose_boxes(gather_tokens(output_memory, token_index), token_index, tokens),
+            query_mask=slots < counts[:, None],
+        )
+
+    def propose_boxes(self, output_memory: Tensor, token_index: Tensor, tokens: TokenPyramid) -> Tensor:
+        """(B, n, D) and (B, n) -> (B, n, 4) boxes; those of invalid tokens are (1, 1, 1, 1)."""
+        references = inverse_sigmoid(gather_tokens(tokens.proposals, token_index))
+        valid = gather_tokens(tokens.valid_proposals, token_index)
+        references = references.masked_fill(~valid[..., None], torch.inf)
+        return (self.bbox_head(output_memory).to(references.dtype) + references).sigmoid()
+
+    @torch.no_grad()
+    def select_survivors(self, scores: Tensor, tokens: TokenPyramid) -> list[Tensor]:
+        """(B, S) scores -> for each image the tokens (at most N) left by the suppression, best first."""
+        candidates = scores.topk(min(self.num_candidates, scores.shape[1]), dim=1)
+        side = max(max(shape) for shape in tokens.level_shapes) + 3  # levels far apart never suppress each other
+        points = tokens.token_xy + tokens.token_level[:, None] * side
+        survivors = []
+        for index, score in zip(candidates.indices, candidates.values, strict=True):
+            centres = points[index].float()
+            kept = nms(torch.cat([centres - 1, centres + 1], dim=1), score.float(), self.iou_threshold)
+            survivors.append(index[kept[: self.num_queries]])
+        return survivors

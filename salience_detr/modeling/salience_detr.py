@@ -1,0 +1,218 @@
+"""Salience DETR (Hou et al., CVPR 2024): the pipeline from pictures to losses or detections.
+
+Symbols: B images, L levels, S tokens, D channels, K classes, N queries, T denoising queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+
+from salience_detr.layers.box_ops import box_xyxy_to_cxcywh
+from salience_detr.modeling.criterion import SetCriterion
+from salience_detr.modeling.decoder import SalienceDecoder
+from salience_detr.modeling.denoising import DenoisingGenerator, DenoisingQueries
+from salience_detr.modeling.encoder import SalienceEncoder
+from salience_detr.modeling.feature_fusion import FeatureFusion
+from salience_detr.modeling.postprocess import select_detections
+from salience_detr.modeling.query_selection import Proposals, QuerySelection, TokenProjection
+from salience_detr.modeling.salience import SalienceFilter
+from salience_detr.modeling.salience_loss import SalienceCriterion
+from salience_detr.modeling.structures import DetectionPredictions, DetectionTargets
+from salience_detr.modeling.token_pyramid import TokenPyramid, TokenPyramidBuilder, flatten_maps
+
+
+@META_ARCH_REGISTRY.register()
+class SalienceDETR(nn.Module):
+    """A two-stage DETR that encodes only the salient tokens.
+
+    The arguments are the stages in the order of the data; ``num_classes`` and ``num_queries`` repeat what the
+    stages were built with.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        neck: nn.Module,
+        token_pyramid: TokenPyramidBuilder,
+        token_projection: TokenProjection,
+        salience_filter: SalienceFilter,
+        encoder: SalienceEncoder,
+        feature_fusion: FeatureFusion,
+        query_selection: QuerySelection,
+        decoder: SalienceDecoder,
+        denoising: DenoisingGenerator,
+        criterion: SetCriterion,
+        salience_criterion: SalienceCriterion,
+        num_classes: int,
+        num_queries: int,
+        embed_dim: int = 256,
+        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
+        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
+        input_format: str = "RGB",
+        size_divisibility: int = 32,
+        max_detections: int = 300,
+    ) -> None:
+        super().__init__()
+        if len(encoder.layers) != len(salience_filter.layer_ratios):
+            raise ValueError(
+                f"the encoder has {len(encoder.layers)} layers but layer_ratios {salience_filter.layer_ratios} "
+                f"has {len(salience_filter.layer_ratios)} entries; give one ratio per layer"
+            )
+        self.backbone = backbone
+        self.neck = neck
+        self.token_pyramid = token_pyramid
+        self.token_projection = token_projection
+        self.salience_filter = salience_filter
+        self.encoder = encoder
+        self.feature_fusion = feature_fusion
+        self.query_selection = query_selection
+        self.query_embedding = nn.Parameter(torch.empty(num_queries, embed_dim))
+        self.decoder = decoder
+        self.denoising = denoising
+        self.criterion = criterion
+        self.salience_criterion = salience_criterion
+        self.num_classes = num_classes
+        self.num_queries = num_queries
+        # Plain numbers, not buffers: they take the precision of the model exactly.
+        self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
+        self.input_format = input_format
+        self.size_divisibility = size_divisibility
+        self.max_detections = max_detections
+        nn.init.normal_(self.query_embedding)
+
+    @property
+    def device(self) -> torch.device:
+        return self.query_embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.query_embedding.dtype
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """Detect, or compute the losses in training.
+
+        Args:
+            batched_inputs: for each picture a dict with ``image``, (3, H, W) RGB in 0..255; ``height`` and ``width``
+                of the frame that detections are wanted in (those of the image if absent); in training
+                ``instances`` with ``gt_boxes`` (absolute xyxy in the frame of the image) and ``gt_classes``.
+
+        Returns:
+            In training the weighted losses by name. In evaluation ``{"instances": Instances}`` for each picture,
+            with ``pred_boxes`` (absolute xyxy, not clipped), ``scores`` and ``pred_classes``, by falling score.
+
+        Raises:
+            KeyError: in training, an input without ``instances``.
+            ValueError: a ground-truth class that is not below ``num_classes``.
+        """
+        images = self.preprocess_images(batched_inputs)
+        maps = self.neck(self.backbone(images.tensor))
+        tokens = self.token_pyramid(maps, padding_mask(images))
+        salience_memory = self.token_projection(tokens.features + tokens.positions, tokens.valid_proposals)
+        selection = self.salience_filter(salience_memory, tokens)
+        memory = self.encoder(tokens, selection, self.query_selection.class_head)
+        memory = flatten_maps(self.feature_fusion(tokens.to_maps(memory)))
+        output_memory = self.token_projection(memory, tokens.valid_proposals)
+        proposals = self.query_selection(output_memory, tokens)
+        if not self.training:
+            predictions = self.decode(proposals, memory, tokens)
+            return self.postprocess(predictions, proposals, images, batched_inputs)
+        targets = self.prepare_targets(batched_inputs)
+        denoising = self.denoising(targets)
+        predictions = self.decode(proposals, memory, tokens, denoising)
+        losses = self.compute_losses(predictions, proposals, denoising, targets)
+        padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
+        return losses | self.salience_criterion(selection.score_maps, targets, padded_size)
+
+    def preprocess_images(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalise, and pad at the right and at the bottom to a common multiple of ``size_divisibility``."""
+        mean, std = (
+            torch.tensor(values, dtype=self.dtype, device=self.device)[:, None, None]
+            for values in (self.pixel_mean, self.pixel_std)
+        )
+        images = [(x["image"].to(self.device, self.dtype) - mean) / std for x in batched_inputs]
+        return ImageList.from_tensors(images, self.size_divisibility)
+
+    def prepare_targets(self, batched_inputs: list[dict[str, Any]]) -> list[DetectionTargets]:
+        """Ground truth of each picture, normalised by its unpadded size."""
+        targets = []
+        for x in batched_inputs:
+            instances = x["instances"].to(self.device)
+            height, width = instances.image_size
+            boxes = instances.gt_boxes.tensor.to(torch.promote_types(self.dtype, torch.float32))
+            normalised = box_xyxy_to_cxcywh(boxes / boxes.new_tensor([width, height, width, height]))
+            targets.append(DetectionTargets(instances.gt_classes, normalised, (height, width)))
+        return targets
+
+    def decode(
+        self, proposals: Proposals, memory: Tensor, tokens: TokenPyramid, denoising: DenoisingQueries | None = None
+    ) -> DetectionPredictions:
+        """Decode the proposals, with the denoising queries before them if there are any."""
+        boxes = proposals.boxes.detach()
+        query = self.query_embedding[: boxes.shape[1]].expand(len(boxes), -1, -1)
+        if denoising is not None:
+            query = torch.cat([denoising.content.to(query), query], dim=1)
+            boxes = torch.cat([denoising.reference_boxes.to(boxes), boxes], dim=1)
+        return self.decoder(query, boxes, memory, tokens, self_attention_mask(proposals, denoising))
+
+    def compute_losses(
+        self,
+        predictions: DetectionPredictions,
+        proposals: Proposals,
+        denoising: DenoisingQueries,
+        targets: list[DetectionTargets],
+    ) -> dict[str, Tensor]:
+        """Losses of every decoder layer, of the proposals and of the denoising queries."""
+        denoised, matching = predictions.split_queries(denoising.layout.num_queries)
+        encoder = DetectionPredictions(proposals.logits[None], proposals.boxes[None], proposals.query_mask)
+        matching = DetectionPredictions(matching.logits, matching.boxes, proposals.query_mask)
+        return self.criterion(matching, encoder, targets, (denoised, denoising.layout))
+
+    def postprocess(
+        self,
+        predictions: DetectionPredictions,
+        proposals: Proposals,
+        images: ImageList,
+        batched_inputs: list[dict[str, Any]],
+    ) -> list[dict[str, Instances]]:
+        """Detections of each picture in the frame of its ``height`` and ``width``."""
+        results = []
+        for i, (x, (height, width)) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
+            is_query = proposals.query_mask[i]
+            instances = select_detections(
+                predictions.logits[-1, i][is_query],
+                predictions.boxes[-1, i][is_query],
+                (x.get("height", height), x.get("width", width)),
+                max_detections=self.max_detections,
+            )
+            results.append({"instances": instances})
+        return results
+
+
+def padding_mask(images: ImageList) -> Tensor:
+    """(B, H, W) True = padding."""
+    mask = torch.ones(len(images), *images.tensor.shape[-2:], dtype=torch.bool, device=images.tensor.device)
+    for image_mask, (height, width) in zip(mask, images.image_sizes, strict=True):
+        image_mask[:height, :width] = False
+    return mask
+
+
+def self_attention_mask(proposals: Proposals, denoising: DenoisingQueries | None) -> Tensor | None:
+    """What the decoder's queries may not see (True), or None where all see all.
+
+    Returns:
+        (T + n, T + n), or (B, T + n, T + n) where some images have surplus slots, which nothing may see.
+    """
+    num_denoising = 0 if denoising is None else denoising.layout.num_queries
+    total = num_denoising + proposals.query_mask.shape[1]
+    mask = None if denoising is None else denoising.attention_mask[:total, :total]
+    if not proposals.query_mask.all():
+        surplus = nn.functional.pad(~proposals.query_mask, [num_denoising, 0])[:, None, :]
+        mask = surplus.expand(-1, total, -1) if mask is None else mask | surplus
+    return mask
