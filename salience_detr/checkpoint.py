@@ -156,7 +156,8 @@ def load_state_dict_strictly(model: nn.Module, state: Mapping[str, Any], *, sour
         if state[name].shape != own[name].shape
     }
     problems += _list(
-        "of another shape", (f"{name}: {theirs} in the file, {ours} in the model" for name, (theirs, ours) in shapes.items())
+        "of another shape",
+        (f"{name}: {theirs} in the file, {ours} in the model" for name, (theirs, ours) in shapes.items()),
     )
     if not problems:
         model.load_state_dict(dict(state))
@@ -164,7 +165,9 @@ def load_state_dict_strictly(model: nn.Module, state: Mapping[str, Any], *, sour
     hint = _class_count_hint(shapes)
     if not own.keys() & state.keys():
         hint = "it looks like a checkpoint of another model"
-    raise CheckpointError("; ".join([f"{source} does not fit {type(model).__name__}", *filter(None, [hint]), *problems]))
+    raise CheckpointError(
+        "; ".join([f"{source} does not fit {type(model).__name__}", *filter(None, [hint]), *problems])
+    )
 
 
 def _class_count_hint(shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> str:

@@ -78,7 +78,9 @@ def sampling_locations_from_offsets(
         return reference + offsets / spatial_shapes.flip(-1).to(reference.dtype)[:, None, :]
     if reference.shape[-1] == 4:
         return reference[..., :2] + offsets / offsets.shape[4] * reference[..., 2:] * 0.5
-    raise ValueError(f"reference_points must have 2 or 4 coordinates in their last dimension, got {reference.shape[-1]}")
+    raise ValueError(
+        f"reference_points must have 2 or 4 coordinates in their last dimension, got {reference.shape[-1]}"
+    )
 
 
 def ms_deform_attn(
@@ -89,9 +91,7 @@ def ms_deform_attn(
     attention_weights: Tensor,
 ) -> Tensor:
     """Multi-scale deformable attention; see :func:`ms_deform_attn_reference` for shapes and meaning."""
-    return ms_deform_attn_reference(
-        value, spatial_shapes, level_start_index, sampling_locations, attention_weights
-    )
+    return ms_deform_attn_reference(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
 
 
 def ms_deform_attn_fused(

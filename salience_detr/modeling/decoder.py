@@ -102,9 +102,7 @@ class SalienceDecoderLayer(nn.Module):
 class SalienceDecoder(nn.Module):
     """All decoder layers with their heads. In evaluation only the last layer's predictions are computed."""
 
-    def __init__(
-        self, *, layers: Sequence[SalienceDecoderLayer], embed_dim: int = 256, num_classes: int
-    ) -> None:
+    def __init__(self, *, layers: Sequence[SalienceDecoderLayer], embed_dim: int = 256, num_classes: int) -> None:
         super().__init__()
         self.embed_dim = embed_dim
         self.layers = nn.ModuleList(layers)
@@ -144,9 +142,7 @@ class SalienceDecoder(nn.Module):
             detached = reference_boxes.detach()
             references = detached[:, :, None] * scales
             position = self.query_position_head(box_sine_encoding(references[:, :, 0], self.embed_dim // 2).to(query))
-            query = layer(
-                query, position, references, memory=memory, tokens=tokens, attention_mask=attention_mask
-            )
+            query = layer(query, position, references, memory=memory, tokens=tokens, attention_mask=attention_mask)
             if self.training or i == last:
                 normalised = self.norm(query)
                 logits.append(classify(normalised))

@@ -128,9 +128,7 @@ class BackgroundEmbedding(nn.Module):
 class SalienceEncoder(nn.Module):
     """Refines ever fewer of the selected tokens, then marks the background."""
 
-    def __init__(
-        self, *, layers: Sequence[SalienceEncoderLayer], background_embedding: BackgroundEmbedding
-    ) -> None:
+    def __init__(self, *, layers: Sequence[SalienceEncoderLayer], background_embedding: BackgroundEmbedding) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.background_embedding = background_embedding

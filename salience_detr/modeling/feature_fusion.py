@@ -112,13 +112,9 @@ class FeatureFusion(nn.Module):
         steps = range(num_levels - 1)
         # lateral[l] and top_down[l] produce level l; downsample[l] and bottom_up[l] produce level l + 1.
         self.lateral = nn.ModuleList(ConvBN(channels, channels, 1) for _ in steps)
-        self.top_down = nn.ModuleList(
-            CSPBlock(channels=channels, num_blocks=num_blocks, groups=groups) for _ in steps
-        )
+        self.top_down = nn.ModuleList(CSPBlock(channels=channels, num_blocks=num_blocks, groups=groups) for _ in steps)
         self.downsample = nn.ModuleList(ConvBN(channels, channels, 3, stride=2) for _ in steps)
-        self.bottom_up = nn.ModuleList(
-            CSPBlock(channels=channels, num_blocks=num_blocks, groups=groups) for _ in steps
-        )
+        self.bottom_up = nn.ModuleList(CSPBlock(channels=channels, num_blocks=num_blocks, groups=groups) for _ in steps)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """L maps (B, D, H_l, W_l), finest first -> the same shapes."""

@@ -72,9 +72,7 @@ class SalienceFilter(nn.Module):
     padding is never selected.
     """
 
-    def __init__(
-        self, *, embed_dim: int = 256, level_ratios: Sequence[float], layer_ratios: Sequence[float]
-    ) -> None:
+    def __init__(self, *, embed_dim: int = 256, level_ratios: Sequence[float], layer_ratios: Sequence[float]) -> None:
         super().__init__()
         for name, ratios in (("level_ratios", level_ratios), ("layer_ratios", layer_ratios)):
             if not all(0 < ratio <= 1 for ratio in ratios):

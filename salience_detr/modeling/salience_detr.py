@@ -143,11 +143,11 @@ class SalienceDETR(nn.Module):
         """Ground truth of each picture, normalised by its unpadded size."""
         targets = []
         for x in batched_inputs:
-            instances = x["instances"].to(self.device)
+            instances = x["instances"]
             height, width = instances.image_size
-            boxes = instances.gt_boxes.tensor.to(torch.promote_types(self.dtype, torch.float32))
+            boxes = instances.gt_boxes.tensor.to(self.device, torch.promote_types(self.dtype, torch.float32))
             normalised = box_xyxy_to_cxcywh(boxes / boxes.new_tensor([width, height, width, height]))
-            targets.append(DetectionTargets(instances.gt_classes, normalised, (height, width)))
+            targets.append(DetectionTargets(instances.gt_classes.to(self.device), normalised, (height, width)))
         return targets
 
     def decode(

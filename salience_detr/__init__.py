@@ -1,0 +1,33 @@
+"""Salience DETR as a detectron2 extension."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+try:
+    import detectron2  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "salience_detr needs detectron2, which is not on the package index; "
+        "install it with: python tools/install_detectron2.py (in the project's folder; 'make setup' does it too)"
+    ) from error
+
+if TYPE_CHECKING:
+    from salience_detr.modeling import SalienceDETR
+    from salience_detr.predictor import Predictor
+
+__version__ = "0.1.0"
+__all__ = ["Predictor", "SalienceDETR"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the heavy parts when they are first asked for."""
+    if name == "Predictor":
+        from salience_detr.predictor import Predictor
+
+        return Predictor
+    if name == "SalienceDETR":
+        from salience_detr.modeling import SalienceDETR
+
+        return SalienceDETR
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

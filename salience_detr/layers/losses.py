@@ -1,0 +1,39 @@
+"""Classification losses on logits, summed over all elements."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def iou_aware_class_loss(
+    logits: Tensor, targets: Tensor, positive: Tensor, *, alpha: float = 0.75, gamma: float = 2.0
+) -> Tensor:
+    """Varifocal-style loss: binary cross entropy towards the IoU, weighted by it where matched.
+
+    sum of w * BCE(p, t), with w = t where ``positive`` and alpha * p^gamma elsewhere; w carries no gradient.
+
+    Args:
+        logits: any shape.
+        targets: same shape, t in [0, 1], detached: the IoU of a matched prediction at its class, else 0.
+        positive: same shape, True where matched.
+    """
+    background = alpha * logits.detach().sigmoid() ** gamma
+    weight = torch.where(positive, targets, background)
+    return F.binary_cross_entropy_with_logits(logits, targets, weight=weight, reduction="sum")
+
+
+def soft_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Focal loss towards soft targets t.
+
+    sum of w * BCE(p, t), with w = (1 - alpha) * p^gamma * (1 - t) + alpha * t * (1 - p)^gamma; gradient flows
+    through w.
+
+    Args:
+        logits: any shape.
+        targets: same shape, in [0, 1].
+    """
+    p = logits.sigmoid()
+    weight = (1 - alpha) * p**gamma * (1 - targets) + alpha * targets * (1 - p) ** gamma
+    return (weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")).sum()
