@@ -20,6 +20,7 @@ model = L(SalienceDETR)(
     # The sizes that several stages share are stated here and nowhere else.
     num_classes=80,
     num_queries=900,
+    input_format="RGB",
     embed_dim=256,
     backbone=L(ResNet)(
         stem=L(BasicStem)(in_channels=3, out_channels=64, norm="FrozenBN"),

@@ -1,0 +1,15 @@
+"""What a run does besides its steps."""
+
+train = dict(
+    output_dir="./output",
+    init_checkpoint="",  # weights to start from: this project's, the published ones, or a torchvision ResNet
+    max_iter=90_000,
+    seed=42,  # fixes initialisation, order of the data, augmentation and noise
+    device="auto",  # cuda if there is one, else cpu
+    amp=dict(enabled=False, dtype="auto"),  # auto: bfloat16 where the device has it, else float16
+    clip_grad_norm=0.1,
+    checkpointer=dict(period=5000, max_to_keep=3),
+    eval_period=5000,
+    best_metric="bbox/AP",
+    log_period=20,
+)

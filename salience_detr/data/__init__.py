@@ -1,0 +1,20 @@
+"""Data sets, their registration, and the way from a record to the model's input."""
+
+from salience_detr.data.datasets import DatasetError, check_class_count, load_dataset, register_coco_dataset
+from salience_detr.data.loader import build_train_loader
+from salience_detr.data.mapper import DetectionMapper, ImageReadError, read_image
+from salience_detr.data.surface_defects import register_surface_defects
+
+register_surface_defects()
+
+__all__ = [
+    "DatasetError",
+    "DetectionMapper",
+    "ImageReadError",
+    "build_train_loader",
+    "check_class_count",
+    "load_dataset",
+    "read_image",
+    "register_coco_dataset",
+    "register_surface_defects",
+]

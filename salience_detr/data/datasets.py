@@ -1,0 +1,148 @@
+"""Registering and loading data sets in COCO's JSON format, with errors that say what is wrong with the data."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import BoxMode
+
+logger = logging.getLogger(__name__)
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be used as it is."""
+
+
+def register_coco_dataset(name: str, json_file: str | Path, image_root: str | Path) -> None:
+    """Register a data set in COCO's JSON format under ``name`` in detectron2's catalogues; repeating it is harmless.
+
+    Nothing is read before the data set is first loaded.
+    """
+    if name in DatasetCatalog.list():
+        metadata = MetadataCatalog.get(name)
+        if (metadata.json_file, metadata.image_root) == (str(json_file), str(image_root)):
+            return
+        raise DatasetError(f"a data set {name!r} is registered already, for {metadata.json_file}; choose another name")
+    register_coco_instances(name, {}, str(json_file), str(image_root))
+
+
+def load_dataset(names: str | list[str], *, is_train: bool = False) -> list[dict[str, Any]]:
+    """The records of registered data sets in detectron2's format, pictures without boxes included.
+
+    For training, boxes are clipped to their picture, boxes without area and crowd regions are dropped, and the log
+    says how many; evaluation uses the annotations of the JSON file untouched.
+
+    Raises:
+        DatasetError: the data set is unknown, its file cannot be read, or its annotations do not hang together.
+    """
+    records: list[dict[str, Any]] = []
+    for name in [names] if isinstance(names, str) else names:
+        if name not in DatasetCatalog.list():
+            raise DatasetError(
+                f"there is no data set {name!r}; register it with salience_detr.data.register_coco_dataset "
+                f"(registered are, for example, {', '.join(sorted(DatasetCatalog.list())[:6])})"
+            )
+        try:
+            records += get_detection_dataset_dicts(name, filter_empty=False)
+        except (
+            KeyError,
+            TypeError,
+            AttributeError,
+            AssertionError,
+            IndexError,
+            OSError,
+            json.JSONDecodeError,
+        ) as error:
+            raise DatasetError(f"data set {name!r}: {diagnose(name) or error}") from error
+    return clean_annotations(records) if is_train else records
+
+
+def diagnose(name: str) -> str | None:
+    """What is wrong with the JSON file of a registered data set, in words; None if nothing is found."""
+    path = Path(MetadataCatalog.get(name).get("json_file", ""))
+    if not path.is_file():
+        return (
+            f"there is no annotation file {path}; check the path, or set DETECTRON2_DATASETS to the folder of the data"
+        )
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return f"{path} is not valid JSON ({error}); it may be truncated"
+    if not isinstance(content, dict):
+        return f"{path} holds a {type(content).__name__}, not an object with images, annotations and categories"
+    for key in ("images", "annotations", "categories"):
+        if key not in content:
+            return f"{path} has no {key!r}; COCO's format needs images, annotations and categories"
+    image_ids = {image.get("id") for image in content["images"]}
+    category_ids = {category.get("id") for category in content["categories"]}
+    for annotation in content["annotations"]:
+        where = f"annotation {annotation.get('id')} in {path}"
+        for key in ("image_id", "category_id", "bbox"):
+            if key not in annotation:
+                return f"{where} has no {key!r}"
+        if annotation["category_id"] not in category_ids:
+            return (
+                f"{where} (image {annotation['image_id']}) has the unknown category id {annotation['category_id']}; "
+                f"categories are {sorted(category_ids)}"
+            )
+        if annotation["image_id"] not in image_ids:
+            return f"{where} belongs to the unknown image id {annotation['image_id']}"
+        if len(annotation["bbox"]) != 4:
+            return f"{where} has a bbox of {len(annotation['bbox'])} numbers, not (x, y, width, height)"
+    repeated = [image_id for image_id, count in Counter(x["id"] for x in content["annotations"]).items() if count > 1]
+    return f"{path} has several annotations with id {repeated[0]}; ids must be unique" if repeated else None
+
+
+def clean_annotations(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Copies of the records with usable boxes only: xyxy, inside the picture, with area, no crowds."""
+    counts: Counter[str] = Counter()
+    cleaned = []
+    for record in records:
+        annotations = []
+        for annotation in record.get("annotations", []):
+            usable = clean_annotation(annotation, record["width"], record["height"], counts)
+            if usable is not None:
+                annotations.append(usable)
+        cleaned.append({**record, "annotations": annotations})
+    if counts["clipped"] or counts["dropped"]:
+        logger.warning(
+            "%d boxes reached out of their picture and were clipped, %d boxes without area inside it were dropped",
+            counts["clipped"],
+            counts["dropped"],
+        )
+    return cleaned
+
+
+def clean_annotation(
+    annotation: dict[str, Any], width: int, height: int, counts: Counter[str]
+) -> dict[str, Any] | None:
+    """The annotation with a clipped xyxy box, or None if it is not to be used; counts what was done."""
+    if annotation.get("iscrowd", 0):
+        return None
+    box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    limits = (width, height, width, height)
+    clipped = [min(max(float(value), 0.0), float(limit)) for value, limit in zip(box, limits, strict=True)]
+    has_area = clipped[2] > clipped[0] and clipped[3] > clipped[1]  # False for NaN as well
+    if not has_area:
+        counts["dropped"] += 1
+        return None
+    # A thousandth of a pixel is rounding of the annotation tool.
+    counts["clipped"] += any(abs(a - b) > 1e-3 for a, b in zip(clipped, box, strict=True))
+    return {**annotation, "bbox": clipped, "bbox_mode": BoxMode.XYXY_ABS}
+
+
+def check_class_count(dataset_names: str | list[str], num_classes: int) -> None:
+    """Raise DatasetError if a data set has more classes than the model."""
+    for name in [dataset_names] if isinstance(dataset_names, str) else dataset_names:
+        classes = MetadataCatalog.get(name).get("thing_classes", [])
+        if len(classes) > num_classes:
+            raise DatasetError(
+                f"the data set {name!r} has {len(classes)} classes, but the model has {num_classes}; "
+                f"set model.num_classes={len(classes)}"
+            )

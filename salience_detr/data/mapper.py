@@ -1,0 +1,117 @@
+"""From records of a data set to what the model is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import Boxes, BoxMode, Instances
+
+
+class ImageReadError(RuntimeError):
+    """A picture that is missing, truncated, or not a picture."""
+
+
+def read_image(file_name: str, image_format: str = "RGB") -> np.ndarray:
+    """(H, W, 3) uint8 picture, turned as its EXIF data says.
+
+    Raises:
+        ImageReadError: naming the file.
+    """
+    try:
+        return detection_utils.read_image(file_name, format=image_format)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        # PIL's words are kept: they tell a missing file from a truncated one.
+        raise ImageReadError(
+            f"cannot read the picture {file_name}: {error}; replace the file or remove it from the data"
+        ) from error
+
+
+class DetectionMapper:
+    """Reads a picture, augments it with its boxes, and packs both for the model.
+
+    Boxes stay exact under the augmentations; those that a crop cuts are clipped to it, and those that end up without
+    area are dropped. A picture without boxes stays.
+    """
+
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        augmentations: Sequence[T.Augmentation],
+        image_format: str = "RGB",
+        min_box_side: float = 1e-3,
+    ) -> None:
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(list(augmentations))
+        self.image_format = image_format
+        self.min_box_side = min_box_side
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Map one record.
+
+        Args:
+            record: ``file_name``, ``height``, ``width``, ``image_id`` and, in training, ``annotations``.
+
+        Returns:
+            The record without its annotations, with ``image``, (3, H, W) uint8, and in training ``instances`` with
+            ``gt_boxes`` (absolute xyxy in the frame of the image) and ``gt_classes``.
+
+        Raises:
+            ImageReadError: the picture cannot be read, or is not of the size that the record says.
+        """
+        mapped = {key: value for key, value in record.items() if key != "annotations"}
+        image = read_image(record["file_name"], self.image_format)
+        self.check_size(image, record)
+        if not self.is_train:
+            return mapped | self.prepare_image(image)
+        boxes, classes = self.ground_truth(record)
+        augmented = T.AugInput(image, boxes=boxes)
+        self.augmentations(augmented)
+        mapped["image"] = as_tensor(augmented.image)
+        mapped["instances"] = self.instances(augmented.boxes, classes, augmented.image.shape[:2])
+        return mapped
+
+    def prepare_image(self, image: np.ndarray) -> dict[str, Any]:
+        """(H, W, 3) picture in ``image_format`` -> ``image`` for the model, ``height`` and ``width`` of the picture."""
+        augmented = T.AugInput(image)
+        self.augmentations(augmented)
+        return {"image": as_tensor(augmented.image), "height": image.shape[0], "width": image.shape[1]}
+
+    @staticmethod
+    def check_size(image: np.ndarray, record: dict[str, Any]) -> None:
+        """Compare the size of the picture with the record's."""
+        height, width = image.shape[:2]
+        expected = (record.get("height", height), record.get("width", width))
+        if (height, width) != expected:
+            raise ImageReadError(
+                f"the picture {record['file_name']} is {width}x{height}, but the annotations say "
+                f"{expected[1]}x{expected[0]} (width x height); correct the annotation file"
+            )
+
+    @staticmethod
+    def ground_truth(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """(G, 4) float64 boxes, absolute xyxy, and (G,) classes of a record, crowds left out."""
+        annotations = [x for x in record.get("annotations", []) if not x.get("iscrowd", 0)]
+        boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in annotations]
+        classes = [x["category_id"] for x in annotations]
+        return np.asarray(boxes, dtype=np.float64).reshape(-1, 4), np.asarray(classes, dtype=np.int64)
+
+    def instances(self, boxes: np.ndarray, classes: np.ndarray, image_size: tuple[int, int]) -> Instances:
+        """Instances of augmented boxes, clipped to an image of (height, width)."""
+        height, width = image_size
+        clipped = np.clip(boxes, 0, [width, height, width, height])
+        kept = (clipped[:, 2:] - clipped[:, :2]).min(axis=1, initial=np.inf) > self.min_box_side
+        instances = Instances((int(height), int(width)))
+        instances.gt_boxes = Boxes(torch.from_numpy(clipped[kept].astype(np.float32)))
+        instances.gt_classes = torch.from_numpy(classes[kept])
+        return instances
+
+
+def as_tensor(image: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) -> (3, H, W)"""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -1,0 +1,1 @@
+"""Training and evaluation: what detectron2's engine lacks."""

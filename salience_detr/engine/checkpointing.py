@@ -1,0 +1,145 @@
+"""Training checkpoints that are complete or not there: written aside, then renamed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+from torch import nn
+
+from salience_detr.checkpoint import CheckpointError, load_state_dict_strictly, read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingCheckpointer:
+    """Saves and restores the model and everything with a ``state_dict`` that training needs to go on exactly.
+
+    Files are ``model_ITERATION.pth`` (of which the newest ``max_to_keep`` stay), ``model_best.pth`` and
+    ``model_final.pth``; ``last_checkpoint`` names the one to resume from. Only process 0 writes.
+    """
+
+    def __init__(self, model: nn.Module, output_dir: str | Path, *, max_to_keep: int = 3, **stateful: Any) -> None:
+        self.model = model
+        self.output_dir = Path(output_dir)
+        self.max_to_keep = max_to_keep
+        self.stateful = stateful
+
+    def save(self, name: str, *, iteration: int, resumable: bool = True) -> None:
+        """Write ``name.pth`` after ``iteration`` finished steps; with ``resumable`` it becomes the last checkpoint."""
+        if not comm.is_main_process():
+            return
+        path = self.output_dir / f"{name}.pth"
+        state = {key: value.state_dict() for key, value in self.stateful.items()}
+        write_atomically({"model": self.model.state_dict(), "iteration": iteration, **state}, path)
+        if resumable:
+            pointer = self.output_dir / "last_checkpoint"
+            temporary = pointer.with_suffix(".tmp")
+            temporary.write_text(path.name)
+            os.replace(temporary, pointer)
+            self.prune()
+        logger.info("saved %s after %d iterations", path, iteration)
+
+    def save_periodic(self, iteration: int) -> None:
+        """Write the checkpoint of this iteration."""
+        self.save(f"model_{iteration:07d}", iteration=iteration)
+
+    def prune(self) -> None:
+        """Delete all but the newest periodic checkpoints."""
+        for path in self.periodic_files()[: -self.max_to_keep]:
+            path.unlink(missing_ok=True)
+
+    def periodic_files(self) -> list[Path]:
+        """Periodic checkpoints, oldest first."""
+        return sorted(path for path in self.output_dir.glob("model_*.pth") if re.fullmatch(r"model_\d+", path.stem))
+
+    def resume(self) -> int:
+        """Restore the last complete checkpoint.
+
+        Returns:
+            The number of finished iterations; 0 if there is no checkpoint.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none that can be read, or they do not fit the model.
+        """
+        pointer = self.output_dir / "last_checkpoint"
+        candidates = list(reversed(self.periodic_files()))
+        if pointer.is_file():
+            named = self.output_dir / pointer.read_text().strip()
+            candidates = [named, *(path for path in candidates if path != named)]
+        for path in candidates:
+            try:
+                state = read_checkpoint(path)
+            except CheckpointError as error:
+                logger.warning("passing over %s", error)
+                continue
+            self.restore(state, path)
+            return int(state["iteration"])
+        if candidates:
+            raise CheckpointError(f"none of the checkpoints in {self.output_dir} can be read; start without --resume")
+        logger.info("no checkpoint in %s: starting from the beginning", self.output_dir)
+        return 0
+
+    def restore(self, state: dict[str, Any], path: Path) -> None:
+        """Load the model and all that was saved beside it."""
+        missing = sorted({"model", "iteration", *self.stateful} - state.keys())
+        if missing:
+            raise CheckpointError(f"{path} cannot be resumed from: it holds no {', '.join(missing)}")
+        load_state_dict_strictly(self.model, state["model"], source=str(path))
+        for key, value in self.stateful.items():
+            try:
+                value.load_state_dict(state[key])
+            except (ValueError, KeyError) as error:
+                raise CheckpointError(
+                    f"the {key} in {path} does not fit this run ({error}); resume with the config that the run began with"
+                ) from error
+        logger.info("resuming from %s after %d iterations", path, state["iteration"])
+
+
+def write_atomically(state: dict[str, Any], path: Path) -> None:
+    """``torch.save`` to a file beside ``path``, flushed to disk, then renamed: a killed write leaves no half file."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            error.errno, f"cannot write the checkpoint {path} ({error.strerror}); earlier checkpoints are intact"
+        ) from error
+    except RuntimeError as error:  # what torch.save raises when the disk is full
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"cannot write the checkpoint {path} ({error}); earlier checkpoints are intact") from error
+
+
+def check_output_dir(output_dir: str | Path, *, needed_bytes: int = 0) -> None:
+    """Make the folder and make sure that it can be written to and has room.
+
+    Raises:
+        OSError: saying what is wrong with the folder.
+    """
+    path = Path(output_dir)
+    probe = path / f".write_test.{os.getpid()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            error.errno, f"the output folder {path} cannot be written to ({error.strerror}); set train.output_dir"
+        ) from error
+    free = shutil.disk_usage(path).free
+    if free < needed_bytes:
+        raise OSError(
+            f"the output folder {path} has {free / 2**20:.0f} MiB free, but the checkpoints need about "
+            f"{needed_bytes / 2**20:.0f} MiB; make room or set train.output_dir"
+        )

@@ -1,0 +1,94 @@
+"""LazyConfig files and overrides, with typos found."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import LazyConfig
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+
+class ConfigError(ValueError):
+    """A configuration or an override that cannot be used."""
+
+
+def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """A LazyConfig file with ``key=value`` overrides applied.
+
+    Raises:
+        ConfigError: there is no such file, or an override is not one, or its key does not exist (the nearest is named).
+    """
+    if not Path(config_file).is_file():
+        raise ConfigError(f"there is no config file {config_file}; the project's are in configs/")
+    config = LazyConfig.load(str(config_file))
+    apply_overrides(config, overrides)
+    return config
+
+
+def apply_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Apply ``key=value`` overrides in place; ``+key=value`` adds a key that is not there.
+
+    Raises:
+        ConfigError: see :func:`load_config`.
+    """
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"the override {override!r} is not of the form key=value")
+        if not key.startswith("+") and not has_key(config, key):
+            raise ConfigError(unknown_key_message(config, key))
+        try:
+            LazyConfig.apply_overrides(config, [override.removeprefix("+")])
+        except Exception as error:
+            first_line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(f"the override {override!r} cannot be applied: {first_line}") from error
+
+
+def has_key(config: DictConfig, key: str) -> bool:
+    """Whether a dotted key exists, or is an argument that its object takes without the config stating it."""
+    *parents, last = key.split(".")
+    node: Any = config
+    for part in parents:
+        node = _child(node, part)
+        if not isinstance(node, (DictConfig, ListConfig)):
+            return False
+    return _child(node, last) is not None or (isinstance(node, DictConfig) and (last in node or _accepts(node, last)))
+
+
+def unknown_key_message(config: DictConfig, key: str) -> str:
+    """Names the nearest existing keys."""
+    keys = list(_all_keys(config))
+    near = difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
+    last = key.rsplit(".", 1)[-1]
+    near += [k for k in keys if k.rsplit(".", 1)[-1] == last and k not in near][:2]
+    hint = f"did you mean {' or '.join(near[:3])}?" if near else f"top-level keys are {', '.join(map(str, config))}"
+    return f"the config has no key {key!r}; {hint} (+{key}=... adds a new one)"
+
+
+def _child(node: Any, part: str) -> Any:
+    if isinstance(node, ListConfig):
+        return node[int(part)] if part.isdigit() and int(part) < len(node) else None
+    return node.get(part) if isinstance(node, DictConfig) else None
+
+
+def _accepts(node: DictConfig, argument: str) -> bool:
+    target = node.get("_target_")
+    if target is None:
+        return False
+    function = locate(target) if isinstance(target, str) else target
+    return argument in inspect.signature(function).parameters
+
+
+def _all_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    items = node.items_ex(resolve=False) if isinstance(node, DictConfig) else enumerate(node._iter_ex(resolve=False))
+    for name, value in items:
+        if name == "_target_":
+            continue
+        yield f"{prefix}{name}"
+        if isinstance(value, (DictConfig, ListConfig)) and not OmegaConf.is_interpolation(node, name):
+            yield from _all_keys(value, f"{prefix}{name}.")

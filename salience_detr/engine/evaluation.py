@@ -1,0 +1,40 @@
+"""Evaluation of a model on the test set of a config."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from detectron2.config import instantiate
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+
+from salience_detr.data.datasets import check_class_count
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(config: DictConfig, model: nn.Module) -> dict[str, Any]:
+    """Run the model over ``dataloader.test`` with ``dataloader.evaluator``.
+
+    Every process calls this and takes its share of the pictures. The detections are written in COCO's results format
+    to the evaluator's output folder.
+
+    Returns:
+        ``{"bbox": {"AP": ..., "AP50": ..., ...}}``, in percent, on process 0; nothing elsewhere.
+    """
+    check_class_count(config.dataloader.test.dataset.names, config.model.get("num_classes", 10**9))
+    loader = instantiate(config.dataloader.test)
+    evaluator = instantiate(config.dataloader.evaluator)
+    results = inference_on_dataset(model, loader, evaluator)
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results or {}
+
+
+def flat_metrics(results: dict[str, Any]) -> dict[str, float]:
+    """``bbox/AP`` and the like, as numbers."""
+    return {name: float(value) for name, value in flatten_results_dict(results).items()}

@@ -1,0 +1,175 @@
+"""Hooks and writers that detectron2 lacks."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, get_event_storage
+
+from salience_detr.engine.checkpointing import TrainingCheckpointer
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointHook(HookBase):
+    """Saves every ``period`` iterations, and a ``model_final`` at the end."""
+
+    def __init__(self, checkpointer: TrainingCheckpointer, period: int) -> None:
+        self.checkpointer = checkpointer
+        self.period = period
+
+    def after_step(self) -> None:
+        finished = self.trainer.iter + 1
+        if finished == self.trainer.max_iter:
+            self.checkpointer.save("model_final", iteration=finished)
+        elif self.period > 0 and finished % self.period == 0:
+            self.checkpointer.save_periodic(finished)
+
+
+class BestCheckpointHook(HookBase):
+    """Keeps the checkpoint with the highest value of a metric as ``model_best``.
+
+    ``model_best.json`` holds the value, so that a resumed run knows it.
+    """
+
+    def __init__(self, checkpointer: TrainingCheckpointer, metric: str) -> None:
+        self.checkpointer = checkpointer
+        self.metric = metric
+        self.record = Path(checkpointer.output_dir) / "model_best.json"
+
+    def update(self, iteration: int, results: dict[str, float]) -> None:
+        """Compare the results of an evaluation after ``iteration`` steps."""
+        value = results.get(self.metric)
+        if value is None or not comm.is_main_process() or not value > self.best():
+            return
+        self.checkpointer.save("model_best", iteration=iteration, resumable=False)
+        temporary = self.record.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"metric": self.metric, "value": value, "iteration": iteration}))
+        os.replace(temporary, self.record)
+        logger.info("best %s so far: %.3f after %d iterations", self.metric, value, iteration)
+
+    def best(self) -> float:
+        """The best value so far; -inf if there is none."""
+        if not self.record.is_file():
+            return float("-inf")
+        return float(json.loads(self.record.read_text())["value"])
+
+
+class EvaluationHook(HookBase):
+    """Evaluates every ``period`` iterations and after the last one, and tells the storage and the best-keeper."""
+
+    def __init__(self, period: int, evaluate: Callable[[], dict[str, float]], best: BestCheckpointHook) -> None:
+        self.period = period
+        self.evaluate = evaluate
+        self.best = best
+
+    def after_step(self) -> None:
+        finished = self.trainer.iter + 1
+        is_due = self.period > 0 and finished % self.period == 0
+        if not is_due and finished != self.trainer.max_iter:
+            return
+        results = self.evaluate()
+        if results and comm.is_main_process():
+            self.trainer.storage.put_scalars(**results, smoothing_hint=False)
+            self.best.update(finished, results)
+        comm.synchronize()
+
+
+class Interrupted(SystemExit):
+    """Training was stopped by a signal, after its state was saved; the exit code is 0: nothing went wrong."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+
+class InterruptHook(HookBase):
+    """On SIGINT or SIGTERM finishes the step, saves a checkpoint, and ends the run so that --resume continues it."""
+
+    def __init__(self, checkpointer: TrainingCheckpointer) -> None:
+        self.checkpointer = checkpointer
+        self.received = 0
+        self.previous: dict[int, Any] = {}
+
+    def before_train(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.signal(number, self.handle)
+
+    def after_train(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Note the signal; a second one ends the process at once."""
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = number
+        logger.warning("%s: finishing this step and saving; once more ends at once", signal.Signals(number).name)
+
+    def after_step(self) -> None:
+        if not self.anyone_received():
+            return
+        finished = self.trainer.iter + 1
+        self.checkpointer.save_periodic(finished)
+        comm.synchronize()
+        logger.warning("stopped after %d iterations; go on with --resume", finished)
+        raise Interrupted
+
+    def anyone_received(self) -> bool:
+        """Whether some process got a signal: all have to stop after the same step."""
+        if comm.get_world_size() == 1:
+            return bool(self.received)
+        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        flag = torch.tensor(self.received, device=device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return bool(flag)
+
+
+class ConsoleWriter(EventWriter):
+    """One line per period: progress, ETA, losses in groups, rate, speed, memory."""
+
+    def __init__(self, max_iter: int) -> None:
+        self.max_iter = max_iter
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        latest = {name: value for name, (value, _) in storage.latest().items()}
+        if "total_loss" not in latest:
+            return
+        # With few iterations on record the window is what there is.
+        smooth = {name: storage.history(name).median(20) for name in latest}
+        finished = storage.iter + 1
+        seconds = storage.history("time").global_avg() if "time" in latest else 0.0
+        eta = datetime.timedelta(seconds=int(seconds * (self.max_iter - finished)))
+        groups = {
+            "class": smooth.get("loss_class", 0.0),
+            "bbox": smooth.get("loss_bbox", 0.0),
+            "giou": smooth.get("loss_giou", 0.0),
+            "salience": smooth.get("loss_salience", 0.0),
+            "encoder": sum(v for k, v in smooth.items() if k.startswith("loss_") and k.endswith("_enc")),
+            "denoising": sum(v for k, v in smooth.items() if k.startswith("loss_") and "_dn" in k),
+        }
+        memory = f"  {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB" if torch.cuda.is_available() else ""
+        logger.info(
+            "%d/%d  eta %s  loss %.3f (%s)  grad %.2f  lr %.2e  %.2f images/s  data %.3f s%s",
+            finished,
+            self.max_iter,
+            eta,
+            smooth["total_loss"],
+            "  ".join(f"{name} {value:.3f}" for name, value in groups.items()),
+            smooth.get("grad_norm", 0.0),
+            latest.get("lr", 0.0),
+            smooth.get("samples_per_second", 0.0),
+            smooth.get("data_time", 0.0),
+            memory,
+        )

@@ -1,0 +1,172 @@
+"""A whole training run, from a config."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import HookBase, hooks
+from detectron2.layers import NaiveSyncBatchNorm
+from detectron2.solver import LRMultiplier
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from salience_detr.checkpoint import load_weights
+from salience_detr.data.datasets import check_class_count
+from salience_detr.engine.checkpointing import TrainingCheckpointer, check_output_dir
+from salience_detr.engine.evaluation import evaluate, flat_metrics
+from salience_detr.engine.hooks import (
+    BestCheckpointHook,
+    CheckpointHook,
+    ConsoleWriter,
+    EvaluationHook,
+    InterruptHook,
+)
+from salience_detr.engine.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device that a config names; "auto" is this process's GPU if there is one, else the CPU."""
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def resolve_amp(amp: DictConfig, device: torch.device) -> torch.dtype | None:
+    """The autocast dtype of a config, or None if mixed precision is off."""
+    if not amp.enabled:
+        return None
+    names = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp16": torch.float16, "float16": torch.float16}
+    if amp.dtype == "auto":
+        has_bf16 = device.type == "cpu" or torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if has_bf16 else torch.float16
+    if amp.dtype not in names:
+        raise ValueError(f"train.amp.dtype is {amp.dtype!r}; use auto, bf16 or fp16")
+    return names[amp.dtype]
+
+
+def setup_run(config: DictConfig) -> None:
+    """Output folder, log, saved config, seed. Every process calls this before it builds anything.
+
+    Raises:
+        OSError: the output folder cannot be written to.
+    """
+    output_dir = Path(config.train.output_dir)
+    check_output_dir(output_dir)
+    rank = comm.get_rank()
+    for name in ("detectron2", "fvcore", "salience_detr"):
+        setup_logger(str(output_dir), distributed_rank=rank, name=name)
+    if comm.is_main_process():
+        LazyConfig.save(config, str(output_dir / "config.yaml"))
+    seed_all_rng(config.train.seed)
+
+
+def build_model(config: DictConfig) -> nn.Module:
+    """The model of a config, randomly initialised, on its device."""
+    return instantiate(config.model).to(resolve_device(config.train.device))
+
+
+def distribute(model: nn.Module) -> nn.Module:
+    """Average gradients and BatchNorm statistics over the processes, if there are several."""
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).is_cuda
+    # torch's SyncBatchNorm does not run on the CPU, detectron2's runs anywhere.
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_gpu else use_naive_sync_batch_norm(model)
+    device_ids = [torch.cuda.current_device()] if on_gpu else None
+    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+
+
+def use_naive_sync_batch_norm(model: nn.Module) -> nn.Module:
+    """Replace each BatchNorm2d, in place, by detectron2's synchronised one with the same state."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.BatchNorm2d:
+                synced = NaiveSyncBatchNorm(child.num_features, eps=child.eps, momentum=child.momentum)
+                synced.load_state_dict(child.state_dict())
+                setattr(parent, name, synced.to(child.weight.device, child.weight.dtype))
+    return model
+
+
+def train(config: DictConfig, *, resume: bool) -> None:
+    """Train as the config says; with ``resume`` go on from the last complete checkpoint in the output folder.
+
+    Raises:
+        DatasetError, CheckpointError, OSError: what is wrong with the data, the weights or the output folder, found
+            before the first step where that is possible.
+        FloatingPointError: the loss is not finite.
+    """
+    check_class_count(config.dataloader.train.dataset.names, config.model.get("num_classes", 10**9))
+    model = build_model(config)
+    if config.train.init_checkpoint and not resume:
+        load_weights(model, config.train.init_checkpoint)
+    loader = instantiate(config.dataloader.train)
+    config.optimizer.params.model = model
+    optimizer = instantiate(config.optimizer)
+    config.optimizer.params.model = None
+    parameter_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    # A checkpoint holds the parameters and two moments of AdamW; best, final and one being written come on top.
+    check_output_dir(
+        config.train.output_dir, needed_bytes=3 * parameter_bytes * (config.train.checkpointer.max_to_keep + 3)
+    )
+    max_iter = config.train.max_iter
+    scheduler = LRMultiplier(optimizer, instantiate(config.lr_multiplier), max_iter)
+    trainer = Trainer(
+        model=distribute(model),
+        data_loader=loader,
+        optimizer=optimizer,
+        clip_grad_norm=config.train.clip_grad_norm,
+        amp_dtype=resolve_amp(config.train.amp, resolve_device(config.train.device)),
+        seed=config.train.seed,
+    )
+    checkpointer = TrainingCheckpointer(
+        model,
+        config.train.output_dir,
+        max_to_keep=config.train.checkpointer.max_to_keep,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        grad_scaler=trainer.grad_scaler,
+    )
+    trainer.register_hooks(build_hooks(config, model, scheduler, checkpointer))
+    start = checkpointer.resume() if resume else 0
+    if start == 0 and resume and config.train.init_checkpoint:
+        load_weights(model, config.train.init_checkpoint)
+    if start >= max_iter:
+        logger.info("all %d iterations are done already", max_iter)
+        return
+    images, batch = len(loader.dataset), config.dataloader.train.total_batch_size
+    logger.info("%d images, %d iterations, %.1f epochs", images, max_iter, max_iter * batch / max(1, images))
+    trainer.train(start, max_iter)
+
+
+def build_hooks(
+    config: DictConfig, model: nn.Module, scheduler: LRMultiplier, checkpointer: TrainingCheckpointer
+) -> list[HookBase]:
+    """The hooks of a run, in the order in which they act after a step."""
+    best = BestCheckpointHook(checkpointer, config.train.best_metric)
+    writers = []
+    if comm.is_main_process():
+        output_dir = config.train.output_dir
+        writers = [
+            ConsoleWriter(config.train.max_iter),
+            JSONWriter(str(Path(output_dir) / "metrics.json")),
+            TensorboardXWriter(str(output_dir)),
+        ]
+    return [
+        hooks.IterationTimer(),
+        hooks.LRScheduler(scheduler=scheduler),
+        EvaluationHook(config.train.eval_period, lambda: flat_metrics(evaluate(config, model)), best),
+        CheckpointHook(checkpointer, config.train.checkpointer.period),
+        hooks.PeriodicWriter(writers, period=min(config.train.log_period, max(1, math.ceil(config.train.max_iter)))),
+        InterruptHook(checkpointer),
+    ]

@@ -1,0 +1,68 @@
+#!/usr/bin/env python
+"""Train or evaluate a model of a LazyConfig file.
+
+train_net.py --config-file configs/surface_defects_tiny.py
+train_net.py --config-file configs/salience_detr_r50_4scale_12ep.py --num-gpus 8
+train_net.py --config-file F --eval-only train.init_checkpoint=W
+torchrun --nproc-per-node 8 train_net.py --config-file F
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from salience_detr.checkpoint import CheckpointError, load_weights
+from salience_detr.data import DatasetError, ImageReadError
+from salience_detr.engine.config import ConfigError, load_config
+from salience_detr.engine.evaluation import evaluate
+from salience_detr.engine.launch import launch, share_cpu_threads
+from salience_detr.engine.train import build_model, setup_run, train
+
+USER_ERRORS = (CheckpointError, ConfigError, DatasetError, FloatingPointError, ImageReadError, OSError, ValueError)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="a LazyConfig file, such as configs/*.py")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in train.output_dir")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate the weights in train.init_checkpoint")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine (without a GPU: on the CPU)")
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
+    parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides, such as train.max_iter=1000")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """The work of one process."""
+    share_cpu_threads()
+    config = load_config(args.config_file, args.opts)
+    setup_run(config)
+    if not args.eval_only:
+        train(config, resume=args.resume)
+        return
+    if not config.train.init_checkpoint:
+        raise ConfigError("--eval-only needs weights: add train.init_checkpoint=FILE")
+    model = build_model(config)
+    load_weights(model, config.train.init_checkpoint)
+    evaluate(config, model.eval())
+
+
+def run(argv: list[str] | None = None) -> int:
+    """Run the command line; a user's mistake becomes one line."""
+    args = parse_args(argv)
+    try:
+        load_config(args.config_file, args.opts)  # typos are found before processes are started
+        launch(main, args)
+    except USER_ERRORS as error:
+        logging.getLogger("salience_detr").debug("", exc_info=True)
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())
