@@ -1,0 +1,251 @@
+"""The generated data set "surface defects": pictures of metal with six kinds of flaws and their exact boxes.
+
+Each picture depends on the seed, the split and its index only; so any number of pictures is the beginning of the
+same sequence, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tqdm import tqdm
+
+from salience_detr.data.datasets import DatasetError, register_coco_dataset
+from salience_detr.data.surface.flaws import FLAWS, Flaw
+from salience_detr.data.surface.textures import make_surface, photograph
+
+SURFACE_DEFECT_CLASSES = tuple(FLAWS)
+SPLITS = ("train", "val")
+MIN_SIDE = 32  # pixels
+MIN_BOX_SIDE = 4  # pixels; smaller parts of a flaw at the border of a picture are not painted
+
+
+@dataclass(frozen=True)
+class SurfaceSample:
+    """A picture and what is on it.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        boxes: (G, 4) float64 absolute xyxy, the edges of the visible pixels of each flaw.
+        classes: (G,) int64 indices into SURFACE_DEFECT_CLASSES.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    classes: np.ndarray
+
+
+def render_surface(rng: np.random.Generator, height: int, width: int, *, max_defects: int = 12) -> SurfaceSample:
+    """A random picture of ``height`` x ``width`` pixels with up to ``max_defects`` flaws that hardly overlap."""
+    surface = make_surface(rng, height, width)
+    unit = float(np.clip(min(height, width) / 320, 0.4, 3))
+    wanted = 0 if rng.random() < 0.06 else 1 + min(int(rng.gamma(2.0, 1.9)), max_defects - 1)
+    boxes: list[tuple[int, int, int, int]] = []
+    classes: list[int] = []
+    for _ in range(min(wanted, max_defects)):
+        for _ in range(8):
+            label = int(rng.integers(len(SURFACE_DEFECT_CLASSES)))
+            flaw = FLAWS[SURFACE_DEFECT_CLASSES[label]](rng, unit, surface.grain)
+            left = int(rng.integers(0, width)) - flaw.strength.shape[1] // 2
+            top = int(rng.integers(0, height)) - flaw.strength.shape[0] // 2
+            patch = _crop(flaw, left, top, width, height)
+            box = patch[0].box() if patch else None
+            if patch is None or box is None:
+                continue
+            cropped, x, y = patch
+            placed = (box[0] + x, box[1] + y, box[2] + x, box[3] + y)
+            if min(placed[2] - placed[0], placed[3] - placed[1]) < MIN_BOX_SIDE or _crowded(placed, boxes):
+                continue
+            rows, columns = slice(y, y + cropped.strength.shape[0]), slice(x, x + cropped.strength.shape[1])
+            surface.albedo[rows, columns] *= cropped.albedo.astype(np.float32)
+            surface.height[rows, columns] += cropped.height.astype(np.float32)
+            boxes.append(placed)
+            classes.append(label)
+            break
+    return SurfaceSample(
+        image=photograph(rng, surface),
+        boxes=np.asarray(boxes, dtype=np.float64).reshape(-1, 4),
+        classes=np.asarray(classes, dtype=np.int64),
+    )
+
+
+def _crop(flaw: Flaw, left: int, top: int, width: int, height: int) -> tuple[Flaw, int, int] | None:
+    """The part of a flaw inside the picture and where it goes; None if most of it is outside."""
+    rows, columns = flaw.strength.shape
+    x0, y0, x1, y1 = max(0, left), max(0, top), min(width, left + columns), min(height, top + rows)
+    if x0 >= x1 or y0 >= y1:
+        return None
+    part = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+    cropped = Flaw(flaw.strength[part], flaw.albedo[part], flaw.height[part])
+    if cropped.strength.sum() < 0.6 * flaw.strength.sum():
+        return None
+    return cropped, x0, y0
+
+
+def _crowded(box: tuple[int, int, int, int], others: list[tuple[int, int, int, int]]) -> bool:
+    """Whether a box covers more than a tenth of another, or is covered so."""
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    for other in others:
+        side_x = min(box[2], other[2]) - max(box[0], other[0])
+        side_y = min(box[3], other[3]) - max(box[1], other[1])
+        other_area = (other[2] - other[0]) * (other[3] - other[1])
+        if side_x > 0 and side_y > 0 and side_x * side_y > 0.1 * min(area, other_area):
+            return True
+    return False
+
+
+def render_sample(index: int, *, split: str, seed: int, image_size: tuple[int, int]) -> SurfaceSample:
+    """The picture with this index of a split; ``image_size`` is (height, width)."""
+    rng = np.random.default_rng((seed, SPLITS.index(split), index))
+    return render_surface(rng, *image_size)
+
+
+def generate_surface_defects(
+    root: str | Path,
+    *,
+    split: str,
+    num_images: int,
+    image_size: tuple[int, int] = (320, 320),
+    seed: int = 0,
+    workers: int = 0,
+    progress: bool = True,
+    force: bool = False,
+) -> Path:
+    """Write a split as ``root/SPLIT/*.jpg`` and ``root/annotations/SPLIT.json`` (COCO format).
+
+    Pictures are written into a temporary folder that takes its place when it is complete, and the annotations come
+    last: an interrupted run leaves nothing half-written. A complete split made with the same arguments is kept.
+
+    Args:
+        root: the folder of the data set.
+        split: "train" or "val"; their pictures differ.
+        num_images: how many.
+        image_size: (height, width) in pixels.
+        seed: of the whole data set.
+        workers: processes that draw; 0 = this one.
+        progress: whether to show a progress bar.
+        force: whether to replace a split that was made with other arguments.
+
+    Returns:
+        The path of the annotation file.
+
+    Raises:
+        DatasetError: the arguments make no sense, or differ from those of the split that is there.
+        OSError: the folder cannot be written to.
+    """
+    _check_arguments(split, num_images, image_size)
+    root = Path(root)
+    annotation_file = root / "annotations" / f"{split}.json"
+    info = {
+        "description": f"Generated surface defects, {split}",
+        "version": "1",
+        "parameters": {"num_images": num_images, "image_size": list(image_size), "seed": seed},
+    }
+    if annotation_file.is_file() and not force:
+        existing = json.loads(annotation_file.read_text())["info"]
+        if (existing["version"], existing["parameters"]) == (info["version"], info["parameters"]):
+            return annotation_file
+        raise DatasetError(
+            f"{annotation_file} was made with {existing['parameters']}, not with {info['parameters']}; "
+            "replace it with --force or choose another folder"
+        )
+    temporary = root / f".{split}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        content = _write_images(temporary, info, split, num_images, image_size, seed, workers, progress)
+        annotation_file.parent.mkdir(exist_ok=True)
+        annotation_file.unlink(missing_ok=True)  # no annotations without their pictures
+        shutil.rmtree(root / split, ignore_errors=True)
+        temporary.rename(root / split)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    partial_file = annotation_file.with_suffix(".tmp")
+    partial_file.write_text(json.dumps(content))
+    partial_file.replace(annotation_file)
+    return annotation_file
+
+
+def _check_arguments(split: str, num_images: int, image_size: tuple[int, int]) -> None:
+    if split not in SPLITS:
+        raise DatasetError(f"the split is {split!r}; it must be one of {', '.join(SPLITS)}")
+    if num_images < 1:
+        raise DatasetError(f"the number of images is {num_images}; it must be at least 1")
+    if min(image_size) < MIN_SIDE:
+        raise DatasetError(f"the image size is {image_size[0]}x{image_size[1]}; both sides must be {MIN_SIDE} or more")
+
+
+def _write_images(
+    folder: Path,
+    info: dict[str, Any],
+    split: str,
+    num_images: int,
+    image_size: tuple[int, int],
+    seed: int,
+    workers: int,
+    progress: bool,
+) -> dict[str, Any]:
+    """Write the pictures and return the content of the annotation file."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    draw = partial(_write_image, folder=folder, split=split, seed=seed, image_size=image_size)
+    with ExitStack() as stack:
+        if workers > 0:
+            pool = stack.enter_context(ProcessPoolExecutor(workers))
+            drawn = pool.map(draw, range(num_images), chunksize=8)
+        else:
+            drawn = map(draw, range(num_images))
+        bar = tqdm(drawn, total=num_images, desc=f"surface defects {split}", unit="image", disable=not progress)
+        for index, (name, boxes, classes) in enumerate(bar):
+            height, width = image_size
+            images.append({"id": index + 1, "file_name": name, "height": height, "width": width})
+            for (x0, y0, x1, y1), label in zip(boxes, classes, strict=True):
+                annotation = {"id": len(annotations) + 1, "image_id": index + 1, "category_id": label + 1}
+                box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
+                annotations.append(annotation | box)
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(SURFACE_DEFECT_CLASSES)]
+    return {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
+
+
+def _write_image(
+    index: int, *, folder: Path, split: str, seed: int, image_size: tuple[int, int]
+) -> tuple[str, list[list[float]], list[int]]:
+    sample = render_sample(index, split=split, seed=seed, image_size=image_size)
+    name = f"{index + 1:06d}.jpg"
+    written, encoded = cv2.imencode(".jpg", sample.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+    if not written:
+        raise RuntimeError(f"OpenCV cannot encode {name}")
+    (folder / name).write_bytes(encoded.tobytes())
+    return name, sample.boxes.tolist(), sample.classes.tolist()
+
+
+def register_surface_defects(root: str | Path | None = None) -> None:
+    """Register ``surface_defects_train`` and ``surface_defects_val`` in detectron2's catalogues.
+
+    Args:
+        root: the folder of the data set; ``surface_defects`` below $DETECTRON2_DATASETS (or ./datasets) if None.
+            Registering again replaces an earlier root.
+    """
+    folder = Path(root) if root else Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "surface_defects"
+    for split in SPLITS:
+        name = f"surface_defects_{split}"
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        register_coco_dataset(name, folder / "annotations" / f"{split}.json", folder / split)
+        MetadataCatalog.get(name).set(
+            thing_classes=list(SURFACE_DEFECT_CLASSES),
+            thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(SURFACE_DEFECT_CLASSES))},
+            how_to_get="make it with: python tools/make_surface_defects.py",
+        )
