@@ -10,7 +10,7 @@ from .common.schedule import step_schedule
 from .common.train import train
 from .models.salience_detr_r50 import model
 
-TRAIN_IMAGES, EPOCHS = 4000, 16
+TRAIN_IMAGES, EPOCHS = 4000, 7
 
 # A thin ResNet-18, trained from scratch.
 WIDTHS = [32, 64, 128, 256]
@@ -23,17 +23,25 @@ model.backbone.stages = [
 ]
 model.backbone.freeze_at = 0
 model.neck.in_channels = WIDTHS[1:]
-model.num_classes, model.num_queries, model.embed_dim = 6, 100, 128
-model.salience_filter.layer_ratios = [1.0, 0.6, 0.3]
-model.encoder.layers = model.encoder.layers[:3]
-model.decoder.layers = model.decoder.layers[:3]
-for layer in [*model.encoder.layers, *model.decoder.layers]:
-    layer.ffn_dim = 512
-model.feature_fusion.num_blocks = 1
+model.neck.num_extra_levels = 0
 
-for loader, split in ((dataloader.train, "train"), (dataloader.test, "val")):
-    loader.dataset.names = f"surface_defects_{split}"
-    loader.num_workers = 0
+# Three levels, of 40, 20 and 10 tokens a side.
+model.num_classes, model.num_queries, model.embed_dim = 6, 60, 96
+model.token_pyramid.num_levels = model.feature_fusion.num_levels = 3
+model.salience_filter.level_ratios, model.salience_filter.layer_ratios = [0.25, 0.5, 1.0], [1.0, 0.5]
+model.salience_criterion.level_ranges = [(-1, 32), (32, 64), (64, 99999)]
+model.encoder.layers = model.encoder.layers[:2]
+model.decoder.layers = model.decoder.layers[:3]
+for _layer in [*model.encoder.layers, *model.decoder.layers]:
+    _layer.num_levels, _layer.ffn_dim = 3, 384
+for _layer in model.encoder.layers:
+    _layer.num_important = 100
+model.feature_fusion.num_blocks = 1
+model.denoising.denoising_queries = 30
+
+for _loader, _split in ((dataloader.train, "train"), (dataloader.test, "val")):
+    _loader.dataset.names = f"surface_defects_{_split}"
+    _loader.num_workers = 0
 dataloader.train.mapper.augmentations = [L(T.RandomFlip)(), L(T.RandomFlip)(horizontal=False, vertical=True)]
 dataloader.test.mapper.augmentations = [L(T.ResizeShortestEdge)(short_edge_length=320, max_size=533)]
 dataloader.train.total_batch_size = 8
@@ -41,6 +49,6 @@ dataloader.train.total_batch_size = 8
 optimizer.lr, optimizer.params.backbone_lr_factor = 4e-4, 1.0
 EPOCH = TRAIN_IMAGES // dataloader.train.total_batch_size
 train.max_iter = EPOCHS * EPOCH
-train.eval_period = train.checkpointer.period = 2 * EPOCH
+train.eval_period = train.checkpointer.period = EPOCH
 train.output_dir = "./output/surface_defects_tiny"
-lr_multiplier = step_schedule(max_iter=train.max_iter, decay_at=14 * EPOCH, warmup=200)
+lr_multiplier = step_schedule(max_iter=train.max_iter, decay_at=(EPOCHS - 1) * EPOCH, warmup=200)
