@@ -17,9 +17,14 @@ WIDTHS = [32, 64, 128, 256]
 model.backbone.stem = L(BasicStem)(in_channels=3, out_channels=32, norm="BN")
 model.backbone.stages = [
     L(ResNet.make_stage)(
-        block_class=BasicBlock, num_blocks=2, stride_per_block=[first, 1], in_channels=before, out_channels=after, norm="BN"
+        block_class=BasicBlock,
+        num_blocks=2,
+        stride_per_block=[first, 1],
+        in_channels=before,
+        out_channels=after,
+        norm="BN",
     )
-    for before, after, first in zip([32, *WIDTHS], WIDTHS, [1, 2, 2, 2])
+    for before, after, first in zip([32, *WIDTHS[:-1]], WIDTHS, [1, 2, 2, 2], strict=True)
 ]
 model.backbone.freeze_at = 0
 model.neck.in_channels = WIDTHS[1:]

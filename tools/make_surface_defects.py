@@ -27,7 +27,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     parser.add_argument("--output", type=Path, default=root / "surface_defects", help="folder (default: %(default)s)")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS)
-    parser.add_argument("--num-train", type=int, default=3000, help="pictures to train on (default: %(default)s)")
+    parser.add_argument("--num-train", type=int, default=4000, help="pictures to train on (default: %(default)s)")
     parser.add_argument("--num-val", type=int, default=300, help="pictures to validate on (default: %(default)s)")
     parser.add_argument("--size", type=image_size, default=(320, 320), help="side or HEIGHTxWIDTH (default: 320)")
     parser.add_argument("--seed", type=int, default=0)

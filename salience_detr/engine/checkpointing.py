@@ -97,7 +97,7 @@ class TrainingCheckpointer:
                 value.load_state_dict(state[key])
             except (ValueError, KeyError) as error:
                 raise CheckpointError(
-                    f"the {key} in {path} does not fit this run ({error}); resume with the config that the run began with"
+                    f"the {key} in {path} does not fit this run ({error}); resume with the config of the run"
                 ) from error
         logger.info("resuming from %s after %d iterations", path, state["iteration"])
 

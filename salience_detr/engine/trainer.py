@@ -83,7 +83,7 @@ class Trainer(TrainerBase):
         terms = ", ".join(f"{name}={value:.4g}" for name, value in losses.items())
         pictures = ", ".join(str(x.get("image_id", x.get("file_name"))) for x in batch)
         raise FloatingPointError(
-            f"the loss is not finite at iteration {self.iter}; images {pictures}; {terms}. The last checkpoint is kept: "
+            f"the loss is not finite at iteration {self.iter}; images {pictures}; {terms}; the last checkpoint stays: "
             "look at these images, lower the learning rate, or train without fp16, and go on with --resume"
         )
 

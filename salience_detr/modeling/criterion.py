@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from detectron2.utils import comm
 from torch import Tensor, nn
 
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, box_iou, generalized_box_iou
 from salience_detr.layers.losses import iou_aware_class_loss
 from salience_detr.modeling.denoising import DenoisingLayout
+from salience_detr.modeling.distributed import mean_over_processes
 from salience_detr.modeling.matcher import Match
 from salience_detr.modeling.structures import DetectionPredictions, DetectionTargets
 
@@ -130,9 +130,7 @@ class SetCriterion(nn.Module):
 def mean_num_boxes(targets: list[DetectionTargets], device: torch.device) -> float:
     """Mean number of ground-truth boxes per process over all processes, at least 1."""
     count = torch.tensor(float(sum(len(target) for target in targets)), device=device)
-    if comm.get_world_size() > 1:
-        torch.distributed.all_reduce(count)
-    return max(count.item() / comm.get_world_size(), 1.0)
+    return max(mean_over_processes(count).item(), 1.0)
 
 
 def check_labels(targets: list[DetectionTargets], num_classes: int) -> None:

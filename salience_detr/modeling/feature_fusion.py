@@ -33,7 +33,14 @@ class ConvBN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))"""
-        return self.activation(self.norm(self.conv(x)))
+        return self.activation(self.normalise(self.conv(x)))
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """BatchNorm; a single value per channel (a tiny image alone) has no variance and takes the running one."""
+        norm = self.norm
+        if type(norm) is nn.BatchNorm2d and norm.training and x[:, 0].numel() == 1:
+            return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return norm(x)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Kernel and bias of the one convolution that equals this one in evaluation, without the activation."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from salience_detr.layers.losses import soft_focal_loss
+from salience_detr.modeling.distributed import mean_over_processes
 from salience_detr.modeling.structures import DetectionTargets
 
 # Largest distance, in pixels, from a token to a side of a box that the level is responsible for: (above, up to].
@@ -39,7 +40,8 @@ class SalienceCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """L maps (B, H_l, W_l) of logits over an image of ``padded_size`` (height, width) -> ``loss_salience``.
 
-        The sum over all tokens is divided by the number of tokens with a positive target, at least 1.
+        The sum over all tokens is divided by the number of tokens with a positive target (mean over the processes),
+        at least 1.
         """
         if len(score_maps) != len(self.level_ranges):
             raise ValueError(f"there are {len(score_maps)} levels but {len(self.level_ranges)} level_ranges")
@@ -48,7 +50,7 @@ class SalienceCriterion(nn.Module):
         dtype = torch.promote_types(score_maps[0].dtype, torch.float32)
         logits = torch.cat([x.flatten(1) for x in score_maps], dim=1).to(dtype)
         target = torch.cat([x.flatten(1) for x in wanted], dim=1).to(dtype)
-        num_positive = (target > 0).sum().clamp(min=1)
+        num_positive = mean_over_processes((target > 0).sum().to(dtype)).clamp(min=1)
         loss = soft_focal_loss(logits, target, alpha=self.alpha, gamma=self.gamma) / num_positive
         return {"loss_salience": self.weight * loss}
 

@@ -48,12 +48,16 @@ class SurfaceSample:
 
 def render_surface(rng: np.random.Generator, height: int, width: int, *, max_defects: int = 12) -> SurfaceSample:
     """A random picture of ``height`` x ``width`` pixels with up to ``max_defects`` flaws that hardly overlap."""
+    if min(height, width) < MIN_SIDE or max_defects < 0:
+        raise ValueError(
+            f"height {height} and width {width} must be {MIN_SIDE} or more, max_defects ({max_defects}) not negative"
+        )
     surface = make_surface(rng, height, width)
     unit = float(np.clip(min(height, width) / 320, 0.4, 3))
-    wanted = 0 if rng.random() < 0.06 else 1 + min(int(rng.gamma(2.0, 1.9)), max_defects - 1)
+    wanted = 0 if rng.random() < 0.06 else min(1 + int(rng.gamma(2.0, 1.9)), max_defects)
     boxes: list[tuple[int, int, int, int]] = []
     classes: list[int] = []
-    for _ in range(min(wanted, max_defects)):
+    for _ in range(wanted):
         for _ in range(8):
             label = int(rng.integers(len(SURFACE_DEFECT_CLASSES)))
             flaw = FLAWS[SURFACE_DEFECT_CLASSES[label]](rng, unit, surface.grain)
@@ -144,7 +148,7 @@ def generate_surface_defects(
         DatasetError: the arguments make no sense, or differ from those of the split that is there.
         OSError: the folder cannot be written to.
     """
-    _check_arguments(split, num_images, image_size)
+    _check_arguments(split, num_images, image_size, seed)
     root = Path(root)
     annotation_file = root / "annotations" / f"{split}.json"
     info = {
@@ -152,36 +156,64 @@ def generate_surface_defects(
         "version": "1",
         "parameters": {"num_images": num_images, "image_size": list(image_size), "seed": seed},
     }
-    if annotation_file.is_file() and not force:
-        existing = json.loads(annotation_file.read_text())["info"]
-        if (existing["version"], existing["parameters"]) == (info["version"], info["parameters"]):
-            return annotation_file
-        raise DatasetError(
-            f"{annotation_file} was made with {existing['parameters']}, not with {info['parameters']}; "
-            "replace it with --force or choose another folder"
-        )
-    temporary = root / f".{split}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    if not force and is_complete(root, split, info):
+        return annotation_file
+    new, old = root / f".{split}.new", root / f".{split}.old"
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(parents=True)
     try:
-        content = _write_images(temporary, info, split, num_images, image_size, seed, workers, progress)
+        content = _write_images(new, info, split, num_images, image_size, seed, workers, progress)
+        partial_file = new / "annotations.json"
+        partial_file.write_text(json.dumps(content))
         annotation_file.parent.mkdir(exist_ok=True)
-        annotation_file.unlink(missing_ok=True)  # no annotations without their pictures
-        shutil.rmtree(root / split, ignore_errors=True)
-        temporary.rename(root / split)
+        annotation_file.unlink(missing_ok=True)  # there are never annotations without their pictures
+        if (root / split).exists():
+            (root / split).rename(old)
+        new.rename(root / split)
+        (root / split / partial_file.name).replace(annotation_file)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    partial_file = annotation_file.with_suffix(".tmp")
-    partial_file.write_text(json.dumps(content))
-    partial_file.replace(annotation_file)
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
     return annotation_file
 
 
-def _check_arguments(split: str, num_images: int, image_size: tuple[int, int]) -> None:
+def is_complete(root: Path, split: str, info: dict[str, Any]) -> bool:
+    """Whether the split is there, made with the parameters in ``info``, with all its pictures.
+
+    Raises:
+        DatasetError: there is something else in its place.
+    """
+    annotation_file = root / "annotations" / f"{split}.json"
+    if not annotation_file.is_file():
+        if (root / split).is_dir() and any((root / split).glob("*")):
+            raise DatasetError(
+                f"{root / split} holds files already; replace them with --force, or choose another folder"
+            )
+        return False
+    try:
+        content = json.loads(annotation_file.read_text())
+        version, parameters = content["info"]["version"], content["info"]["parameters"]
+        names = [image["file_name"] for image in content["images"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(
+            f"{annotation_file} is broken or was not made by this tool; replace it with --force or choose another folder"
+        ) from error
+    if (version, parameters) != (info["version"], info["parameters"]):
+        raise DatasetError(
+            f"{annotation_file} was made with {parameters}, not with {info['parameters']}; "
+            "replace it with --force or choose another folder"
+        )
+    return all((root / split / name).is_file() for name in names)
+
+
+def _check_arguments(split: str, num_images: int, image_size: tuple[int, int], seed: int) -> None:
     if split not in SPLITS:
         raise DatasetError(f"the split is {split!r}; it must be one of {', '.join(SPLITS)}")
     if num_images < 1:
         raise DatasetError(f"the number of images is {num_images}; it must be at least 1")
+    if seed < 0:
+        raise DatasetError(f"the seed is {seed}; it must not be negative")
     if min(image_size) < MIN_SIDE:
         raise DatasetError(f"the image size is {image_size[0]}x{image_size[1]}; both sides must be {MIN_SIDE} or more")
 

@@ -1,0 +1,70 @@
+# Every target sets up .venv first, once; repeated calls are quick.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null \
+	&& echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/python
+CONFIG := configs/surface_defects_tiny.py
+WEIGHTS := demo/surface_defects_tiny.safetensors
+DATA := $(or $(DETECTRON2_DATASETS),datasets)/surface_defects
+OUT := output/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format types bench train-demo clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## make .venv with everything in it
+
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; install one, or say make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 13) else f"error: {sys.executable} is Python {v[0]}.{v[1]}; 3.10 to 3.12 is needed: make PYTHON=/path/to/python")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.python pyproject.toml constraints.txt tools/install_detectron2.py
+	@echo "Installing the packages into $(VENV): a few minutes the first time"
+	$(RUN) -m pip install --disable-pip-version-check --quiet --progress-bar on -c constraints.txt setuptools torch torchvision
+	$(RUN) -m pip install --disable-pip-version-check --quiet --progress-bar on -c constraints.txt -e '.[dev]'
+	$(RUN) tools/install_detectron2.py
+	@touch $@
+
+demo: setup ## evaluate the shipped weights, detect on pictures and on a video
+	@$(RUN) tools/make_surface_defects.py --output $(DATA) --splits val
+	@$(RUN) tools/make_demo_inputs.py --output $(OUT)/inputs --pictures $(DATA)/val
+	@$(RUN) train_net.py --config-file $(CONFIG) --eval-only train.init_checkpoint=$(WEIGHTS) train.output_dir=$(OUT)/evaluation
+	@$(RUN) demo/demo.py --config-file $(CONFIG) --weights $(WEIGHTS) --input $(OUT)/inputs --output $(OUT)/detections \
+		--salience --json $(OUT)/predictions.json
+	@echo
+	@echo "Average precision    $(OUT)/evaluation/log.txt (table above)"
+	@echo "Annotated pictures   $(OUT)/detections/*.jpg, salience beside them as *_salience.jpg"
+	@echo "Annotated video      $(OUT)/detections/conveyor.mp4"
+	@echo "Detections as JSON   $(OUT)/predictions.json"
+
+test: setup ## run the tests
+	$(RUN) -m pytest -q
+
+test-slow: setup ## run the long tests
+	$(RUN) -m pytest -q -m slow
+
+lint: setup ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## apply the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## count parameters and GMACs
+	$(RUN) tools/analyze_model.py --config-file configs/salience_detr_r50_4scale_12ep.py
+
+train-demo: setup ## train the shipped weights again
+	$(RUN) tools/make_surface_defects.py --output $(DATA)
+	$(RUN) train_net.py --config-file $(CONFIG) --resume
+	$(RUN) tools/strip_checkpoint.py --half output/surface_defects_tiny/model_best.pth $(WEIGHTS)
+
+clean: ## delete .venv and what runs have written
+	rm -rf $(VENV) output build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,260 @@
+#!/usr/bin/env python
+"""Detect objects on pictures and videos, and draw what was found.
+
+    demo.py --config-file F --weights W --input a.jpg folder 'shots/*.png' film.mp4 --output out
+    demo.py --config-file F --weights W --webcam 0 --output out
+
+The file that --json writes is in COCO's format: images, categories, and annotations with bbox (x, y, width, height),
+category_id of the data set, and score; each frame of a video is an image of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from salience_detr.checkpoint import CheckpointError
+from salience_detr.data.mapper import ImageReadError, read_image
+from salience_detr.engine.checkpointing import check_output_dir
+from salience_detr.engine.config import ConfigError
+from salience_detr.predictor import Detection, Predictor
+from salience_detr.video import VIDEO_ENDINGS, VideoError, VideoReader, VideoWriter
+from salience_detr.visualization import class_colors, draw_detections, draw_salience
+
+PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="the LazyConfig file of the model")
+    parser.add_argument("--weights", required=True, metavar="FILE", help=".pth or .safetensors")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", metavar="PATH", help="pictures, videos, folders or patterns")
+    source.add_argument("--webcam", type=int, metavar="N", help="number of a camera")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where drawings go")
+    parser.add_argument("--score-threshold", type=float, default=0.5, help="leave out detections below (default: 0.5)")
+    parser.add_argument("--salience", action="store_true", help="write salience maps too, as NAME_salience.*")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all detections here")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
+    args = parser.parse_intermixed_args(argv)
+    # After --input a list of paths swallows the overrides that follow it.
+    if args.input:
+        args.opts += [x for x in args.input if is_override(x)]
+        args.input = [x for x in args.input if not is_override(x)]
+        if not args.input:
+            parser.error("--input needs at least one path")
+    return args
+
+
+def is_override(argument: str) -> bool:
+    """Whether a word is key=value rather than a path."""
+    return "=" in argument and not os.path.exists(argument) and "/" not in argument.partition("=")[0]
+
+
+def collect_inputs(patterns: list[str]) -> list[Path]:
+    """The files that paths, folders (searched through) and patterns stand for, each once, in order.
+
+    Raises:
+        FileNotFoundError: a pattern that nothing fits.
+    """
+    endings = PICTURE_ENDINGS | VIDEO_ENDINGS
+    files: list[Path] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file())
+        elif path.is_file():
+            found = [path]
+        else:
+            found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
+        if not found:
+            raise FileNotFoundError(f"--input {pattern}: there is no such picture, video, folder or match")
+        files += found
+    return list(dict.fromkeys(files))
+
+
+@dataclass
+class Run:
+    """What a run makes: drawings in ``output``, records of all detections, and the inputs that failed."""
+
+    predictor: Predictor
+    output: Path
+    score_threshold: float
+    salience: bool
+    images: list[dict[str, Any]] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    succeeded: int = 0
+    taken: set[Path] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        names, metadata = self.predictor.class_names, self.predictor.metadata
+        self.colors = class_colors(len(names), metadata.get("thing_colors"))
+        to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(names))}
+        self.dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in to_contiguous.items()}
+
+    def output_path(self, source: Path, suffix: str | None = None) -> Path:
+        """A path in the output folder named like the source; a number is added where another source took the name."""
+        ending = suffix or (source.suffix if source.suffix.lower() in PICTURE_ENDINGS - {".webp", ".pgm"} else ".png")
+        path, number = self.output / f"{source.stem}{ending}", 1
+        while path in self.taken:
+            number += 1
+            path = self.output / f"{source.stem}_{number}{ending}"
+        self.taken.add(path)
+        return path
+
+    def draw(self, image: np.ndarray, detection: Detection) -> np.ndarray:
+        return draw_detections(image, detection.instances, class_names=self.predictor.class_names, colors=self.colors)
+
+    def record(self, image: np.ndarray, detection: Detection, file_name: str, frame: int | None = None) -> None:
+        """Keep the detections of a picture or frame for the JSON file."""
+        image_id = len(self.images) + 1
+        entry = {"id": image_id, "file_name": file_name, "height": image.shape[0], "width": image.shape[1]}
+        self.images.append(entry if frame is None else entry | {"frame": frame})
+        instances = detection.instances
+        for (x0, y0, x1, y1), score, label in zip(
+            instances.pred_boxes.tensor.tolist(),
+            instances.scores.tolist(),
+            instances.pred_classes.tolist(),
+            strict=True,
+        ):
+            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "score": score, "iscrowd": 0}
+            ids = {"id": len(self.annotations) + 1, "image_id": image_id}
+            self.annotations.append(ids | {"category_id": self.dataset_ids.get(label, label)} | box)
+
+    def content(self) -> dict[str, Any]:
+        """The content of the JSON file."""
+        names = self.predictor.class_names
+        categories = [{"id": self.dataset_ids.get(i, i), "name": name} for i, name in enumerate(names)]
+        return {"info": {}, "images": self.images, "annotations": self.annotations, "categories": categories}
+
+
+def run_picture(run: Run, path: Path) -> None:
+    """Detect on one picture and write its drawings."""
+    image = read_image(str(path))
+    detection = run.predictor.detect([image])[0]
+    target = run.output_path(path)
+    write_picture(target, run.draw(image, detection))
+    if run.salience:
+        write_picture(
+            target.with_name(f"{target.stem}_salience{target.suffix}"), draw_salience(image, detection.salience)
+        )
+    run.record(image, detection, str(path))
+
+
+def run_video(run: Run, source: Path | int) -> None:
+    """Detect on all frames of a video or camera; what is written so far survives an interruption."""
+    reader = VideoReader(source)
+    name = source if isinstance(source, Path) else Path(f"webcam{source}.mp4")
+    target = run.output_path(name, name.suffix if name.suffix.lower() in {".mp4", ".avi"} else ".mp4")
+    count = 0
+    with (
+        VideoWriter(target, fps=reader.fps) as video,
+        VideoWriter(target.with_name(f"{target.stem}_salience{target.suffix}"), fps=reader.fps) as salience,
+    ):
+        try:
+            for image in tqdm(reader, total=reader.num_frames, desc=name.name, unit="frame"):
+                detection = run.predictor.detect([image])[0]
+                video.write(run.draw(image, detection))
+                if run.salience:
+                    salience.write(draw_salience(image, detection.salience))
+                run.record(image, detection, str(name), count)
+                count += 1
+        finally:
+            reader.close()
+    if count == 0:
+        raise VideoError(f"no frame of the video {name} can be decoded")
+
+
+def write_picture(path: Path, image: np.ndarray) -> None:
+    """Write an (H, W, 3) RGB picture."""
+    if not cv2.imwrite(str(path), np.ascontiguousarray(image[..., ::-1])):
+        raise OSError(f"cannot write the picture {path}")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content))
+    os.replace(temporary, path)
+
+
+def run_inputs(run: Run, files: list[Path]) -> None:
+    """Work through files; those that cannot be read are noted and passed over."""
+    bar = tqdm(
+        files, unit="image", desc="detecting", disable=len(files) == 1 and files[0].suffix.lower() in VIDEO_ENDINGS
+    )
+    for path in bar:
+        try:
+            run_video(run, path) if path.suffix.lower() in VIDEO_ENDINGS else run_picture(run, path)
+            run.succeeded += 1
+        except (ImageReadError, VideoError) as error:
+            run.failed.append(str(error))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns 0 if anything was detected on, 1 if nothing could be read, 2 on a wrong call."""
+    args = parse_args(argv)
+    try:
+        files = collect_inputs(args.input) if args.input else []
+        check_output_dir(args.output)
+        predictor = Predictor(
+            args.config_file,
+            args.weights,
+            device=args.device,
+            score_threshold=args.score_threshold,
+            overrides=args.opts,
+        )
+    except (CheckpointError, ConfigError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    run = Run(predictor, args.output, args.score_threshold, args.salience)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupted = False
+    try:
+        if files:
+            run_inputs(run, files)
+        else:
+            run_video(run, args.webcam)
+            run.succeeded += 1
+    except KeyboardInterrupt:
+        interrupted = True
+    except VideoError as error:
+        run.failed.append(str(error))
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if args.json:
+            write_json(args.json, run.content())
+    return report(run, args, interrupted)
+
+
+def report(run: Run, args: argparse.Namespace, interrupted: bool) -> int:
+    """Print what was done and what was not; the exit code."""
+    print(f"{len(run.annotations)} detections on {len(run.images)} images, drawn in {args.output}")
+    if args.json:
+        print(f"detections written to {args.json}")
+    if run.failed:
+        print(f"{len(run.failed)} inputs were passed over:", *run.failed, sep="\n  ", file=sys.stderr)
+    if interrupted:
+        print("interrupted: what was done until then is written", file=sys.stderr)
+        return 130
+    return 0 if run.succeeded else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
