@@ -85,7 +85,7 @@ def _accepts(node: DictConfig, argument: str) -> bool:
 
 
 def _all_keys(node: Any, prefix: str = "") -> Iterator[str]:
-    items = node.items_ex(resolve=False) if isinstance(node, DictConfig) else enumerate(node._iter_ex(resolve=False))
+    items: Any = node.items_ex(resolve=False) if isinstance(node, DictConfig) else enumerate(node._iter_ex(False))
     for name, value in items:
         if name == "_target_":
             continue

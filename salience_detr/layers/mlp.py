@@ -9,15 +9,23 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """``num_layers`` linear layers: ``input_dim -> hidden_dim -> ... -> output_dim``."""
+    """``num_layers`` linear layers: ``input_dim -> hidden_dim -> ... -> output_dim``.
 
-    def __init__(self, *, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int) -> None:
+    With ``zero_output`` the last layer starts at zero.
+    """
+
+    def __init__(
+        self, *, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int, zero_output: bool = False
+    ) -> None:
         super().__init__()
         widths = [input_dim, *[hidden_dim] * (num_layers - 1), output_dim]
-        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
-        for layer in self.layers:
+        linears = [nn.Linear(before, after) for before, after in pairwise(widths)]
+        for layer in linears:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
+        if zero_output:
+            nn.init.zeros_(linears[-1].weight)
+        self.layers = nn.ModuleList(linears)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., input_dim) -> (..., output_dim)"""

@@ -31,9 +31,7 @@ def class_head(*, embed_dim: int, num_classes: int) -> nn.Linear:
 
 def bbox_head(*, embed_dim: int) -> MLP:
     """A three-layer regressor that starts by proposing no change."""
-    head = MLP(input_dim=embed_dim, hidden_dim=embed_dim, output_dim=4, num_layers=3)
-    nn.init.zeros_(head.layers[-1].weight)
-    return head
+    return MLP(input_dim=embed_dim, hidden_dim=embed_dim, output_dim=4, num_layers=3, zero_output=True)
 
 
 class SalienceDecoderLayer(nn.Module):

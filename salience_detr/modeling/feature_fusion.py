@@ -60,6 +60,7 @@ class ContextGate(nn.Module):
         self.expand = nn.Conv2d(max(1, channels // reduction), channels, 1, bias=False)
         for conv in (self.attention, self.reduce, self.expand):
             nn.init.kaiming_uniform_(conv.weight, a=1)
+        assert self.attention.bias is not None
         nn.init.zeros_(self.attention.bias)
 
     def forward(self, x: Tensor) -> Tensor:

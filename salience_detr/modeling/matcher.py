@@ -65,7 +65,7 @@ class HungarianMatcher:
                     "matched; lower the learning rate, or use bf16 or fp32 in place of fp16"
                 )
             queries, boxes = linear_sum_assignment(cost.cpu().numpy())
-            matches.append(tuple(torch.as_tensor(x, dtype=torch.int64, device=cost.device) for x in (queries, boxes)))
+            matches.append((torch.as_tensor(queries, device=cost.device), torch.as_tensor(boxes, device=cost.device)))
         return matches
 
     def cost(self, logits: Tensor, boxes: Tensor, target: DetectionTargets) -> Tensor:

@@ -197,7 +197,7 @@ def is_complete(root: Path, split: str, info: dict[str, Any]) -> bool:
         names = [image["file_name"] for image in content["images"]]
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(
-            f"{annotation_file} is broken or was not made by this tool; replace it with --force or choose another folder"
+            f"{annotation_file} is broken or was not made by this tool; replace it with --force or use another folder"
         ) from error
     if (version, parameters) != (info["version"], info["parameters"]):
         raise DatasetError(
