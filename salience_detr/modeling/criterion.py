@@ -57,11 +57,7 @@ class SetCriterion(nn.Module):
         Returns:
             ``loss_class``, ``loss_bbox``, ``loss_giou`` of the last layer, with suffix ``_i`` of layer i before it,
             ``_enc`` of the proposals, ``_dn`` and ``_dn_i`` of the denoising queries.
-
-        Raises:
-            ValueError: a label is not below the number of classes.
         """
-        check_labels(targets, decoder.logits.shape[-1])
         num_boxes = mean_num_boxes(targets, decoder.logits.device)
         losses: dict[str, Tensor] = {}
         for predictions, last_suffix in ((decoder, ""), (encoder, "_enc")):

@@ -58,7 +58,10 @@ class DenoisingQueries:
 
 
 class DenoisingGenerator(nn.Module):
-    """Makes about ``denoising_queries`` pairs of a lightly and a strongly noised copy of the boxes of each image."""
+    """Makes about ``denoising_queries`` pairs of a lightly and a strongly noised copy of the boxes of each image.
+
+    There is at least one group: 0 ``denoising_queries`` do not turn denoising off.
+    """
 
     def __init__(
         self,

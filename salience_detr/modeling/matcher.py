@@ -50,22 +50,16 @@ class HungarianMatcher:
             query_mask: (B, N) True for the queries that take part, which come first; None = all.
 
         Returns:
-            For each image the matched (query indices, target indices), by rising query index.
-
-        Raises:
-            FloatingPointError: a prediction is not finite.
+            For each image the matched (query indices, target indices), by rising query index. Predictions that are
+            not finite are matched first, so that they show in the losses.
         """
-        matches = []
-        for i, target in enumerate(targets):
-            count = pred_logits.shape[1] if query_mask is None else int(query_mask[i].sum())
+        device, matches = pred_logits.device, []
+        counts = [pred_logits.shape[1]] * len(targets) if query_mask is None else query_mask.sum(1).tolist()
+        for i, (target, count) in enumerate(zip(targets, counts, strict=True)):
             cost = self.cost(pred_logits[i, :count], pred_boxes[i, :count], target)
-            if not torch.isfinite(cost).all():
-                raise FloatingPointError(
-                    f"the predictions or the ground truth of image {i} of the batch are not finite, so they cannot be "
-                    "matched; lower the learning rate, or use bf16 or fp32 in place of fp16"
-                )
-            queries, boxes = linear_sum_assignment(cost.cpu().numpy())
-            matches.append((torch.as_tensor(queries, device=cost.device), torch.as_tensor(boxes, device=cost.device)))
+            cost = cost.cpu().nan_to_num(nan=-1e9, posinf=-1e9, neginf=-1e9)
+            queries, boxes = linear_sum_assignment(cost.numpy())
+            matches.append((torch.as_tensor(queries, device=device), torch.as_tensor(boxes, device=device)))
         return matches
 
     def cost(self, logits: Tensor, boxes: Tensor, target: DetectionTargets) -> Tensor:

@@ -14,7 +14,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from salience_detr.layers.box_ops import box_xyxy_to_cxcywh
-from salience_detr.modeling.criterion import SetCriterion
+from salience_detr.modeling.criterion import SetCriterion, check_labels
 from salience_detr.modeling.decoder import SalienceDecoder
 from salience_detr.modeling.denoising import DenoisingGenerator, DenoisingQueries
 from salience_detr.modeling.encoder import SalienceEncoder
@@ -64,6 +64,11 @@ class SalienceDETR(nn.Module):
             raise ValueError(
                 f"the encoder has {len(encoder.layers)} layers but layer_ratios {salience_filter.layer_ratios} "
                 f"has {len(salience_filter.layer_ratios)} entries; give one ratio per layer"
+            )
+        if denoising.num_queries != num_queries or query_selection.num_queries != num_queries:
+            raise ValueError(
+                f"num_queries is {num_queries}, but query_selection has {query_selection.num_queries} and denoising "
+                f"{denoising.num_queries}; build all three with the same number"
             )
         self.backbone = backbone
         self.neck = neck
@@ -148,6 +153,7 @@ class SalienceDETR(nn.Module):
             boxes = instances.gt_boxes.tensor.to(self.device, torch.promote_types(self.dtype, torch.float32))
             normalised = box_xyxy_to_cxcywh(boxes / boxes.new_tensor([width, height, width, height]))
             targets.append(DetectionTargets(instances.gt_classes.to(self.device), normalised, (height, width)))
+        check_labels(targets, self.num_classes)
         return targets
 
     def decode(

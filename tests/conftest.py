@@ -1,0 +1,84 @@
+"""What all tests share: one thread, the real data beside the project, and a model small enough for tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Sums come out the same in every run."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture
+def shared() -> Callable[[str], Path]:
+    """Finds a file or folder of the real data beside the project, or skips the test."""
+
+    def find(name: str) -> Path:
+        path = SHARED / name
+        if not path.exists():
+            pytest.skip(f"needs {name} in {SHARED}")
+        return path
+
+    return find
+
+
+@pytest.fixture
+def micro_config() -> str:
+    """A LazyConfig of a model with a few thousand parameters for 64-pixel pictures."""
+    return str(ROOT / "tests" / "configs" / "micro.py")
+
+
+@pytest.fixture(scope="session")
+def surface_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for DETECTRON2_DATASETS with 12 + 6 surface-defect pictures of 64 pixels."""
+    from salience_detr.data.surface import generate_surface_defects
+
+    root = tmp_path_factory.mktemp("datasets")
+    for split, count in (("train", 12), ("val", 6)):
+        generate_surface_defects(
+            root / "surface_defects", split=split, num_images=count, image_size=(64, 64), progress=False
+        )
+    return root
+
+
+@pytest.fixture
+def surface_data(surface_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The small surface-defect pictures, registered in this process and, by the environment, in its children."""
+    from salience_detr.data import register_surface_defects
+
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(surface_root))
+    register_surface_defects()
+    return surface_root / "surface_defects"
+
+
+def make_input(height: int, width: int, boxes: list[list[float]], classes: list[int]) -> dict:
+    """A model input with a random picture and ground truth in absolute xyxy."""
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    return {"image": image, "instances": instances, "height": height, "width": width}
+
+
+@pytest.fixture(name="make_input")
+def make_input_fixture() -> Callable[..., dict]:
+    return make_input

@@ -1,0 +1,115 @@
+"""Losses of a batch against plain loops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from salience_detr.modeling.criterion import SetCriterion, check_labels
+from salience_detr.modeling.denoising import DenoisingLayout
+from salience_detr.modeling.matcher import HungarianMatcher
+from salience_detr.modeling.structures import DetectionPredictions, DetectionTargets
+
+K = 4
+
+
+def random_target(count):
+    centres, sizes = torch.rand(count, 2) * 0.6 + 0.2, torch.rand(count, 2) * 0.3 + 0.02
+    boxes = torch.cat([centres, sizes], dim=1).double()
+    return DetectionTargets(torch.randint(0, K, (count,)), boxes, (100, 160))
+
+
+def random_predictions(layers, images, queries):
+    boxes = torch.rand(layers, images, queries, 4, dtype=torch.float64) * 0.4 + 0.2
+    return DetectionPredictions(torch.randn(layers, images, queries, K, dtype=torch.float64), boxes)
+
+
+def overlap(a, b):
+    """IoU and GIoU of two cxcywh boxes."""
+    ax, ay, bx, by = a[0] - a[2] / 2, a[1] - a[3] / 2, b[0] - b[2] / 2, b[1] - b[3] / 2
+    ax1, ay1, bx1, by1 = ax + a[2], ay + a[3], bx + b[2], by + b[3]
+    inside = max(0, min(ax1, bx1) - max(ax, bx)) * max(0, min(ay1, by1) - max(ay, by))
+    union = a[2] * a[3] + b[2] * b[3] - inside
+    hull = (max(ax1, bx1) - min(ax, bx)) * (max(ay1, by1) - min(ay, by))
+    return inside / union, inside / union - (hull - union) / hull
+
+
+def losses_by_loops(logits, boxes, targets, matches, divisor):
+    class_loss = l1 = giou_loss = 0.0
+    for i, truth in enumerate(targets):
+        quality = {}
+        for q, j in zip(*(index.tolist() for index in matches[i]), strict=True):
+            predicted, wanted = boxes[i, q].tolist(), truth.boxes[j].tolist()
+            iou, giou = overlap(predicted, wanted)
+            quality[q, truth.labels[j].item()] = iou
+            l1 += sum(abs(a - b) for a, b in zip(predicted, wanted, strict=True))
+            giou_loss += 1 - giou
+        for q in range(logits.shape[1]):
+            for k in range(K):
+                p = 1 / (1 + math.exp(-logits[i, q, k].item()))
+                if (q, k) in quality:
+                    t = quality[q, k]
+                    class_loss -= t * (t * math.log(p) + (1 - t) * math.log(1 - p))
+                else:
+                    class_loss -= 0.75 * p * p * math.log(1 - p)
+    return class_loss / divisor, 5 * l1 / divisor, 2 * giou_loss / divisor
+
+
+@pytest.mark.parametrize("suffix", ["", "_0", "_enc"])
+def test_losses_of_every_layer_equal_plain_loops(suffix):
+    targets, matcher = [random_target(3), random_target(1), random_target(0)], HungarianMatcher()
+    decoder, encoder = random_predictions(2, 3, 5), random_predictions(1, 3, 5)
+    losses = SetCriterion(matcher=matcher)(decoder, encoder, targets)
+    source, layer = {"": (decoder, 1), "_0": (decoder, 0), "_enc": (encoder, 0)}[suffix]
+    logits, boxes = source.logits[layer], source.boxes[layer]
+    expected = losses_by_loops(logits, boxes, targets, matcher(logits, boxes, targets), 4)
+    found = [losses[f"loss_{name}{suffix}"].item() for name in ("class", "bbox", "giou")]
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_denoising_matches_each_positive_slot_and_divides_by_the_groups():
+    targets, layout = [random_target(3), random_target(1)], DenoisingLayout(num_groups=2, max_boxes=3)
+    decoder, encoder = random_predictions(1, 2, 5), random_predictions(1, 2, 5)
+    denoised = random_predictions(1, 2, layout.num_queries)
+    losses = SetCriterion(matcher=HungarianMatcher())(decoder, encoder, targets, (denoised, layout))
+    # Groups of 2 * 3 slots, positives first.
+    slots = [torch.tensor([0, 1, 2, 6, 7, 8]), torch.tensor([0, 6])]
+    boxes = [torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 0])]
+    matches = list(zip(slots, boxes, strict=True))
+    expected = losses_by_loops(denoised.logits[0], denoised.boxes[0], targets, matches, 4 * 2)
+    found = [losses[f"loss_{name}_dn"].item() for name in ("class", "bbox", "giou")]
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_batch_without_boxes_has_finite_losses_with_gradients():
+    predictions = random_predictions(1, 2, 3)
+    predictions.boxes.requires_grad_()
+    predictions.logits.requires_grad_()
+    losses = SetCriterion(matcher=HungarianMatcher())(predictions, predictions, [random_target(0), random_target(0)])
+    sum(losses.values()).backward()
+    assert losses["loss_bbox"] == losses["loss_giou"] == 0
+    assert losses["loss_class"] > 0
+    assert predictions.boxes.grad.abs().sum() == 0 and predictions.logits.grad.abs().sum() > 0
+
+
+def test_surplus_slots_take_no_part():
+    few = random_predictions(1, 1, 3)
+    surplus = random_predictions(1, 1, 2)
+    padded = DetectionPredictions(
+        torch.cat([few.logits, surplus.logits], dim=2),
+        torch.cat([few.boxes, surplus.boxes], dim=2),
+        torch.tensor([[True, True, True, False, False]]),
+    )
+    targets, criterion = [random_target(2)], SetCriterion(matcher=HungarianMatcher())
+    expected, found = criterion(few, few, targets), criterion(padded, padded, targets)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name])
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_a_label_outside_the_classes_says_both_numbers(label):
+    truth = DetectionTargets(torch.tensor([0, label]), torch.rand(2, 4), (10, 10))
+    with pytest.raises(ValueError, match=rf"class is {label}.*has 4 classes"):
+        check_labels([truth], 4)

@@ -1,0 +1,117 @@
+"""The published implementation's numbers, in float64: stage by stage, and every loss and gradient in training."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.structures import Boxes, Instances
+
+from salience_detr import checkpoint_conversion
+from salience_detr.checkpoint import convert_reference_checkpoint, load_state_dict_strictly
+from salience_detr.modeling.token_pyramid import flatten_maps
+from salience_detr.predictor import captured_output
+
+ROOT = Path(__file__).resolve().parents[2]
+TOLERANCE = 1e-9  # of the largest value of each array
+# Instances hold boxes in float32.
+BOX_TOLERANCE = 1e-6
+
+
+def load_case(folder: Path, name: str):
+    spec = importlib.util.spec_from_file_location("parity", folder / "parity.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["parity"] = module
+    spec.loader.exec_module(module)
+    return module.Case(name)
+
+
+def build_model(case, **denoising):
+    config = LazyConfig.load(str(ROOT / "configs/models/salience_detr_r50.py"))
+    config.model.num_classes = 91
+    config.model.denoising.update(denoising)
+    model = instantiate(config.model)
+    source = {name: torch.from_numpy(value) for name, value in case.checkpoint().items()}
+    state = convert_reference_checkpoint(source, category_ids=None)
+    load_state_dict_strictly(model.double(), state, source=case.manifest["reference"]["config"])
+    return model
+
+
+def pictures(case):
+    return [torch.from_numpy(image).permute(2, 0, 1) for image in case.images()]
+
+
+def assert_close(found, expected, name, tolerance=TOLERANCE):
+    found = np.asarray(found.detach() if isinstance(found, torch.Tensor) else found)
+    assert found.shape == expected.shape, name
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    assert error < tolerance, f"{name}: {error:.2e}"
+
+
+def test_evaluation_equals_the_published_model_stage_by_stage(shared):
+    case = load_case(shared("parity"), "r50_4scale_eval")
+    model = build_model(case).eval()
+    model.decoder.train()  # has no dropout or statistics; in training mode it returns all its layers
+    stages = ("backbone", "salience_filter", "encoder", "feature_fusion", "query_selection", "decoder")
+    captures = {name: captured_output(model.get_submodule(name)) for name in stages}
+    results = {name: capture.__enter__() for name, capture in captures.items()}
+    with torch.no_grad():
+        detections = model([{"image": image} for image in pictures(case)])[0]["instances"]
+    expected = case.expected
+
+    for level, features in enumerate(results["backbone"][0].values()):
+        step = max(1, features.shape[1] // 8)
+        assert_close(features[0, ::step, ::5, ::5], expected[f"backbone_{level}"], f"backbone {level}")
+    selection = results["salience_filter"][0]
+    for level, scores in enumerate(selection.score_maps):
+        assert_close(scores, expected[f"salience_{level}"], f"salience {level}")
+    assert selection.counts == expected["focus_token_nums"].tolist()
+    assert [counts[0] for counts in selection.layer_counts] == expected["encoder_layer_tokens"].tolist()
+    assert selection.token_index[0].sort().values.tolist() == expected["selected_tokens"].tolist()
+    tokens = expected["token_index"]
+    assert_close(results["encoder"][0][0, tokens], expected["encoder_output"], "encoder output")
+    assert_close(flatten_maps(results["feature_fusion"][0])[0, tokens], expected["memory"], "memory")
+    proposals = results["query_selection"][0]
+    assert proposals.token_index[0].tolist() == expected["query_tokens"].tolist()
+    assert_close(proposals.boxes[0], expected["proposal_boxes"], "proposal boxes")
+    predictions = results["decoder"][0]
+    assert_close(predictions.boxes[0, 0], expected["pred_boxes_layer0"], "boxes of the first layer")
+    assert_close(predictions.logits[-1, 0], expected["pred_logits"], "logits")
+    assert_close(predictions.boxes[-1, 0], expected["pred_boxes"], "boxes")
+    assert detections.pred_classes.tolist() == expected["labels"].tolist()
+    assert_close(detections.scores, expected["scores"], "scores")
+    assert_close(detections.pred_boxes.tensor, expected["boxes"], "absolute boxes", BOX_TOLERANCE)
+    for capture in captures.values():
+        capture.__exit__(None, None, None)
+
+
+def test_training_losses_and_gradients_equal_the_published_model(shared):
+    case = load_case(shared("parity"), "r50_4scale_train")
+    model = build_model(case, label_noise_prob=0.0, box_noise_scale=0.0).train()
+    inputs = []
+    for image, target in zip(pictures(case), case.targets(), strict=True):
+        instances = Instances(tuple(image.shape[1:]))
+        instances.gt_boxes = Boxes(torch.zeros(0, 4))
+        instances.gt_boxes.tensor = torch.from_numpy(target["boxes"])  # kept in float64
+        instances.gt_classes = torch.from_numpy(target["labels"])
+        inputs.append({"image": image, "instances": instances})
+
+    losses = model(inputs)
+    total = sum(losses.values())
+    total.backward()
+
+    parameters = dict(model.named_parameters())
+    names = dict(checkpoint_conversion._reference_names(case.checkpoint()))
+    gradients = {name: p.grad.norm() for name, p in parameters.items() if p.requires_grad}
+    found = dict(losses, total_loss=total, total_grad_norm=torch.stack(list(gradients.values())).norm())
+    for key in case.expected:
+        if key.startswith("grad_norm:"):
+            reference = key.removeprefix("grad_norm:").replace("encoder.enhance_mcsp", "encoder_class_head")
+            found[key] = gradients[names[reference]]
+    assert set(losses) == {key for key in case.expected if key.startswith("loss_")}
+    for key, expected in case.expected.items():
+        assert_close(found[key], expected, key)

@@ -1,0 +1,88 @@
+"""Salience targets on drawn boxes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from salience_detr.modeling.salience_loss import SalienceCriterion, salience_targets
+from salience_detr.modeling.structures import DetectionTargets
+
+SHAPES, PADDED = [(8, 10), (4, 5)], (64, 80)  # strides 8 and 16
+RANGES = ((-1.0, 24.0), (24.0, 99999.0))
+
+
+def drawn(*boxes):
+    """Ground truth with boxes in pixels (xyxy) on a 64 x 80 picture."""
+    xyxy = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
+    scale = torch.tensor([80, 64, 80, 64])
+    cxcywh = torch.cat([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], dim=1) / scale
+    return DetectionTargets(torch.zeros(len(xyxy), dtype=torch.int64), cxcywh, (64, 80))
+
+
+def test_a_token_in_the_middle_has_salience_one():
+    # The token at row 1, column 2 lies at (20, 12), the middle of this box.
+    target = salience_targets(SHAPES, [drawn([10, 2, 30, 22])], PADDED, RANGES)[0][0]
+    assert target[1, 2] == pytest.approx(1)
+
+
+def test_salience_falls_towards_the_sides():
+    # At (12, 12) in a box of 10..30 x 2..22: left 2, right 18, dx = -0.8, dy = 0: 1 - 0.8 / 2.
+    target = salience_targets(SHAPES, [drawn([10, 2, 30, 22])], PADDED, RANGES)[0][0]
+    assert target[1, 1] == pytest.approx(0.6)
+
+
+def test_tokens_outside_have_none():
+    target = salience_targets(SHAPES, [drawn([10, 2, 30, 22])], PADDED, RANGES)[0][0]
+    inside = torch.zeros(8, 10, dtype=torch.bool)
+    inside[0:3, 1:4] = True  # centres 4, 12, 20 (rows) and 12, 20, 28 (columns)
+    assert torch.equal(target > 0, inside)
+
+
+def test_a_level_answers_for_its_range_of_distances_only():
+    # In the middle of a box of side 60 the largest distance is about 30: the second level's.
+    fine, coarse = salience_targets(SHAPES, [drawn([2, 2, 62, 62])], PADDED, RANGES)
+    assert fine[0, 3, 3] == 0
+    assert coarse[0, 1, 1] > 0.8
+
+
+def test_where_boxes_overlap_the_largest_value_counts_even_of_a_box_of_another_range():
+    small, large = [10, 2, 30, 22], [0, 0, 40, 24]  # around the same middle (20, 12)
+    both = salience_targets(SHAPES, [drawn(small, large)], PADDED, RANGES)[0][0]
+    # Token (12, 12): 0.6 in the small box; in the large one dx = (12 - 28) / 40 = -0.4, so 0.8. The large box's
+    # largest distance, 28, is beyond this level's range, but the small one makes the token positive.
+    assert both[1, 1] == pytest.approx(0.8)
+
+
+def test_padded_pictures_and_pictures_without_boxes_have_zeros():
+    fine, coarse = salience_targets(SHAPES, [drawn(), drawn([1, 1, 5, 5])], PADDED, RANGES)
+    assert fine[0].sum() == 0 and coarse[0].sum() == 0
+    assert fine[1, 0, 0] > 0 and (fine[1] > 0).sum() == 1
+
+
+def test_a_box_without_area_is_ignored():
+    fine, coarse = salience_targets(SHAPES, [drawn([20, 12, 20, 12])], PADDED, RANGES)
+    assert fine.isfinite().all() and fine.sum() == 0 and coarse.sum() == 0
+
+
+def test_the_loss_is_divided_by_the_positive_tokens():
+    # All logits 0: every token costs w * ln 2 with w = 0.1875 (1 - t) + 0.0625 t.
+    target = drawn([10, 2, 30, 22])
+    wanted = torch.cat([x.flatten() for x in salience_targets(SHAPES, [target], PADDED, RANGES)])
+    expected = 2 * ((0.1875 * (1 - wanted) + 0.0625 * wanted).sum() * math.log(2) / 9)
+    maps = [torch.zeros(1, *shape, dtype=torch.float64) for shape in SHAPES]
+    criterion = SalienceCriterion(level_ranges=RANGES)
+    assert criterion(maps, [target], PADDED)["loss_salience"].item() == pytest.approx(expected.item())
+
+
+def test_without_boxes_the_divisor_is_one():
+    maps = [torch.zeros(1, *shape) for shape in SHAPES]
+    loss = SalienceCriterion(level_ranges=RANGES)(maps, [drawn()], PADDED)["loss_salience"]
+    assert loss.item() == pytest.approx(2 * 100 * 0.1875 * math.log(2), rel=1e-5)
+
+
+def test_a_level_without_range_is_refused():
+    with pytest.raises(ValueError, match="2 levels but 4 level_ranges"):
+        SalienceCriterion()([torch.zeros(1, 2, 2)] * 2, [drawn()], PADDED)
