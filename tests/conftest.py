@@ -28,7 +28,7 @@ def fixed_seed() -> None:
     np.random.seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared() -> Callable[[str], Path]:
     """Finds a file or folder of the real data beside the project, or skips the test."""
 

@@ -49,27 +49,20 @@ def load_dataset(names: str | list[str], *, is_train: bool = False) -> list[dict
                 f"(registered are, for example, {', '.join(sorted(DatasetCatalog.list())[:6])})"
             )
         try:
-            records += get_detection_dataset_dicts(name, filter_empty=False)
-        except (
-            KeyError,
-            TypeError,
-            AttributeError,
-            AssertionError,
-            IndexError,
-            OSError,
-            json.JSONDecodeError,
-        ) as error:
+            found = get_detection_dataset_dicts(name, filter_empty=False)
+            records += clean_annotations(found) if is_train else found
+        except (LookupError, TypeError, AttributeError, AssertionError, OSError, ValueError) as error:
             raise DatasetError(f"data set {name!r}: {diagnose(name) or error}") from error
-    return clean_annotations(records) if is_train else records
+    return records
 
 
 def diagnose(name: str) -> str | None:
     """What is wrong with the JSON file of a registered data set, in words; None if nothing is found."""
-    path = Path(MetadataCatalog.get(name).get("json_file", ""))
+    metadata = MetadataCatalog.get(name)
+    path = Path(metadata.get("json_file", ""))
     if not path.is_file():
-        return (
-            f"there is no annotation file {path}; check the path, or set DETECTRON2_DATASETS to the folder of the data"
-        )
+        remedy = metadata.get("how_to_get", "check the path, or set DETECTRON2_DATASETS to the folder of the data")
+        return f"there is no annotation file {path}; {remedy}"
     try:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -1,0 +1,139 @@
+"""From files to model inputs: boxes stay on what they enclose."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from salience_detr.data import DetectionMapper, ImageReadError
+from salience_detr.data.loader import StreamBatchSampler, build_train_loader
+
+
+@pytest.fixture
+def record(tmp_path):
+    """A black 80 x 60 picture with a white rectangle, and its box."""
+    image = np.zeros((60, 80, 3), np.uint8)
+    image[10:30, 20:60] = 255
+    Image.fromarray(image).save(tmp_path / "a.png")
+    box = {"bbox": [20, 10, 40, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 3, "iscrowd": 0}
+    return {"file_name": str(tmp_path / "a.png"), "height": 60, "width": 80, "image_id": 5, "annotations": [box]}
+
+
+def enclosing_box(image):
+    """(x0, y0, x1, y1) of the bright pixels of a (3, H, W) picture."""
+    rows, columns = np.nonzero(image[0].numpy() > 127)
+    return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+
+
+@pytest.mark.parametrize(
+    "augmentations",
+    [
+        [],
+        [T.RandomFlip(prob=1.0)],
+        [T.RandomFlip(prob=1.0, horizontal=False, vertical=True)],
+        [T.ResizeShortestEdge(90, 400)],
+        [T.RandomCrop("absolute", (30, 40))],
+        [T.RandomFlip(prob=1.0), T.RandomCrop("relative_range", (0.6, 0.6)), T.ResizeShortestEdge(120, 400)],
+    ],
+)
+def test_boxes_follow_the_augmentation(record, augmentations):
+    mapped = DetectionMapper(is_train=True, augmentations=augmentations)(record)
+    box = mapped["instances"].gt_boxes.tensor[0].tolist()
+    assert box == pytest.approx(enclosing_box(mapped["image"]), abs=1.0)
+    assert mapped["instances"].image_size == tuple(mapped["image"].shape[1:])
+    assert mapped["instances"].gt_classes.tolist() == [3]
+    assert "annotations" not in mapped and mapped["image_id"] == 5
+
+
+def test_a_crop_beside_the_object_leaves_a_picture_without_boxes(record):
+    record["annotations"][0]["bbox"] = [0, 0, 1, 1]
+    np.random.seed(3)
+    mapped = DetectionMapper(is_train=True, augmentations=[T.CropTransform(40, 30, 40, 30)])(record)
+    assert len(mapped["instances"]) == 0
+
+
+def test_the_test_mapper_resizes_as_prepare_image_does(record):
+    mapper = DetectionMapper(is_train=False, augmentations=[T.ResizeShortestEdge(30, 400)])
+    mapped = mapper(record)
+    assert mapped["image"].shape == (3, 30, 40)
+    assert (mapped["height"], mapped["width"]) == (60, 80)
+    prepared = mapper.prepare_image(np.asarray(Image.open(record["file_name"])))
+    assert (prepared["image"] == mapped["image"]).all() and prepared["height"] == 60
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xd8\xff\xe0 not a picture"])
+def test_pictures_that_cannot_be_read_are_named(record, tmp_path, content):
+    record["file_name"] = str(tmp_path / "broken.jpg")
+    if content is not None:
+        (tmp_path / "broken.jpg").write_bytes(content)
+    with pytest.raises(ImageReadError, match=r"broken\.jpg"):
+        DetectionMapper(is_train=True, augmentations=[])(record)
+
+
+def test_a_truncated_picture_is_named(record, tmp_path):
+    path = tmp_path / "cut.jpg"
+    Image.fromarray(np.random.randint(0, 255, (60, 80, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(ImageReadError, match=r"cut\.jpg.*replace the file"):
+        DetectionMapper(is_train=True, augmentations=[])(record | {"file_name": str(path)})
+
+
+def test_a_picture_of_another_size_says_both(record):
+    with pytest.raises(ImageReadError, match=r"is 80x60, but the annotations say 81x60"):
+        DetectionMapper(is_train=True, augmentations=[])(record | {"width": 81})
+
+
+def batches(count, *, start=0, rank=0, world_size=1, size=7):
+    sampler = StreamBatchSampler(size=size, total_batch_size=4, seed=1, rank=rank, world_size=world_size)
+    sampler.start_iteration = start
+    iterator = iter(sampler)
+    return [next(iterator) for _ in range(count)]
+
+
+def test_every_epoch_of_the_stream_is_a_new_permutation():
+    stream = [index for batch in batches(7) for index, _ in batch]
+    epochs = [stream[i : i + 7] for i in range(0, 28, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_the_stream_goes_on_where_it_stopped():
+    assert batches(5)[3:] == batches(2, start=3)
+
+
+def test_two_processes_share_the_batches_of_one():
+    first, second = batches(4, rank=0, world_size=2), batches(4, rank=1, world_size=2)
+    assert [a + b for a, b in zip(first, second, strict=True)] == batches(4)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused():
+    with pytest.raises(ValueError, match=r"total_batch_size \(5\).*3 processes"):
+        StreamBatchSampler(size=7, total_batch_size=5, seed=1, world_size=3)
+
+
+def random_mapper(record):
+    return record["id"], np.random.rand()
+
+
+def drawn(num_workers):
+    records = [{"id": i} for i in range(5)]
+    loader = build_train_loader(
+        dataset=records, mapper=random_mapper, total_batch_size=2, num_workers=num_workers, seed=3
+    )
+    iterator = iter(loader)
+    return [next(iterator) for _ in range(4)]
+
+
+def test_random_augmentation_does_not_depend_on_the_workers():
+    assert drawn(0) == drawn(2)
+
+
+def test_drawing_leaves_the_global_random_state_alone():
+    np.random.seed(9)
+    expected = np.random.rand()
+    np.random.seed(9)
+    drawn(0)
+    assert np.random.rand() == expected
