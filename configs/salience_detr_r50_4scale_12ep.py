@@ -1,8 +1,10 @@
 """Salience DETR, ResNet-50, 4 levels, 12 epochs of COCO: 50.0 AP in the paper's code."""
 
 from .common.coco import TRAIN_IMAGES, dataloader
+from .common.optimizer import optimizer
 from .common.schedule import step_schedule
 from .common.train import train
+from .models.salience_detr_r50 import model
 
 # V2 weights: those of V1 cost about 1 AP.
 train.init_checkpoint = "torchvision://ResNet50_Weights.IMAGENET1K_V2"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from detectron2.structures import Boxes, Instances
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+logging.raiseExceptions = False  # detectron2 keeps handlers on streams that pytest closes
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import HookBase, hooks
-from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -30,6 +29,7 @@ from salience_detr.engine.hooks import (
     EvaluationHook,
     InterruptHook,
 )
+from salience_detr.engine.sync_batch_norm import use_cpu_sync_batch_norm
 from salience_detr.engine.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -81,21 +81,9 @@ def distribute(model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     on_gpu = next(model.parameters()).is_cuda
-    # torch's SyncBatchNorm does not run on the CPU, detectron2's runs anywhere.
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_gpu else use_naive_sync_batch_norm(model)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_gpu else use_cpu_sync_batch_norm(model)
     device_ids = [torch.cuda.current_device()] if on_gpu else None
     return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
-
-
-def use_naive_sync_batch_norm(model: nn.Module) -> nn.Module:
-    """Replace each BatchNorm2d, in place, by detectron2's synchronised one with the same state."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.BatchNorm2d:
-                synced = NaiveSyncBatchNorm(child.num_features, eps=child.eps, momentum=child.momentum)
-                synced.load_state_dict(child.state_dict())
-                setattr(parent, name, synced.to(child.weight.device, child.weight.dtype))
-    return model
 
 
 def train(config: DictConfig, *, resume: bool) -> None:

@@ -96,9 +96,10 @@ class Trainer(TrainerBase):
             numbers = dict(zip(numbers, (reduced / comm.get_world_size()).tolist(), strict=True))
         if not comm.is_main_process():
             return
-        self.storage.put_scalar("total_loss", sum(numbers[name] for name in losses))
-        self.storage.put_scalar("samples_per_second", images * comm.get_world_size() / step_time)
-        self.storage.put_scalars(**numbers)
+        numbers["total_loss"] = sum(numbers[name] for name in losses)
+        numbers["samples_per_second"] = images * comm.get_world_size() / step_time
+        # Written as they are, so that a resumed run can be compared with another; the console smooths for itself.
+        self.storage.put_scalars(**numbers, smoothing_hint=False)
 
 
 def seed_step(*key: int) -> None:

@@ -5,7 +5,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 
 from ...configs.common.schedule import step_schedule
-from ...configs.surface_defects_tiny import dataloader, model, train
+from ...configs.surface_defects_tiny import dataloader, model, optimizer, train
 
 WIDTHS = [8, 16, 24, 32]
 model.backbone.stem = L(BasicStem)(in_channels=3, out_channels=8, norm="BN")

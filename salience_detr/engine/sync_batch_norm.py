@@ -1,0 +1,45 @@
+"""BatchNorm over all processes on the CPU, where torch's SyncBatchNorm does not run."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class CpuSyncBatchNorm2d(nn.BatchNorm2d):
+    """Equals BatchNorm2d over the joined batch of all processes, running statistics and gradients included."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)"""
+        if not self.training or comm.get_world_size() == 1:
+            return super().forward(x)
+        dims = (0, 2, 3)
+        count = all_reduce(torch.tensor(float(x.numel() / x.shape[1])))
+        mean = all_reduce(x.sum(dims)) / count
+        centred = x - mean[:, None, None]
+        variance = all_reduce(centred.square().sum(dims)) / count
+        self.update_statistics(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+    @torch.no_grad()
+    def update_statistics(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        """Move the running statistics as BatchNorm2d does."""
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(unbiased_variance, self.momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+
+
+def use_cpu_sync_batch_norm(model: nn.Module) -> nn.Module:
+    """Replace each BatchNorm2d, in place, by the synchronised one with the same state."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.BatchNorm2d:
+                synced = CpuSyncBatchNorm2d(child.num_features, eps=child.eps, momentum=child.momentum)
+                synced.load_state_dict(child.state_dict())
+                setattr(parent, name, synced.to(child.weight.dtype))
+    return model

@@ -1,0 +1,85 @@
+"""The published recipe: which parameter learns at which rate, and the schedule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import instantiate
+
+from salience_detr.engine.config import load_config
+from salience_detr.engine.optimizer import get_parameter_groups
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def r50():
+    config = load_config(ROOT / "configs/salience_detr_r50_4scale_12ep.py")
+    with torch.device("meta"):
+        model = instantiate(config.model)
+    return config, model
+
+
+def test_every_trainable_parameter_of_the_r50_model_is_in_the_right_group(r50):
+    _, model = r50
+    groups = get_parameter_groups(model, base_lr=1.0, weight_decay=0.5)
+    placed = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
+    assert placed.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert sum(len(group["params"]) for group in groups) == len(placed)
+    expected = {
+        "backbone.res3.0.conv1.weight": (0.1, 0.5),
+        "encoder.layers.0.deformable_attention.sampling_offsets.weight": (0.1, 0.5),
+        "encoder.layers.0.deformable_attention.sampling_offsets.bias": (0.1, 0.0),
+        "decoder.layers.5.cross_attention.sampling_offsets.weight": (0.1, 0.5),
+        "decoder.layers.5.cross_attention.value_proj.weight": (1.0, 0.5),
+        "decoder.layers.0.self_attention.in_proj_bias": (1.0, 0.0),
+        "encoder.layers.0.ffn.norm.weight": (1.0, 0.0),
+        "neck.projections.0.norm.weight": (1.0, 0.0),
+        "feature_fusion.lateral.0.norm.weight": (1.0, 0.0),
+        "query_embedding": (1.0, 0.5),
+        "token_pyramid.level_embeds": (1.0, 0.5),
+        "salience_filter.alpha": (1.0, 0.5),
+    }
+    assert {name: placed[name] for name in expected} == expected
+
+
+def test_the_stem_and_the_first_stage_are_frozen(r50):
+    _, model = r50
+    frozen = {name.split(".")[1] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"stem", "res2"}
+
+
+def test_the_schedule_warms_up_and_decays_after_ten_of_twelve_epochs(r50):
+    config, _ = r50
+    epoch = 118_287 // 16
+    assert config.train.max_iter == 12 * epoch
+    schedule = instantiate(config.lr_multiplier)
+
+    def rate(iteration):
+        return schedule(iteration / config.train.max_iter)
+
+    assert rate(0) == pytest.approx(0.001)
+    assert rate(500) == pytest.approx(0.5, abs=0.01)
+    assert rate(1001) == rate(10 * epoch - 1) == 1.0
+    assert rate(10 * epoch + 1) == pytest.approx(0.1)
+
+
+def test_the_optimizer_of_the_recipe_is_adamw_with_the_published_numbers(r50):
+    config, model = r50
+    config.optimizer.params.model = model
+    optimizer = instantiate(config.optimizer)
+    config.optimizer.params.model = None
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.defaults["betas"] == (0.9, 0.999)
+    assert {(g["lr"], g["weight_decay"]) for g in optimizer.param_groups} == {
+        (1e-4, 1e-4), (1e-4, 0.0), (1e-5, 1e-4), (1e-5, 0.0),
+    }  # fmt: skip
+    assert config.train.clip_grad_norm == 0.1
+
+
+def test_the_model_has_the_published_number_of_parameters(r50):
+    _, model = r50
+    # 56.1 M with 91 classes; 80 classes are 11 rows fewer in seven heads and one embedding.
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(56.06e6, abs=0.05e6)

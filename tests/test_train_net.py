@@ -1,0 +1,196 @@
+"""Training runs from the command line: resume, two processes, mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_net
+from salience_detr.checkpoint import read_checkpoint
+from salience_detr.data.surface import generate_surface_defects
+
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = ROOT / "demo" / "surface_defects_tiny.safetensors"
+AP_ROW = re.compile(r"copypaste: (\d[\d.,nan]*)")
+
+
+def command(config, output, *words):
+    return [
+        sys.executable,
+        str(ROOT / "train_net.py"),
+        "--config-file",
+        str(config),
+        *words,
+        f"train.output_dir={output}",
+    ]
+
+
+def environment(**changes):
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **changes}
+
+
+def losses(output):
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    return {line["iteration"]: line["total_loss"] for line in lines if "total_loss" in line}
+
+
+def run(config, output, *words):
+    return train_net.run(["--config-file", str(config), *words, f"train.output_dir={output}"])
+
+
+@pytest.fixture
+def full_run(micro_config, surface_data, tmp_path):
+    """The output folder of an uninterrupted run of six iterations."""
+    assert run(micro_config, tmp_path / "full") == 0
+    return tmp_path / "full"
+
+
+def test_a_run_trains_evaluates_and_leaves_its_records(full_run):
+    names = {path.name for path in full_run.iterdir()}
+    assert {"config.yaml", "log.txt", "metrics.json", "last_checkpoint", "model_final.pth"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert len(losses(full_run)) == 6
+    log = (full_run / "log.txt").read_text()
+    assert "images/s" in log and "eta" in log and AP_ROW.search(log)
+    results = json.loads((full_run / "inference" / "coco_instances_results.json").read_text())
+    assert {"image_id", "category_id", "bbox", "score"} <= results[0].keys()
+    assert {x["category_id"] for x in results} <= set(range(1, 7))
+
+
+def test_a_killed_run_resumes_exactly(full_run, micro_config, surface_data, tmp_path):
+    output = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(micro_config, output), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while not (output / "model_0000004.pth").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    # What a kill in the middle of a write leaves behind.
+    (output / "model_0000005.pth.tmp").write_bytes(b"half")
+    (output / "model_final.pth").unlink(missing_ok=True)
+    assert run(micro_config, output, "--resume") == 0
+    expected, found = (read_checkpoint(x / "model_final.pth") for x in (full_run, output))
+    assert all(torch.equal(expected["model"][name], found["model"][name]) for name in expected["model"])
+    assert expected["iteration"] == found["iteration"] == 6
+    resumed = losses(output)
+    assert {i: resumed[i] for i in (4, 5)} == {i: losses(full_run)[i] for i in (4, 5)}
+
+
+def test_a_terminated_run_saves_and_exits_cleanly(micro_config, surface_data, tmp_path):
+    output = tmp_path / "stopped"
+    words = command(micro_config, output, "train.max_iter=100000", "train.checkpointer.period=0")
+    process = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while not (output / "metrics.json").exists() or not (output / "metrics.json").read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(30) == 0
+    saved = output / (output / "last_checkpoint").read_text()
+    assert read_checkpoint(saved)["iteration"] > 0
+
+
+@pytest.fixture
+def equal_boxes(tmp_path, monkeypatch):
+    """Surface-defect pictures with exactly three boxes each, so that any split of a batch has equal denoising slots."""
+    root = tmp_path / "data" / "surface_defects"
+    for split, count in (("train", 60), ("val", 6)):
+        path = generate_surface_defects(root, split=split, num_images=count, progress=False)
+        content = json.loads(path.read_text())
+        of_image = {image["id"]: [] for image in content["images"]}
+        for annotation in content["annotations"]:
+            of_image[annotation["image_id"]].append(annotation)
+        if split == "train":
+            kept = [i for i, annotations in of_image.items() if len(annotations) == 3][:8]
+            assert len(kept) == 8
+            content["images"] = [image for image in content["images"] if image["id"] in kept]
+            content["annotations"] = [x for x in content["annotations"] if x["image_id"] in kept]
+            path.write_text(json.dumps(content))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+
+
+def test_two_processes_give_the_ap_table_of_one(equal_boxes, tmp_path):
+    tables, weights = [], []
+    launchers = {
+        "one": [],
+        "two": ["--num-gpus", "2"],
+        "torchrun": [],
+    }
+    for name, words in launchers.items():
+        options = [
+            "train.max_iter=3", "train.eval_period=0", f"train.init_checkpoint={WEIGHTS}",
+            "dataloader.train.total_batch_size=4", "model.denoising.label_noise_prob=0",
+            "model.denoising.box_noise_scale=0", "optimizer.lr=1e-5",
+        ]  # fmt: skip
+        call = command(ROOT / "configs/surface_defects_tiny.py", tmp_path / name, *words, *options)
+        if name == "torchrun":
+            call = [call[0], "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *call[1:]]
+        result = subprocess.run(
+            call, env=environment(CUDA_VISIBLE_DEVICES=""), capture_output=True, text=True, timeout=200
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        tables.append(AP_ROW.findall((tmp_path / name / "log.txt").read_text())[-1])
+        weights.append(read_checkpoint(tmp_path / name / "model_final.pth")["model"])
+    assert tables[0] == tables[1] == tables[2]
+    assert float(tables[0].split(",")[0]) > 30
+    for other in weights[1:]:
+        for key, value in weights[0].items():
+            torch.testing.assert_close(other[key].float(), value.float(), atol=1e-4, rtol=1e-3, msg=key)
+
+
+def test_the_saved_results_evaluate_to_the_same_table(surface_data, micro_config, tmp_path, capsys):
+    assert run(micro_config, tmp_path, "train.max_iter=1") == 0
+    from tools.evaluate_json import main
+
+    expected = AP_ROW.findall((tmp_path / "log.txt").read_text())[-1].split(",")
+    results = tmp_path / "inference" / "coco_instances_results.json"
+    assert main([str(results), str(surface_data / "annotations" / "val.json")]) == 0
+    table = capsys.readouterr().out
+    assert f"{float(expected[0]):.1f}" in table
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train.max_itr=3"], "did you mean train.max_iter"),
+        (["model.num_classes=2"], "has 6 classes, but the model has 2; set model.num_classes=6"),
+        (["--eval-only"], "needs weights"),
+        (["train.init_checkpoint=nothing.pth"], "no checkpoint file nothing.pth"),
+        (["dataloader.train.dataset.names=nowhere"], "no data set 'nowhere'"),
+        (["train.output_dir=/dev/null/x"], "cannot be written to"),
+        (["train.amp.enabled=True", "train.amp.dtype=fp8"], "use auto, bf16 or fp16"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_two(surface_data, micro_config, tmp_path, capsys, words, message):
+    code = train_net.run(["--config-file", micro_config, f"train.output_dir={tmp_path}", *words])
+    errors = capsys.readouterr().err.splitlines()
+    assert code == 2
+    line = next(x for x in errors if x.startswith("error:"))
+    assert message in line
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_terms_and_images(surface_data, micro_config, tmp_path, capsys):
+    code = run(micro_config, tmp_path, "optimizer.lr=1e38", "train.clip_grad_norm=0", "train.checkpointer.period=1")
+    error = next(x for x in capsys.readouterr().err.splitlines() if x.startswith("error:"))
+    assert code == 2
+    assert re.search(r"not finite at iteration \d; images \d+, \d+; .*loss_class=", error)
+    assert list(tmp_path.glob("model_000*.pth"))
+
+
+def test_mixed_precision_trains(surface_data, micro_config, tmp_path):
+    assert run(micro_config, tmp_path, "train.amp.enabled=True", "train.max_iter=2") == 0
+    assert len(losses(tmp_path)) == 2
