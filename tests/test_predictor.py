@@ -1,0 +1,104 @@
+"""The Python interface."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from salience_detr import Predictor
+from salience_detr.engine.config import load_config
+from salience_detr.predictor import salience_maps, to_rgb
+from salience_detr.visualization import class_colors, draw_detections, draw_salience
+
+
+@pytest.fixture
+def predictor(micro_config, surface_data):
+    return Predictor(micro_config, None, device="cpu")
+
+
+def test_detections_equal_those_of_the_evaluation_loader(predictor, surface_data, micro_config):
+    config = load_config(micro_config)
+    for inputs in list(instantiate(config.dataloader.test))[:2]:
+        with torch.no_grad():
+            expected = predictor.model(inputs)[0]["instances"]
+        found = predictor(inputs[0]["file_name"])
+        assert torch.equal(found.scores, expected.scores)
+        assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+
+
+def test_paths_pil_images_and_arrays_give_the_same(predictor, surface_data):
+    path = surface_data / "val" / "000001.jpg"
+    image = Image.open(path)
+    results = [predictor(x).scores for x in (path, str(path), image, np.asarray(image))]
+    assert all(torch.equal(results[0], x) for x in results[1:])
+
+
+def test_a_batch_equals_its_pictures(predictor, surface_data):
+    paths = [surface_data / "val" / f"00000{i}.jpg" for i in (1, 2, 3)]
+    together = predictor.batch(paths)
+    assert [len(x) for x in together] == [len(predictor(path)) for path in paths]
+    torch.testing.assert_close(together[1].scores, predictor(paths[1]).scores, rtol=1e-4, atol=1e-5)
+    assert predictor.batch([]) == []
+
+
+def test_the_threshold_holds_and_names_are_known(micro_config, surface_data):
+    predictor = Predictor(micro_config, None, device="cpu", score_threshold=0.02)
+    found = predictor(surface_data / "val" / "000001.jpg")
+    assert (found.scores >= 0.02).all()
+    assert predictor.class_names == ["scratch", "pit", "inclusion", "crack", "stain", "dent"]
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (np.full((2, 3), 7, np.uint8), 7),
+        (np.full((2, 3, 1), 7, np.uint8), 7),
+        (np.full((2, 3, 4), 7, np.uint8), 7),
+        (np.full((2, 3, 3), 7 * 256 + 9, np.uint16), 7),
+    ],
+)
+def test_other_arrays_become_rgb(image, expected):
+    found = to_rgb(image)
+    assert found.shape == (2, 3, 3) and found.dtype == np.uint8 and (found == expected).all()
+
+
+@pytest.mark.parametrize("image", [np.zeros((2, 3, 5), np.uint8), np.zeros((2, 3, 3)), np.zeros((0, 3, 3), np.uint8)])
+def test_arrays_that_are_no_pictures_are_described(image):
+    with pytest.raises(ValueError, match="an image is an array of shape"):
+        to_rgb(image)
+
+
+def test_salience_is_cut_to_the_picture_and_takes_the_highest_level():
+    fine, coarse = torch.full((1, 4, 4), -20.0), torch.full((1, 2, 2), -20.0)
+    fine[0, 0, 0], coarse[0, 1, 1] = 20.0, 20.0
+    # The picture fills the left half of a padded 32 x 32 one; it was 64 x 32 before it was resized.
+    inputs = [{"image": torch.zeros(3, 32, 16), "height": 64, "width": 32}, {"image": torch.zeros(3, 32, 32)}]
+    heat = salience_maps([fine, coarse], inputs[:1] + [inputs[1] | {"height": 32, "width": 32}][:0])[0]
+    assert heat.shape == (64, 32) and heat.max() > 0.5
+    assert np.unravel_index(heat.argmax(), heat.shape)[0] < 16  # the token at the upper left
+
+
+def test_drawing_marks_the_box_in_its_colour_and_leaves_the_picture_alone(predictor, surface_data):
+    image = np.zeros((100, 120, 3), np.uint8)
+    instances = Instances((100, 120), scores=torch.tensor([0.9]), pred_classes=torch.tensor([2]))
+    instances.pred_boxes = Boxes(torch.tensor([[20.0, 30.0, 80.0, 90.0]]))
+    colors = class_colors(6)
+    drawn = draw_detections(image, instances, class_names=predictor.class_names, colors=colors)
+    assert tuple(drawn[90, 50]) == colors[2] and tuple(drawn[60, 50]) == (0, 0, 0)
+    assert not image.any()
+    nothing = draw_detections(image, instances, class_names=predictor.class_names, score_threshold=1.1)
+    assert not nothing.any()
+
+
+def test_salience_is_drawn_from_dark_to_bright():
+    drawn = draw_salience(np.zeros((2, 2, 3), np.uint8), np.array([[0.0, 1.0], [0.0, 1.0]], np.float32))
+    assert drawn[0, 1].sum() > drawn[0, 0].sum()
+
+
+def test_colours_differ_and_known_ones_come_first():
+    colors = class_colors(20, known=[[1, 2, 3]])
+    assert colors[0] == (1, 2, 3) and len(set(colors)) == 20

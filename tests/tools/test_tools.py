@@ -1,0 +1,116 @@
+"""The small command-line tools."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from salience_detr.video import VideoReader
+from tools import (
+    analyze_model,
+    convert_checkpoint,
+    evaluate_json,
+    make_demo_inputs,
+    make_surface_defects,
+    strip_checkpoint,
+)
+
+
+def test_the_data_set_tool_makes_both_splits(tmp_path, capsys):
+    words = ["--output", str(tmp_path), "--num-train", "2", "--num-val", "1", "--size", "40x48", "--workers", "0"]
+    assert make_surface_defects.main(words) == 0
+    assert "train: 2 pictures" in capsys.readouterr().out
+    assert len(list((tmp_path / "val").glob("*.jpg"))) == 1
+    assert make_surface_defects.main([*words, "--seed", "3"]) == 2
+    assert "--force" in capsys.readouterr().err
+
+
+def test_a_size_that_is_none_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        make_surface_defects.main(["--size", "large"])
+    assert "'large' is neither a side nor HEIGHTxWIDTH" in capsys.readouterr().err
+
+
+def test_the_demo_inputs_are_made_once(tmp_path, surface_data):
+    words = ["--output", str(tmp_path), "--pictures", str(surface_data / "val"), "--num-pictures", "2"]
+    assert make_demo_inputs.main([*words, "--seconds", "0.5", "--size", "64"]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000001.jpg", "000002.jpg", "conveyor.mp4"]
+    reader = VideoReader(tmp_path / "conveyor.mp4")
+    assert reader.fps == 10 and [x.shape for x in reader] == [(64, 64, 3)] * 5
+
+
+def test_stripping_keeps_the_weights_only(tmp_path):
+    model = nn.Linear(3, 2)
+    torch.save({"model": model.state_dict(), "optimizer": {}, "iteration": 3}, tmp_path / "a.pth")
+    assert strip_checkpoint.main([str(tmp_path / "a.pth"), str(tmp_path / "a.safetensors")]) == 0
+    assert torch.equal(load_file(tmp_path / "a.safetensors")["weight"], model.weight)
+    assert strip_checkpoint.main(["--half", str(tmp_path / "a.pth"), str(tmp_path / "h.safetensors")]) == 0
+    assert load_file(tmp_path / "h.safetensors")["weight"].dtype == torch.float16
+    assert strip_checkpoint.main([str(tmp_path / "none.pth"), str(tmp_path / "b.pth")]) == 2
+
+
+def test_converting_something_else_is_an_error(tmp_path, capsys):
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "a.pth")
+    assert convert_checkpoint.main([str(tmp_path / "a.pth"), str(tmp_path / "b.pth")]) == 2
+    assert "not a complete checkpoint of the published" in capsys.readouterr().err
+    assert not (tmp_path / "b.pth").exists()
+
+
+def annotation_file(tmp_path):
+    content = {
+        "images": [{"id": 1, "width": 50, "height": 50, "file_name": "a"}],
+        "categories": [{"id": 4, "name": "pit"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 4, "bbox": [10, 10, 10, 10], "area": 100, "iscrowd": 0}
+        ],
+    }
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    # IoU 1, and 80 / 120 = 0.667: found up to a threshold of 0.65, 4 of 10.
+    ("bbox", "row"),
+    [([10, 10, 10, 10], "100.0 |  100.0 |  100.0"), ([12, 10, 10, 10], "40.0 |  100.0 |    0.0")],
+)
+def test_average_precision_of_a_results_file(tmp_path, capsys, bbox, row):
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps([{"image_id": 1, "category_id": 4, "bbox": bbox, "score": 0.9}]))
+    assert evaluate_json.main([str(results), str(annotation_file(tmp_path)), "--classes"]) == 0
+    printed = capsys.readouterr().out
+    assert row in printed and "| pit" in printed
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[{", "not valid JSON"),
+        ("3", "holds a int, not a list"),
+        ('[{"image_id": 1}]', "detection 0 .* has no bbox, category_id, score"),
+        ('[{"image_id": 9, "category_id": 4, "bbox": [1, 1, 2, 2], "score": 1}]', "image_id 9"),
+    ],
+)
+def test_results_that_cannot_be_evaluated_are_named(tmp_path, content, message):
+    results = tmp_path / "results.json"
+    results.write_text(content)
+    with pytest.raises(evaluate_json.ResultsError, match=message):
+        evaluate_json.load(results, annotation_file(tmp_path))
+
+
+def test_the_analysis_lists_every_stage(micro_config, capsys):
+    assert analyze_model.main(["--config-file", micro_config, "--size", "64", "64"]) == 0
+    printed = capsys.readouterr().out
+    assert all(stage in printed for stage in analyze_model.STAGES)
+    assert "total" in printed
+
+
+@pytest.mark.slow
+def test_the_r50_model_takes_at_most_206_gmacs(capsys):
+    analyze_model.main(["--config-file", "configs/salience_detr_r50_4scale_12ep.py"])
+    total = next(line for line in capsys.readouterr().out.splitlines() if "total" in line)
+    assert 150 < float(total.split("|")[3]) <= 206
