@@ -13,6 +13,8 @@ import argparse
 import logging
 import sys
 
+from torch.multiprocessing import ProcessExitedException
+
 from salience_detr.checkpoint import CheckpointError, load_weights
 from salience_detr.data import DatasetError, ImageReadError
 from salience_detr.engine.config import ConfigError, load_config
@@ -37,7 +39,32 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """The work of one process."""
+    """The work of one process; a user's mistake becomes one line on the console, and a traceback in log.txt."""
+    try:
+        work(args)
+    except USER_ERRORS as error:
+        log_traceback()
+        tell(error)
+        sys.exit(2)
+
+
+def log_traceback() -> None:
+    """Write the traceback of the current exception to log.txt, but not to the console."""
+    logger = logging.getLogger("salience_detr")
+    record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "stopped", (), sys.exc_info())
+    for handler in logger.handlers:
+        if getattr(handler, "stream", None) is not sys.stdout:
+            handler.emit(record)
+
+
+def tell(error: Exception) -> None:
+    """Print the last line of an error: what a data worker raises carries its whole traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    message = lines[-1] if lines and "Traceback" in str(error) else " ".join(lines)
+    print(f"error: {message}", file=sys.stderr)
+
+
+def work(args: argparse.Namespace) -> None:
     share_cpu_threads()
     config = load_config(args.config_file, args.opts)
     setup_run(config)
@@ -56,11 +83,15 @@ def run(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         load_config(args.config_file, args.opts)  # typos are found before processes are started
-        launch(main, args)
     except USER_ERRORS as error:
-        logging.getLogger("salience_detr").debug("", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
         return 2
+    try:
+        launch(main, args)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except ProcessExitedException as failure:
+        return failure.exit_code or 1
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,15 +173,18 @@ def test_the_saved_results_evaluate_to_the_same_table(surface_data, micro_config
         (["train.init_checkpoint=nothing.pth"], "no checkpoint file nothing.pth"),
         (["dataloader.train.dataset.names=nowhere"], "no data set 'nowhere'"),
         (["train.output_dir=/dev/null/x"], "cannot be written to"),
+        (["train.max_iter=abc"], "train.max_iter is a whole number"),
+        (["train.amp=true"], "train.amp is a group of settings"),
         (["train.amp.enabled=True", "train.amp.dtype=fp8"], "use auto, bf16 or fp16"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_two(surface_data, micro_config, tmp_path, capsys, words, message):
     code = train_net.run(["--config-file", micro_config, f"train.output_dir={tmp_path}", *words])
-    errors = capsys.readouterr().err.splitlines()
+    printed = capsys.readouterr()
+    errors = [line for line in printed.err.splitlines() if "Warning" not in line and not line.startswith(" ")]
     assert code == 2
-    line = next(x for x in errors if x.startswith("error:"))
-    assert message in line
+    assert len(errors) == 1 and errors[0].startswith("error:") and message in errors[0]
+    assert "Traceback" not in printed.out + printed.err
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_terms_and_images(surface_data, micro_config, tmp_path, capsys):
@@ -188,7 +192,26 @@ def test_a_loss_that_is_not_finite_stops_with_step_terms_and_images(surface_data
     error = next(x for x in capsys.readouterr().err.splitlines() if x.startswith("error:"))
     assert code == 2
     assert re.search(r"not finite at iteration \d; images \d+, \d+; .*loss_class=", error)
-    assert list(tmp_path.glob("model_000*.pth"))
+    kept = sorted(tmp_path.glob("model_000*.pth"))
+    assert kept and all(torch.isfinite(x).all() for x in read_checkpoint(kept[0])["model"].values())
+
+
+def test_a_folder_with_another_runs_checkpoints_is_not_mixed_up(full_run, micro_config, capsys):
+    assert run(micro_config, full_run) == 2
+    assert "of an earlier run" in capsys.readouterr().err
+
+
+def test_a_missing_picture_is_one_line_even_from_a_worker_of_two_processes(micro_config, surface_root, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(surface_root, root)
+    for picture in (root / "surface_defects" / "train").glob("*.jpg"):
+        picture.unlink()
+    words = command(micro_config, tmp_path / "out", "--num-gpus", "2", "dataloader.train.num_workers=1")
+    environ = environment(DETECTRON2_DATASETS=str(root), CUDA_VISIBLE_DEVICES="")
+    result = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert re.search(r"^error: .*cannot read the picture .*train/0000\d\d\.jpg", result.stderr, re.M)
 
 
 def test_mixed_precision_trains(surface_data, micro_config, tmp_path):

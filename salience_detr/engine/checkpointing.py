@@ -50,6 +50,20 @@ class TrainingCheckpointer:
         """Write the checkpoint of this iteration."""
         self.save(f"model_{iteration:07d}", iteration=iteration)
 
+    def start_afresh(self) -> None:
+        """Make sure that no earlier run's files get mixed with those of a new run.
+
+        Raises:
+            FileExistsError: the folder holds checkpoints.
+        """
+        named = [path for name in ("model_final.pth", "model_best.*") for path in self.output_dir.glob(name)]
+        earlier = [*self.periodic_files(), *named]
+        if earlier:
+            raise FileExistsError(
+                f"{self.output_dir} holds {len(earlier)} checkpoint files of an earlier run ({earlier[0].name}, ...); "
+                "continue that run with --resume, or set another train.output_dir"
+            )
+
     def prune(self) -> None:
         """Delete all but the newest periodic checkpoints."""
         for path in self.periodic_files()[: -self.max_to_keep]:
@@ -68,8 +82,10 @@ class TrainingCheckpointer:
         Raises:
             CheckpointError: there are checkpoints, but none that can be read, or they do not fit the model.
         """
+        for leftover in self.output_dir.glob("*.pth.tmp"):
+            leftover.unlink(missing_ok=True)  # of a write that was killed
         pointer = self.output_dir / "last_checkpoint"
-        candidates = list(reversed(self.periodic_files()))
+        candidates = [*self.output_dir.glob("model_final.pth"), *reversed(self.periodic_files())]
         if pointer.is_file():
             named = self.output_dir / pointer.read_text().strip()
             candidates = [named, *(path for path in candidates if path != named)]
@@ -95,7 +111,7 @@ class TrainingCheckpointer:
         for key, value in self.stateful.items():
             try:
                 value.load_state_dict(state[key])
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, RuntimeError) as error:
                 raise CheckpointError(
                     f"the {key} in {path} does not fit this run ({error}); resume with the config of the run"
                 ) from error

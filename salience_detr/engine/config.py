@@ -42,11 +42,25 @@ def apply_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
             raise ConfigError(f"the override {override!r} is not of the form key=value")
         if not key.startswith("+") and not has_key(config, key):
             raise ConfigError(unknown_key_message(config, key))
+        before = OmegaConf.select(config, key) if not key.startswith("+") else None
         try:
             LazyConfig.apply_overrides(config, [override.removeprefix("+")])
         except Exception as error:
             first_line = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(f"the override {override!r} cannot be applied: {first_line}") from error
+        check_kind(override, before, OmegaConf.select(config, key.removeprefix("+")))
+
+
+def check_kind(override: str, before: Any, after: Any) -> None:
+    """Raise ConfigError where a number, a switch or a group of settings became something of another kind."""
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", DictConfig: "a group of settings"}
+    for kind, words in kinds.items():
+        if isinstance(before, kind):
+            allowed = (int, float) if kind is float else kind
+            fits = isinstance(after, allowed) and isinstance(after, bool) == (kind is bool)
+            if not fits:
+                raise ConfigError(f"the override {override!r} does not fit: {override.partition('=')[0]} is {words}")
+            return
 
 
 def has_key(config: DictConfig, key: str) -> bool:

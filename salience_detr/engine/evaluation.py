@@ -26,8 +26,8 @@ def evaluate(config: DictConfig, model: nn.Module) -> dict[str, Any]:
     Returns:
         ``{"bbox": {"AP": ..., "AP50": ..., ...}}``, in percent, on process 0; nothing elsewhere.
     """
+    loader = instantiate(config.dataloader.test)  # class names are known once the data is loaded
     check_class_count(config.dataloader.test.dataset.names, config.model.get("num_classes", 10**9))
-    loader = instantiate(config.dataloader.test)
     evaluator = instantiate(config.dataloader.evaluator)
     results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():

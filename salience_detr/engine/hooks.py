@@ -140,15 +140,18 @@ class ConsoleWriter(EventWriter):
 
     def __init__(self, max_iter: int) -> None:
         self.max_iter = max_iter
+        self.written = -1
 
     def write(self) -> None:
         storage = get_event_storage()
         latest = {name: value for name, (value, _) in storage.latest().items()}
-        if "total_loss" not in latest:
-            return
+        iteration = storage.latest().get("total_loss", (0.0, -1))[1]
+        if iteration <= self.written:
+            return  # the end of training asks once more
+        self.written = iteration
         # With few iterations on record the window is what there is.
         smooth = {name: storage.history(name).median(20) for name in latest}
-        finished = storage.iter + 1
+        finished = iteration + 1
         seconds = storage.history("time").global_avg() if "time" in latest else 0.0
         eta = datetime.timedelta(seconds=int(seconds * (self.max_iter - finished)))
         groups = {

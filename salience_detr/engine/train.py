@@ -66,6 +66,8 @@ def setup_run(config: DictConfig) -> None:
     rank = comm.get_rank()
     for name in ("detectron2", "fvcore", "salience_detr"):
         setup_logger(str(output_dir), distributed_rank=rank, name=name)
+    # The exception itself is reported by whoever catches it.
+    logging.getLogger("detectron2.engine.train_loop").addFilter(lambda record: "Exception during" not in record.msg)
     if comm.is_main_process():
         LazyConfig.save(config, str(output_dir / "config.yaml"))
     seed_all_rng(config.train.seed)
@@ -94,11 +96,9 @@ def train(config: DictConfig, *, resume: bool) -> None:
             before the first step where that is possible.
         FloatingPointError: the loss is not finite.
     """
+    loader = instantiate(config.dataloader.train)
     check_class_count(config.dataloader.train.dataset.names, config.model.get("num_classes", 10**9))
     model = build_model(config)
-    if config.train.init_checkpoint and not resume:
-        load_weights(model, config.train.init_checkpoint)
-    loader = instantiate(config.dataloader.train)
     config.optimizer.params.model = model
     optimizer = instantiate(config.optimizer)
     config.optimizer.params.model = None
@@ -126,8 +126,13 @@ def train(config: DictConfig, *, resume: bool) -> None:
         grad_scaler=trainer.grad_scaler,
     )
     trainer.register_hooks(build_hooks(config, model, scheduler, checkpointer))
-    start = checkpointer.resume() if resume else 0
-    if start == 0 and resume and config.train.init_checkpoint:
+    comm.synchronize()  # all have looked at the folder before one writes into it
+    start = 0
+    if resume:
+        start = checkpointer.resume()
+    else:
+        checkpointer.start_afresh()
+    if start == 0 and config.train.init_checkpoint:
         load_weights(model, config.train.init_checkpoint)
     if start >= max_iter:
         logger.info("all %d iterations are done already", max_iter)

@@ -63,6 +63,8 @@ class Trainer(TrainerBase):
         self.grad_scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.clip_grad_norm or float("inf"))
+        if not self.grad_scaler.is_enabled():  # with scaling such a step is left out, and the scale lowered
+            self.check_finite(values | {"grad_norm": float(norm)}, batch)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         self.record(values, norm, data_time, time.perf_counter() - start, len(batch))
@@ -73,7 +75,7 @@ class Trainer(TrainerBase):
         return torch.autocast(self.device_type, dtype=self.amp_dtype)
 
     def check_finite(self, losses: dict[str, float], batch: list[dict[str, Any]]) -> None:
-        """Stop on a loss that is not finite; the checkpoints stay as they are.
+        """Stop on a loss or gradient norm that is not finite; the weights and checkpoints stay as they are.
 
         Raises:
             FloatingPointError: with the step, the loss terms and the pictures.
@@ -83,8 +85,9 @@ class Trainer(TrainerBase):
         terms = ", ".join(f"{name}={value:.4g}" for name, value in losses.items())
         pictures = ", ".join(str(x.get("image_id", x.get("file_name"))) for x in batch)
         raise FloatingPointError(
-            f"the loss is not finite at iteration {self.iter}; images {pictures}; {terms}; the last checkpoint stays: "
-            "look at these images, lower the learning rate, or train without fp16, and go on with --resume"
+            f"the loss or its gradient is not finite at iteration {self.iter}; images {pictures}; {terms}; "
+            "the last checkpoint stays: look at these images, lower the learning rate, or train without fp16, "
+            "and go on with --resume"
         )
 
     def record(self, losses: dict[str, float], norm: Tensor, data_time: float, step_time: float, images: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, box_iou, generalized_box_iou
 from salience_detr.layers.losses import iou_aware_class_loss
 from salience_detr.modeling.denoising import DenoisingLayout
-from salience_detr.modeling.distributed import mean_over_processes
+from salience_detr.modeling.distributed import mean_count
 from salience_detr.modeling.matcher import Match
 from salience_detr.modeling.structures import DetectionPredictions, DetectionTargets
 
@@ -124,9 +124,9 @@ class SetCriterion(nn.Module):
 
 
 def mean_num_boxes(targets: list[DetectionTargets], device: torch.device) -> float:
-    """Mean number of ground-truth boxes per process over all processes, at least 1."""
+    """Mean number of ground-truth boxes per process over all processes; see :func:`mean_count`."""
     count = torch.tensor(float(sum(len(target) for target in targets)), device=device)
-    return max(mean_over_processes(count).item(), 1.0)
+    return mean_count(count).item()
 
 
 def check_labels(targets: list[DetectionTargets], num_classes: int) -> None:

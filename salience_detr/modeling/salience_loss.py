@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from salience_detr.layers.losses import soft_focal_loss
-from salience_detr.modeling.distributed import mean_over_processes
+from salience_detr.modeling.distributed import mean_count
 from salience_detr.modeling.structures import DetectionTargets
 
 # Largest distance, in pixels, from a token to a side of a box that the level is responsible for: (above, up to].
@@ -50,7 +50,7 @@ class SalienceCriterion(nn.Module):
         dtype = torch.promote_types(score_maps[0].dtype, torch.float32)
         logits = torch.cat([x.flatten(1) for x in score_maps], dim=1).to(dtype)
         target = torch.cat([x.flatten(1) for x in wanted], dim=1).to(dtype)
-        num_positive = mean_over_processes((target > 0).sum().to(dtype)).clamp(min=1)
+        num_positive = mean_count((target > 0).sum().to(dtype))
         loss = soft_focal_loss(logits, target, alpha=self.alpha, gamma=self.gamma) / num_positive
         return {"loss_salience": self.weight * loss}
 
