@@ -87,6 +87,8 @@ def test_a_killed_run_resumes_exactly(full_run, micro_config, surface_data, tmp_
     expected, found = (read_checkpoint(x / "model_final.pth") for x in (full_run, output))
     assert all(torch.equal(expected["model"][name], found["model"][name]) for name in expected["model"])
     assert expected["iteration"] == found["iteration"] == 6
+    iterations = [json.loads(line)["iteration"] for line in (output / "metrics.json").read_text().splitlines()]
+    assert iterations == sorted(iterations) and len(iterations) <= 7  # six steps and the evaluation
     resumed = losses(output)
     assert {i: resumed[i] for i in (4, 5)} == {i: losses(full_run)[i] for i in (4, 5)}
 

@@ -47,6 +47,8 @@ def load(results_file: Path, annotation_file: Path) -> tuple[COCO, list[dict[str
         if not isinstance(content, dict) or key not in content:
             raise ResultsError(f"{annotation_file} has no {key!r}; it is not an annotation file in COCO's format")
     for i, result in enumerate(results):
+        if not isinstance(result, dict):
+            raise ResultsError(f"detection {i} of {results_file} is a {type(result).__name__}, not an object")
         missing = {"image_id", "category_id", "bbox", "score"} - result.keys()
         if missing:
             raise ResultsError(f"detection {i} of {results_file} has no {', '.join(sorted(missing))}")

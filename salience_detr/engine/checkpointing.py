@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -116,6 +117,23 @@ class TrainingCheckpointer:
                     f"the {key} in {path} does not fit this run ({error}); resume with the config of the run"
                 ) from error
         logger.info("resuming from %s after %d iterations", path, state["iteration"])
+
+
+def cut_metrics(path: Path, iteration: int) -> None:
+    """Drop the lines of metrics.json from ``iteration`` on, which a resumed run writes again, and half-written ones."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            is_earlier = json.loads(line)["iteration"] < iteration
+        except (ValueError, KeyError, TypeError):
+            continue
+        if is_earlier:
+            kept.append(line + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
 
 
 def write_atomically(state: dict[str, Any], path: Path) -> None:

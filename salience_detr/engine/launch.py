@@ -27,7 +27,10 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace)
 
 
 def _run_under_torchrun(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    local_rank, local_size = (
+        int(os.environ["LOCAL_RANK"]),
+        int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])),
+    )
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         torch.cuda.set_device(local_rank)

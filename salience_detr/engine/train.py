@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from salience_detr.checkpoint import load_weights
 from salience_detr.data.datasets import check_class_count
-from salience_detr.engine.checkpointing import TrainingCheckpointer, check_output_dir
+from salience_detr.engine.checkpointing import TrainingCheckpointer, check_output_dir, cut_metrics
 from salience_detr.engine.evaluation import evaluate, flat_metrics
 from salience_detr.engine.hooks import (
     BestCheckpointHook,
@@ -125,11 +125,12 @@ def train(config: DictConfig, *, resume: bool) -> None:
         scheduler=scheduler,
         grad_scaler=trainer.grad_scaler,
     )
-    trainer.register_hooks(build_hooks(config, model, scheduler, checkpointer))
     comm.synchronize()  # all have looked at the folder before one writes into it
     start = 0
     if resume:
         start = checkpointer.resume()
+        if comm.is_main_process():
+            cut_metrics(Path(config.train.output_dir) / "metrics.json", start)
     else:
         checkpointer.start_afresh()
     if start == 0 and config.train.init_checkpoint:
@@ -137,6 +138,7 @@ def train(config: DictConfig, *, resume: bool) -> None:
     if start >= max_iter:
         logger.info("all %d iterations are done already", max_iter)
         return
+    trainer.register_hooks(build_hooks(config, model, scheduler, checkpointer))
     images, batch = len(loader.dataset), config.dataloader.train.total_batch_size
     logger.info("%d images, %d iterations, %.1f epochs", images, max_iter, max_iter * batch / max(1, images))
     trainer.train(start, max_iter)
