@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from detectron2.utils import comm
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+
+
+class SumOverProcesses(torch.autograd.Function):
+    """Sum of a tensor over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return SumOverProcesses.apply(grad)
 
 
 class CpuSyncBatchNorm2d(nn.BatchNorm2d):
@@ -16,10 +31,11 @@ class CpuSyncBatchNorm2d(nn.BatchNorm2d):
         if not self.training or comm.get_world_size() == 1:
             return super().forward(x)
         dims = (0, 2, 3)
-        count = all_reduce(torch.tensor(float(x.numel() / x.shape[1])))
-        mean = all_reduce(x.sum(dims)) / count
+        total = SumOverProcesses.apply
+        count = total(torch.tensor(float(x.numel() / x.shape[1])))
+        mean = total(x.sum(dims)) / count
         centred = x - mean[:, None, None]
-        variance = all_reduce(centred.square().sum(dims)) / count
+        variance = total(centred.square().sum(dims)) / count
         self.update_statistics(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return centred * scale[:, None, None] + self.bias[:, None, None]
@@ -35,11 +51,14 @@ class CpuSyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def use_cpu_sync_batch_norm(model: nn.Module) -> nn.Module:
-    """Replace each BatchNorm2d, in place, by the synchronised one with the same state."""
+    """Replace each BatchNorm2d, in place, by a synchronised one that owns the same parameters and buffers."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.BatchNorm2d:
                 synced = CpuSyncBatchNorm2d(child.num_features, eps=child.eps, momentum=child.momentum)
-                synced.load_state_dict(child.state_dict())
-                setattr(parent, name, synced.to(child.weight.dtype))
+                # The very tensors, because an optimizer may hold them already.
+                for key, tensor in [*child.named_parameters(), *child.named_buffers()]:
+                    setattr(synced, key, tensor)
+                synced.train(child.training)
+                setattr(parent, name, synced)
     return model
