@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -24,10 +25,12 @@ def main(argv: list[str] | None = None) -> int:
         state = content.get("model", content)
         if args.half:
             state = {name: x.half() if x.is_floating_point() else x for name, x in state.items()}
+        temporary = args.output.with_name(args.output.name + ".tmp")  # a write that fails harms no older file
         if args.output.suffix == ".safetensors":
-            save_file({name: x.contiguous().clone() for name, x in state.items()}, args.output)
+            save_file({name: x.contiguous().clone() for name, x in state.items()}, temporary)
         else:
-            torch.save({"model": state}, args.output)
+            torch.save({"model": state}, temporary)
+        os.replace(temporary, args.output)
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
