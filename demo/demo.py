@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         files = collect_inputs(args.input) if args.input else []
-        check_output_dir(args.output)
+        check_output_dir(args.output, option="--output")
         predictor = Predictor(
             args.config_file,
             args.weights,
@@ -222,7 +222,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     run = Run(predictor, args.output, args.score_threshold, args.salience)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started this in the background
+        signal.signal(number, signal.default_int_handler)
     interrupted = False
     try:
         if files:

@@ -155,8 +155,8 @@ def write_atomically(state: dict[str, Any], path: Path) -> None:
         raise OSError(f"cannot write the checkpoint {path} ({error}); earlier checkpoints are intact") from error
 
 
-def check_output_dir(output_dir: str | Path, *, needed_bytes: int = 0) -> None:
-    """Make the folder and make sure that it can be written to and has room.
+def check_output_dir(output_dir: str | Path, *, needed_bytes: int = 0, option: str = "train.output_dir") -> None:
+    """Make the folder, which ``option`` named, and make sure that it can be written to and has room.
 
     Raises:
         OSError: saying what is wrong with the folder.
@@ -169,11 +169,11 @@ def check_output_dir(output_dir: str | Path, *, needed_bytes: int = 0) -> None:
         probe.unlink()
     except OSError as error:
         raise OSError(
-            error.errno, f"the output folder {path} cannot be written to ({error.strerror}); set train.output_dir"
+            error.errno, f"the output folder {path} cannot be written to ({error.strerror}); set {option}"
         ) from error
     free = shutil.disk_usage(path).free
     if free < needed_bytes:
         raise OSError(
             f"the output folder {path} has {free / 2**20:.0f} MiB free, but the checkpoints need about "
-            f"{needed_bytes / 2**20:.0f} MiB; make room or set train.output_dir"
+            f"{needed_bytes / 2**20:.0f} MiB; make room or set {option}"
         )
