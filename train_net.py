@@ -35,7 +35,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
     parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides, such as train.max_iter=1000")
-    return parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    for name in ("num_gpus", "num_machines"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    return args
 
 
 def main(args: argparse.Namespace) -> None:

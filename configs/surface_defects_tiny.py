@@ -4,6 +4,8 @@ from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 
+from salience_detr.data import ResizeShortestEdge
+
 from .common.coco import dataloader
 from .common.optimizer import optimizer
 from .common.schedule import step_schedule
@@ -48,7 +50,7 @@ for _loader, _split in ((dataloader.train, "train"), (dataloader.test, "val")):
     _loader.dataset.names = f"surface_defects_{_split}"
     _loader.num_workers = 0
 dataloader.train.mapper.augmentations = [L(T.RandomFlip)(), L(T.RandomFlip)(horizontal=False, vertical=True)]
-dataloader.test.mapper.augmentations = [L(T.ResizeShortestEdge)(short_edge_length=320, max_size=533)]
+dataloader.test.mapper.augmentations = [L(ResizeShortestEdge)(short_edge_length=320, max_size=533)]
 dataloader.train.total_batch_size = 8
 
 optimizer.lr, optimizer.params.backbone_lr_factor = 4e-4, 1.0

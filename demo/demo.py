@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import itertools
 import json
 import os
 import signal
@@ -28,8 +29,9 @@ from salience_detr.checkpoint import CheckpointError
 from salience_detr.data.mapper import ImageReadError, read_image
 from salience_detr.engine.checkpointing import check_output_dir
 from salience_detr.engine.config import ConfigError
+from salience_detr.files import written_whole
 from salience_detr.predictor import Detection, Predictor
-from salience_detr.video import VIDEO_ENDINGS, VideoError, VideoReader, VideoWriter
+from salience_detr.video import VIDEO_ENDINGS, VideoError, VideoReader, VideoWriter, output_ending
 from salience_detr.visualization import class_colors, draw_detections, draw_salience
 
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -63,14 +65,15 @@ def is_override(argument: str) -> bool:
     return "=" in argument and not os.path.exists(argument) and "/" not in argument.partition("=")[0]
 
 
-def collect_inputs(patterns: list[str]) -> list[Path]:
+def collect_inputs(patterns: list[str]) -> tuple[list[Path], list[str]]:
     """The files that paths, folders (searched through) and patterns stand for, each once, in order.
 
-    Raises:
-        FileNotFoundError: a pattern that nothing fits.
+    Returns:
+        The files, and a message for each pattern that nothing fits.
     """
     endings = PICTURE_ENDINGS | VIDEO_ENDINGS
     files: list[Path] = []
+    missing: list[str] = []
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
@@ -80,22 +83,25 @@ def collect_inputs(patterns: list[str]) -> list[Path]:
         else:
             found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
         if not found:
-            raise FileNotFoundError(f"--input {pattern}: there is no such picture, video, folder or match")
+            missing.append(f"--input {pattern}: there is no such picture, video, folder or match")
         files += found
-    return list(dict.fromkeys(files))
+    return list(dict.fromkeys(files)), missing
 
 
 @dataclass
 class Run:
-    """What a run makes: drawings in ``output``, records of all detections, and the inputs that failed."""
+    """What a run makes: drawings in ``output``, records of all detections, and the inputs that failed.
+
+    ``taken`` are paths that no drawing may have: those of the inputs, and those of other drawings.
+    """
 
     predictor: Predictor
     output: Path
-    score_threshold: float
     salience: bool
     images: list[dict[str, Any]] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     succeeded: int = 0
     taken: set[Path] = field(default_factory=set)
 
@@ -105,15 +111,20 @@ class Run:
         to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(names))}
         self.dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in to_contiguous.items()}
 
-    def output_path(self, source: Path, suffix: str | None = None) -> Path:
-        """A path in the output folder named like the source; a number is added where another source took the name."""
+    def output_paths(self, source: Path, suffix: str | None = None) -> tuple[Path, Path]:
+        """Paths in the output folder, named like the source, for the drawing and for its salience map.
+
+        A number is added where the name is taken.
+        """
         ending = suffix or (source.suffix if source.suffix.lower() in PICTURE_ENDINGS - {".webp", ".pgm"} else ".png")
-        path, number = self.output / f"{source.stem}{ending}", 1
-        while path in self.taken:
-            number += 1
-            path = self.output / f"{source.stem}_{number}{ending}"
-        self.taken.add(path)
-        return path
+        for number in itertools.count(1):
+            stem = source.stem if number == 1 else f"{source.stem}_{number}"
+            paths = (self.output / f"{stem}{ending}", self.output / f"{stem}_salience{ending}")
+            resolved = {path.resolve() for path in (paths if self.salience else paths[:1])}
+            if not resolved & self.taken:
+                self.taken |= resolved
+                return paths
+        raise AssertionError  # counting has no end
 
     def draw(self, image: np.ndarray, detection: Detection) -> np.ndarray:
         return draw_detections(image, detection.instances, class_names=self.predictor.class_names, colors=self.colors)
@@ -145,12 +156,10 @@ def run_picture(run: Run, path: Path) -> None:
     """Detect on one picture and write its drawings."""
     image = read_image(str(path))
     detection = run.predictor.detect([image])[0]
-    target = run.output_path(path)
-    write_picture(target, run.draw(image, detection))
+    drawing, salience = run.output_paths(path)
+    write_picture(drawing, run.draw(image, detection))
     if run.salience:
-        write_picture(
-            target.with_name(f"{target.stem}_salience{target.suffix}"), draw_salience(image, detection.salience)
-        )
+        write_picture(salience, draw_salience(image, detection.salience))
     run.record(image, detection, str(path))
 
 
@@ -158,12 +167,9 @@ def run_video(run: Run, source: Path | int) -> None:
     """Detect on all frames of a video or camera; what is written so far survives an interruption."""
     reader = VideoReader(source)
     name = source if isinstance(source, Path) else Path(f"webcam{source}.mp4")
-    target = run.output_path(name, name.suffix if name.suffix.lower() in {".mp4", ".avi"} else ".mp4")
+    drawing, map_path = run.output_paths(name, output_ending(name, reader.size))
     count = 0
-    with (
-        VideoWriter(target, fps=reader.fps) as video,
-        VideoWriter(target.with_name(f"{target.stem}_salience{target.suffix}"), fps=reader.fps) as salience,
-    ):
+    with VideoWriter(drawing, fps=reader.fps) as video, VideoWriter(map_path, fps=reader.fps) as salience:
         try:
             for image in tqdm(reader, total=reader.num_frames, desc=name.name, unit="frame"):
                 detection = run.predictor.detect([image])[0]
@@ -176,6 +182,8 @@ def run_video(run: Run, source: Path | int) -> None:
             reader.close()
     if count == 0:
         raise VideoError(f"no frame of the video {name} can be decoded")
+    if reader.num_frames and count < 0.9 * reader.num_frames:
+        run.notes.append(f"the video {name} breaks off: of {reader.num_frames} frames {count} can be decoded")
 
 
 def write_picture(path: Path, image: np.ndarray) -> None:
@@ -186,10 +194,8 @@ def write_picture(path: Path, image: np.ndarray) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content))
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content))
 
 
 def run_inputs(run: Run, files: list[Path]) -> None:
@@ -203,14 +209,31 @@ def run_inputs(run: Run, files: list[Path]) -> None:
             run.succeeded += 1
         except (ImageReadError, VideoError) as error:
             run.failed.append(str(error))
+        except (RuntimeError, ValueError, MemoryError, cv2.error) as error:  # too large for the memory, for example
+            run.failed.append(f"cannot detect on {path}: {' '.join(str(error).split()) or type(error).__name__}")
+
+
+def check_json_path(path: Path) -> None:
+    """Find out before the work whether its result can be written.
+
+    Raises:
+        OSError: it cannot.
+    """
+    check_output_dir(path.parent, option="--json")
+    if path.is_dir():
+        raise OSError(f"--json {path} is a folder; name a file")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns 0 if anything was detected on, 1 if nothing could be read, 2 on a wrong call."""
     args = parse_args(argv)
     try:
-        files = collect_inputs(args.input) if args.input else []
+        files, missing = collect_inputs(args.input or [])
+        if args.input and not files:
+            raise FileNotFoundError("; ".join(missing))
         check_output_dir(args.output, option="--output")
+        if args.json:
+            check_json_path(args.json)
         predictor = Predictor(
             args.config_file,
             args.weights,
@@ -221,9 +244,11 @@ def main(argv: list[str] | None = None) -> int:
     except (CheckpointError, ConfigError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    run = Run(predictor, args.output, args.score_threshold, args.salience)
-    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started this in the background
-        signal.signal(number, signal.default_int_handler)
+    run = Run(predictor, args.output, args.salience, failed=missing, taken={path.resolve() for path in files})
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # A shell makes what it starts in the background deaf to SIGINT; nohup means what it does.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     interrupted = False
     try:
         if files:
@@ -236,11 +261,14 @@ def main(argv: list[str] | None = None) -> int:
     except VideoError as error:
         run.failed.append(str(error))
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    finally:
-        if args.json:
+        run.failed.append(str(error))
+        run.succeeded = 0  # the output cannot be written: what is there is not all
+    if args.json:
+        try:
             write_json(args.json, run.content())
+        except OSError as error:
+            print(f"error: cannot write {args.json}: {error.strerror or error}", file=sys.stderr)
+            return 2
     return report(run, args, interrupted)
 
 
@@ -249,6 +277,8 @@ def report(run: Run, args: argparse.Namespace, interrupted: bool) -> int:
     print(f"{len(run.annotations)} detections on {len(run.images)} images, drawn in {args.output}")
     if args.json:
         print(f"detections written to {args.json}")
+    for note in run.notes:
+        print(note, file=sys.stderr)
     if run.failed:
         print(f"{len(run.failed)} inputs were passed over:", *run.failed, sep="\n  ", file=sys.stderr)
     if interrupted:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
+
+# Said by detectron2's own imports, on every start; nothing here can be done about it.
+warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is deprecated")
 
 try:
     import detectron2  # noqa: F401

@@ -16,7 +16,8 @@ import torch
 import torchvision
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from salience_detr.checkpoint_conversion import (
@@ -28,6 +29,7 @@ from salience_detr.checkpoint_conversion import (
     is_torchvision_resnet,
     shorten,
 )
+from salience_detr.files import written_whole
 
 __all__ = [
     "COCO_CATEGORY_IDS",
@@ -37,6 +39,7 @@ __all__ = [
     "load_state_dict_strictly",
     "load_weights",
     "read_checkpoint",
+    "save_weights",
 ]
 
 logger = logging.getLogger(__name__)
@@ -100,7 +103,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if zipfile.is_zipfile(local):
             raise CheckpointError(
                 f"{path} holds Python objects besides tensors and is not loaded, since reading it could run code; "
-                f"save its state dict alone and load that ({str(error).splitlines()[0]})"
+                "save its state dict alone and load that"
             ) from error
         raise CheckpointError(f"{path} is not a checkpoint, or it is truncated; get it again") from error
     except Exception as error:  # a damaged file can fail in any way
@@ -112,22 +115,46 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write a state dict as .safetensors, or as .pth under the key "model", whole or not at all.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    try:
+        with written_whole(path) as temporary:
+            if path.suffix == ".safetensors":
+                save_file({name: x.detach().contiguous().clone() for name, x in state.items()}, temporary)
+            else:
+                torch.save({"model": dict(state)}, temporary)
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+
+
+def load_weights(model: nn.Module, path: str | Path, *, allow_backbone: bool = False) -> None:
     """Fill the model from a file; every parameter must be there with its shape, and nothing may be left over.
 
-    The file may be one of this project's, one of the published implementation's (converted on the way, its
-    COCO category ids becoming contiguous), or a torchvision ResNet, which fills the backbone only.
+    The file may be one of this project's, or one of the published implementation's (converted on the way, its
+    COCO category ids becoming contiguous). With ``allow_backbone``, to start a training, it may also be a torchvision
+    ResNet, which fills the backbone only.
 
     Raises:
         CheckpointError: what is missing, left over or of another shape.
     """
     content = read_checkpoint(path)
     state = content.get("model", content)
+    if not isinstance(state, Mapping) or not state:
+        raise CheckpointError(f"{path} holds no state dict of a model")
     if is_reference_checkpoint(state):
         num_rows = len(state["transformer.encoder_class_head.bias"])
         keep_all = num_rows == getattr(model, "num_classes", None)
         state = convert_reference_checkpoint(state, category_ids=None if keep_all else COCO_CATEGORY_IDS)
     elif is_torchvision_resnet(state):
+        if not allow_backbone:
+            raise CheckpointError(
+                f"{path} holds a torchvision ResNet, which is the backbone only; training can start from it, but to "
+                "detect something the weights of a trained model are needed"
+            )
         backbone = getattr(model, "backbone", None)
         if backbone is None:
             raise CheckpointError(f"{path} holds a torchvision ResNet, but {type(model).__name__} has no backbone")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from salience_detr.checkpoint import load_weights
-from salience_detr.data.mapper import DetectionMapper, read_image
+from salience_detr.data.datasets import ensure_class_names
+from salience_detr.data.mapper import DetectionMapper, pil_to_rgb, read_image
 from salience_detr.engine.config import load_config
-from salience_detr.engine.train import resolve_device
+from salience_detr.engine.device import resolve_device
+from salience_detr.modeling import SalienceDETR
 
 ImageLike = np.ndarray | Image.Image | str | Path
 
@@ -65,12 +68,14 @@ class Predictor:
     ) -> None:
         self.config = config if isinstance(config, DictConfig) else load_config(config, overrides)
         self.score_threshold = score_threshold
-        self.model: nn.Module = instantiate(self.config.model).to(resolve_device(device)).eval()
+        self.model: SalienceDETR = instantiate(self.config.model).to(resolve_device(device)).eval()
         if weights is not None:
             load_weights(self.model, weights)
         self.mapper: DetectionMapper = instantiate(self.config.dataloader.test.mapper)
         names = self.config.dataloader.test.dataset.names
-        self.metadata = MetadataCatalog.get(names if isinstance(names, str) else names[0])
+        name = names if isinstance(names, str) else names[0]
+        ensure_class_names(name)
+        self.metadata = MetadataCatalog.get(name)
 
     @property
     def class_names(self) -> list[str]:
@@ -98,7 +103,7 @@ class Predictor:
         inputs = [self.mapper.prepare_image(self.to_input_format(to_rgb(image))) for image in images]
         with captured_output(self.model.get_submodule("salience_filter")) as selections:
             outputs = self.model(inputs)
-        heat = salience_maps(selections[0].score_maps, inputs)
+        heat = salience_maps(selections[0].score_maps, inputs, self.model.size_divisibility)
         detections = []
         for output, salience in zip(outputs, heat, strict=True):
             instances = output["instances"].to("cpu")
@@ -124,7 +129,7 @@ def to_rgb(image: ImageLike) -> np.ndarray:
     if isinstance(image, (str, Path)):
         return read_image(str(image))
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return pil_to_rgb(image)
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     is_color = image.ndim == 3 and image.shape[2] in (1, 3, 4)
@@ -149,18 +154,21 @@ def captured_output(module: nn.Module) -> Iterator[list[Any]]:
         handle.remove()
 
 
-def salience_maps(score_maps: Sequence[Tensor], inputs: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+def salience_maps(
+    score_maps: Sequence[Tensor], inputs: Sequence[dict[str, Any]], size_divisibility: int
+) -> list[np.ndarray]:
     """One heat map per picture: at each pixel the highest salience over the levels.
 
     Args:
         score_maps: L maps (B, H_l, W_l) of logits over the padded batch, finest first.
         inputs: what the model was given: ``image`` (3, h, w), and ``height`` and ``width`` of the picture.
+        size_divisibility: the padded batch has the largest sides, rounded up to multiples of this.
 
     Returns:
         (height, width) float32 in [0, 1] of each picture.
     """
-    stride = max(x["image"].shape[1] for x in inputs) / score_maps[0].shape[1]
-    stride = max(stride, max(x["image"].shape[2] for x in inputs) / score_maps[0].shape[2])
+    longest = max(x["image"].shape[1] for x in inputs)
+    stride = math.ceil(longest / size_divisibility) * size_divisibility / score_maps[0].shape[1]
     finest = score_maps[0].shape[-2:]
     levels = [
         F.interpolate(x[:, None].float().sigmoid(), size=finest, mode="bilinear", align_corners=False)

@@ -170,3 +170,16 @@ def test_a_missing_file_is_named(tmp_path):
 def test_names_are_unique_both_ways(reference):
     names = list(checkpoint_conversion._reference_names(reference))
     assert len({a for a, _ in names}) == len({b for _, b in names}) == len(names)
+
+
+def test_a_backbone_alone_is_for_training_only(tmp_path):
+    torch.save(resnet50().state_dict(), tmp_path / "resnet.pth")
+    with pytest.raises(CheckpointError, match="the backbone only"):
+        load_weights(nn.Linear(2, 2), tmp_path / "resnet.pth")
+
+
+@pytest.mark.parametrize("content", [{"model": None}, {"model": "resnet50"}, {}])
+def test_a_file_without_weights_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        load_weights(nn.Linear(2, 2), tmp_path / "a.pth")

@@ -76,8 +76,8 @@ def test_salience_is_cut_to_the_picture_and_takes_the_highest_level():
     fine, coarse = torch.full((1, 4, 4), -20.0), torch.full((1, 2, 2), -20.0)
     fine[0, 0, 0], coarse[0, 1, 1] = 20.0, 20.0
     # The picture fills the left half of a padded 32 x 32 one; it was 64 x 32 before it was resized.
-    inputs = [{"image": torch.zeros(3, 32, 16), "height": 64, "width": 32}, {"image": torch.zeros(3, 32, 32)}]
-    heat = salience_maps([fine, coarse], inputs[:1] + [inputs[1] | {"height": 32, "width": 32}][:0])[0]
+    inputs = [{"image": torch.zeros(3, 32, 16), "height": 64, "width": 32}]
+    heat = salience_maps([fine, coarse], inputs, 32)[0]
     assert heat.shape == (64, 32) and heat.max() > 0.5
     assert np.unravel_index(heat.argmax(), heat.shape)[0] < 16  # the token at the upper left
 
@@ -102,3 +102,26 @@ def test_salience_is_drawn_from_dark_to_bright():
 def test_colours_differ_and_known_ones_come_first():
     colors = class_colors(20, known=[[1, 2, 3]])
     assert colors[0] == (1, 2, 3) and len(set(colors)) == 20
+
+
+def test_pictures_of_sixteen_bits_keep_their_upper_eight(tmp_path):
+    deep = np.linspace(0, 65535, 12 * 16).astype(np.uint16).reshape(12, 16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    for image in (tmp_path / "deep.png", Image.open(tmp_path / "deep.png"), deep):
+        assert np.array_equal(to_rgb(image)[..., 0], deep >> 8)
+
+
+def test_a_pil_image_is_turned_as_its_file_is(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    Image.fromarray(np.random.randint(0, 255, (20, 30, 3), np.uint8)).save(tmp_path / "turned.png", exif=exif)
+    assert to_rgb(tmp_path / "turned.png").shape == (30, 20, 3)
+    assert np.array_equal(to_rgb(tmp_path / "turned.png"), to_rgb(Image.open(tmp_path / "turned.png")))
+
+
+def test_a_salience_map_leaves_padding_out_on_both_sides():
+    # 40 x 72 is padded to 64 x 96, of which a map of stride 8 has 8 x 12 places; content is 5 x 9 of them.
+    logits = torch.full((1, 8, 12), 9.0)
+    logits[:, :5, :9] = -9.0
+    inputs = [{"image": torch.zeros(3, 40, 72), "height": 40, "width": 72}]
+    assert salience_maps([logits], inputs, 32)[0].max() < 0.01

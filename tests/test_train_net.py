@@ -17,6 +17,7 @@ import torch
 
 import train_net
 from salience_detr.checkpoint import read_checkpoint
+from salience_detr.data import register_surface_defects
 from salience_detr.data.surface import generate_surface_defects
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,6 +184,10 @@ def test_the_saved_results_evaluate_to_the_same_table(surface_data, micro_config
         (["dataloader.train.dataset.names=nowhere"], "no data set 'nowhere'"),
         (["train.output_dir=/dev/null/x"], "cannot be written to"),
         (["train.max_iter=abc"], "train.max_iter is a whole number"),
+        (["dataloader.train.total_batch_size=0"], "total_batch_size is 0; it must be at least 1"),
+        (["model.num_queries=-3"], "model.num_queries is -3; it must be at least 1"),
+        (["train.output_dir=5"], "train.output_dir is a text"),
+        (["train.device=nonsense"], "the device 'nonsense' cannot be used"),
         (["train.amp=true"], "train.amp is a group of settings"),
         (["train.amp.enabled=True", "train.amp.dtype=fp8"], "use auto, bf16 or fp16"),
     ],
@@ -226,3 +231,51 @@ def test_a_missing_picture_is_one_line_even_from_a_worker_of_two_processes(micro
 def test_mixed_precision_trains(surface_data, micro_config, tmp_path):
     assert run(micro_config, tmp_path, "train.amp.enabled=True", "train.max_iter=2") == 0
     assert len(losses(tmp_path)) == 2
+
+
+def test_a_failed_evaluation_costs_no_training_and_is_made_up_for(surface_root, micro_config, tmp_path, monkeypatch):
+    shutil.copytree(surface_root, tmp_path / "data")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    register_surface_defects()
+    picture = tmp_path / "data" / "surface_defects" / "val" / "000002.jpg"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:300])
+    assert run(micro_config, tmp_path / "out") == 2
+    picture.write_bytes(whole)
+    assert run(micro_config, tmp_path / "out", "--resume") == 0
+    assert len(losses(tmp_path / "out")) == 6
+    assert AP_ROW.search((tmp_path / "out" / "log.txt").read_text())
+    before = (tmp_path / "out" / "metrics.json").read_text()
+    assert "bbox/AP" in before
+    assert run(micro_config, tmp_path / "out", "--resume") == 0  # nothing is left to do
+    assert (tmp_path / "out" / "metrics.json").read_text() == before
+
+
+def test_annotations_without_area_and_crowd_are_evaluated(surface_root, micro_config, tmp_path, monkeypatch):
+    shutil.copytree(surface_root, tmp_path / "data")
+    file = tmp_path / "data" / "surface_defects" / "annotations" / "val.json"
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"]:
+        del annotation["area"], annotation["iscrowd"]
+    file.write_text(json.dumps(content))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    register_surface_defects()
+    assert run(micro_config, tmp_path / "out", "train.max_iter=1") == 0
+    assert AP_ROW.search((tmp_path / "out" / "log.txt").read_text())
+
+
+def test_a_run_is_not_resumed_with_another_order_of_the_data(full_run, micro_config, capsys):
+    assert run(micro_config, full_run, "--resume", "train.seed=7", "train.max_iter=8") == 2
+    assert "train.seed was 42, is 7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["model = (", "train = dict(max_iter=3)"])
+def test_a_config_that_is_none_is_one_line(tmp_path, capsys, content):
+    (tmp_path / "config.py").write_text(content)
+    assert train_net.run(["--config-file", str(tmp_path / "config.py")]) == 2
+    assert re.match("error: .*config.py (cannot be loaded: SyntaxError|defines no model)", capsys.readouterr().err)
+
+
+def test_overrides_may_stand_on_both_sides_of_a_flag(micro_config):
+    args = train_net.parse_args(["--config-file", micro_config, "train.seed=1", "--eval-only", "train.max_iter=2"])
+    assert args.opts == ["train.seed=1", "train.max_iter=2"] and args.eval_only

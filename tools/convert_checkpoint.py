@@ -7,10 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
-from salience_detr.checkpoint import CheckpointError, convert_reference_checkpoint, read_checkpoint
+from salience_detr.checkpoint import CheckpointError, convert_reference_checkpoint, read_checkpoint, save_weights
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,10 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         source = read_checkpoint(args.input)
         options = {"category_ids": None} if args.all_classes else {}
         converted = convert_reference_checkpoint(source, **options)
-        if args.output.suffix == ".safetensors":
-            save_file({name: tensor.contiguous() for name, tensor in converted.items()}, args.output)
-        else:
-            torch.save({"model": converted}, args.output)
+        save_weights(converted, args.output)
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
+from torch import Tensor
 
-from salience_detr.checkpoint import CheckpointError, read_checkpoint
+from salience_detr.checkpoint import CheckpointError, read_checkpoint, save_weights
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,14 +21,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         content = read_checkpoint(args.input)
         state = content.get("model", content)
+        if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+            raise CheckpointError(f"{args.input} holds no weights of a model")
         if args.half:
             state = {name: x.half() if x.is_floating_point() else x for name, x in state.items()}
-        temporary = args.output.with_name(args.output.name + ".tmp")  # a write that fails harms no older file
-        if args.output.suffix == ".safetensors":
-            save_file({name: x.contiguous().clone() for name, x in state.items()}, temporary)
-        else:
-            torch.save({"model": state}, temporary)
-        os.replace(temporary, args.output)
+        save_weights(state, args.output)
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,7 +6,7 @@ from detectron2.data import transforms as T
 from detectron2.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 
-from salience_detr.data import DetectionMapper, build_train_loader, load_dataset
+from salience_detr.data import DetectionMapper, ResizeShortestEdge, build_train_loader, load_dataset
 
 TRAIN_SIDES = list(range(480, 801, 32))
 MAX_SIDE = 1333
@@ -26,13 +26,13 @@ dataloader.train = L(build_train_loader)(
             L(T.RandomApply)(
                 tfm_or_aug=L(T.AugmentationList)(
                     augs=[
-                        L(T.ResizeShortestEdge)(short_edge_length=[400, 500, 600], sample_style="choice"),
+                        L(ResizeShortestEdge)(short_edge_length=[400, 500, 600], sample_style="choice"),
                         L(T.RandomCrop)(crop_type="absolute_range", crop_size=(384, 600)),
                     ]
                 ),
                 prob=0.5,
             ),
-            L(T.ResizeShortestEdge)(short_edge_length=TRAIN_SIDES, max_size=MAX_SIDE, sample_style="choice"),
+            L(ResizeShortestEdge)(short_edge_length=TRAIN_SIDES, max_size=MAX_SIDE, sample_style="choice"),
         ],
         image_format="${model.input_format}",
     ),
@@ -45,7 +45,7 @@ dataloader.test = L(build_detection_test_loader)(
     dataset=L(load_dataset)(names="coco_2017_val"),
     mapper=L(DetectionMapper)(
         is_train=False,
-        augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=MAX_SIDE)],
+        augmentations=[L(ResizeShortestEdge)(short_edge_length=800, max_size=MAX_SIDE)],
         image_format="${model.input_format}",
     ),
     num_workers=4,

@@ -1,5 +1,6 @@
 """Data sets, their registration, and the way from a record to the model's input."""
 
+from salience_detr.data.augmentation import ResizeShortestEdge
 from salience_detr.data.datasets import DatasetError, check_class_count, load_dataset, register_coco_dataset
 from salience_detr.data.loader import build_train_loader
 from salience_detr.data.mapper import DetectionMapper, ImageReadError, read_image
@@ -11,6 +12,7 @@ __all__ = [
     "DatasetError",
     "DetectionMapper",
     "ImageReadError",
+    "ResizeShortestEdge",
     "build_train_loader",
     "check_class_count",
     "load_dataset",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,68 @@ def load_dataset(names: str | list[str], *, is_train: bool = False) -> list[dict
                 f"there is no data set {name!r}; register it with salience_detr.data.register_coco_dataset "
                 f"(registered are, for example, {', '.join(sorted(DatasetCatalog.list())[:6])})"
             )
+        # detectron2 would pass over some mistakes in silence, and answer others with a bare KeyError.
+        problem = diagnose(name) if MetadataCatalog.get(name).get("json_file") else None
+        if problem:
+            raise DatasetError(f"data set {name!r}: {problem}")
         try:
             found = get_detection_dataset_dicts(name, filter_empty=False)
             records += clean_annotations(found) if is_train else found
         except (LookupError, TypeError, AttributeError, AssertionError, OSError, ValueError) as error:
-            raise DatasetError(f"data set {name!r}: {diagnose(name) or error}") from error
+            raise DatasetError(f"data set {name!r}: {error}") from error
+    if not isinstance(names, str):
+        check_same_classes(names)
     return records
+
+
+def check_same_classes(names: Sequence[str]) -> None:
+    """Raise DatasetError if data sets that are joined number their classes differently."""
+    classes = {name: list(MetadataCatalog.get(name).get("thing_classes", [])) for name in names}
+    first = names[0]
+    for name in names[1:]:
+        if classes[name] != classes[first]:
+            raise DatasetError(
+                f"the data sets {first!r} and {name!r} have different classes ({classes[first]} and {classes[name]}); "
+                "give both files the same categories with the same ids"
+            )
+
+
+def ensure_class_names(name: str) -> None:
+    """Take the names and ids of a registered data set's classes from its JSON file, if they are not known yet.
+
+    Without the file they stay unknown.
+    """
+    metadata = MetadataCatalog.get(name)
+    path = Path(metadata.get("json_file", ""))
+    if metadata.get("thing_classes") or not path.is_file():
+        return
+    categories = sorted(read_json(path).get("categories", []), key=lambda category: category["id"])
+    metadata.thing_classes = [category["name"] for category in categories]
+    metadata.thing_dataset_id_to_contiguous_id = {category["id"]: i for i, category in enumerate(categories)}
+
+
+def fill_annotation_defaults(annotations: list[dict[str, Any]]) -> None:
+    """Add, in place, what COCO's evaluation needs and many files leave out: ``iscrowd`` and the box's ``area``."""
+    for annotation in annotations:
+        annotation.setdefault("iscrowd", 0)
+        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of an annotation file.
+
+    Raises:
+        DatasetError: it is not valid JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} is not valid JSON ({error}); it may be truncated") from error
+    if not isinstance(content, dict):
+        raise DatasetError(
+            f"{path} holds a {type(content).__name__}, not an object with images, annotations and categories"
+        )
+    return content
 
 
 def diagnose(name: str) -> str | None:
@@ -64,21 +121,37 @@ def diagnose(name: str) -> str | None:
         remedy = metadata.get("how_to_get", "check the path, or set DETECTRON2_DATASETS to the folder of the data")
         return f"there is no annotation file {path}; {remedy}"
     try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        return f"{path} is not valid JSON ({error}); it may be truncated"
-    if not isinstance(content, dict):
-        return f"{path} holds a {type(content).__name__}, not an object with images, annotations and categories"
+        content = read_json(path)
+    except DatasetError as error:
+        return str(error)
     for key in ("images", "annotations", "categories"):
-        if key not in content:
+        if not isinstance(content.get(key), list):
             return f"{path} has no {key!r}; COCO's format needs images, annotations and categories"
-    image_ids = {image.get("id") for image in content["images"]}
-    category_ids = {category.get("id") for category in content["categories"]}
+    return diagnose_entries(content, path)
+
+
+REQUIRED_KEYS = {
+    "images": ("id", "file_name", "height", "width"),
+    "categories": ("id", "name"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+}
+
+
+def diagnose_entries(content: dict[str, list[Any]], path: Path) -> str | None:
+    """The first entry of a COCO file that lacks something, or does not fit to the others, in words."""
+    for kind, keys in REQUIRED_KEYS.items():
+        for number, entry in enumerate(content[kind]):
+            missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+            if missing:
+                which = f"id {entry['id']}" if isinstance(entry, dict) and "id" in entry else f"number {number}"
+                return f"the entry {which} of {kind!r} in {path} has no {missing[0]!r}"
+        counts = Counter(entry["id"] for entry in content[kind])
+        repeated = [entry_id for entry_id, count in counts.items() if count > 1]
+        if repeated:
+            return f"{path} has several {kind} with id {repeated[0]}; ids must be unique"
+    image_ids, category_ids = ({entry["id"] for entry in content[kind]} for kind in ("images", "categories"))
     for annotation in content["annotations"]:
-        where = f"annotation {annotation.get('id')} in {path}"
-        for key in ("image_id", "category_id", "bbox"):
-            if key not in annotation:
-                return f"{where} has no {key!r}"
+        where = f"annotation {annotation['id']} in {path}"
         if annotation["category_id"] not in category_ids:
             return (
                 f"{where} (image {annotation['image_id']}) has the unknown category id {annotation['category_id']}; "
@@ -86,10 +159,13 @@ def diagnose(name: str) -> str | None:
             )
         if annotation["image_id"] not in image_ids:
             return f"{where} belongs to the unknown image id {annotation['image_id']}"
-        if len(annotation["bbox"]) != 4:
-            return f"{where} has a bbox of {len(annotation['bbox'])} numbers, not (x, y, width, height)"
-    repeated = [image_id for image_id, count in Counter(x["id"] for x in content["annotations"]).items() if count > 1]
-    return f"{path} has several annotations with id {repeated[0]}; ids must be unique" if repeated else None
+        box = annotation["bbox"]
+        if not isinstance(box, list) or len(box) != 4:
+            found = f"of {len(box)} numbers" if isinstance(box, list) else repr(box)
+            return f"{where} has a bbox {found}, not (x, y, width, height)"
+        if not all(isinstance(x, (int, float)) for x in box):
+            return f"{where} has the bbox {box}, which are not four numbers"
+    return None
 
 
 def clean_annotations(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils.file_io import PathManager
+from PIL import Image, ImageOps
 
 
 class ImageReadError(RuntimeError):
@@ -23,12 +24,23 @@ def read_image(file_name: str, image_format: str = "RGB") -> np.ndarray:
         ImageReadError: naming the file.
     """
     try:
-        return detection_utils.read_image(file_name, format=image_format)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
+            rgb = pil_to_rgb(image)
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
         # PIL's words are kept: they tell a missing file from a truncated one.
         raise ImageReadError(
             f"cannot read the picture {file_name}: {error}; replace the file or remove it from the data"
         ) from error
+    return rgb[..., ::-1] if image_format == "BGR" else rgb
+
+
+def pil_to_rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a PIL image of any mode, turned as its EXIF data says; of 16 bits the upper 8 are kept."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey = (np.asarray(image).astype(np.int64).clip(0, 0xFFFF) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.array(image.convert("RGB"))  # a copy, since PIL lends its memory for reading only
 
 
 class DetectionMapper:
@@ -114,4 +126,4 @@ class DetectionMapper:
 
 def as_tensor(image: np.ndarray) -> torch.Tensor:
     """(H, W, 3) -> (3, H, W)"""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from salience_detr.checkpoint import CheckpointError, load_state_dict_strictly, read_checkpoint
+from salience_detr.files import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,8 @@ class TrainingCheckpointer:
         write_atomically({"model": self.model.state_dict(), "iteration": iteration, **state}, path)
         if resumable:
             pointer = self.output_dir / "last_checkpoint"
-            temporary = pointer.with_suffix(".tmp")
-            temporary.write_text(path.name)
-            os.replace(temporary, pointer)
+            with written_whole(pointer) as temporary:
+                temporary.write_text(path.name)
             self.prune()
         logger.info("saved %s after %d iterations", path, iteration)
 
@@ -114,9 +114,32 @@ class TrainingCheckpointer:
                 value.load_state_dict(state[key])
             except (ValueError, KeyError, RuntimeError) as error:
                 raise CheckpointError(
-                    f"the {key} in {path} does not fit this run ({error}); resume with the config of the run"
+                    f"the {key} in {path} does not fit this run ({error}); resume with the config of the run, or start "
+                    f"a new one from these weights: train.init_checkpoint={path} and another train.output_dir"
                 ) from error
         logger.info("resuming from %s after %d iterations", path, state["iteration"])
+
+
+class DataOrder:
+    """What the order of the data depends on: a run that is resumed with another one would not be the same run."""
+
+    def __init__(self, *, seed: int, total_batch_size: int, num_images: int) -> None:
+        self.values = {"train.seed": seed, "total_batch_size": total_batch_size, "number of images": num_images}
+
+    def state_dict(self) -> dict[str, int]:
+        return self.values
+
+    def load_state_dict(self, saved: dict[str, int]) -> None:
+        """Compare.
+
+        Raises:
+            ValueError: naming what differs, with both values.
+        """
+        differing = [
+            f"{key} was {saved.get(key)}, is {value}" for key, value in self.values.items() if saved.get(key) != value
+        ]
+        if differing:
+            raise ValueError("; ".join(differing))
 
 
 def cut_metrics(path: Path, iteration: int) -> None:
@@ -131,27 +154,24 @@ def cut_metrics(path: Path, iteration: int) -> None:
             continue
         if is_earlier:
             kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        temporary.write_text("".join(kept))
 
 
 def write_atomically(state: dict[str, Any], path: Path) -> None:
-    """``torch.save`` to a file beside ``path``, flushed to disk, then renamed: a killed write leaves no half file."""
-    temporary = path.with_name(path.name + ".tmp")
+    """``torch.save``, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; what was there before is intact.
+    """
     try:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with written_whole(path) as temporary:
+            torch.save(state, temporary)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(
             error.errno, f"cannot write the checkpoint {path} ({error.strerror}); earlier checkpoints are intact"
         ) from error
     except RuntimeError as error:  # what torch.save raises when the disk is full
-        temporary.unlink(missing_ok=True)
         raise OSError(f"cannot write the checkpoint {path} ({error}); earlier checkpoints are intact") from error
 
 
@@ -168,9 +188,7 @@ def check_output_dir(output_dir: str | Path, *, needed_bytes: int = 0, option: s
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError as error:
-        raise OSError(
-            error.errno, f"the output folder {path} cannot be written to ({error.strerror}); set {option}"
-        ) from error
+        raise OSError(f"the output folder {path} cannot be written to ({error.strerror}); set {option}") from error
     free = shutil.disk_usage(path).free
     if free < needed_bytes:
         raise OSError(

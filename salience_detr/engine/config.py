@@ -12,6 +12,17 @@ from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+TEXTS = ("train.output_dir", "train.init_checkpoint", "train.device", "train.best_metric")
+COUNTS = (
+    "model.num_classes",
+    "model.num_queries",
+    "dataloader.train.total_batch_size",
+    "train.max_iter",
+    "train.log_period",
+    "train.checkpointer.max_to_keep",
+)
+
 
 class ConfigError(ValueError):
     """A configuration or an override that cannot be used."""
@@ -25,9 +36,26 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> DictC
     """
     if not Path(config_file).is_file():
         raise ConfigError(f"there is no config file {config_file}; the project's are in configs/")
-    config = LazyConfig.load(str(config_file))
+    try:
+        config = LazyConfig.load(str(config_file))
+    except Exception as error:  # whatever the code in the file raises
+        raise ConfigError(f"the config file {config_file} cannot be loaded: {type(error).__name__}: {error}") from error
+    missing = [key for key in SECTIONS if key not in config]
+    if missing:
+        raise ConfigError(
+            f"{config_file} defines no {', '.join(missing)}; a config needs {', '.join(SECTIONS)} (see configs/*.py)"
+        )
     apply_overrides(config, overrides)
+    check_counts(config)
     return config
+
+
+def check_counts(config: DictConfig) -> None:
+    """Raise ConfigError where a number of things is not positive."""
+    for key in COUNTS:
+        value = OmegaConf.select(config, key)
+        if value is not None and not value >= 1:
+            raise ConfigError(f"{key} is {value}; it must be at least 1")
 
 
 def apply_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
@@ -53,7 +81,15 @@ def apply_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
 
 def check_kind(override: str, before: Any, after: Any) -> None:
     """Raise ConfigError where a number, a switch or a group of settings became something of another kind."""
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", DictConfig: "a group of settings"}
+    kinds = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        DictConfig: "a group of settings",
+        ListConfig: "a list",
+    }
+    if override.partition("=")[0] in TEXTS and not isinstance(after, str):
+        raise ConfigError(f"the override {override!r} does not fit: {override.partition('=')[0]} is a text")
     for kind, words in kinds.items():
         if isinstance(before, kind):
             allowed = (int, float) if kind is float else kind

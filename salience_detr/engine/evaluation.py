@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
-from salience_detr.data.datasets import check_class_count
+from salience_detr.data.datasets import check_class_count, fill_annotation_defaults
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,9 @@ def evaluate(config: DictConfig, model: nn.Module) -> dict[str, Any]:
     loader = instantiate(config.dataloader.test)  # class names are known once the data is loaded
     check_class_count(config.dataloader.test.dataset.names, config.model.get("num_classes", 10**9))
     evaluator = instantiate(config.dataloader.evaluator)
+    ground_truth = getattr(evaluator, "_coco_api", None)  # of detectron2's COCOEvaluator
+    if ground_truth is not None:
+        fill_annotation_defaults(ground_truth.dataset.get("annotations", []))
     results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)

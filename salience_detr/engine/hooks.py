@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
 from salience_detr.engine.checkpointing import TrainingCheckpointer
+from salience_detr.files import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +54,8 @@ class BestCheckpointHook(HookBase):
         if value is None or not comm.is_main_process() or not value > self.best():
             return
         self.checkpointer.save("model_best", iteration=iteration, resumable=False)
-        temporary = self.record.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"metric": self.metric, "value": value, "iteration": iteration}))
-        os.replace(temporary, self.record)
+        with written_whole(self.record) as temporary:
+            temporary.write_text(json.dumps({"metric": self.metric, "value": value, "iteration": iteration}))
         logger.info("best %s so far: %.3f after %d iterations", self.metric, value, iteration)
 
     def best(self) -> float:
@@ -67,18 +66,47 @@ class BestCheckpointHook(HookBase):
 
 
 class EvaluationHook(HookBase):
-    """Evaluates every ``period`` iterations and after the last one, and tells the storage and the best-keeper."""
+    """Evaluates every ``period`` iterations and after the last one, and tells the storage and the best-keeper.
 
-    def __init__(self, period: int, evaluate: Callable[[], dict[str, float]], best: BestCheckpointHook) -> None:
+    It acts after the checkpoint of the same step, so that an evaluation that fails or is killed costs no training; a
+    resumed run makes up for it.
+    """
+
+    def __init__(
+        self, period: int, evaluate: Callable[[], dict[str, float]], best: BestCheckpointHook, metrics_file: Path
+    ) -> None:
         self.period = period
         self.evaluate = evaluate
         self.best = best
+        self.metrics_file = metrics_file
+
+    def before_train(self) -> None:
+        start = self.trainer.start_iter
+        # Process 0 alone reads, and tells the others.
+        if (
+            start
+            and self.is_due(start)
+            and any(comm.all_gather(comm.is_main_process() and not self.is_recorded(start)))
+        ):
+            self.run(start)
 
     def after_step(self) -> None:
-        finished = self.trainer.iter + 1
-        is_due = self.period > 0 and finished % self.period == 0
-        if not is_due and finished != self.trainer.max_iter:
-            return
+        if self.is_due(self.trainer.iter + 1):
+            self.run(self.trainer.iter + 1)
+
+    def is_due(self, finished: int) -> bool:
+        """Whether the state after so many steps is evaluated."""
+        return finished == self.trainer.max_iter or (self.period > 0 and finished % self.period == 0)
+
+    def is_recorded(self, finished: int) -> bool:
+        """Whether metrics.json has the result of the evaluation after so many steps."""
+        if not self.metrics_file.is_file():
+            return False
+        lines = [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
+        return any(line["iteration"] >= finished - 1 and self.best.metric in line for line in lines)
+
+    def run(self, finished: int) -> None:
+        """Evaluate the state after so many steps."""
         results = self.evaluate()
         if results and comm.is_main_process():
             self.trainer.storage.put_scalars(**results, smoothing_hint=False)

@@ -20,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from salience_detr.checkpoint import load_weights
 from salience_detr.data.datasets import check_class_count
-from salience_detr.engine.checkpointing import TrainingCheckpointer, check_output_dir, cut_metrics
+from salience_detr.engine.checkpointing import DataOrder, TrainingCheckpointer, check_output_dir, cut_metrics
+from salience_detr.engine.device import resolve_amp, resolve_device
 from salience_detr.engine.evaluation import evaluate, flat_metrics
 from salience_detr.engine.hooks import (
     BestCheckpointHook,
@@ -33,26 +34,6 @@ from salience_detr.engine.sync_batch_norm import use_cpu_sync_batch_norm
 from salience_detr.engine.trainer import Trainer
 
 logger = logging.getLogger(__name__)
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device that a config names; "auto" is this process's GPU if there is one, else the CPU."""
-    if device != "auto":
-        return torch.device(device)
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def resolve_amp(amp: DictConfig, device: torch.device) -> torch.dtype | None:
-    """The autocast dtype of a config, or None if mixed precision is off."""
-    if not amp.enabled:
-        return None
-    names = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp16": torch.float16, "float16": torch.float16}
-    if amp.dtype == "auto":
-        has_bf16 = device.type == "cpu" or torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if has_bf16 else torch.float16
-    if amp.dtype not in names:
-        raise ValueError(f"train.amp.dtype is {amp.dtype!r}; use auto, bf16 or fp16")
-    return names[amp.dtype]
 
 
 def setup_run(config: DictConfig) -> None:
@@ -124,6 +105,11 @@ def train(config: DictConfig, *, resume: bool) -> None:
         optimizer=optimizer,
         scheduler=scheduler,
         grad_scaler=trainer.grad_scaler,
+        data_order=DataOrder(
+            seed=config.train.seed,
+            total_batch_size=config.dataloader.train.total_batch_size,
+            num_images=len(loader.dataset),
+        ),
     )
     comm.synchronize()  # all have looked at the folder before one writes into it
     start = 0
@@ -133,11 +119,12 @@ def train(config: DictConfig, *, resume: bool) -> None:
             cut_metrics(Path(config.train.output_dir) / "metrics.json", start)
     else:
         checkpointer.start_afresh()
+        if comm.is_main_process():  # of a run that ended before its first checkpoint
+            cut_metrics(Path(config.train.output_dir) / "metrics.json", 0)
     if start == 0 and config.train.init_checkpoint:
-        load_weights(model, config.train.init_checkpoint)
+        load_weights(model, config.train.init_checkpoint, allow_backbone=True)
     if start >= max_iter:
         logger.info("all %d iterations are done already", max_iter)
-        return
     trainer.register_hooks(build_hooks(config, model, scheduler, checkpointer))
     images, batch = len(loader.dataset), config.dataloader.train.total_batch_size
     logger.info("%d images, %d iterations, %.1f epochs", images, max_iter, max_iter * batch / max(1, images))
@@ -160,8 +147,13 @@ def build_hooks(
     return [
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=scheduler),
-        EvaluationHook(config.train.eval_period, lambda: flat_metrics(evaluate(config, model)), best),
         CheckpointHook(checkpointer, config.train.checkpointer.period),
+        EvaluationHook(
+            config.train.eval_period,
+            lambda: flat_metrics(evaluate(config, model)),
+            best,
+            Path(config.train.output_dir) / "metrics.json",
+        ),
         hooks.PeriodicWriter(writers, period=min(config.train.log_period, max(1, math.ceil(config.train.max_iter)))),
         InterruptHook(checkpointer),
     ]

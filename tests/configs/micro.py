@@ -1,8 +1,9 @@
 """The smallest model that has every part, for tests; only sizes differ from the real configs."""
 
 from detectron2.config import LazyCall as L
-from detectron2.data import transforms as T
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
+
+from salience_detr.data import ResizeShortestEdge
 
 from ...configs.common.schedule import step_schedule
 from ...configs.surface_defects_tiny import dataloader, model, optimizer, train
@@ -29,7 +30,7 @@ for _layer in [*model.encoder.layers, *model.decoder.layers]:
     _layer.num_heads, _layer.ffn_dim = 4, 32
 model.denoising.denoising_queries = 4
 
-dataloader.test.mapper.augmentations = [L(T.ResizeShortestEdge)(short_edge_length=64, max_size=128)]
+dataloader.test.mapper.augmentations = [L(ResizeShortestEdge)(short_edge_length=64, max_size=128)]
 dataloader.train.total_batch_size = 2
 train.max_iter, train.eval_period, train.checkpointer.period, train.log_period = 6, 0, 2, 1
 lr_multiplier = step_schedule(max_iter=train.max_iter, decay_at=5, warmup=2)

@@ -3,9 +3,8 @@
 import os
 
 from detectron2.config import LazyCall as L
-from detectron2.data import transforms as T
 
-from salience_detr.data import register_coco_dataset
+from salience_detr.data import ResizeShortestEdge, register_coco_dataset
 
 from ...configs.common.schedule import step_schedule
 from ...configs.surface_defects_tiny import dataloader, model, optimizer, train
@@ -17,7 +16,7 @@ model.denoising.denoising_queries = 100
 model.salience_filter.level_ratios = [0.6, 1.0, 1.0]
 model.salience_criterion.level_ranges = [(-1, 48), (48, 96), (96, 99999)]
 
-_resize = L(T.ResizeShortestEdge)(short_edge_length=256, max_size=416)
+_resize = L(ResizeShortestEdge)(short_edge_length=256, max_size=416)
 for _loader in (dataloader.train, dataloader.test):
     _loader.dataset.names = "overfit"
     _loader.mapper.augmentations = [_resize]

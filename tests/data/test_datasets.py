@@ -121,3 +121,30 @@ def test_a_name_is_not_taken_twice_for_different_data(coco_file, tmp_path):
     register_coco_dataset("faulty", path, tmp_path)  # the same again is harmless
     with pytest.raises(DatasetError, match="registered already"):
         register_coco_dataset("faulty", tmp_path / "other.json", tmp_path)
+
+
+ENTRY = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 1, 2, 2]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"annotations": [{**ENTRY, "image_id": 5}]}, "annotation 1 in .* belongs to the unknown image id 5"),
+        ({"annotations": [{**ENTRY, "bbox": None}]}, "has a bbox None, not"),
+        ({"annotations": [{**ENTRY, "bbox": ["1", 2, 3, 4]}]}, "are not four numbers"),
+        ({"categories": [{"id": 7}]}, "entry id 7 of 'categories' in .* has no 'name'"),
+        ({"images": [{"file_name": "a.jpg"}]}, "entry number 0 of 'images' in .* has no 'id'"),
+        ({"images": [{"id": 1, "file_name": "a.jpg", "height": 30}]}, "entry id 1 of 'images' in .* has no 'width'"),
+        ({"images": [{"id": 1, "height": 30, "width": 40}]}, "has no 'file_name'"),
+    ],
+)  # fmt: skip
+def test_an_entry_that_lacks_something_is_named(coco_file, changes, message):
+    coco_file(**changes)
+    with pytest.raises(DatasetError, match=message):
+        load_dataset("faulty")
+
+
+def test_data_sets_that_number_their_classes_differently_are_not_joined(coco_file, surface_data):
+    coco_file([{"bbox": [1, 1, 2, 2]}])
+    with pytest.raises(DatasetError, match="'faulty' and 'surface_defects_val' have different classes"):
+        load_dataset(["faulty", "surface_defects_val"])

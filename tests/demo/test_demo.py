@@ -14,11 +14,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools.coco import COCO
 from safetensors.torch import save_file
 
 from salience_detr import Predictor
+from salience_detr.data import register_coco_dataset
 from salience_detr.video import VideoReader, VideoWriter
+from tools import evaluate_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -175,3 +178,77 @@ def test_mistakes_are_one_line_and_exit_code_two(
     assert demo.main([*words, *options, "--input", *files, *overrides]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and message in errors[0]
+
+
+def test_the_inputs_are_never_written_over(call, pictures, video, tmp_path):
+    (tmp_path / "out").mkdir()
+    inputs = [tmp_path / "out" / "1.jpg", tmp_path / "out" / "1_salience.jpg", tmp_path / "out" / "film.mp4"]
+    for path, source in zip(inputs, [pictures / "1.jpg", pictures / "2.jpg", video], strict=True):
+        path.write_bytes(source.read_bytes())
+    before = [path.read_bytes() for path in inputs]
+    assert call(tmp_path / "out", extra=["--salience"]) == 0
+    assert [path.read_bytes() for path in inputs] == before
+    assert len(outputs(tmp_path)) == 9  # a drawing and a map for each
+
+
+def test_a_missing_file_is_listed_and_the_others_are_done(call, pictures, tmp_path, capsys):
+    assert call(pictures / "1.jpg", tmp_path / "none.jpg") == 0
+    assert outputs(tmp_path) == ["1.jpg"]
+    assert "none.jpg: there is no such picture" in capsys.readouterr().err
+
+
+def test_very_thin_and_very_large_pictures_do_not_stop_the_others(call, pictures, tmp_path, capsys):
+    Image.new("1", (2000, 1)).save(tmp_path / "thin.png")
+    Image.new("1", (20000, 20000)).save(tmp_path / "bomb.png")
+    assert call(tmp_path / "thin.png", tmp_path / "bomb.png", pictures / "1.jpg") == 0
+    assert outputs(tmp_path) == ["1.jpg", "thin.png"]
+    assert "bomb.png" in capsys.readouterr().err
+
+
+def test_a_video_of_odd_size_keeps_it(call, tmp_path):
+    with VideoWriter(tmp_path / "odd.avi", fps=5) as writer:
+        for i in range(4):
+            writer.write(np.full((41, 61, 3), 60 * i, np.uint8))
+    assert call(tmp_path / "odd.avi") == 0
+    reader = VideoReader(tmp_path / "out" / "odd.avi")
+    assert reader.fps == 5 and [x.shape for x in reader] == [(41, 61, 3)] * 4
+
+
+def test_a_json_file_that_cannot_be_written_is_said_before_the_work(call, pictures, tmp_path, capsys):
+    assert call(pictures, extra=["--json", str(pictures)]) == 2
+    assert "is a folder" in capsys.readouterr().err
+    assert call(pictures, extra=["--json", "/dev/null/found.json"]) == 2
+    assert "set --json" in capsys.readouterr().err
+
+
+def test_detections_of_some_pictures_evaluate_on_these(call, surface_data, tmp_path, capsys):
+    json_file = tmp_path / "found.json"
+    call(surface_data / "val" / "000003.jpg", surface_data / "val" / "000005.jpg", extra=["--json", str(json_file)])
+    _, results, images = evaluate_json.load(json_file, surface_data / "annotations" / "val.json")
+    assert images == [3, 5] and {x["image_id"] for x in results} == {3, 5}
+    content = json.loads(json_file.read_text())
+    content["images"][0]["file_name"] = "elsewhere.jpg"
+    json_file.write_text(json.dumps(content))
+    assert evaluate_json.main([str(json_file), str(surface_data / "annotations" / "val.json")]) == 2
+    assert "elsewhere.jpg is 0 times in the annotations" in capsys.readouterr().err
+
+
+def test_own_classes_have_their_names_and_ids(demo, micro_config, weights, surface_data, tmp_path):
+    content = json.loads((surface_data / "annotations" / "val.json").read_text())
+    content["categories"] = [{"id": 11 + i, "name": f"my_{i}"} for i in range(6)]
+    content["annotations"] = []
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    register_coco_dataset("own_classes", tmp_path / "own.json", surface_data / "val")
+    words = ["--config-file", micro_config, "--weights", str(weights), "--output", str(tmp_path / "out")]
+    words += ["--score-threshold", "0", "--json", str(tmp_path / "found.json"), "--input"]
+    words += [str(surface_data / "val" / "000001.jpg"), "dataloader.test.dataset.names=own_classes"]
+    assert demo.main(words) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["categories"] == content["categories"]
+    assert {x["category_id"] for x in found["annotations"]} <= set(range(11, 17))
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:77"])
+def test_a_device_that_is_not_there_is_one_line(call, pictures, capsys, device):
+    assert call(pictures / "1.jpg", extra=["--device", device]) == 2
+    assert f"error: the device '{device}' cannot be used" in capsys.readouterr().err

@@ -57,8 +57,8 @@ def test_a_failed_write_leaves_the_earlier_file(make, tmp_path, monkeypatch):
     checkpointer.save("model_best", iteration=1, resumable=False)
     before = (tmp_path / "model_best.pth").read_bytes()
 
-    def full(state, file):
-        file.write(b"half")
+    def full(state, path):
+        path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpointing.torch, "save", full)
