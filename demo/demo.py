@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import itertools
 import json
 import os
 import signal
@@ -117,14 +116,15 @@ class Run:
         A number is added where the name is taken.
         """
         ending = suffix or (source.suffix if source.suffix.lower() in PICTURE_ENDINGS - {".webp", ".pgm"} else ".png")
-        for number in itertools.count(1):
-            stem = source.stem if number == 1 else f"{source.stem}_{number}"
+        stem, number = source.stem, 1
+        while True:
             paths = (self.output / f"{stem}{ending}", self.output / f"{stem}_salience{ending}")
             resolved = {path.resolve() for path in (paths if self.salience else paths[:1])}
             if not resolved & self.taken:
                 self.taken |= resolved
                 return paths
-        raise AssertionError  # counting has no end
+            number += 1
+            stem = f"{source.stem}_{number}"
 
     def draw(self, image: np.ndarray, detection: Detection) -> np.ndarray:
         return draw_detections(image, detection.instances, class_names=self.predictor.class_names, colors=self.colors)

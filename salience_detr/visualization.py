@@ -27,7 +27,6 @@ def draw_detections(
     *,
     class_names: Sequence[str],
     colors: Sequence[Color] | None = None,
-    score_threshold: float = 0.0,
 ) -> np.ndarray:
     """A copy of an (H, W, 3) uint8 RGB picture with boxes, class names and scores.
 
@@ -36,15 +35,13 @@ def draw_detections(
         instances: ``pred_boxes`` (absolute xyxy), ``scores``, ``pred_classes``.
         class_names: of all classes.
         colors: RGB of all classes.
-        score_threshold: detections below it are not drawn.
     """
-    kept = instances[instances.scores >= score_threshold]
-    classes = kept.pred_classes.tolist()
-    labels = [f"{class_names[c]} {score:.0%}" for c, score in zip(classes, kept.scores.tolist(), strict=True)]
+    classes = instances.pred_classes.tolist()
+    labels = [f"{class_names[c]} {score:.0%}" for c, score in zip(classes, instances.scores.tolist(), strict=True)]
     palette = colors or class_colors(len(class_names))
     # The best detections are drawn last, on top.
-    order = range(len(kept) - 1, -1, -1)
-    boxes = kept.pred_boxes.tensor.numpy()
+    order = range(len(instances) - 1, -1, -1)
+    boxes = instances.pred_boxes.tensor.numpy()
     return draw_boxes(
         image, [boxes[i] for i in order], [labels[i] for i in order], [palette[classes[i]] for i in order]
     )
