@@ -42,6 +42,9 @@ class SalienceCriterion(nn.Module):
 
         The sum over all tokens is divided by the number of tokens with a positive target (mean over the processes),
         at least 1.
+
+        Raises:
+            ValueError: there are not as many levels as ``level_ranges``.
         """
         if len(score_maps) != len(self.level_ranges):
             raise ValueError(f"there are {len(score_maps)} levels but {len(self.level_ranges)} level_ranges")
