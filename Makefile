@@ -24,7 +24,7 @@ $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.ready: $(VENV)/.python pyproject.toml constraints.txt tools/install_detectron2.py
+$(VENV)/.ready: $(VENV)/.python pyproject.toml setup.py constraints.txt tools/install_detectron2.py
 	@echo "Installing the packages into $(VENV): a few minutes the first time"
 	$(RUN) -m pip install --disable-pip-version-check --quiet --progress-bar on -c constraints.txt setuptools torch torchvision
 	$(RUN) -m pip install --disable-pip-version-check --quiet --progress-bar on -c constraints.txt -e '.[dev]'
@@ -58,8 +58,10 @@ format: setup ## apply the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## count parameters and GMACs
+bench: setup ## count parameters and GMACs, time the operator and the model
 	$(RUN) tools/analyze_model.py --config-file configs/salience_detr_r50_4scale_12ep.py
+	$(RUN) tools/benchmark_op.py
+	$(RUN) tools/benchmark.py
 
 train-demo: setup ## train the shipped weights again
 	$(RUN) tools/make_surface_defects.py --output $(DATA)

@@ -9,6 +9,7 @@ import math
 import sys
 from collections import Counter
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from detectron2.config import instantiate
@@ -17,6 +18,7 @@ from tabulate import tabulate
 from torch import nn
 
 from salience_detr.engine.config import ConfigError, load_config
+from salience_detr.layers import ms_deform_attn
 
 # In the order of the data.
 STAGES = (
@@ -66,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    with torch.no_grad():
+    # In the PyTorch form fvcore sees what is computed.
+    with torch.no_grad(), patch.object(ms_deform_attn, "is_compiled_for", lambda _: False):
         macs = count(model, *args.size).by_module()
     rows = []
     for stage in STAGES:

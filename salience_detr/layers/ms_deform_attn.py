@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from salience_detr.layers.operator import is_compiled_for
+
 
 def ms_deform_attn_reference(
     value: Tensor,
@@ -75,12 +77,29 @@ def sampling_locations_from_offsets(
     reference = reference_points[:, :, None, :, None, :]
     offsets = sampling_offsets.to(reference.dtype)
     if reference.shape[-1] == 2:
-        return reference + offsets / spatial_shapes.flip(-1).to(reference.dtype)[:, None, :]
+        # A level without tokens gives nothing, whatever the location; only a division by zero would do harm.
+        sizes = spatial_shapes.flip(-1).clamp(min=1).to(reference.dtype)
+        return reference + offsets / sizes[:, None, :]
     if reference.shape[-1] == 4:
         return reference[..., :2] + offsets / offsets.shape[4] * reference[..., 2:] * 0.5
     raise ValueError(
         f"reference_points must have 2 or 4 coordinates in their last dimension, got {reference.shape[-1]}"
     )
+
+
+def ms_deform_attn_fused_reference(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    """The chain that :func:`ms_deform_attn_fused` computes in one go, in plain PyTorch."""
+    locations = sampling_locations_from_offsets(reference_points, sampling_offsets, spatial_shapes)
+    logits = attention_logits.to(torch.promote_types(attention_logits.dtype, torch.float32))
+    weights = logits.flatten(-2).softmax(-1).view_as(logits)
+    return ms_deform_attn_reference(value, spatial_shapes, level_start_index, locations, weights)
 
 
 def ms_deform_attn(
@@ -90,7 +109,19 @@ def ms_deform_attn(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Multi-scale deformable attention; see :func:`ms_deform_attn_reference` for shapes and meaning."""
+    """Multi-scale deformable attention; see :func:`ms_deform_attn_reference` for shapes and meaning.
+
+    Runs ``torch.ops.salience_detr.ms_deform_attn`` where it is compiled for the device, else the PyTorch form. The
+    operator wants ``sampling_locations`` in float32 (float64 with a float64 value), whatever the value's type is, and
+    the other tensors in the value's type or in float32.
+
+    Raises:
+        RuntimeError: sizes, types or devices do not fit together.
+    """
+    if is_compiled_for(value.device.type):
+        return torch.ops.salience_detr.ms_deform_attn(
+            value, spatial_shapes, level_start_index, sampling_locations, attention_weights
+        )
     return ms_deform_attn_reference(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
 
 
@@ -108,17 +139,23 @@ def ms_deform_attn_fused(
         value: (B, S, M, C).
         spatial_shapes: (L, 2) integers (H, W).
         level_start_index: (L,).
-        reference_points: (B, Q, L or 1, 2 or 4), float32 at least.
+        reference_points: (B, Q, L or 1, 2 or 4), float32 (float64 with a float64 value).
         sampling_offsets: (B, Q, M, L, P, 2), in pixels (2-d) or in half boxes / P (4-d).
         attention_logits: (B, Q, M, L, P), before the softmax.
 
     Returns:
         (B, Q, M * C) in the dtype of ``value``.
+
+    Raises:
+        RuntimeError: sizes, types or devices do not fit together.
     """
-    locations = sampling_locations_from_offsets(reference_points, sampling_offsets, spatial_shapes)
-    logits = attention_logits.to(torch.promote_types(attention_logits.dtype, torch.float32))
-    weights = logits.flatten(-2).softmax(-1).view_as(logits)
-    return ms_deform_attn(value, spatial_shapes, level_start_index, locations, weights)
+    if is_compiled_for(value.device.type):
+        return torch.ops.salience_detr.ms_deform_attn_fused(
+            value, spatial_shapes, level_start_index, reference_points, sampling_offsets, attention_logits
+        )
+    return ms_deform_attn_fused_reference(
+        value, spatial_shapes, level_start_index, reference_points, sampling_offsets, attention_logits
+    )
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -182,7 +219,7 @@ class MultiScaleDeformableAttention(nn.Module):
             projected.view(batch, projected.shape[1], self.num_heads, -1),
             spatial_shapes,
             level_start_index,
-            reference_points,
+            reference_points.to(torch.promote_types(reference_points.dtype, torch.float32)),
             self.sampling_offsets(query).view(batch, queries, *samples, 2),
             self.attention_weights(query).view(batch, queries, *samples),
         )

@@ -1,0 +1,71 @@
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "problem.h"
+
+// The instruction set is chosen when the program runs; the file itself is compiled for the oldest processor.
+namespace salience_detr {
+
+namespace baseline {
+constexpr int kVectorBytes = 16;
+#include "registers.inc"
+#include "kernels.inc"
+}  // namespace baseline
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#define SALIENCE_DETR_X86 1
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+namespace avx2 {
+constexpr int kVectorBytes = 32;
+#include "registers.inc"
+#include "kernels.inc"
+}  // namespace avx2
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
+#endif
+namespace avx512 {
+constexpr int kVectorBytes = 64;
+#include "registers.inc"
+#include "kernels.inc"
+}  // namespace avx512
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif  // x86
+
+template <typename T>
+const Kernels<T>& kernels() {
+#ifdef SALIENCE_DETR_X86
+  const char* asked = std::getenv("SALIENCE_DETR_CPU");
+  const std::string most = asked ? asked : "";
+  if (most != "baseline" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return wide && most != "avx2" ? avx512::kKernels<T> : avx2::kKernels<T>;
+  }
+#endif
+  return baseline::kKernels<T>;
+}
+
+template const Kernels<float>& kernels<float>();
+template const Kernels<double>& kernels<double>();
+
+}  // namespace salience_detr

@@ -1,0 +1,148 @@
+// The operator on CUDA devices: number types, alignment and launches around kernels.cuh.
+#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <c10/macros/Macros.h>
+
+#include "../ms_deform_attn.h"
+
+#define SALIENCE_DETR_ASSERT CUDA_KERNEL_ASSERT
+#include "kernels.cuh"
+
+namespace salience_detr {
+namespace {
+
+using at::Tensor;
+
+template <typename T>
+T* data(const Tensor& tensor) {
+  return tensor.defined() ? tensor.data_ptr<T>() : nullptr;
+}
+
+bool aligned(const Tensor& tensor) {
+  return !tensor.defined() || reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0;
+}
+
+// Contiguous inputs in the types that the kernels read, and the problem that points into them.
+template <typename T, typename O>
+struct Prepared {
+  Tensor shapes, starts, value, references, offsets, weights;
+  gpu::Problem<T, O> problem;
+};
+
+template <typename T, typename O>
+Prepared<T, O> prepare(const Inputs& inputs) {
+  using A = typename gpu::Accumulate<T>::type;
+  constexpr auto type = c10::CppTypeToScalarType<O>::value;
+  Prepared<T, O> p;
+  p.shapes = inputs.spatial_shapes.to(at::kLong).contiguous();
+  p.starts = inputs.level_start_index.to(at::kLong).contiguous();
+  p.value = inputs.value.contiguous();
+  p.offsets = inputs.offsets.to(type).contiguous();
+  p.weights = inputs.weights.to(type).contiguous();
+  if (inputs.fused()) p.references = inputs.reference_points.contiguous();
+  p.problem = gpu::Problem<T, O>{
+      inputs.batch(),      inputs.queries(),    inputs.heads(),
+      inputs.tokens(),     inputs.levels(),     inputs.points(),
+      inputs.channels(),   inputs.fused() ? p.references.size(2) : 0,
+      inputs.fused() ? p.references.size(3) : 0,
+      data<int64_t>(p.shapes), data<int64_t>(p.starts),
+      data<T>(p.value),    data<A>(p.references),
+      data<O>(p.offsets),  data<O>(p.weights)};
+  return p;
+}
+
+template <int kLanes>
+int64_t blocks(const Inputs& inputs) {
+  constexpr int64_t items_per_block = gpu::kThreads / kLanes;
+  const int64_t items = inputs.batch() * inputs.queries() * inputs.heads();
+  const int64_t count = (items + items_per_block - 1) / items_per_block;
+  TORCH_CHECK(count < (int64_t{1} << 31), "too many queries for one launch: B * Q * M is ", items);
+  return count;
+}
+
+// Threads read 16 bytes at a time where channels and addresses allow it, one number otherwise. As many threads
+// share an item as 32 channels need.
+template <typename T>
+inline constexpr int kVector = 16 / sizeof(T);
+template <typename T>
+inline constexpr int kVectorLanes = 32 / kVector<T>;
+inline constexpr int kScalarLanes = 32;
+
+template <typename T, typename O>
+Tensor forward(const Inputs& inputs) {
+  const auto prepared = prepare<T, O>(inputs);
+  const Tensor output =
+      at::empty({inputs.batch(), inputs.queries(), inputs.heads() * inputs.channels()}, prepared.value.options());
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  if (inputs.channels() % kVector<T> == 0 && aligned(prepared.value)) {
+    gpu::forward_kernel<T, O, kVector<T>, kVectorLanes<T>>
+        <<<blocks<kVectorLanes<T>>(inputs), gpu::kThreads, 0, stream>>>(prepared.problem, data<T>(output));
+  } else {
+    gpu::forward_kernel<T, O, 1, kScalarLanes>
+        <<<blocks<kScalarLanes>(inputs), gpu::kThreads, 0, stream>>>(prepared.problem, data<T>(output));
+  }
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return output;
+}
+
+template <typename T, typename O>
+InputGradients backward(const Tensor& grad_output, const Inputs& inputs, const Needed& needed) {
+  using A = typename gpu::Accumulate<T>::type;
+  const auto prepared = prepare<T, O>(inputs);
+  const Tensor grad = grad_output.contiguous();
+  const auto exact = prepared.value.options().dtype(inputs.accumulate_type());
+  // Atomic additions come in any order.
+  if (needed[0] || needed[1]) at::globalContext().alertNotDeterministic("salience_detr::ms_deform_attn_backward");
+  Tensor grad_value, grad_references, grad_offsets, grad_weights;
+  if (needed[0]) grad_value = at::zeros(prepared.value.sizes(), exact);
+  if (needed[1]) grad_references = at::zeros(prepared.references.sizes(), exact);
+  if (needed[2]) grad_offsets = at::empty(prepared.offsets.sizes(), prepared.offsets.options());
+  if (needed[3]) grad_weights = at::empty(prepared.weights.sizes(), exact);
+  const gpu::Gradients<T, O> grads{
+      data<T>(grad), data<A>(grad_value), data<A>(grad_references), data<O>(grad_offsets), data<A>(grad_weights)};
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  if (inputs.channels() % kVector<T> == 0 && aligned(prepared.value) && aligned(grad)) {
+    gpu::backward_kernel<T, O, kVector<T>, kVectorLanes<T>>
+        <<<blocks<kVectorLanes<T>>(inputs), gpu::kThreads, 0, stream>>>(prepared.problem, grads);
+  } else {
+    gpu::backward_kernel<T, O, 1, kScalarLanes>
+        <<<blocks<kScalarLanes>(inputs), gpu::kThreads, 0, stream>>>(prepared.problem, grads);
+  }
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  if (needed[0]) grad_value = grad_value.to(inputs.value.scalar_type());
+  if (needed[2]) grad_offsets = grad_offsets.to(inputs.offsets.scalar_type());
+  if (needed[3]) grad_weights = grad_weights.to(inputs.weights.scalar_type());
+  return {grad_value, grad_references, grad_offsets, grad_weights};
+}
+
+// Calls run<T, O>(): O is the type of the value if offsets and weights both have it, else float32.
+#define SALIENCE_DETR_DISPATCH(inputs, run, ...)                                                     \
+  [&] {                                                                                              \
+    const auto type = inputs.value.scalar_type();                                                    \
+    const bool same = inputs.offsets.scalar_type() == type && inputs.weights.scalar_type() == type;  \
+    if (type == at::kDouble) return run<double, double>(__VA_ARGS__);                                \
+    if (type == at::kFloat) return run<float, float>(__VA_ARGS__);                                   \
+    if (type == at::kHalf)                                                                           \
+      return same ? run<at::Half, at::Half>(__VA_ARGS__) : run<at::Half, float>(__VA_ARGS__);        \
+    return same ? run<at::BFloat16, at::BFloat16>(__VA_ARGS__) : run<at::BFloat16, float>(__VA_ARGS__); \
+  }()
+
+}  // namespace
+
+at::Tensor forward_cuda(const Inputs& inputs) {
+  const c10::cuda::CUDAGuard device_guard(inputs.value.device());
+  if (inputs.empty())
+    return at::zeros({inputs.batch(), inputs.queries(), inputs.heads() * inputs.channels()}, inputs.value.options());
+  return SALIENCE_DETR_DISPATCH(inputs, forward, inputs);
+}
+
+InputGradients backward_cuda(const at::Tensor& grad_output, const Inputs& inputs, const Needed& needed) {
+  const c10::cuda::CUDAGuard device_guard(inputs.value.device());
+  if (inputs.empty()) return zero_gradients(inputs, needed);
+  return SALIENCE_DETR_DISPATCH(inputs, backward, grad_output, inputs, needed);
+}
+
+}  // namespace salience_detr

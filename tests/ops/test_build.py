@@ -1,0 +1,192 @@
+"""Building the operator: once, again after a kill, and not at all where it cannot be."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from salience_detr.layers.operator import import_file
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "ops" / "build.py"
+
+# Stands for a compiler that needs a while.
+SLOW_BUILD = """
+import importlib.util, sys, time
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("build", sys.argv[1])
+build = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build)
+def compile_into(folder):
+    (folder / "objects").write_text("half")
+    time.sleep(float(sys.argv[3]))
+    (folder / build.LIBRARY).write_text("library")
+    (folder / build.LOG).write_text("log")
+build.compile_into = compile_into
+print(build.build(Path(sys.argv[2])))
+"""
+
+
+def start_build(root, seconds):
+    command = [sys.executable, "-c", SLOW_BUILD, str(BUILD), str(root), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_killed_build_does_not_block_the_next(tmp_path):
+    killed = start_build(tmp_path, 1000)
+    wait_for(lambda: list(tmp_path.glob("*.building-*/objects")))
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    output, messages = start_build(tmp_path, 0).communicate(timeout=60)
+    assert Path(output.strip()).read_text() == "library"
+    assert "Building the deformable-attention operator" in messages
+    assert not list(tmp_path.glob("*.building-*"))
+
+
+def test_two_processes_build_once(tmp_path):
+    first = start_build(tmp_path, 2)
+    wait_for(lambda: list(tmp_path.glob("*.building-*/objects")))
+    second = start_build(tmp_path, 0)
+    (one, message), (other, nothing) = first.communicate(timeout=60), second.communicate(timeout=60)
+    assert one == other
+    assert "Building" in message and "Building" not in nothing
+
+
+def test_the_folder_is_named_by_all_that_the_library_depends_on(monkeypatch, tmp_path):
+    build = import_file(BUILD)
+    key = build.build_key(None)
+    assert torch.__version__ in key and f"cp{sys.version_info.major}{sys.version_info.minor}" in key
+    assert len({key, build.build_key("9.0"), build.build_key("8.0;9.0")}) == 3
+    shutil.copytree(build.SOURCES, tmp_path / "csrc")
+    (tmp_path / "csrc" / "registration.cpp").write_text("// changed")
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "csrc")
+    assert build.build_key(None) != key
+
+
+def test_a_library_for_all_gpus_serves_a_machine_that_cannot_build_one(monkeypatch, tmp_path):
+    build = import_file(BUILD)
+
+    def keep(architectures):
+        folder = tmp_path / build.build_key(architectures)
+        folder.mkdir()
+        (folder / build.LIBRARY).touch()
+        return folder / build.LIBRARY
+
+    monkeypatch.setattr(build, "architectures", lambda: "9.0")  # a GPU, and nvcc
+    keep(None)
+    assert build.find(tmp_path) is None
+    all_gpus = keep(build.CUDA_ARCHITECTURES)
+    assert build.find(tmp_path) == all_gpus
+    this_gpu = keep("9.0")
+    assert build.find(tmp_path / "nothing", tmp_path) == this_gpu
+    shutil.rmtree(all_gpus.parent)
+    monkeypatch.setattr(build, "architectures", lambda: None)  # no nvcc
+    (tmp_path / build.build_key(None) / build.LIBRARY).unlink()
+    assert build.find(tmp_path) == this_gpu
+
+
+USE = """
+import torch, warnings
+warnings.simplefilter("always")
+import salience_detr.layers.ms_deform_attn as attention
+assert not hasattr(torch.ops.salience_detr, "ms_deform_attn"), "importing must not load anything"
+value = torch.arange(4.0).view(1, 4, 1, 1)
+where = torch.full((1, 1, 1, 1, 1, 2), 0.5)
+for _ in range(2):
+    print(attention.ms_deform_attn(value, torch.tensor([[2, 2]]), torch.tensor([0]), where, torch.ones(1, 1, 1, 1, 1)))
+"""
+
+
+def use_operator(**environment):
+    return subprocess.run(
+        [sys.executable, "-c", USE],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        cwd=environment["PYTHONPATH"],
+    )
+
+
+@pytest.fixture
+def nothing_built(tmp_path):
+    """A copy of the project without a library, in which nothing can be found built ahead."""
+    project = tmp_path / "project"
+    for name in ("salience_detr", "ops"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("_operator", "__pycache__"))
+    return {"PYTHONPATH": str(project), "SALIENCE_DETR_CACHE": str(tmp_path / "cache")}
+
+
+def test_without_a_compiler_the_pytorch_form_runs_after_one_warning(nothing_built, tmp_path):
+    (tmp_path / "empty").mkdir()
+    found = use_operator(**nothing_built, PATH=str(tmp_path / "empty"), CXX="")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("1.5") == 2
+    assert len(re.findall("no C\\+\\+ compiler was found", found.stderr)) == 1
+    assert "python ops/build.py" in found.stderr
+
+
+def test_a_compiler_that_fails_is_quoted(nothing_built, tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        '#!/bin/sh\ncase " $* " in *" -c "*) echo "error: no room" >&2; exit 1;; *) exec g++ "$@";; esac\n'
+    )
+    compiler.chmod(0o755)
+    found = use_operator(**nothing_built, CXX=str(compiler))
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("1.5") == 2
+    assert "error: no room" in found.stderr
+
+
+def test_it_can_be_turned_off(nothing_built):
+    found = use_operator(**nothing_built, SALIENCE_DETR_OPERATOR="off")
+    assert found.stdout.count("1.5") == 2
+    assert "operator" not in found.stderr
+
+
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+
+
+@pytest.mark.nvcc
+@needs_nvcc
+@pytest.mark.parametrize(
+    "architectures", ["9.0", pytest.param(None, marks=pytest.mark.slow)], ids=["one", "all that are supported"]
+)
+def test_the_cuda_part_compiles_without_a_gpu_and_spills_no_registers(tmp_path, architectures):
+    environment = {name: value for name, value in os.environ.items() if name != "TORCH_CUDA_ARCH_LIST"}
+    if architectures:
+        environment["TORCH_CUDA_ARCH_LIST"] = architectures
+    found = subprocess.run(
+        [sys.executable, str(BUILD), "--output", str(tmp_path)],
+        env={**environment, "FORCE_CUDA": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    library = Path(found.stdout.strip())
+    assert "CUDA" in found.stderr and (architectures or "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX") in found.stderr
+    load = f"import torch; torch.ops.load_library({str(library)!r}); " + (
+        "print(torch._C._dispatch_has_kernel_for_dispatch_key('salience_detr::ms_deform_attn', 'CUDA'))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", load], text=True).strip() == "True"
+    spilled = re.findall(
+        r"(\d+) bytes spill stores, (\d+) bytes spill loads", (library.parent / "build.log").read_text()
+    )
+    # 6 number types x forward and backward x vectors and single numbers, for each architecture.
+    assert len(spilled) == 24 * (1 if architectures else 7)
+    assert set(spilled) == {("0", "0")}
