@@ -12,6 +12,8 @@ from torch import nn
 from salience_detr.video import VideoReader
 from tools import (
     analyze_model,
+    benchmark,
+    benchmark_op,
     convert_checkpoint,
     evaluate_json,
     make_demo_inputs,
@@ -114,3 +116,24 @@ def test_the_r50_model_takes_at_most_206_gmacs(capsys):
     analyze_model.main(["--config-file", "configs/salience_detr_r50_4scale_12ep.py"])
     total = next(line for line in capsys.readouterr().out.splitlines() if "total" in line)
     assert 150 < float(total.split("|")[3]) <= 206
+
+
+def test_the_operator_is_timed_in_all_forms(tmp_path, capsys):
+    assert benchmark_op.main(["--device", "cpu", "--repeats", "1", "--shapes", "5", "--json", f"{tmp_path}/op.json"]) == 0
+    assert "| small maps, 256x256 | backward | fused" in " ".join(capsys.readouterr().out.split())
+    rows = json.loads((tmp_path / "op.json").read_text())
+    assert {(row["pass"], row["form"]) for row in rows} == {
+        (way, form) for way in ("forward", "backward") for form in ("PyTorch", "fused", "unfused")
+    }
+    assert all(row["minimum (ms)"] > 0 and row["peak (MiB)"] > 0 for row in rows)
+
+
+def test_the_model_is_timed_with_and_without_the_operator(tmp_path):
+    words = ["--config-file", "configs/surface_defects_tiny.py", "--device", "cpu", "--repeats", "1"]
+    sizes = ["--size", "64", "96", "--train-size", "64", "64", "--train-batch", "1"]
+    assert benchmark.main([*words, *sizes, "--json", f"{tmp_path}/model.json"]) == 0
+    found = json.loads((tmp_path / "model.json").read_text())
+    assert {(row["step"], row["operator"]) for row in found["steps"]} == {
+        (step, operator) for step in ("evaluation", "training step") for operator in ("compiled", "PyTorch")
+    }
+    assert found["stages"]["compiled"].keys() == set(benchmark.STAGES)
