@@ -32,6 +32,8 @@ class BuildWithOperator(build_py):
         command = [sys.executable, str(ROOT / "ops" / "build.py"), "--output", str(package / "_operator")]
         if subprocess.run(command, env=environment).returncode:
             print("The operator is not built ahead of time; the first use will try again.", file=sys.stderr)
+        for lock in (package / "_operator").glob("*.lock"):
+            lock.unlink()
 
 
 class PlatformDistribution(Distribution):

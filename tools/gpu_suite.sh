@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, in one call: build, GPU tests, operator and model tables, a short training.
 #   tools/gpu_suite.sh [OUT]      writes logs and summary.md to OUT (default output/gpu_suite)
-# PYTHON names the interpreter (default: .venv/bin/python, else python3).
+# PYTHON names the interpreter (default: .venv/bin/python, else python3); it needs nvcc and what the tests need.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${1:-output/gpu_suite}

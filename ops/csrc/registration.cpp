@@ -55,55 +55,75 @@ void check_levels(const Inputs& inputs) {
       " in dimension 1");
 }
 
-void check(const Inputs& inputs) {
+const char* offsets_name(const Inputs& inputs) { return inputs.fused() ? "sampling_offsets" : "sampling_locations"; }
+const char* weights_name(const Inputs& inputs) { return inputs.fused() ? "attention_logits" : "attention_weights"; }
+
+void check_shapes(const Inputs& inputs) {
   const Tensor& value = inputs.value;
-  const bool fused = inputs.fused();
-  const char* offsets = fused ? "sampling_offsets" : "sampling_locations";
-  const char* weights = fused ? "attention_logits" : "attention_weights";
   check_sizes("value", value, {-1, -1, -1, -1}, "(B, S, M, C)");
-  const auto dtype = value.scalar_type();
-  TORCH_CHECK(
-      dtype == at::kDouble || dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16,
-      "value must be float64, float32, float16 or bfloat16, got ", dtype);
-  check_sizes(offsets, inputs.offsets, {value.size(0), -1, value.size(2), -1, -1, 2}, "(B, Q, M, L, P, 2)");
+  TORCH_CHECK(inputs.tokens() < (int64_t{1} << 31), "value must have fewer than 2^31 tokens, got ", inputs.tokens());
+  check_sizes(
+      offsets_name(inputs), inputs.offsets, {value.size(0), -1, value.size(2), -1, -1, 2}, "(B, Q, M, L, P, 2)");
   const int64_t queries = inputs.queries(), levels = inputs.levels(), points = inputs.points();
-  check_sizes(weights, inputs.weights, {value.size(0), queries, value.size(2), levels, points}, "(B, Q, M, L, P)");
+  check_sizes(
+      weights_name(inputs), inputs.weights, {value.size(0), queries, value.size(2), levels, points}, "(B, Q, M, L, P)");
   check_sizes("spatial_shapes", inputs.spatial_shapes, {levels, 2}, "(L, 2)");
   check_sizes("level_start_index", inputs.level_start_index, {levels}, "(L,)");
-  for (const auto& [name, tensor] :
-       {std::pair<const char*, const Tensor&>{"spatial_shapes", inputs.spatial_shapes},
-        {"level_start_index", inputs.level_start_index}}) {
-    TORCH_CHECK(
-        tensor.scalar_type() == at::kLong || tensor.scalar_type() == at::kInt, name,
-        " must be int64 or int32, got ", tensor.scalar_type());
-    check_same_device(name, tensor, value);
-  }
-  check_same_device(offsets, inputs.offsets, value);
-  check_same_device(weights, inputs.weights, value);
-  const auto exact = inputs.accumulate_type();
-  const Tensor& coordinates = fused ? inputs.reference_points : inputs.offsets;
+  if (!inputs.fused()) return;
+  const Tensor& reference = inputs.reference_points;
+  check_sizes("reference_points", reference, {value.size(0), queries, -1, -1}, "(B, Q, L or 1, 2 or 4)");
   TORCH_CHECK(
-      coordinates.scalar_type() == exact, fused ? "reference_points" : "sampling_locations", " must be ", exact,
-      " with a value of ", dtype, ", got ", coordinates.scalar_type(), "; coordinates need at least single precision");
-  for (const auto& [name, tensor] :
-       {std::pair<const char*, const Tensor&>{offsets, inputs.offsets}, {weights, inputs.weights}})
+      reference.size(2) == levels || reference.size(2) == 1, "reference_points must be for ", levels,
+      " levels or for 1, got ", reference.size(2));
+  TORCH_CHECK(
+      reference.size(3) == 2 || reference.size(3) == 4,
+      "reference_points must have 2 or 4 coordinates in their last dimension, got ", reference.size(3));
+}
+
+// Coordinates need single precision at least; offsets and weights may also have the value's type.
+void check_type(const char* name, const Tensor& tensor, const Inputs& inputs, bool coordinates) {
+  const auto exact = inputs.accumulate_type(), type = inputs.value.scalar_type(), found = tensor.scalar_type();
+  if (coordinates || type == exact) {
+    TORCH_CHECK(found == exact, name, " must be ", exact, " with a value of ", type, ", got ", found);
+  } else {
     TORCH_CHECK(
-        tensor.scalar_type() == dtype || tensor.scalar_type() == exact, name, " must be ", dtype, " as value or ", exact,
-        ", got ", tensor.scalar_type());
-  if (fused) {
-    const Tensor& reference = inputs.reference_points;
-    check_sizes("reference_points", reference, {value.size(0), queries, -1, -1}, "(B, Q, L or 1, 2 or 4)");
-    TORCH_CHECK(
-        reference.size(2) == levels || reference.size(2) == 1, "reference_points must be for ", levels,
-        " levels or for 1, got ", reference.size(2));
-    TORCH_CHECK(
-        reference.size(3) == 2 || reference.size(3) == 4,
-        "reference_points must have 2 or 4 coordinates in their last dimension, got ", reference.size(3));
-    check_same_device("reference_points", reference, value);
+        found == exact || found == type, name, " must be ", type, " or ", exact, " with a value of ", type, ", got ",
+        found);
   }
-  TORCH_CHECK(inputs.tokens() < (int64_t{1} << 31), "value must have fewer than 2^31 tokens, got ", inputs.tokens());
+}
+
+void check_integer(const char* name, const Tensor& tensor) {
+  TORCH_CHECK(
+      tensor.scalar_type() == at::kLong || tensor.scalar_type() == at::kInt, name, " must be int64 or int32, got ",
+      tensor.scalar_type());
+}
+
+void check_types(const Inputs& inputs) {
+  const auto type = inputs.value.scalar_type();
+  TORCH_CHECK(
+      type == at::kDouble || type == at::kFloat || type == at::kHalf || type == at::kBFloat16,
+      "value must be float64, float32, float16 or bfloat16, got ", type);
+  check_integer("spatial_shapes", inputs.spatial_shapes);
+  check_integer("level_start_index", inputs.level_start_index);
+  if (inputs.fused()) check_type("reference_points", inputs.reference_points, inputs, true);
+  check_type(offsets_name(inputs), inputs.offsets, inputs, !inputs.fused());
+  check_type(weights_name(inputs), inputs.weights, inputs, false);
+}
+
+void check_devices(const Inputs& inputs) {
+  check_same_device("spatial_shapes", inputs.spatial_shapes, inputs.value);
+  check_same_device("level_start_index", inputs.level_start_index, inputs.value);
+  if (inputs.fused()) check_same_device("reference_points", inputs.reference_points, inputs.value);
+  check_same_device(offsets_name(inputs), inputs.offsets, inputs.value);
+  check_same_device(weights_name(inputs), inputs.weights, inputs.value);
+}
+
+void check(const Inputs& inputs) {
+  check_shapes(inputs);
+  check_types(inputs);
+  check_devices(inputs);
   // On a GPU the sizes stay where they are: reading them would wait for all work that was queued before.
-  if (value.is_cpu()) check_levels(inputs);
+  if (inputs.value.is_cpu()) check_levels(inputs);
 }
 
 void check_grad(const Tensor& grad_output, const Inputs& inputs) {

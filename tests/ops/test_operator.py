@@ -272,8 +272,9 @@ REFUSED = {
     "coordinates": ("reference", lambda x: x.half(), "reference_points must be Float with a value of Float, got Half"),
     "reference levels": ("reference", lambda x: x[:, :, :2], "must be for 5 levels or for 1, got 2"),
     "reference size": ("reference", lambda x: x[..., :1], "2 or 4 coordinates in their last dimension, got 1"),
+    "half offsets": ("offsets", lambda x: x.half(), "sampling_offsets must be Float with a value of Float, got Half"),
     "type": ("value", lambda x: x.long(), "value must be float64, float32, float16 or bfloat16, got Long"),
-    "weights": ("logits", lambda x: x.double(), "attention_logits must be Float as value or Float, got Double"),
+    "weights": ("logits", lambda x: x.double(), "attention_logits must be Float with a value of Float, got Double"),
 }  # fmt: skip
 
 

@@ -119,7 +119,9 @@ def test_the_r50_model_takes_at_most_206_gmacs(capsys):
 
 
 def test_the_operator_is_timed_in_all_forms(tmp_path, capsys):
-    assert benchmark_op.main(["--device", "cpu", "--repeats", "1", "--shapes", "5", "--json", f"{tmp_path}/op.json"]) == 0
+    assert (
+        benchmark_op.main(["--device", "cpu", "--repeats", "1", "--shapes", "5", "--json", f"{tmp_path}/op.json"]) == 0
+    )
     assert "| small maps, 256x256 | backward | fused" in " ".join(capsys.readouterr().out.split())
     rows = json.loads((tmp_path / "op.json").read_text())
     assert {(row["pass"], row["form"]) for row in rows} == {
