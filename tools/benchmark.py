@@ -8,8 +8,10 @@ import json
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from operator import attrgetter
 from typing import Any
 from unittest.mock import patch
 
@@ -28,6 +30,7 @@ STAGES = (
     "backbone", "neck", "token_pyramid", "token_projection", "salience_filter", "encoder", "feature_fusion",
     "query_selection", "decoder",
 )  # fmt: skip
+OURS = "salience_detr::ms_deform_attn"
 OPERATORS: dict[str, Callable[[], Any]] = {
     "compiled": nullcontext,
     "PyTorch": lambda: patch.object(attention, "is_compiled_for", lambda _: False),
@@ -140,6 +143,43 @@ def measure(
     return rows, stages
 
 
+def own_times(step: Callable[[], None], device: str) -> Counter[str]:
+    """Milliseconds that each PyTorch operator takes in one step, without those that it calls."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        step()
+    time_of = attrgetter("self_device_time_total" if device == "cuda" else "self_cpu_time_total")
+    times: Counter[str] = Counter()
+    for event in profile.key_averages():
+        # Its gradient, and what autograd wraps around both, have names of their own.
+        times[OURS if "ms_deform_attn" in event.key else event.key] += time_of(event) / 1e3
+    return times
+
+
+def profile_by_operator(
+    model: nn.Module, steps: dict[str, Callable[[], None]], device: str, rows: int = 8
+) -> dict[str, list[dict[str, Any]]]:
+    """For each step the operators that take most of it in either form, and the attention's own."""
+    tables = {}
+    for name, step in steps.items():
+        model.train(name == "training step")
+        times: dict[str, Counter[str]] = {}
+        for form, operator in OPERATORS.items():
+            with operator():
+                times[form] = own_times(step, device)
+        longest: Counter[str] = Counter()
+        for own in times.values():
+            longest |= own
+        chosen = [OURS, *(key for key, _ in longest.most_common(rows))]
+        tables[name] = [
+            {f"operator ({name})": key, **{f"{form} (ms)": times[form][key] for form in OPERATORS}}
+            for key in dict.fromkeys(chosen)
+        ]
+    return tables
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", default="configs/salience_detr_r50_4scale_12ep.py", metavar="FILE")
@@ -179,9 +219,12 @@ def main(argv: list[str] | None = None) -> int:
     print(tabulate(rows, headers="keys", floatfmt=".1f", tablefmt="github"))
     by_stage = [{"stage (evaluation)": s, **{f"{f} (ms)": stages[f][s] for f in OPERATORS}} for s in STAGES]
     print("\n" + tabulate(by_stage, headers="keys", floatfmt=".1f", tablefmt="github"))
+    operators = profile_by_operator(model, steps, args.device)
+    for table in operators.values():
+        print("\n" + tabulate(table, headers="keys", floatfmt=".1f", tablefmt="github"))
     if args.json:
         with open(args.json, "w") as file:
-            json.dump({"steps": rows, "stages": stages}, file, indent=1)
+            json.dump({"steps": rows, "stages": stages, "operators": operators}, file, indent=1)
     return 0
 
 
