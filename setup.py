@@ -28,12 +28,22 @@ class BuildWithOperator(build_py):
             shutil.copytree(
                 ROOT / "ops", package / "_ops", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
             )
+        self.build_operator(package / "_operator")
+
+    def build_operator(self, folder: Path) -> None:
+        """Leave in the folder the library for the PyTorch that is installed, and nothing older."""
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        command = [sys.executable, str(ROOT / "ops" / "build.py"), "--output", str(package / "_operator")]
-        if subprocess.run(command, env=environment).returncode:
+        command = [sys.executable, str(ROOT / "ops" / "build.py"), "--output", str(folder)]
+        result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+        if result.returncode:
             print("The operator is not built ahead of time; the first use will try again.", file=sys.stderr)
-        for lock in (package / "_operator").glob("*.lock"):
-            lock.unlink()
+            return
+        built = Path(result.stdout.strip()).parent
+        for other in folder.iterdir():
+            if other.is_dir() and other != built:
+                shutil.rmtree(other)
+            elif other != built:
+                other.unlink()
 
 
 class PlatformDistribution(Distribution):

@@ -201,6 +201,13 @@ def test_every_instruction_set_and_every_run_gives_the_same_bits(make_case, monk
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("device", ["cpu"], indirect=True)
+def test_an_unknown_instruction_set_is_refused(make_case, monkeypatch):
+    monkeypatch.setenv("SALIENCE_DETR_CPU", "sse9")
+    with pytest.raises((RuntimeError, ValueError), match="must be baseline, avx2 or avx512, got 'sse9'"):
+        ms_deform_attn_fused(*make_case().fused)
+
+
 @pytest.mark.parametrize("dims", [2, 4])
 def test_pytorch_accepts_the_registration(make_case, dims):
     case = make_case(batch=1, queries=5, dims=dims, channels=4, dtype=torch.float32)

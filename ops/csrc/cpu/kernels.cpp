@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -51,15 +52,23 @@ constexpr int kVectorBytes = 64;
 #endif
 #endif  // x86
 
+// SALIENCE_DETR_CPU, or the most that there is.
+std::string most_asked_for() {
+  const char* asked = std::getenv("SALIENCE_DETR_CPU");
+  const std::string most = asked && *asked ? asked : "avx512";
+  if (most != "baseline" && most != "avx2" && most != "avx512")
+    throw std::invalid_argument("SALIENCE_DETR_CPU must be baseline, avx2 or avx512, got '" + most + "'");
+  return most;
+}
+
 template <typename T>
 const Kernels<T>& kernels() {
+  const std::string most = most_asked_for();
 #ifdef SALIENCE_DETR_X86
-  const char* asked = std::getenv("SALIENCE_DETR_CPU");
-  const std::string most = asked ? asked : "";
   if (most != "baseline" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return wide && most != "avx2" ? avx512::kKernels<T> : avx2::kKernels<T>;
+    return wide && most == "avx512" ? avx512::kKernels<T> : avx2::kKernels<T>;
   }
 #endif
   return baseline::kKernels<T>;
