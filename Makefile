@@ -70,4 +70,4 @@ train-demo: setup ## train the shipped weights again
 	$(RUN) tools/strip_checkpoint.py --half output/surface_defects_tiny/model_best.pth $(WEIGHTS)
 
 clean: ## delete .venv and what runs have written
-	rm -rf $(VENV) output build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) output build salience_detr/_operator *.egg-info .pytest_cache .mypy_cache .ruff_cache

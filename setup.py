@@ -25,6 +25,7 @@ class BuildWithOperator(build_py):
         super().run()
         package = (ROOT if self.editable_mode else Path(self.build_lib)) / "salience_detr"
         if not self.editable_mode:
+            shutil.rmtree(package / "_ops", ignore_errors=True)
             shutil.copytree(
                 ROOT / "ops", package / "_ops", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
             )

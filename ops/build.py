@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -35,27 +36,50 @@ CPP_FLAGS = [
 # The log then says how many registers each kernel takes, and what it spills.
 CUDA_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xptxas=-v"]
 
+# Lines of a compiler's output that tell what is wrong; the last is PyTorch's, and says nothing.
+SAYS_WHY = r"^(?!RuntimeError: Error building).*(\berror\b|not found|No such file|\bld: |undefined reference)"
+
 
 class BuildError(RuntimeError):
     """The operator cannot be built here; the message says what is missing or what the compiler said."""
 
 
 def cache_root() -> Path:
-    """Where libraries that were built on first use are kept."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "salience_detr"
-    return Path(os.environ.get("SALIENCE_DETR_CACHE") or default)
+    """Where libraries that were built on first use are kept.
+
+    Raises:
+        BuildError: there is no home folder, and no variable names another.
+    """
+    if os.environ.get("SALIENCE_DETR_CACHE"):
+        return Path(os.environ["SALIENCE_DETR_CACHE"])
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "salience_detr"
+    except RuntimeError as error:
+        raise BuildError(f"{error} Set SALIENCE_DETR_CACHE to a folder for the operator.") from error
 
 
 def compiler() -> str:
     """The C++ compiler.
 
     Raises:
-        BuildError: there is none.
+        BuildError: there is none, or not the one of $CXX.
     """
-    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        if name and shutil.which(name):
+    asked = os.environ.get("CXX", "")
+    if asked:
+        if shutil.which(shlex.split(asked)[0]):
+            return asked
+        raise BuildError(f"the C++ compiler of $CXX was not found: {asked}")
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
             return name
     raise BuildError("no C++ compiler was found (c++, g++, clang++ or $CXX); install one, for example g++")
+
+
+def nvcc() -> str | None:
+    """CUDA's compiler, where PyTorch looks for it too."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    homes = [home for home in homes if home] or ["/usr/local/cuda"]
+    return shutil.which("nvcc") or next((found for home in homes if (found := shutil.which(f"{home}/bin/nvcc"))), None)
 
 
 def architectures() -> str | None:
@@ -66,18 +90,32 @@ def architectures() -> str | None:
     """
     import torch
 
-    if not torch.version.cuda or not (torch.cuda.is_available() or os.environ.get("FORCE_CUDA") == "1"):
+    if not torch.version.cuda or nvcc() is None:
         return None
-    from torch.utils import cpp_extension  # it warns of a missing GPU
-
-    if cpp_extension.CUDA_HOME is None:
+    if not torch.cuda.is_available() and os.environ.get("FORCE_CUDA") != "1":
         return None
     if os.environ.get("TORCH_CUDA_ARCH_LIST"):
         return os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";")
     if not torch.cuda.is_available():
         return CUDA_ARCHITECTURES
-    found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-    return ";".join(f"{major}.{minor}" for major, minor in sorted(found))
+    return ";".join(f"{major}.{minor}" for major, minor in sorted(set(capabilities())))
+
+
+def capabilities() -> list[tuple[int, int]]:
+    """Of the GPUs at hand."""
+    import torch
+
+    return [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+
+
+def serves(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether kernels for these architectures run on such a GPU: one of its generation, or PTX of an older one."""
+    for word in architectures.split(";"):
+        major, minor = (int(part) for part in word.removesuffix("+PTX").split("."))
+        same = major == capability[0] and minor <= capability[1]
+        if same or (word.endswith("+PTX") and (major, minor) <= capability):
+            return True
+    return False
 
 
 def common_key() -> str:
@@ -97,28 +135,31 @@ def build_key(architectures: str | None) -> str:
     return f"{common_key()}-" + (f"cuda-{architectures.replace(';', '_')}" if architectures else "cpu")
 
 
-def find(*roots: Path) -> Path | None:
-    """A library that serves here, from the first of the folders that has one.
+def find(root: Path) -> Path | None:
+    """A library under ``root`` that serves here.
 
-    It is one for the GPUs at hand, or for all GPUs; where no CUDA kernels can be built, any (a container without nvcc
-    uses what was built with FORCE_CUDA).
+    It has kernels for the GPUs at hand; where none can be built, that is what FORCE_CUDA built for other machines, and
+    failing that, one for the CPU alone.
     """
-    wanted = architectures()
-    for root in roots:
-        keys = [build_key(wanted), build_key(CUDA_ARCHITECTURES)]
-        if wanted is None:
-            keys += sorted((folder.name for folder in root.glob(f"{common_key()}-*")), reverse=True)  # CUDA first
-        for key in keys:
-            if (root / key / LIBRARY).exists():
-                return root / key / LIBRARY
+    prefix = f"{common_key()}-"
+    suffixes = [library.parent.name.removeprefix(prefix) for library in root.glob(f"{prefix}*/{LIBRARY}")]
+    for suffix in sorted(suffixes, reverse=True):  # cuda before cpu
+        kind, _, listed = suffix.partition("-")
+        if kind == "cuda":
+            found = all(serves(listed.replace("_", ";"), capability) for capability in capabilities())
+        else:
+            found = architectures() is None
+        if found:
+            return root / (prefix + suffix) / LIBRARY
     return None
 
 
-def build(root: Path) -> Path:
+def build(root: Path, *, again: bool = False) -> Path:
     """The library under ``root``, built if it is not there.
 
     Several processes may ask at once: one builds, the others wait. The lock goes with its process, and the library
-    gets its name when it is whole, so a build that is killed leaves nothing that the next one stumbles over.
+    gets its name when it is whole, so a build that is killed leaves nothing that the next one stumbles over. What the
+    compiler refused is remembered, and only tried again if asked for.
 
     Raises:
         BuildError: no compiler, or it fails.
@@ -126,14 +167,18 @@ def build(root: Path) -> Path:
     from filelock import FileLock
 
     cuda = architectures()
+    if cuda is None and os.environ.get("FORCE_CUDA") == "1":
+        raise BuildError("FORCE_CUDA=1, but nvcc was not found (on PATH or in CUDA_HOME), or this PyTorch has no CUDA")
     key = build_key(cuda)
-    library = root / key / LIBRARY
+    library, failure = root / key / LIBRARY, root / f"{key}.failed"
+    words = compiler()
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{key}.lock"):
             if library.exists():
                 return library
-            compiler()
+            if failure.exists() and not again and failure.read_text().startswith(f"{words}\n"):
+                raise BuildError(failure.read_text().partition("\n")[2])
             for left in root.glob(f"{key}.building-*"):
                 shutil.rmtree(left, ignore_errors=True)
             parts = f"C++, and CUDA for {cuda}: some minutes" if cuda else "C++: about half a minute"
@@ -147,6 +192,10 @@ def build(root: Path) -> Path:
                     shutil.move(folder / name, finished / name)
                 shutil.rmtree(library.parent, ignore_errors=True)  # a folder that lost its library
                 finished.rename(library.parent)
+                failure.unlink(missing_ok=True)
+            except BuildError as error:
+                failure.write_text(f"{words}\n{error}")
+                raise
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
@@ -163,7 +212,7 @@ def compile_into(folder: Path) -> None:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
     if code or not (folder / LIBRARY).exists():
         printed = (folder / LOG).read_text(errors="replace")
-        errors = [line for line in printed.splitlines() if re.search(r"\berror\b|cannot find", line, re.IGNORECASE)]
+        errors = [line for line in printed.splitlines() if re.search(SAYS_WHY, line, re.IGNORECASE)]
         reason = "\n".join(errors[:8]) or printed[-2000:] or f"exit code {code}"
         raise BuildError(f"the compiler failed:\n{reason}")
 
@@ -192,10 +241,10 @@ def run_compiler(folder: Path) -> None:
 
 def link_cuda_runtime(folder: Path) -> list[str]:
     """Linker flags for the CUDA runtime that PyTorch has loaded; a bare nvcc does not say where its own lies."""
-    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libcudart.so" in line}
-    for path in loaded:
-        (folder / "libcudart.so").symlink_to(path)
-        return [f"-L{folder}"]
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if "libcudart.so" in line:
+            (folder / "libcudart.so").symlink_to(line.split(maxsplit=5)[5])
+            return ["-L."]  # the linker runs in the folder
     return []  # where CUDA_HOME says
 
 
@@ -208,7 +257,7 @@ def main() -> int:
         run_compiler(arguments.compile_into)
         return 0
     try:
-        print(build(arguments.output or cache_root()))
+        print(build(arguments.output or cache_root(), again=True))
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

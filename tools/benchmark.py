@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from salience_detr.engine.config import ConfigError, load_config
 from salience_detr.layers import ms_deform_attn as attention
+from salience_detr.layers.operator import is_compiled_for
 
 # In the order of the data.
 STAGES = (
@@ -187,12 +188,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--train-size", type=int, nargs=2, default=(512, 640), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--train-batch", type=int, default=2)
     parser.add_argument("--no-training", action="store_true", help="time evaluation only")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="by autocast")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
     args = parser.parse_intermixed_args(argv)
+    if not is_compiled_for(args.device):
+        print(f"error: the operator is not compiled for {args.device}", file=sys.stderr)
+        return 1
     try:
         config = load_config(args.config_file, args.opts)
     except ConfigError as error:

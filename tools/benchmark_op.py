@@ -158,7 +158,7 @@ def without_gradients(form: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="float32", choices=("float64", "float32", "float16", "bfloat16"))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--shapes", nargs="*", type=int, default=range(len(SHAPES)), help="numbers of the shapes")

@@ -9,6 +9,9 @@
 
 namespace salience_detr {
 
+// Heights and widths stay exact in float32.
+constexpr int64_t kLongestSide = int64_t{1} << 24;
+
 struct Inputs {
   at::Tensor value;              // (B, S, M, C)
   at::Tensor spatial_shapes;     // (L, 2): H, W

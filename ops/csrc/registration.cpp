@@ -46,6 +46,9 @@ void check_levels(const Inputs& inputs) {
         shape[0] >= 0 && shape[1] >= 0, "spatial_shapes must not be negative, got (", shape[0], ", ", shape[1],
         ") for level ", level);
     TORCH_CHECK(
+        shape[0] < kLongestSide && shape[1] < kLongestSide, "spatial_shapes must be below ", kLongestSide, ", got (",
+        shape[0], ", ", shape[1], ") for level ", level);
+    TORCH_CHECK(
         start == sum, "level_start_index of level ", level, " must be ", sum,
         ", the number of tokens of the levels before it, got ", start);
     sum += shape[0] * shape[1];
@@ -185,15 +188,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fused_backward(
 }
 
 // Under autocast the value is sampled in the low precision; coordinates and sums stay in float32, and offsets and
-// weights stay what they are if the operator takes them so. Casts leave float64 alone.
+// weights stay what they are if the operator takes them so. A float64 value stays, and with it all is float64.
 template <c10::DeviceType device, c10::DispatchKey key>
 struct Autocast {
   static Tensor lower(const Tensor& tensor) {
     return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), tensor, device);
   }
-  static Tensor single(const Tensor& tensor) { return at::autocast::cached_cast(at::kFloat, tensor, device); }
-  static Tensor either(const Tensor& tensor) {
-    return tensor.scalar_type() == at::autocast::get_autocast_dtype(device) ? tensor : single(tensor);
+  static Tensor exact(const Tensor& tensor, const Tensor& value) {
+    return value.scalar_type() == at::kDouble ? tensor.to(at::kDouble)
+                                              : at::autocast::cached_cast(at::kFloat, tensor, device);
+  }
+  static Tensor either(const Tensor& tensor, const Tensor& value) {
+    const bool low = tensor.scalar_type() == at::autocast::get_autocast_dtype(device);
+    return low && value.scalar_type() != at::kDouble ? tensor : exact(tensor, value);
   }
 
   static Tensor plain(
@@ -204,7 +211,8 @@ struct Autocast {
                                .findSchemaOrThrow("salience_detr::ms_deform_attn", "")
                                .typed<decltype(Autocast::plain)>();
     return op.call(
-        lower(value), spatial_shapes, level_start_index, single(sampling_locations), either(attention_weights));
+        lower(value), spatial_shapes, level_start_index, exact(sampling_locations, value),
+        either(attention_weights, value));
   }
 
   static Tensor fused(
@@ -215,8 +223,8 @@ struct Autocast {
                                .findSchemaOrThrow("salience_detr::ms_deform_attn_fused", "")
                                .typed<decltype(Autocast::fused)>();
     return op.call(
-        lower(value), spatial_shapes, level_start_index, single(reference_points), either(sampling_offsets),
-        either(attention_logits));
+        lower(value), spatial_shapes, level_start_index, exact(reference_points, value),
+        either(sampling_offsets, value), either(attention_logits, value));
   }
 };
 

@@ -23,7 +23,8 @@ def ms_deform_attn_reference(
 ) -> Tensor:
     """Weighted sum of bilinear samples, in plain PyTorch: readable, on any device, and slow.
 
-    A location (x, y) in [0, 1] reads pixel (x * W - 0.5, y * H - 0.5) of its level; outside the map there are zeros.
+    A location (x, y) in [0, 1] reads pixel (x * W - 0.5, y * H - 0.5) of its level; outside the map there are zeros,
+    also where a location is not finite.
 
     Args:
         value: (B, S, M, C).
@@ -40,7 +41,9 @@ def ms_deform_attn_reference(
     dtype = torch.promote_types(value.dtype, torch.float32)
     shapes = [(int(h), int(w)) for h, w in spatial_shapes.tolist()]
     maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B*M, C, S)
-    grids = (2 * sampling_locations.to(dtype) - 1).transpose(1, 2).flatten(0, 1)  # (B*M, Q, L, P, 2)
+    # What is not finite lies outside.
+    locations = torch.where(sampling_locations.abs() < 1e6, sampling_locations, -1).to(dtype)
+    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B*M, Q, L, P, 2)
     weights = attention_weights.to(dtype).transpose(1, 2).flatten(0, 1)  # (B*M, Q, L, P)
     output = maps.new_zeros(batch * heads, channels, queries)
     for level, (feature_map, (height, width)) in enumerate(
@@ -219,7 +222,8 @@ class MultiScaleDeformableAttention(nn.Module):
             projected.view(batch, projected.shape[1], self.num_heads, -1),
             spatial_shapes,
             level_start_index,
-            reference_points.to(torch.promote_types(reference_points.dtype, torch.float32)),
+            # Never less than single precision, also under autocast.
+            reference_points.to(torch.promote_types(projected.dtype, torch.float32)),
             self.sampling_offsets(query).view(batch, queries, *samples, 2),
             self.attention_weights(query).view(batch, queries, *samples),
         )

@@ -36,7 +36,7 @@ def is_compiled_for(device_type: str) -> bool:
 def load_operator() -> bool:
     """Load the operator, built first if there is no library for this PyTorch; False, after a warning, if impossible.
 
-    SALIENCE_DETR_OPERATOR=off turns it off.
+    SALIENCE_DETR_OPERATOR=off turns it off. Programs that hold the operator (torch.export.load) need this call first.
     """
     if os.environ.get("SALIENCE_DETR_OPERATOR", "").lower() == "off":
         return False
@@ -46,8 +46,11 @@ def load_operator() -> bool:
         return False
     builder = import_file(path)
     try:
-        library = builder.find(BUILT_AHEAD, builder.cache_root()) or builder.build(builder.cache_root())
-    except builder.BuildError as error:
+        library = builder.find(BUILT_AHEAD)
+        if library is None:
+            cache = builder.cache_root()
+            library = builder.find(cache) or builder.build(cache)
+    except (builder.BuildError, OSError) as error:
         warn_of_slow_form(str(error))
         return False
     try:
@@ -86,6 +89,7 @@ def register() -> None:
         torch.library.register_autograd(
             f"salience_detr::{name}", functools.partial(differentiate, name), setup_context=save_inputs
         )
+        torch.library.register_autograd(f"salience_detr::{name}_backward", refuse_second_derivatives)
     torch.library.register_fake("salience_detr::ms_deform_attn_backward", fake_backward)
     torch.library.register_fake("salience_detr::ms_deform_attn_fused_backward", fake_fused_backward)
 
@@ -139,3 +143,10 @@ def differentiate(name: str, ctx: Any, grad_output: Tensor) -> tuple[Tensor | No
     grads = operator(grad_output, *ctx.saved_tensors, wanted)
     kept = [grad if is_wanted else None for grad, is_wanted in zip(grads, wanted, strict=True)]
     return (kept[0], None, None, *kept[1:])
+
+
+def refuse_second_derivatives(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        "the compiled deformable attention has first derivatives only; "
+        "set SALIENCE_DETR_OPERATOR=off for the PyTorch form"
+    )

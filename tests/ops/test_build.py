@@ -79,7 +79,7 @@ def test_the_folder_is_named_by_all_that_the_library_depends_on(monkeypatch, tmp
     assert build.build_key(None) != key
 
 
-def test_a_library_for_all_gpus_serves_a_machine_that_cannot_build_one(monkeypatch, tmp_path):
+def test_the_library_is_one_for_the_gpus_at_hand(monkeypatch, tmp_path):
     build = import_file(BUILD)
 
     def keep(architectures):
@@ -88,17 +88,70 @@ def test_a_library_for_all_gpus_serves_a_machine_that_cannot_build_one(monkeypat
         (folder / build.LIBRARY).touch()
         return folder / build.LIBRARY
 
-    monkeypatch.setattr(build, "architectures", lambda: "9.0")  # a GPU, and nvcc
-    keep(None)
+    def machine(architectures, *gpus):
+        monkeypatch.setattr(build, "architectures", lambda: architectures)
+        monkeypatch.setattr(build, "capabilities", lambda: list(gpus))
+
+    cpu = keep(None)
+    machine(None)
+    assert build.find(tmp_path) == cpu
+    machine("9.0", (9, 0))  # a GPU and nvcc: better to build
     assert build.find(tmp_path) is None
-    all_gpus = keep(build.CUDA_ARCHITECTURES)
-    assert build.find(tmp_path) == all_gpus
-    this_gpu = keep("9.0")
-    assert build.find(tmp_path / "nothing", tmp_path) == this_gpu
-    shutil.rmtree(all_gpus.parent)
-    monkeypatch.setattr(build, "architectures", lambda: None)  # no nvcc
-    (tmp_path / build.build_key(None) / build.LIBRARY).unlink()
-    assert build.find(tmp_path) == this_gpu
+    everything = keep(build.CUDA_ARCHITECTURES)
+    assert build.find(tmp_path) == everything
+    machine(None, (9, 0))  # a GPU, and no nvcc
+    assert build.find(tmp_path) == everything
+    shutil.rmtree(everything.parent)
+    other = keep("8.0")
+    assert build.find(tmp_path) == cpu
+    machine(None, (8, 6))
+    assert build.find(tmp_path) == other
+
+
+def test_kernels_run_on_their_generation_and_ptx_on_later_ones():
+    serves = import_file(BUILD).serves
+    assert serves("7.5;8.0", (8, 6)) and serves("8.0", (8, 0)) and serves("8.6+PTX", (9, 0))
+    assert not serves("8.6", (8, 0)) and not serves("7.5;8.6", (9, 0)) and not serves("9.0+PTX", (8, 6))
+
+
+def test_what_the_compiler_refused_is_tried_again_only_when_asked(monkeypatch, tmp_path, capsys):
+    build = import_file(BUILD)
+    tries = []
+
+    def compile_into(folder):
+        tries.append(folder)
+        if len(tries) < 3:
+            raise build.BuildError("no room")
+        for name in (build.LIBRARY, build.LOG):
+            (folder / name).touch()
+
+    monkeypatch.setattr(build, "compile_into", compile_into)
+    for again, count in ((False, 1), (False, 1), (True, 2)):
+        with pytest.raises(build.BuildError, match="no room"):
+            build.build(tmp_path, again=again)
+        assert len(tries) == count
+    assert build.build(tmp_path, again=True).exists()
+    assert build.build(tmp_path).exists() and len(tries) == 3
+
+
+def test_what_is_missing_is_named(monkeypatch, tmp_path):
+    build = import_file(BUILD)
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    with pytest.raises(build.BuildError, match=r"compiler of \$CXX was not found: /nowhere/g\+\+"):
+        build.build(tmp_path)
+    monkeypatch.setenv("FORCE_CUDA", "1")
+    monkeypatch.setattr(build, "nvcc", lambda: None)
+    with pytest.raises(build.BuildError, match="FORCE_CUDA=1, but nvcc was not found"):
+        build.build(tmp_path)
+    monkeypatch.delenv("SALIENCE_DETR_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(build.BuildError, match=r"home directory. Set SALIENCE_DETR_CACHE"):
+        build.cache_root()
 
 
 USE = """

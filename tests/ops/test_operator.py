@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from salience_detr.layers.ms_deform_attn import (
+    MultiScaleDeformableAttention,
     ms_deform_attn,
     ms_deform_attn_fused,
     ms_deform_attn_fused_reference,
     ms_deform_attn_reference,
+    sampling_locations_from_offsets,
 )
 
 OPS = torch.ops.salience_detr
@@ -58,6 +62,30 @@ def test_the_gradients_of_a_training_step_agree_to_ten_digits(make_case):
     expected = gradients(ms_deform_attn_fused_reference, case.fused, grad_output)
     for one, other in zip(found, expected, strict=True):
         assert (one - other).abs().max() <= 1e-10 * other.abs().max()
+
+
+@pytest.mark.parametrize("dims", [0, 2, 4])
+def test_each_gradient_is_the_same_whatever_else_is_asked_for(make_case, dims):
+    case = make_case(channels=32, dims=max(dims, 2))
+    inputs = case.fused if dims else case.plain
+    backward = OPS.ms_deform_attn_fused_backward if dims else OPS.ms_deform_attn_backward
+    count = 4 if dims else 3
+    grad = torch.randn(2, 13, 96, dtype=torch.float64).to(case.value.device)
+    whole = backward(grad, *inputs, [True] * count)
+    for needed in itertools.product([False, True], repeat=count):
+        for found, expected, wanted in zip(backward(grad, *inputs, list(needed)), whole, needed, strict=True):
+            if wanted:
+                torch.testing.assert_close(found, expected)
+            else:
+                assert found.numel() == 0
+
+
+def test_second_derivatives_are_refused(make_case):
+    case = make_case()
+    case.logits.requires_grad_()
+    (grad,) = torch.autograd.grad(ms_deform_attn_fused(*case.fused).square().sum(), case.logits, create_graph=True)
+    with pytest.raises(NotImplementedError, match="first derivatives only"):
+        grad.square().sum().backward()
 
 
 @pytest.mark.parametrize("dims", [0, 2, 4])
@@ -111,6 +139,38 @@ def test_locations_at_and_beyond_the_borders(make_case, x, expected):
             assert not gradient.any()
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf"), 1e30])
+@pytest.mark.parametrize("axis", ["x", "y"])
+@pytest.mark.parametrize("form", ["locations", "points", "boxes", "reference", "box"])
+def test_what_is_not_finite_lies_outside(make_case, number, axis, form):
+    case = make_case(channels=32, dims=4 if form in ("boxes", "box") else 2, dtype=torch.float32)
+    at = 0 if axis == "x" else 1
+    samples = torch.zeros(2, 13, 3, 5, 2, dtype=torch.bool)  # those that are moved away
+    if form in ("reference", "box"):
+        case.reference[1, 3, 0, at + (2 if form == "box" else 0)] = number
+        samples[1, 3, :, 0] = True
+        assert case.offsets[1, 3, :, 0, :, at].abs().min() > 1e-3
+    else:
+        case.offsets[0, 5, 1, 2, 1, at] = number
+        samples[0, 5, 1, 2, 1] = True
+    operator, inputs = (ms_deform_attn, case.plain) if form == "locations" else (ms_deform_attn_fused, case.fused)
+    found = operator(*inputs)
+    # Samples without weight give nothing either, once the softmax is done.
+    locations = sampling_locations_from_offsets(case.reference, case.offsets, case.shapes)
+    weights = case.logits.flatten(3).softmax(-1).view_as(case.logits)
+    if form == "locations":
+        locations, weights = inputs[3:]
+    samples = samples.to(locations.device)
+    expected = ms_deform_attn_reference(
+        *inputs[:3], locations.where(~samples[..., None], 0.5), weights.where(~samples, 0)
+    )
+    assert_close(found, expected, torch.float32)
+    reference = ms_deform_attn_reference if form == "locations" else ms_deform_attn_fused_reference
+    assert_close(reference(*inputs), expected, torch.float32)
+    for gradient in gradients(operator, inputs, torch.randn_like(found)):
+        assert gradient.isfinite().all()
+
+
 def test_a_sample_just_inside_the_right_edge_does_not_read_the_next_row(make_case):
     # Here x + 1 rounds to 5, which would make 4 the left corner of a map of 4 columns.
     case = make_case(batch=1, queries=1, heads=1, channels=1, levels=[(2, 4)], points=1, dtype=torch.float32)
@@ -143,7 +203,22 @@ def test_gradients_of_samples_outside_are_written_as_zero(make_case):
 @pytest.mark.parametrize("batch", [1, 65, 80, 154])
 def test_any_batch_size_works(make_case, batch):
     case = make_case(batch=batch, queries=17, levels=[(3, 2), (1, 1)], dtype=torch.float32)
-    assert_close(ms_deform_attn_fused(*case.fused), ms_deform_attn_fused_reference(*case.fused), torch.float32)
+    expected = ms_deform_attn_fused_reference(*case.fused)
+    assert_close(ms_deform_attn_fused(*case.fused), expected, torch.float32)
+    grad = torch.randn_like(expected)
+    for one, other in zip(
+        gradients(ms_deform_attn_fused, case.fused, grad),
+        gradients(ms_deform_attn_fused_reference, case.fused, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_levels_may_be_described_in_32_bits(make_case):
+    case = make_case()
+    expected = ms_deform_attn_fused(*case.fused)
+    case.shapes, case.starts = case.shapes.int(), case.starts.int()
+    assert torch.equal(ms_deform_attn_fused(*case.fused), expected)
 
 
 @pytest.mark.parametrize("sizes", [{"batch": 0}, {"queries": 0}, {"levels": [(0, 5)]}], ids=str)
@@ -266,7 +341,42 @@ def test_autocast_samples_in_half_precision_at_exact_places(make_case, dtype):
         leaves = [x.clone().requires_grad_(x.is_floating_point()) for x in inputs]
         with torch.autocast(device, dtype=dtype):
             function(*leaves).float().sum().backward()
-        assert all(x.grad is None or x.grad.dtype == torch.float32 for x in leaves)
+        found = [x.grad for x in leaves if x.requires_grad]
+        assert all(x.dtype == torch.float32 for x in found)
+        halved = (inputs[0].to(dtype), *inputs[1:])
+        for one, other in zip(found, gradients(reference, halved, torch.ones_like(reference(*inputs))), strict=True):
+            scale = other.abs().max()
+            assert_close(one / scale, other / scale, dtype)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_autocast_leaves_double_precision_alone(make_case, dtype):
+    case = make_case()
+    with torch.autocast(case.value.device.type, dtype=dtype):
+        found = ms_deform_attn_fused(*case.fused[:4], case.offsets.to(dtype), case.logits.float())
+    assert found.dtype == torch.float64
+
+
+def test_the_module_takes_references_of_less_precision(make_case, device):
+    module = MultiScaleDeformableAttention(embed_dim=12, num_heads=3, num_levels=5, num_points=2).double().to(device)
+    case = make_case(channels=4)
+    query = torch.randn(2, 13, 12, dtype=torch.float64, device=device)
+    found = module(
+        query, case.reference.float(), case.value.flatten(2), spatial_shapes=case.shapes, level_start_index=case.starts
+    )
+    assert found.dtype == torch.float64
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)
+def test_the_sum_in_any_order_is_announced(make_case):
+    case = make_case()
+    grad = torch.ones(2, 13, 36, dtype=torch.float64, device=case.value.device)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+            OPS.ms_deform_attn_fused_backward(grad, *case.fused, [True] * 4)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 REFUSED = {
@@ -299,6 +409,9 @@ def test_levels_that_are_not_the_tokens_are_named(make_case):
     tokens = case.value.shape[1]
     with pytest.raises(RuntimeError, match=f"spatial_shapes sum to {tokens} tokens but value has {tokens - 1}"):
         ms_deform_attn_fused(case.value[:, 1:], *case.fused[1:])
+    for side in (2**24, 2**32):  # whose product is no int64
+        with pytest.raises(RuntimeError, match=rf"must be below 16777216, got \({side}, {side}\) for level 0"):
+            ms_deform_attn_fused(case.value, torch.tensor([[side, side]] * 5), *case.fused[2:])
     case.starts[2] += 1
     with pytest.raises(RuntimeError, match=r"level_start_index of level 2 must be 47, .* got 48"):
         ms_deform_attn_fused(*case.fused)

@@ -9,6 +9,10 @@
 
 #include "problem.h"
 
+#if defined(__clang__) || __GNUC__ >= 12
+#define SALIENCE_DETR_SHUFFLE 1
+#endif
+
 // The instruction set is chosen when the program runs; the file itself is compiled for the oldest processor.
 namespace salience_detr {
 

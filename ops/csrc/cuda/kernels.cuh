@@ -15,6 +15,7 @@ namespace gpu {
 constexpr int kThreads = 256;
 constexpr int kBlocks = 2;  // at least, on a multiprocessor; left alone, the compiler spills registers to fit more
 constexpr int kUnrolledSamples = 8;  // more of them in flight at once do not fit into the registers
+constexpr int64_t kLongestSide = int64_t{1} << 24;
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
 template <typename T>
@@ -153,9 +154,12 @@ struct Item {
     Sample<A> result{A(0), A(0), A(0), 0, 0};
     if (s >= count) return result;
     const int64_t level = s / p.points;
-    const int rows = static_cast<int>(p.shapes[2 * level]), columns = static_cast<int>(p.shapes[2 * level + 1]);
-    const int64_t start = p.starts[level];
-    SALIENCE_DETR_ASSERT(start >= 0 && start + static_cast<int64_t>(rows) * columns <= p.tokens);
+    const int64_t given_rows = p.shapes[2 * level], given_columns = p.shapes[2 * level + 1], start = p.starts[level];
+    // What registration.cpp checks on the CPU.
+    SALIENCE_DETR_ASSERT(given_rows >= 0 && given_rows < kLongestSide && given_columns >= 0);
+    SALIENCE_DETR_ASSERT(given_columns < kLongestSide && start >= 0);
+    SALIENCE_DETR_ASSERT(start + given_rows * given_columns <= p.tokens);
+    const int rows = static_cast<int>(given_rows), columns = static_cast<int>(given_columns);
     frame.width = static_cast<A>(columns);
     frame.height = static_cast<A>(rows);
     frame.offset_x = static_cast<A>(offsets[2 * s]);
