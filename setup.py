@@ -23,28 +23,23 @@ class BuildWithOperator(build_py):
 
     def run(self) -> None:
         super().run()
-        package = (ROOT if self.editable_mode else Path(self.build_lib)) / "salience_detr"
-        if not self.editable_mode:
-            shutil.rmtree(package / "_ops", ignore_errors=True)
-            shutil.copytree(
-                ROOT / "ops", package / "_ops", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
-            )
+        if self.editable_mode:
+            self.build_operator(ROOT / "salience_detr" / "_operator")
+            return
+        package = Path(self.build_lib) / "salience_detr"
+        for folder in ("_ops", "_operator"):  # of an earlier build
+            shutil.rmtree(package / folder, ignore_errors=True)
+        shutil.copytree(ROOT / "ops", package / "_ops", ignore=shutil.ignore_patterns("__pycache__"))
         self.build_operator(package / "_operator")
+        for lock in (package / "_operator").glob("*.lock"):
+            lock.unlink()
 
     def build_operator(self, folder: Path) -> None:
-        """Leave in the folder the library for the PyTorch that is installed, and nothing older."""
+        """Put into the folder the library for the PyTorch that is installed."""
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         command = [sys.executable, str(ROOT / "ops" / "build.py"), "--output", str(folder)]
-        result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-        if result.returncode:
+        if subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode:
             print("The operator is not built ahead of time; the first use will try again.", file=sys.stderr)
-            return
-        built = Path(result.stdout.strip()).parent
-        for other in folder.iterdir():
-            if other.is_dir() and other != built:
-                shutil.rmtree(other)
-            elif other != built:
-                other.unlink()
 
 
 class PlatformDistribution(Distribution):

@@ -7,6 +7,7 @@ a folder named by all that it depends on, so that another PyTorch, or a change o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import platform
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent / "csrc"
@@ -36,8 +38,9 @@ CPP_FLAGS = [
 # The log then says how many registers each kernel takes, and what it spills.
 CUDA_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xptxas=-v"]
 
-# Lines of a compiler's output that tell what is wrong; the last is PyTorch's, and says nothing.
-SAYS_WHY = r"^(?!RuntimeError: Error building).*(\berror\b|not found|No such file|\bld: |undefined reference)"
+# Lines of a compiler's output that tell what is wrong; PyTorch's last two only say that it failed.
+SAYS_NOTHING = r"Error building extension|Command '\['ninja'"
+SAYS_WHY = rf"^(?!.*({SAYS_NOTHING}))([\w.]+Error: |.*(\berror\b|not found|No such file|\bld: |undefined reference))"
 
 
 class BuildError(RuntimeError):
@@ -64,10 +67,11 @@ def compiler() -> str:
     Raises:
         BuildError: there is none, or not the one of $CXX.
     """
-    asked = os.environ.get("CXX", "")
+    asked = os.environ.get("CXX", "").strip()
     if asked:
-        if shutil.which(shlex.split(asked)[0]):
-            return asked
+        with contextlib.suppress(ValueError):  # a quote that is not closed
+            if shutil.which(shlex.split(asked)[0]):
+                return asked
         raise BuildError(f"the C++ compiler of $CXX was not found: {asked}")
     for name in ("c++", "g++", "clang++"):
         if shutil.which(name):
@@ -85,8 +89,8 @@ def nvcc() -> str | None:
 def architectures() -> str | None:
     """For which GPUs to build, as in TORCH_CUDA_ARCH_LIST; None = no CUDA kernels.
 
-    That takes a CUDA PyTorch, nvcc, and a GPU or FORCE_CUDA=1. Without TORCH_CUDA_ARCH_LIST it is the GPUs at hand, or
-    all that are supported if there are none.
+    That takes a CUDA PyTorch, nvcc, and a GPU or FORCE_CUDA=1. It is what TORCH_CUDA_ARCH_LIST says, and the GPUs at
+    hand in any case; with neither, all that are supported.
     """
     import torch
 
@@ -94,11 +98,9 @@ def architectures() -> str | None:
         return None
     if not torch.cuda.is_available() and os.environ.get("FORCE_CUDA") != "1":
         return None
-    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        return os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";")
-    if not torch.cuda.is_available():
-        return CUDA_ARCHITECTURES
-    return ";".join(f"{major}.{minor}" for major, minor in sorted(set(capabilities())))
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";")
+    at_hand = [f"{major}.{minor}" for major, minor in sorted(set(capabilities())) if not serves(listed, (major, minor))]
+    return ";".join(filter(None, [*listed.split(";"), *at_hand])) or CUDA_ARCHITECTURES
 
 
 def capabilities() -> list[tuple[int, int]]:
@@ -111,9 +113,13 @@ def capabilities() -> list[tuple[int, int]]:
 def serves(architectures: str, capability: tuple[int, int]) -> bool:
     """Whether kernels for these architectures run on such a GPU: one of its generation, or PTX of an older one."""
     for word in architectures.split(";"):
-        major, minor = (int(part) for part in word.removesuffix("+PTX").split("."))
-        same = major == capability[0] and minor <= capability[1]
-        if same or (word.endswith("+PTX") and (major, minor) <= capability):
+        found = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", word)
+        if not found:  # a name, such as Hopper
+            continue
+        built = int(found[1]), int(found[2])
+        if built == capability:
+            return True
+        if found[3] != "a" and built <= capability and (built[0] == capability[0] or found[4]):
             return True
     return False
 
@@ -135,67 +141,55 @@ def build_key(architectures: str | None) -> str:
     return f"{common_key()}-" + (f"cuda-{architectures.replace(';', '_')}" if architectures else "cpu")
 
 
-def find(root: Path) -> Path | None:
-    """A library under ``root`` that serves here.
+def find(roots: Sequence[Path], architectures: str | None) -> Path | None:
+    """A library under one of the folders that serves here.
 
-    It has kernels for the GPUs at hand; where none can be built, that is what FORCE_CUDA built for other machines, and
-    failing that, one for the CPU alone.
+    It has kernels for the GPUs at hand. Where none are wanted or can be built (``architectures`` is None), one for the
+    CPU alone will do.
     """
     prefix = f"{common_key()}-"
-    suffixes = [library.parent.name.removeprefix(prefix) for library in root.glob(f"{prefix}*/{LIBRARY}")]
-    for suffix in sorted(suffixes, reverse=True):  # cuda before cpu
-        kind, _, listed = suffix.partition("-")
-        if kind == "cuda":
-            found = all(serves(listed.replace("_", ";"), capability) for capability in capabilities())
-        else:
-            found = architectures() is None
-        if found:
-            return root / (prefix + suffix) / LIBRARY
-    return None
+    libraries = [library for root in roots for library in sorted(root.glob(f"{prefix}*/{LIBRARY}"))]
+    for library in libraries:
+        kind, _, listed = library.parent.name.removeprefix(prefix).partition("-")
+        if kind == "cuda" and all(serves(listed.replace("_", ";"), capability) for capability in capabilities()):
+            return library
+    if architectures is not None:
+        return None
+    return next((library for library in libraries if library.parent.name == build_key(None)), None)
 
 
-def build(root: Path, *, again: bool = False) -> Path:
-    """The library under ``root``, built if it is not there.
+def build(root: Path, architectures: str | None) -> Path:
+    """The library under ``root`` for GPUs of these architectures, or the CPU alone, built if it is not there.
 
     Several processes may ask at once: one builds, the others wait. The lock goes with its process, and the library
-    gets its name when it is whole, so a build that is killed leaves nothing that the next one stumbles over. What the
-    compiler refused is remembered, and only tried again if asked for.
+    gets its name when it is whole, so a build that is killed leaves nothing that the next one stumbles over.
 
     Raises:
         BuildError: no compiler, or it fails.
     """
     from filelock import FileLock
 
-    cuda = architectures()
-    if cuda is None and os.environ.get("FORCE_CUDA") == "1":
-        raise BuildError("FORCE_CUDA=1, but nvcc was not found (on PATH or in CUDA_HOME), or this PyTorch has no CUDA")
-    key = build_key(cuda)
-    library, failure = root / key / LIBRARY, root / f"{key}.failed"
-    words = compiler()
+    compiler()
+    key = build_key(architectures)
+    library = root / key / LIBRARY
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{key}.lock"):
             if library.exists():
                 return library
-            if failure.exists() and not again and failure.read_text().startswith(f"{words}\n"):
-                raise BuildError(failure.read_text().partition("\n")[2])
             for left in root.glob(f"{key}.building-*"):
                 shutil.rmtree(left, ignore_errors=True)
-            parts = f"C++, and CUDA for {cuda}: some minutes" if cuda else "C++: about half a minute"
+            parts = f"C++, and CUDA for {architectures}: some minutes" if architectures else "C++: about half a minute"
             print(f"Building the deformable-attention operator in {root} ({parts})", file=sys.stderr, flush=True)
             folder = Path(tempfile.mkdtemp(prefix=f"{key}.building-", dir=root))
             try:
-                compile_into(folder)
+                compile_into(folder, architectures)
                 finished = folder / "finished"
                 finished.mkdir()
                 for name in (LIBRARY, LOG):
                     shutil.move(folder / name, finished / name)
                 shutil.rmtree(library.parent, ignore_errors=True)  # a folder that lost its library
                 finished.rename(library.parent)
-                failure.unlink(missing_ok=True)
-            except BuildError as error:
-                failure.write_text(f"{words}\n{error}")
-                raise
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
@@ -205,9 +199,9 @@ def build(root: Path, *, again: bool = False) -> Path:
     return library
 
 
-def compile_into(folder: Path) -> None:
+def compile_into(folder: Path, architectures: str | None) -> None:
     """Compile in a process of its own; what it prints goes into a log, and is quoted if it fails."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--compile-into", str(folder)]
+    command = [sys.executable, str(Path(__file__).resolve()), "--compile-into", str(folder), architectures or ""]
     with open(folder / LOG, "w") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
     if code or not (folder / LIBRARY).exists():
@@ -217,23 +211,26 @@ def compile_into(folder: Path) -> None:
         raise BuildError(f"the compiler failed:\n{reason}")
 
 
-def run_compiler(folder: Path) -> None:
-    """What the process of :func:`compile_into` does, by PyTorch's own builder (ninja)."""
+def run_compiler(folder: Path, architectures: str) -> None:
+    """What the process of :func:`compile_into` does, by PyTorch's own builder."""
     from torch.utils import cpp_extension
 
-    cuda = architectures()
-    os.environ["TORCH_CUDA_ARCH_LIST"] = cuda or ""
+    if shutil.which("ninja") is None:  # its package is there, but not on the PATH of an environment that is not active
+        import ninja
+
+        os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", "")])
+    os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
     os.environ["CXX"] = compiler()
-    sources = sorted(SOURCES.rglob("*.cpp")) + (sorted(SOURCES.rglob("*.cu")) if cuda else [])
-    define = ["-DSALIENCE_DETR_CUDA"] if cuda else []
+    sources = sorted(SOURCES.rglob("*.cpp")) + (sorted(SOURCES.rglob("*.cu")) if architectures else [])
+    define = ["-DSALIENCE_DETR_CUDA"] if architectures else []
     cpp_extension.load(
         name=Path(LIBRARY).stem,
         sources=[str(path) for path in sources],
         extra_cflags=CPP_FLAGS + define,
         extra_cuda_cflags=CUDA_FLAGS + define,
-        extra_ldflags=["-fopenmp", *(link_cuda_runtime(folder) if cuda else [])],
+        extra_ldflags=["-fopenmp", *(link_cuda_runtime(folder) if architectures else [])],
         build_directory=str(folder),
-        with_cuda=cuda is not None,
+        with_cuda=bool(architectures),
         is_python_module=False,
         verbose=True,
     )
@@ -251,13 +248,18 @@ def link_cuda_runtime(folder: Path) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, help="where to put the folder of the library (default: the cache)")
-    parser.add_argument("--compile-into", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--compile-into", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.compile_into:
-        run_compiler(arguments.compile_into)
+        run_compiler(Path(arguments.compile_into[0]), arguments.compile_into[1])
         return 0
     try:
-        print(build(arguments.output or cache_root(), again=True))
+        wanted = architectures()
+        if wanted is None and os.environ.get("FORCE_CUDA") == "1":
+            raise BuildError(
+                "FORCE_CUDA=1, but there is no nvcc (on PATH or in CUDA_HOME), or this PyTorch has no CUDA"
+            )
+        print(build(arguments.output or cache_root(), wanted))
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -31,7 +31,7 @@ STAGES = (
     "backbone", "neck", "token_pyramid", "token_projection", "salience_filter", "encoder", "feature_fusion",
     "query_selection", "decoder",
 )  # fmt: skip
-OURS = "salience_detr::ms_deform_attn"
+OURS = "ms_deform_attn (ours, all of it)"
 OPERATORS: dict[str, Callable[[], Any]] = {
     "compiled": nullcontext,
     "PyTorch": lambda: patch.object(attention, "is_compiled_for", lambda _: False),

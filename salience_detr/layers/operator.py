@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
+import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +19,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # A wheel holds the sources and, if there was a compiler, the library; a checkout has the sources beside the package.
 BUILT_AHEAD = PACKAGE / "_operator"
 BUILDERS = (PACKAGE.parent / "ops" / "build.py", PACKAGE / "_ops" / "build.py")
+BUILDER = next((path for path in BUILDERS if path.exists()), None)
 NAMES = ("ms_deform_attn", "ms_deform_attn_fused")
 
 
@@ -40,16 +43,12 @@ def load_operator() -> bool:
     """
     if os.environ.get("SALIENCE_DETR_OPERATOR", "").lower() == "off":
         return False
-    path = next((path for path in BUILDERS if path.exists()), None)
-    if path is None:
+    if BUILDER is None:
         warn_of_slow_form("the package was installed without the operator's sources")
         return False
-    builder = import_file(path)
+    builder = import_file(BUILDER)
     try:
-        library = builder.find(BUILT_AHEAD)
-        if library is None:
-            cache = builder.cache_root()
-            library = builder.find(cache) or builder.build(cache)
+        library = find_or_build(builder)
     except (builder.BuildError, OSError) as error:
         warn_of_slow_form(str(error))
         return False
@@ -60,6 +59,24 @@ def load_operator() -> bool:
         return False
     register()
     return True
+
+
+def find_or_build(builder: ModuleType) -> Path:
+    """The library for the devices of this machine; for the CPU alone, after a warning, if the CUDA part fails."""
+    architectures = builder.architectures()
+    roots = [BUILT_AHEAD]
+    with contextlib.suppress(builder.BuildError):  # without a home folder there is only what was built ahead
+        roots.append(builder.cache_root())
+    library = builder.find(roots, architectures)
+    if library is not None:
+        return library
+    try:
+        return builder.build(builder.cache_root(), architectures)
+    except builder.BuildError as error:
+        if architectures is None:
+            raise
+        warnings.warn(f"the CUDA part of the deformable-attention operator cannot be built: {error}", stacklevel=2)
+    return builder.find(roots, None) or builder.build(builder.cache_root(), None)
 
 
 def import_file(path: Path) -> ModuleType:
@@ -77,7 +94,7 @@ def warn_of_slow_form(reason: str) -> None:
     warnings.warn(
         f"the compiled deformable-attention operator is not used: {reason}\n"
         "Its PyTorch form is, which is several times slower. With a C++ compiler (and nvcc for CUDA) at hand, "
-        "'python ops/build.py' in the project's folder builds it and says what is wrong.",
+        f"'{sys.executable} {BUILDER}' builds it and says what is wrong; SALIENCE_DETR_OPERATOR=off stops trying.",
         stacklevel=2,
     )
 
