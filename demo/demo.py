@@ -11,11 +11,13 @@ category_id of the data set, and score; each frame of a video is an image of its
 from __future__ import annotations
 
 import argparse
+import contextlib
 import glob
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,10 +89,40 @@ def collect_inputs(patterns: list[str]) -> tuple[list[Path], list[str]]:
     return list(dict.fromkeys(files)), missing
 
 
+class StopSignals:
+    """SIGINT, SIGTERM and SIGHUP become KeyboardInterrupt: at once, or after what must be whole."""
+
+    def __init__(self) -> None:
+        self.held_back = self.came = False
+
+    def listen(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # A shell makes what it starts in the background deaf to SIGINT; nohup means what it does.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self.handle)
+
+    def handle(self, number: int, frame: Any) -> None:
+        if not self.held_back or self.came:  # a second one ends even a write that hangs
+            raise KeyboardInterrupt
+        self.came = True
+
+    @contextlib.contextmanager
+    def after_this(self) -> Iterator[None]:
+        """Hold a signal back until the body is done."""
+        self.held_back = True
+        try:
+            yield
+        finally:
+            self.held_back = False
+        if self.came:
+            raise KeyboardInterrupt
+
+
 @dataclass
 class Run:
     """What a run makes: drawings in ``output``, records of all detections, and the inputs that failed.
 
+    A drawing is written and recorded under ``stops.after_this()``, so that both or neither are there.
     ``taken`` are paths that no drawing may have: those of the inputs, and those of other drawings.
     """
 
@@ -103,6 +135,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
     succeeded: int = 0
     taken: set[Path] = field(default_factory=set)
+    stops: StopSignals = field(default_factory=StopSignals)
 
     def __post_init__(self) -> None:
         names, metadata = self.predictor.class_names, self.predictor.metadata
@@ -157,10 +190,11 @@ def run_picture(run: Run, path: Path) -> None:
     image = read_image(str(path))
     detection = run.predictor.detect([image])[0]
     drawing, salience = run.output_paths(path)
-    write_picture(drawing, run.draw(image, detection))
-    if run.salience:
-        write_picture(salience, draw_salience(image, detection.salience))
-    run.record(image, detection, str(path))
+    with run.stops.after_this():
+        write_picture(drawing, run.draw(image, detection))
+        if run.salience:
+            write_picture(salience, draw_salience(image, detection.salience))
+        run.record(image, detection, str(path))
 
 
 def run_video(run: Run, source: Path | int) -> None:
@@ -173,10 +207,11 @@ def run_video(run: Run, source: Path | int) -> None:
         try:
             for image in tqdm(reader, total=reader.num_frames, desc=name.name, unit="frame"):
                 detection = run.predictor.detect([image])[0]
-                video.write(run.draw(image, detection))
-                if run.salience:
-                    salience.write(draw_salience(image, detection.salience))
-                run.record(image, detection, str(name), count)
+                with run.stops.after_this():
+                    video.write(run.draw(image, detection))
+                    if run.salience:
+                        salience.write(draw_salience(image, detection.salience))
+                    run.record(image, detection, str(name), count)
                 count += 1
         finally:
             reader.close()
@@ -245,10 +280,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     run = Run(predictor, args.output, args.salience, failed=missing, taken={path.resolve() for path in files})
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # A shell makes what it starts in the background deaf to SIGINT; nohup means what it does.
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
+    run.stops.listen()
     interrupted = False
     try:
         if files:

@@ -152,6 +152,32 @@ def test_an_interrupted_video_keeps_what_was_written(micro_config, weights, tmp_
     assert len(json.loads(json_file.read_text())["images"]) == count
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_is_being_written_when_a_signal_comes_is_also_recorded(call, video, tmp_path, monkeypatch, number):
+    write = VideoWriter.write
+    written = []
+
+    def write_then_stop(writer, frame):
+        write(writer, frame)
+        written.append(writer)
+        if len(written) == 5:  # the drawing of the third frame, its salience is to come
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(VideoWriter, "write", write_then_stop)
+    json_file = tmp_path / "found.json"
+    # Under nohup, SIGHUP would be ignored.
+    handlers = {stop: signal.signal(stop, signal.SIG_DFL) for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        assert call(video, extra=["--salience", "--json", str(json_file)]) == 130
+    finally:
+        for stop, handler in handlers.items():
+            signal.signal(stop, handler)
+    for name in ("film.mp4", "film_salience.mp4"):
+        assert len(list(VideoReader(tmp_path / "out" / name))) == 3
+    found = json.loads(json_file.read_text())
+    assert len(found["images"]) == 3 and {x["image_id"] for x in found["annotations"]} == {1, 2, 3}
+
+
 @pytest.mark.parametrize("name", ["grey.png", "alpha.png", "deep.png"])
 def test_unusual_pictures_are_read(call, tmp_path, name):
     grey = np.random.randint(0, 255, (40, 50), np.uint8)
