@@ -7,10 +7,9 @@
 
 #include <array>
 
-namespace salience_detr {
+#include "levels.h"
 
-// Heights and widths stay exact in float32.
-constexpr int64_t kLongestSide = int64_t{1} << 24;
+namespace salience_detr {
 
 struct Inputs {
   at::Tensor value;              // (B, S, M, C)

@@ -9,13 +9,14 @@
 
 #include <cstdint>
 
+#include "../levels.h"
+
 namespace salience_detr {
 namespace gpu {
 
 constexpr int kThreads = 256;
 constexpr int kBlocks = 2;  // at least, on a multiprocessor; left alone, the compiler spills registers to fit more
 constexpr int kUnrolledSamples = 8;  // more of them in flight at once do not fit into the registers
-constexpr int64_t kLongestSide = int64_t{1} << 24;
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
 template <typename T>
