@@ -171,6 +171,20 @@ def test_what_is_not_finite_lies_outside(make_case, number, axis, form):
         assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_the_weight_of_a_sample_outside_does_not_matter(make_case, number):
+    inputs = make_case(channels=32, dtype=torch.float32).plain
+    locations, weights = inputs[3:]
+    locations[0, 5, 1, 3, 1], weights[0, 5, 1, 3, 1] = 3.0, 0.0
+    expected = ms_deform_attn(*inputs)
+    grad = torch.randn_like(expected)
+    expected_gradients = gradients(ms_deform_attn, inputs, grad)
+    weights[0, 5, 1, 3, 1] = number
+    assert torch.equal(ms_deform_attn(*inputs), expected)
+    for found, wanted in zip(gradients(ms_deform_attn, inputs, grad), expected_gradients, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_a_sample_just_inside_the_right_edge_does_not_read_the_next_row(make_case):
     # Here x + 1 rounds to 5, which would make 4 the left corner of a map of 4 columns.
     case = make_case(batch=1, queries=1, heads=1, channels=1, levels=[(2, 4)], points=1, dtype=torch.float32)
