@@ -6,10 +6,13 @@ from collections import defaultdict
 from typing import Any
 
 from detectron2.layers import FrozenBatchNorm2d
+from timm.layers import RmsNorm, RmsNorm2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-NORMS = (_BatchNorm, FrozenBatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+NORMS = (
+    _BatchNorm, FrozenBatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm, RmsNorm, RmsNorm2d
+)  # fmt: skip
 
 
 def get_parameter_groups(
@@ -22,7 +25,8 @@ def get_parameter_groups(
 ) -> list[dict[str, Any]]:
     """Trainable parameters by learning rate and weight decay.
 
-    The backbone and the sampling-offset layers learn at a part of the base rate; norms and biases do not decay.
+    The backbone and the sampling-offset layers learn at a part of the base rate; norms and biases (those of relative
+    positions too) do not decay.
 
     Returns:
         Groups for a torch optimizer: ``params``, ``lr``, ``weight_decay``, and their ``names`` for the log.
@@ -40,7 +44,7 @@ def get_parameter_groups(
                 factor *= backbone_lr_factor
             if "sampling_offsets" in name:
                 factor *= sampling_offsets_lr_factor
-            decays = not isinstance(module, NORMS) and not leaf.endswith("bias")
+            decays = not isinstance(module, NORMS) and "bias" not in leaf
             group = groups[factor * base_lr, weight_decay if decays else 0.0]
             group["params"].append(parameter)
             group["names"].append(name)

@@ -1,0 +1,59 @@
+"""detectron2's Swin Transformer with the maps that Salience DETR takes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.modeling.backbone.swin import SwinTransformer, SwinTransformerBlock, WindowAttention
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Swin(SwinTransformer):
+    """A Swin Transformer whose maps are those of its stages, as the published model takes them.
+
+    Args:
+        out_features: names of the wanted maps, "p0" (stride 4) to "p3" (stride 32).
+        output_norms: a LayerNorm for each map, as detectron2 has it.
+        use_checkpoint: compute activations again in the backward pass instead of keeping them.
+        settings: those of detectron2's class.
+    """
+
+    def __init__(
+        self,
+        *,
+        out_features: Sequence[str] = ("p1", "p2", "p3"),
+        output_norms: bool = False,
+        use_checkpoint: bool = False,
+        **settings: Any,
+    ) -> None:
+        indices = [int(name.removeprefix("p")) for name in out_features]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # detectron2 takes DropPath from where timm had it before
+            super().__init__(out_indices=indices, **settings)
+        if not output_norms:
+            for index in indices:
+                setattr(self, f"norm{index}", nn.Identity())
+        for module in self.modules():
+            if isinstance(module, WindowAttention):  # a constant, which no checkpoint needs to hold
+                module.register_buffer("relative_position_index", module.relative_position_index, persistent=False)
+            if use_checkpoint and isinstance(module, SwinTransformerBlock):
+                module.__class__ = CheckpointedBlock
+
+    @property
+    def size_divisibility(self) -> int:
+        return 32
+
+
+class CheckpointedBlock(SwinTransformerBlock):
+    """A block that keeps its inputs only.
+
+    detectron2's own way loses the gradients of the blocks that follow a frozen stage.
+    """
+
+    def forward(self, x: Tensor, mask_matrix: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x, mask_matrix)
+        return checkpoint(super().forward, x, mask_matrix, use_reentrant=False)
