@@ -7,42 +7,48 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import torchvision
 from detectron2.utils.file_io import PathManager
+from huggingface_hub import hf_hub_url
 from iopath.common.file_io import PathHandler
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from salience_detr.backbone_conversion import describe, find_format, shorten
 from salience_detr.checkpoint_conversion import (
     COCO_CATEGORY_IDS,
     CheckpointError,
+    convert_backbone,
     convert_reference_checkpoint,
-    convert_torchvision_resnet,
     is_reference_checkpoint,
-    is_torchvision_resnet,
-    shorten,
 )
+from salience_detr.class_transfer import transfer_classes
 from salience_detr.files import written_whole
 
 __all__ = [
     "COCO_CATEGORY_IDS",
     "CheckpointError",
     "convert_reference_checkpoint",
-    "convert_torchvision_resnet",
     "load_state_dict_strictly",
     "load_weights",
     "read_checkpoint",
     "save_weights",
+    "start_from",
 ]
 
 logger = logging.getLogger(__name__)
+
+# Norms of a backbone's maps, which its classifier does not have.
+ADDED_NORMS = re.compile(r"output_norms\.|norm\d\.")
 
 
 class TorchvisionWeightsHandler(PathHandler):
@@ -59,6 +65,41 @@ class TorchvisionWeightsHandler(PathHandler):
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
         return PathManager.open(self._get_local_path(path), mode)
+
+
+class TimmWeightsHandler(PathHandler):
+    """Paths ``timm://convnext_large.fb_in1k``: the weights that timm publishes under this name.
+
+    The file is downloaded into the path manager's cache when it is first asked for.
+    """
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return ["timm://"]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        return PathManager.get_local_path(timm_weights_url(path.removeprefix("timm://")), force=force)
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
+        return PathManager.open(self._get_local_path(path), mode)
+
+
+def timm_weights_url(name: str) -> str:
+    """Where timm publishes the weights of this name (``model.tag``, or ``model`` for its default).
+
+    Raises:
+        CheckpointError: timm has no such weights.
+    """
+    try:
+        known = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # the model exists, the tag does not
+        known = None
+    if known is None or not (known.hf_hub_id or known.url):
+        near = timm.list_pretrained(f"*{name.split('.')[0]}*")[:8]
+        hint = f"it has {', '.join(near)}" if near else "use a name such as convnext_large.fb_in1k"
+        raise CheckpointError(f"timm has no weights {name!r}; {hint}")
+    if known.hf_hub_id:
+        return hf_hub_url(known.hf_hub_id, known.hf_hub_filename or "model.safetensors")
+    return str(known.url)
 
 
 def torchvision_weights_url(name: str) -> str:
@@ -80,6 +121,7 @@ def torchvision_weights_url(name: str) -> str:
 
 
 PathManager.register_handler(TorchvisionWeightsHandler(), allow_override=True)
+PathManager.register_handler(TimmWeightsHandler(), allow_override=True)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -131,38 +173,105 @@ def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
         raise CheckpointError(f"cannot write {path}: {error}") from error
 
 
-def load_weights(model: nn.Module, path: str | Path, *, allow_backbone: bool = False) -> None:
+def load_weights(model: nn.Module, path: str | Path) -> None:
     """Fill the model from a file; every parameter must be there with its shape, and nothing may be left over.
 
     The file may be one of this project's, or one of the published implementation's (converted on the way, its
-    COCO category ids becoming contiguous). With ``allow_backbone``, to start a training, it may also be a torchvision
-    ResNet, which fills the backbone only.
+    COCO category ids becoming contiguous).
 
     Raises:
-        CheckpointError: what is missing, left over or of another shape.
+        CheckpointError: what is missing, left over or of another shape, or what the file is instead.
     """
-    content = read_checkpoint(path)
-    state = content.get("model", content)
-    if not isinstance(state, Mapping) or not state:
-        raise CheckpointError(f"{path} holds no state dict of a model")
-    if is_reference_checkpoint(state):
-        num_rows = len(state["transformer.encoder_class_head.bias"])
-        keep_all = num_rows == getattr(model, "num_classes", None)
-        state = convert_reference_checkpoint(state, category_ids=None if keep_all else COCO_CATEGORY_IDS)
-    elif is_torchvision_resnet(state):
-        if not allow_backbone:
-            raise CheckpointError(
-                f"{path} holds a torchvision ResNet, which is the backbone only; training can start from it, but to "
-                "detect something the weights of a trained model are needed"
-            )
-        backbone = getattr(model, "backbone", None)
-        if backbone is None:
-            raise CheckpointError(f"{path} holds a torchvision ResNet, but {type(model).__name__} has no backbone")
-        load_state_dict_strictly(backbone, convert_torchvision_resnet(state), source=f"{path} (backbone)")
-        logger.info("loaded the backbone from the torchvision ResNet %s", path)
-        return
+    file = state_dict_of(read_checkpoint(path), path)
+    state = detector_state(model, file)
+    if state is None:
+        remedy = "to detect something, the weights of a trained Salience DETR are needed"
+        if find_format(file):
+            remedy = f"which is the backbone only; training can start from it, but {remedy}"
+        raise CheckpointError(f"{path} is of another model: it looks like {describe(file)}; {remedy}")
     load_state_dict_strictly(model, state, source=str(path))
     logger.info("loaded all weights from %s", path)
+
+
+def start_from(
+    model: nn.Module, path: str | Path, *, class_names: Sequence[str] | None = None, match_classes: bool = False
+) -> None:
+    """Fill a model that is going to be trained.
+
+    Of a detector all must fit but the class rows: those of another number of classes start afresh, and with
+    ``match_classes`` those of classes that have the same name there are kept. Other files fill the backbone.
+
+    Args:
+        class_names: of the data set to train on.
+
+    Raises:
+        CheckpointError: see :func:`load_weights`.
+    """
+    content = read_checkpoint(path)
+    file = state_dict_of(content, path)
+    state = detector_state(model, file)
+    if state is None:
+        load_backbone(model, file, source=str(path))
+        return
+    state = transfer_classes(
+        state,
+        model.state_dict(),
+        source=str(path),
+        their_classes=content.get("class_names"),
+        our_classes=class_names,
+        match=match_classes,
+    )
+    load_state_dict_strictly(model, state, source=str(path))
+    logger.info("loaded all weights from %s", path)
+
+
+def state_dict_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
+    """The tensors in a checkpoint, which others wrap in various ways.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    state = next((content[key] for key in ("model", "state_dict", "model_ema") if key in content), content)
+    if not isinstance(state, Mapping) or not state:
+        raise CheckpointError(f"{path} holds no state dict of a model")
+    if all(str(name).startswith("module.") for name in state):  # of a DistributedDataParallel
+        return {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
+def detector_state(model: nn.Module, state: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The state dict of a whole detector in this project's names; None if it is of something else."""
+    if is_reference_checkpoint(state):
+        num_rows = len(state["transformer.encoder_class_head.bias"])
+        # Of other data than COCO.
+        keep_all = num_rows == getattr(model, "num_classes", None) or num_rows <= max(COCO_CATEGORY_IDS)
+        return convert_reference_checkpoint(state, category_ids=None if keep_all else COCO_CATEGORY_IDS)
+    return state if model.state_dict().keys() & state.keys() else None
+
+
+def load_backbone(model: nn.Module, state: Mapping[str, Any], *, source: str) -> None:
+    """Fill the backbone from a published classifier's state dict; norms that only detectors have stay as they are.
+
+    Raises:
+        CheckpointError: the file is of another family, or does not fit.
+    """
+    backbone = getattr(model, "backbone", None)
+    if backbone is None:
+        raise CheckpointError(f"{source} looks like {describe(state)}, but {type(model).__name__} has no backbone")
+    own = backbone.state_dict()
+    try:
+        converted, left_out = convert_backbone(state, own.keys())
+    except CheckpointError as error:
+        raise CheckpointError(f"{source} {error}") from error
+    added = {name: tensor for name, tensor in own.items() if ADDED_NORMS.match(name)}
+    load_state_dict_strictly(backbone, {**added, **converted}, source=f"{source} (backbone)")
+    logger.info(
+        "loaded the backbone from %s (%s): %d tensors; left out: %s",
+        source,
+        describe(state),
+        len(converted),
+        shorten(left_out) or "none",
+    )
 
 
 def load_state_dict_strictly(model: nn.Module, state: Mapping[str, Any], *, source: str) -> None:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from salience_detr.backbone_conversion import (
+    AFFINE,
+    BATCH_NORM,
+    RESNET,
+    Name,
+    count,
+    describe,
+    find_format,
+    leaves,
+    shorten,
+    timm_names,
+)
 
 # fmt: off
 COCO_CATEGORY_IDS = (
@@ -17,33 +30,26 @@ COCO_CATEGORY_IDS = (
 )
 # fmt: on
 
-# The tensors of each kind of layer; the first of a pair is the name there, the second the name here.
-_AFFINE = ("weight", "bias")
-_BATCH_NORM = (*_AFFINE, "running_mean", "running_var")
-_TRACKED_BATCH_NORM = (*_BATCH_NORM, "num_batches_tracked")
+# The tensors of each kind of layer.
+_TRACKED_BATCH_NORM = (*BATCH_NORM, "num_batches_tracked")
 _ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
 _DEFORMABLE = tuple(
     f"{layer}.{leaf}"
     for layer in ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
-    for leaf in _AFFINE
+    for leaf in AFFINE
 )
 
 # Constants and repetitions: what the model knows without them.
 _DROPPED = re.compile(
     r"_classes_|(.*\.)?(level_filter_ratio|layer_filter_ratio|dim_tx|dim_ty)|transformer\.encoder\.enhance_mcsp\..*"
-    r"|backbone\..*num_batches_tracked"
+    r"|backbone\..*(num_batches_tracked|relative_position_index)"
 )
-_CLASS_ROWS = re.compile(r"query_selection\.class_head\..*|decoder\.class_heads\..*|denoising\.label_encoder\.weight")
+# Tensors with a row for each class, in our names.
+CLASS_ROWS = re.compile(r"query_selection\.class_head\..*|decoder\.class_heads\..*|denoising\.label_encoder\.weight")
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read, or that does not fit."""
-
-
-def shorten(names: Sequence[str], limit: int = 8) -> str:
-    """The first names of a list and how many there are beyond them."""
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def is_reference_checkpoint(state: Mapping[str, Any]) -> bool:
@@ -51,15 +57,10 @@ def is_reference_checkpoint(state: Mapping[str, Any]) -> bool:
     return "transformer.encoder_class_head.bias" in state
 
 
-def is_torchvision_resnet(state: Mapping[str, Any]) -> bool:
-    """Whether the names are those of a torchvision ResNet (with or without its classifier)."""
-    return "layer1.0.conv1.weight" in state and "conv1.weight" in state
-
-
 def convert_reference_checkpoint(
     state_dict: Mapping[str, Any], *, category_ids: Sequence[int] | None = COCO_CATEGORY_IDS
 ) -> dict[str, Tensor]:
-    """Translate a checkpoint of the published implementation (ResNet backbones) into this project's names.
+    """Translate a checkpoint of the published implementation into this project's names.
 
     Args:
         state_dict: its tensors by name, possibly wrapped in ``{"model": ...}``.
@@ -73,163 +74,170 @@ def convert_reference_checkpoint(
         CheckpointError: names that are missing or unknown (all are listed), or too few class rows.
     """
     source = state_dict.get("model", state_dict)
-    names = dict(_reference_names(source))
+    names = {name.theirs: name for name in _reference_names(source)}
     unknown = sorted(name for name in source if name not in names and not _DROPPED.fullmatch(name))
     missing = sorted(name for name in names if name not in source)
     if unknown or missing:
         parts = [f"{len(missing)} names are missing: {shorten(missing)}"] if missing else []
         parts += [f"{len(unknown)} names are unknown: {shorten(unknown)}"] if unknown else []
-        raise CheckpointError("not a complete checkpoint of the published ResNet model; " + "; ".join(parts))
-    converted = {ours: torch.as_tensor(source[theirs]) for theirs, ours in names.items()}
+        raise CheckpointError("not a complete checkpoint of the published model; " + "; ".join(parts))
+    converted = translate(source, names.values())
     if category_ids is not None:
         rows = torch.tensor(list(category_ids))
-        for name in filter(_CLASS_ROWS.fullmatch, converted):
+        for name in filter(CLASS_ROWS.fullmatch, converted):
             num_rows = len(converted[name])
             if num_rows <= max(category_ids):
                 raise CheckpointError(
                     f"{name} has {num_rows} class rows, but category_ids goes up to {max(category_ids)}; "
-                    f"pass category_ids=None to keep the {num_rows} rows as they are"
+                    f"pass category_ids=None (--all-classes) to keep the {num_rows} rows as they are"
                 )
             converted[name] = converted[name][rows]
     return converted
 
 
-def convert_torchvision_resnet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Translate a torchvision ResNet into detectron2's names, without its classifier.
+def dropped_names(source: Mapping[str, Any]) -> list[str]:
+    """Names of a published checkpoint that its conversion leaves out."""
+    return sorted(name for name in source if _DROPPED.fullmatch(name))
+
+
+def convert_backbone(source: Mapping[str, Any], own: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """Translate a published classifier into the names of a backbone.
+
+    Args:
+        source: its tensors by name.
+        own: names of the backbone's tensors.
+
+    Returns:
+        Tensors by the backbone's names, and the names that were left out.
 
     Raises:
-        CheckpointError: names that are missing or unknown.
+        CheckpointError: the file is of another family (it says which), or has names that its family has not.
     """
-    names = dict(_resnet_names(state_dict, "", ""))
-    ignored = {name for name in state_dict if name.startswith("fc.") or name.endswith("num_batches_tracked")}
-    unknown, missing = sorted(state_dict.keys() - names.keys() - ignored), sorted(names.keys() - state_dict.keys())
-    if unknown or missing:
+    known = find_format(source)
+    names = list(known.names(source)) if known else []
+    if not any(name.ours in own for name in names):
+        known, names = None, list(timm_names(source, own))
+    if not names:
+        raise CheckpointError(f"looks like {describe(source)}, which are no weights of this model or of its backbone")
+    translated = {name.theirs for name in names}
+    missing = sorted(translated - source.keys())
+    left_out = sorted(source.keys() - translated)
+    unknown = [name for name in left_out if known and not re.fullmatch(known.dropped, name)]
+    if missing or unknown:
         raise CheckpointError(
-            f"not a complete torchvision ResNet; missing: {shorten(missing) or 'none'}; "
-            f"unknown: {shorten(unknown) or 'none'}"
+            f"looks like {describe(source)}, but is not complete or not only that; "
+            f"missing: {shorten(missing) or 'none'}; unknown: {shorten(unknown) or 'none'}"
         )
-    return {ours: state_dict[theirs] for theirs, ours in names.items()}
+    return translate(source, names), left_out
 
 
-def _count(names: Mapping[str, Any], prefix: str) -> int:
-    """Length of the list of modules ``prefix.0``, ``prefix.1``, ..."""
-    matches = (re.match(re.escape(prefix) + r"\.(\d+)\.", name) for name in names)
-    return max((int(match[1]) + 1 for match in matches if match), default=0)
+def translate(source: Mapping[str, Any], names: Iterable[Name]) -> dict[str, Tensor]:
+    """The tensors by our names, in our shapes."""
+    tensors = ((name, torch.as_tensor(source[name.theirs])) for name in names)
+    return {name.ours: name.change(tensor) if name.change else tensor for name, tensor in tensors}
 
 
-def _leaves(theirs: str, ours: str, leaves: Sequence[str]) -> Iterator[tuple[str, str]]:
-    return ((f"{theirs}.{leaf}", f"{ours}.{leaf}") for leaf in leaves)
-
-
-def _reference_names(source: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _reference_names(source: Mapping[str, Any]) -> Iterator[Name]:
     """Pairs (name there, name here) of all tensors that a file with these numbers of layers must have."""
-    yield from _resnet_names(source, "backbone.", "backbone.")
+    yield from _backbone_names(source)
     yield from _neck_names(source)
-    yield "transformer.level_embeds", "token_pyramid.level_embeds"
-    yield "transformer.alpha", "salience_filter.alpha"
-    yield "transformer.tgt_embed.weight", "query_embedding"
-    yield from _leaves("transformer.enc_output", "token_projection.linear", _AFFINE)
-    yield from _leaves("transformer.enc_output_norm", "token_projection.norm", _AFFINE)
+    yield Name("transformer.level_embeds", "token_pyramid.level_embeds")
+    yield Name("transformer.alpha", "salience_filter.alpha")
+    yield Name("transformer.tgt_embed.weight", "query_embedding")
+    yield from leaves("transformer.enc_output", "token_projection.linear", AFFINE)
+    yield from leaves("transformer.enc_output_norm", "token_projection.norm", AFFINE)
     head, ours = "transformer.enc_mask_predictor", "salience_filter.head"
     for theirs_layer, our_layer in (("layer1.0", "local.0"), ("layer1.1", "local.1")):
-        yield from _leaves(f"{head}.{theirs_layer}", f"{ours}.{our_layer}", _AFFINE)
+        yield from leaves(f"{head}.{theirs_layer}", f"{ours}.{our_layer}", AFFINE)
     for layer in (0, 2, 4):
-        yield from _leaves(f"{head}.layer2.{layer}", f"{ours}.score.{layer}", _AFFINE)
+        yield from leaves(f"{head}.layer2.{layer}", f"{ours}.score.{layer}", AFFINE)
     for table in ("row_embed", "col_embed"):
         here = f"encoder.background_embedding.{table}"
-        yield f"transformer.encoder.background_embedding.{table}.weight", here
+        yield Name(f"transformer.encoder.background_embedding.{table}.weight", here)
     yield from _encoder_names(source)
     yield from _fusion_names(source)
-    yield from _leaves("transformer.encoder_class_head", "query_selection.class_head", _AFFINE)
+    yield from leaves("transformer.encoder_class_head", "query_selection.class_head", AFFINE)
     yield from _mlp_names("transformer.encoder_bbox_head", "query_selection.bbox_head", 3)
     yield from _decoder_names(source)
-    yield "denoising_generator.label_encoder.weight", "denoising.label_encoder.weight"
+    yield Name("denoising_generator.label_encoder.weight", "denoising.label_encoder.weight")
 
 
-def _resnet_names(source: Mapping[str, Any], theirs: str, ours: str) -> Iterator[tuple[str, str]]:
-    yield f"{theirs}conv1.weight", f"{ours}stem.conv1.weight"
-    yield from _leaves(f"{theirs}bn1", f"{ours}stem.conv1.norm", _BATCH_NORM)
-    for stage in range(1, 5):
-        for block in range(max(1, _count(source, f"{theirs}layer{stage}"))):
-            their_block, our_block = f"{theirs}layer{stage}.{block}", f"{ours}res{stage + 1}.{block}"
-            num_convs = 3 if f"{their_block}.conv3.weight" in source else 2
-            for conv in range(1, num_convs + 1):
-                yield f"{their_block}.conv{conv}.weight", f"{our_block}.conv{conv}.weight"
-                yield from _leaves(f"{their_block}.bn{conv}", f"{our_block}.conv{conv}.norm", _BATCH_NORM)
-            # Only basic blocks (two convolutions) start their first stage without a projection.
-            if block == 0 and (stage > 1 or num_convs == 3):
-                yield f"{their_block}.downsample.0.weight", f"{our_block}.shortcut.weight"
-                yield from _leaves(f"{their_block}.downsample.1", f"{our_block}.shortcut.norm", _BATCH_NORM)
+def _backbone_names(source: Mapping[str, Any]) -> Iterator[Name]:
+    """Some backbones there are pairs: of the backbone, and of what follows it."""
+    theirs = {re.sub(r"^backbone\.(0\.)?", "", name): name for name in source if name.startswith("backbone.")}
+    prefix = "backbone.0." if any(name.startswith("backbone.0.") for name in source) else "backbone."
+    for name in (find_format(theirs) or RESNET).names(theirs):
+        yield Name(theirs.get(name.theirs, prefix + name.theirs), f"backbone.{name.ours}", name.change)
 
 
-def _neck_names(source: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _neck_names(source: Mapping[str, Any]) -> Iterator[Name]:
     num_projections = 0
-    for i in range(max(1, _count(source, "neck.convs"))):
+    for i in range(max(1, count(source, "neck.convs"))):
         weight = source.get(f"neck.convs.{i}.0.weight")
         if weight is not None and weight.shape[-1] == 3:
             here = f"neck.extra_levels.{i - num_projections}"
         else:
             here, num_projections = f"neck.projections.{i}", num_projections + 1
-        yield f"neck.convs.{i}.0.weight", f"{here}.weight"
-        yield from _leaves(f"neck.convs.{i}.1", f"{here}.norm", _AFFINE)
+        yield Name(f"neck.convs.{i}.0.weight", f"{here}.weight")
+        yield from leaves(f"neck.convs.{i}.1", f"{here}.norm", AFFINE)
 
 
-def _encoder_names(source: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for i in range(max(1, _count(source, "transformer.encoder.layers"))):
+def _encoder_names(source: Mapping[str, Any]) -> Iterator[Name]:
+    for i in range(max(1, count(source, "transformer.encoder.layers"))):
         theirs, ours = f"transformer.encoder.layers.{i}", f"encoder.layers.{i}"
-        yield from _leaves(f"{theirs}.pre_attention", f"{ours}.important_attention", _ATTENTION)
-        yield from _leaves(f"{theirs}.pre_norm", f"{ours}.important_norm", _AFFINE)
-        yield from _leaves(f"{theirs}.self_attn", f"{ours}.deformable_attention", _DEFORMABLE)
-        yield from _leaves(f"{theirs}.norm1", f"{ours}.deformable_norm", _AFFINE)
+        yield from leaves(f"{theirs}.pre_attention", f"{ours}.important_attention", _ATTENTION)
+        yield from leaves(f"{theirs}.pre_norm", f"{ours}.important_norm", AFFINE)
+        yield from leaves(f"{theirs}.self_attn", f"{ours}.deformable_attention", _DEFORMABLE)
+        yield from leaves(f"{theirs}.norm1", f"{ours}.deformable_norm", AFFINE)
         yield from _ffn_names(theirs, ours, "norm2")
 
 
-def _decoder_names(source: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    yield from _leaves("transformer.decoder.norm", "decoder.norm", _AFFINE)
+def _decoder_names(source: Mapping[str, Any]) -> Iterator[Name]:
+    yield from leaves("transformer.decoder.norm", "decoder.norm", AFFINE)
     yield from _mlp_names("transformer.decoder.ref_point_head", "decoder.query_position_head", 2)
-    for i in range(max(1, _count(source, "transformer.decoder.layers"))):
+    for i in range(max(1, count(source, "transformer.decoder.layers"))):
         theirs, ours = f"transformer.decoder.layers.{i}", f"decoder.layers.{i}"
-        yield from _leaves(f"{theirs}.self_attn", f"{ours}.self_attention", _ATTENTION)
-        yield from _leaves(f"{theirs}.norm2", f"{ours}.self_attention_norm", _AFFINE)
-        yield from _leaves(f"{theirs}.cross_attn", f"{ours}.cross_attention", _DEFORMABLE)
-        yield from _leaves(f"{theirs}.norm1", f"{ours}.cross_attention_norm", _AFFINE)
+        yield from leaves(f"{theirs}.self_attn", f"{ours}.self_attention", _ATTENTION)
+        yield from leaves(f"{theirs}.norm2", f"{ours}.self_attention_norm", AFFINE)
+        yield from leaves(f"{theirs}.cross_attn", f"{ours}.cross_attention", _DEFORMABLE)
+        yield from leaves(f"{theirs}.norm1", f"{ours}.cross_attention_norm", AFFINE)
         yield from _ffn_names(theirs, ours, "norm3")
-        yield from _leaves(f"transformer.decoder.class_head.{i}", f"decoder.class_heads.{i}", _AFFINE)
+        yield from leaves(f"transformer.decoder.class_head.{i}", f"decoder.class_heads.{i}", AFFINE)
         yield from _mlp_names(f"transformer.decoder.bbox_head.{i}", f"decoder.bbox_heads.{i}", 3)
 
 
-def _ffn_names(theirs: str, ours: str, norm: str) -> Iterator[tuple[str, str]]:
+def _ffn_names(theirs: str, ours: str, norm: str) -> Iterator[Name]:
     for layer in ("linear1", "linear2"):
-        yield from _leaves(f"{theirs}.{layer}", f"{ours}.ffn.{layer}", _AFFINE)
-    yield from _leaves(f"{theirs}.{norm}", f"{ours}.ffn.norm", _AFFINE)
+        yield from leaves(f"{theirs}.{layer}", f"{ours}.ffn.{layer}", AFFINE)
+    yield from leaves(f"{theirs}.{norm}", f"{ours}.ffn.norm", AFFINE)
 
 
-def _mlp_names(theirs: str, ours: str, num_layers: int) -> Iterator[tuple[str, str]]:
+def _mlp_names(theirs: str, ours: str, num_layers: int) -> Iterator[Name]:
     for layer in range(num_layers):
-        yield from _leaves(f"{theirs}.layers.{layer}", f"{ours}.layers.{layer}", _AFFINE)
+        yield from leaves(f"{theirs}.layers.{layer}", f"{ours}.layers.{layer}", AFFINE)
 
 
-def _fusion_names(source: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _fusion_names(source: Mapping[str, Any]) -> Iterator[Name]:
     for theirs, ours in (("lateral_convs", "lateral"), ("downsample_blocks", "downsample")):
-        for i in range(max(1, _count(source, f"transformer.neck.{theirs}"))):
+        for i in range(max(1, count(source, f"transformer.neck.{theirs}"))):
             yield from _conv_bn_names(f"transformer.neck.{theirs}.{i}", f"feature_fusion.{ours}.{i}")
     for theirs, ours in (("layer_blocks", "top_down"), ("pan_blocks", "bottom_up")):
-        for i in range(max(1, _count(source, f"transformer.neck.{theirs}"))):
+        for i in range(max(1, count(source, f"transformer.neck.{theirs}"))):
             yield from _csp_names(source, f"transformer.neck.{theirs}.{i}", f"feature_fusion.{ours}.{i}")
 
 
-def _csp_names(source: Mapping[str, Any], theirs: str, ours: str) -> Iterator[tuple[str, str]]:
+def _csp_names(source: Mapping[str, Any], theirs: str, ours: str) -> Iterator[Name]:
     yield from _conv_bn_names(f"{theirs}.conv1", f"{ours}.main")
     yield from _conv_bn_names(f"{theirs}.conv2", f"{ours}.shortcut")
-    for i in range(max(1, _count(source, f"{theirs}.bottlenecks"))):
+    for i in range(max(1, count(source, f"{theirs}.bottlenecks"))):
         their_block, our_block = f"{theirs}.bottlenecks.{i}", f"{ours}.blocks.{i}"
         yield from _conv_bn_names(f"{their_block}.conv1", f"{our_block}.conv3x3")
         yield from _conv_bn_names(f"{their_block}.conv2", f"{our_block}.conv1x1")
-        yield from _leaves(f"{their_block}.se_module.conv_mask", f"{our_block}.gate.attention", _AFFINE)
-        yield f"{their_block}.se_module.se_module.0.weight", f"{our_block}.gate.reduce.weight"
-        yield f"{their_block}.se_module.se_module.2.weight", f"{our_block}.gate.expand.weight"
+        yield from leaves(f"{their_block}.se_module.conv_mask", f"{our_block}.gate.attention", AFFINE)
+        yield Name(f"{their_block}.se_module.se_module.0.weight", f"{our_block}.gate.reduce.weight")
+        yield Name(f"{their_block}.se_module.se_module.2.weight", f"{our_block}.gate.expand.weight")
 
 
-def _conv_bn_names(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
-    yield f"{theirs}.0.weight", f"{ours}.conv.weight"
-    yield from _leaves(f"{theirs}.1", f"{ours}.norm", _TRACKED_BATCH_NORM)
+def _conv_bn_names(theirs: str, ours: str) -> Iterator[Name]:
+    yield Name(f"{theirs}.0.weight", f"{ours}.conv.weight")
+    yield from leaves(f"{theirs}.1", f"{ours}.norm", _TRACKED_BATCH_NORM)

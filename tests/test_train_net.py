@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import instantiate
 
 import train_net
 from salience_detr.checkpoint import read_checkpoint
 from salience_detr.data import register_surface_defects
-from salience_detr.data.surface import generate_surface_defects
+from salience_detr.data.surface import SURFACE_DEFECT_CLASSES, generate_surface_defects
+from salience_detr.engine.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "demo" / "surface_defects_tiny.safetensors"
@@ -199,6 +201,27 @@ def test_mistakes_are_one_line_and_exit_code_two(surface_data, micro_config, tmp
     assert code == 2
     assert len(errors) == 1 and errors[0].startswith("error:") and message in errors[0]
     assert "Traceback" not in printed.out + printed.err
+
+
+def test_a_model_of_other_classes_is_fine_tuned_by_one_override(surface_data, micro_config, tmp_path, capsys):
+    four = instantiate(load_config(micro_config, ["model.num_classes=4"]).model)
+    torch.save(four.state_dict(), tmp_path / "four.pth")
+    output = tmp_path / "run"
+    assert run(micro_config, output, "train.max_iter=1", f"train.init_checkpoint={tmp_path / 'four.pth'}") == 0
+    log = (output / "log.txt").read_text()
+    assert log.count("4 classes in the file, 6 in the model; these start with random weights") == 1
+    assert read_checkpoint(output / "model_final.pth")["class_names"] == list(SURFACE_DEFECT_CLASSES)
+    matched = ["train.match_classes=True", f"train.init_checkpoint={output / 'model_final.pth'}"]
+    assert run(micro_config, tmp_path / "again", "train.max_iter=1", *matched) == 0
+    assert "kept the rows of 6 with the same name" in (tmp_path / "again" / "log.txt").read_text()
+    assert run(micro_config, tmp_path / "wrong", matched[0], f"train.init_checkpoint={tmp_path / 'four.pth'}") == 2
+    assert "does not say what its 4 classes are called" in capsys.readouterr().err
+
+
+def test_weights_of_another_backbone_are_refused_by_their_name(surface_data, micro_config, tmp_path, capsys):
+    torch.save({"features.1.0.layer_scale": torch.ones(1)}, tmp_path / "convnext.pth")
+    assert run(micro_config, tmp_path, f"train.init_checkpoint={tmp_path / 'convnext.pth'}") == 2
+    assert "looks like a torchvision ConvNeXt" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_terms_and_images(surface_data, micro_config, tmp_path, capsys):

@@ -2,7 +2,8 @@
 
 train = dict(
     output_dir="./output",
-    init_checkpoint="",  # weights to start from: this project's, the published ones, or a torchvision ResNet
+    init_checkpoint="",  # file or URL to start from: a detector, or a backbone (docs/model_zoo.md)
+    match_classes=False,  # of a checkpoint with other classes, keep those that have the same name
     max_iter=90_000,
     seed=42,  # fixes initialisation, order of the data, augmentation and noise
     device="auto",  # cuda if there is one, else cpu

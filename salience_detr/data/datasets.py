@@ -75,6 +75,13 @@ def check_same_classes(names: Sequence[str]) -> None:
             )
 
 
+def class_names_of(names: str | Sequence[str]) -> list[str]:
+    """Names of the classes of registered data sets, which share them; empty if they are not known."""
+    first = names if isinstance(names, str) else names[0]
+    ensure_class_names(first)
+    return list(MetadataCatalog.get(first).get("thing_classes", []))
+
+
 def ensure_class_names(name: str) -> None:
     """Take the names and ids of a registered data set's classes from its JSON file, if they are not known yet.
 

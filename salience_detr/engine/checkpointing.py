@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,22 @@ class TrainingCheckpointer:
 
     Files are ``model_ITERATION.pth`` (of which the newest ``max_to_keep`` stay), ``model_best.pth`` and
     ``model_final.pth``; ``last_checkpoint`` names the one to resume from. Only process 0 writes.
+    The names of the classes are kept beside the weights.
     """
 
-    def __init__(self, model: nn.Module, output_dir: str | Path, *, max_to_keep: int = 3, **stateful: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        output_dir: str | Path,
+        *,
+        max_to_keep: int = 3,
+        class_names: Sequence[str] = (),
+        **stateful: Any,
+    ) -> None:
         self.model = model
         self.output_dir = Path(output_dir)
         self.max_to_keep = max_to_keep
+        self.class_names = list(class_names)
         self.stateful = stateful
 
     def save(self, name: str, *, iteration: int, resumable: bool = True) -> None:
@@ -39,7 +50,8 @@ class TrainingCheckpointer:
             return
         path = self.output_dir / f"{name}.pth"
         state = {key: value.state_dict() for key, value in self.stateful.items()}
-        write_atomically({"model": self.model.state_dict(), "iteration": iteration, **state}, path)
+        named = {"class_names": self.class_names} if self.class_names else {}
+        write_atomically({"model": self.model.state_dict(), "iteration": iteration, **named, **state}, path)
         if resumable:
             pointer = self.output_dir / "last_checkpoint"
             with written_whole(pointer) as temporary:

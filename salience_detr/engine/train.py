@@ -18,8 +18,8 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from salience_detr.checkpoint import load_weights
-from salience_detr.data.datasets import check_class_count
+from salience_detr.checkpoint import start_from
+from salience_detr.data.datasets import check_class_count, class_names_of
 from salience_detr.engine.checkpointing import DataOrder, TrainingCheckpointer, check_output_dir, cut_metrics
 from salience_detr.engine.device import resolve_amp, resolve_device
 from salience_detr.engine.evaluation import evaluate, flat_metrics
@@ -79,6 +79,7 @@ def train(config: DictConfig, *, resume: bool) -> None:
     """
     loader = instantiate(config.dataloader.train)
     check_class_count(config.dataloader.train.dataset.names, config.model.get("num_classes", 10**9))
+    class_names = class_names_of(config.dataloader.train.dataset.names)
     model = build_model(config)
     config.optimizer.params.model = model
     optimizer = instantiate(config.optimizer)
@@ -102,6 +103,7 @@ def train(config: DictConfig, *, resume: bool) -> None:
         model,
         config.train.output_dir,
         max_to_keep=config.train.checkpointer.max_to_keep,
+        class_names=class_names,
         optimizer=optimizer,
         scheduler=scheduler,
         grad_scaler=trainer.grad_scaler,
@@ -122,7 +124,12 @@ def train(config: DictConfig, *, resume: bool) -> None:
         if comm.is_main_process():  # of a run that ended before its first checkpoint
             cut_metrics(Path(config.train.output_dir) / "metrics.json", 0)
     if start == 0 and config.train.init_checkpoint:
-        load_weights(model, config.train.init_checkpoint, allow_backbone=True)
+        start_from(
+            model,
+            config.train.init_checkpoint,
+            class_names=class_names,
+            match_classes=config.train.get("match_classes", False),
+        )
     if start >= max_iter:
         logger.info("all %d iterations are done already", max_iter)
     trainer.register_hooks(build_hooks(config, model, scheduler, checkpointer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -58,8 +59,23 @@ def test_stripping_keeps_the_weights_only(tmp_path):
 def test_converting_something_else_is_an_error(tmp_path, capsys):
     torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "a.pth")
     assert convert_checkpoint.main([str(tmp_path / "a.pth"), str(tmp_path / "b.pth")]) == 2
-    assert "not a complete checkpoint of the published" in capsys.readouterr().err
+    assert "looks like something unknown (bias, weight), not like a published" in capsys.readouterr().err
     assert not (tmp_path / "b.pth").exists()
+
+
+def test_converting_reports_what_was_mapped_and_what_was_left_out(shared, tmp_path, capsys):
+    shapes = json.loads(shared("parity/r50_4scale_eval.json").read_text())["parameters"]
+    state = {name: torch.zeros(shape, dtype=torch.float16) for name, shape in shapes.items()}
+    state["transformer.level_filter_ratio"] = torch.ones(4)
+    torch.save({"model": state}, tmp_path / "a.pth")
+    assert convert_checkpoint.main([str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors")]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"\| decoder +\| +\d+ \|", printed) and re.search(r"\| total +\| +\d+ \|", printed)
+    left_out = printed.split("left out, as constants or repetitions ")[1]
+    assert left_out.startswith("(3): transformer.encoder.enhance_mcsp.bias, transformer.encoder.enhance_mcsp.weight")
+    assert len(load_file(tmp_path / "b.safetensors")["query_selection.class_head.bias"]) == 80
+    assert convert_checkpoint.main([str(tmp_path / "b.safetensors"), str(tmp_path / "c.pth")]) == 2
+    assert "looks like Salience DETR in this project's names" in capsys.readouterr().err
 
 
 def annotation_file(tmp_path):
