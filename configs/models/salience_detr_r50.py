@@ -1,7 +1,6 @@
 """Salience DETR on ResNet-50: 4 levels of strides 8 to 64, 900 queries (paper, section 4.1)."""
 
 from detectron2.config import LazyCall as L
-from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 
 from salience_detr.modeling.criterion import SetCriterion
 from salience_detr.modeling.decoder import SalienceDecoder, SalienceDecoderLayer, bbox_head, class_head
@@ -16,18 +15,15 @@ from salience_detr.modeling.salience_detr import SalienceDETR
 from salience_detr.modeling.salience_loss import SalienceCriterion
 from salience_detr.modeling.token_pyramid import TokenPyramidBuilder
 
+from .backbones import resnet
+
 model = L(SalienceDETR)(
     # The sizes that several stages share are stated here and nowhere else.
     num_classes=80,
     num_queries=900,
     input_format="RGB",
     embed_dim=256,
-    backbone=L(ResNet)(
-        stem=L(BasicStem)(in_channels=3, out_channels=64, norm="FrozenBN"),
-        stages=L(ResNet.make_default_stages)(depth=50, stride_in_1x1=False, norm="FrozenBN"),
-        out_features=["res3", "res4", "res5"],
-        freeze_at=2,
-    ),
+    backbone=resnet(50),
     neck=L(ChannelMapper)(
         in_features="${..backbone.out_features}",
         in_channels=[512, 1024, 2048],

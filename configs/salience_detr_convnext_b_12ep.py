@@ -1,0 +1,8 @@
+"""Salience DETR, ConvNeXt-B (ImageNet-1K), 12 epochs of COCO: not one of the paper's."""
+
+from .models.backbones import use_convnext
+from .salience_detr_r50_4scale_12ep import dataloader, lr_multiplier, model, optimizer, train
+
+use_convnext(model, "base")
+train.init_checkpoint = "torchvision://ConvNeXt_Base_Weights.IMAGENET1K_V1"
+train.output_dir = "./output/salience_detr_convnext_b_12ep"
