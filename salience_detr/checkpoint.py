@@ -9,7 +9,7 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,33 +51,26 @@ logger = logging.getLogger(__name__)
 ADDED_NORMS = re.compile(r"output_norms\.|norm\d\.")
 
 
-class TorchvisionWeightsHandler(PathHandler):
-    """Paths ``torchvision://ResNet50_Weights.IMAGENET1K_V2`` or ``torchvision://resnet50-11ad3fa6.pth``.
+class NamedWeightsHandler(PathHandler):
+    """Paths of weights by the name under which a library publishes them: ``prefix://name``.
 
     The file is downloaded into the path manager's cache when it is first asked for.
+
+    Args:
+        prefix: of the paths.
+        url_of: where the library publishes the weights of a name.
     """
 
-    def _get_supported_prefixes(self) -> list[str]:
-        return ["torchvision://"]
-
-    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        return PathManager.get_local_path(torchvision_weights_url(path.removeprefix("torchvision://")), force=force)
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
-        return PathManager.open(self._get_local_path(path), mode)
-
-
-class TimmWeightsHandler(PathHandler):
-    """Paths ``timm://convnext_large.fb_in1k``: the weights that timm publishes under this name.
-
-    The file is downloaded into the path manager's cache when it is first asked for.
-    """
+    def __init__(self, prefix: str, url_of: Callable[[str], str]) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.url_of = url_of
 
     def _get_supported_prefixes(self) -> list[str]:
-        return ["timm://"]
+        return [self.prefix]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        return PathManager.get_local_path(timm_weights_url(path.removeprefix("timm://")), force=force)
+        return PathManager.get_local_path(self.url_of(path.removeprefix(self.prefix)), force=force)
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
         return PathManager.open(self._get_local_path(path), mode)
@@ -120,8 +113,9 @@ def torchvision_weights_url(name: str) -> str:
     raise CheckpointError(f"torchvision has no weights {name!r}; use a name such as ResNet50_Weights.IMAGENET1K_V2")
 
 
-PathManager.register_handler(TorchvisionWeightsHandler(), allow_override=True)
-PathManager.register_handler(TimmWeightsHandler(), allow_override=True)
+# torchvision://ResNet50_Weights.IMAGENET1K_V2 or torchvision://resnet50-11ad3fa6.pth; timm://convnext_large.fb_in1k
+PathManager.register_handler(NamedWeightsHandler("torchvision://", torchvision_weights_url), allow_override=True)
+PathManager.register_handler(NamedWeightsHandler("timm://", timm_weights_url), allow_override=True)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
