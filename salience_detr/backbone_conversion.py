@@ -12,6 +12,7 @@ from torch import Tensor
 
 AFFINE = ("weight", "bias")
 BATCH_NORM = (*AFFINE, "running_mean", "running_var")
+CONSTANTS = re.compile(r"(num_batches_tracked|relative_position_index|attn_mask)$")
 
 
 class Name(NamedTuple):
@@ -53,11 +54,17 @@ def find_format(source: Mapping[str, Any]) -> BackboneFormat | None:
 
 
 def timm_names(source: Mapping[str, Any], own: Collection[str]) -> Iterator[Name]:
-    """Names of timm's whole models in a :class:`TimmBackbone`, which may make two levels of lists one."""
+    """Names of timm's whole models in a :class:`TimmBackbone`, whose feature models wrap them in several ways."""
     for name in source:
-        for ours in (f"body.{name}", f"body.{name.replace('.', '_', 1)}", f"body.model.{name}"):
-            if ours in own:
-                yield Name(name, ours)
+        for ours in (name, name.replace(".", "_", 1), f"model.{name}", f"body.{name}"):
+            if f"body.{ours}" in own:
+                yield Name(name, f"body.{ours}")
+
+
+def timm_leftovers(left_out: Collection[str], translated: Collection[str]) -> list[str]:
+    """Names that were not taken though others of their stage were, as those of a deeper model."""
+    stages = {tuple(name.split(".")[:2]) for name in translated}
+    return [name for name in left_out if tuple(name.split(".")[:2]) in stages and not CONSTANTS.search(name)]
 
 
 def names_by_rules(source: Mapping[str, Any], *, rules: Sequence[Rule], block: str) -> Iterator[Name]:

@@ -19,6 +19,7 @@ from salience_detr.backbone_conversion import (
     find_format,
     leaves,
     shorten,
+    timm_leftovers,
     timm_names,
 )
 
@@ -122,7 +123,10 @@ def convert_backbone(source: Mapping[str, Any], own: Collection[str]) -> tuple[d
     translated = {name.theirs for name in names}
     missing = sorted(translated - source.keys())
     left_out = sorted(source.keys() - translated)
-    unknown = [name for name in left_out if known and not re.fullmatch(known.dropped, name)]
+    if known:
+        unknown = [name for name in left_out if not re.fullmatch(known.dropped, name)]
+    else:
+        unknown = timm_leftovers(left_out, translated)
     if missing or unknown:
         raise CheckpointError(
             f"looks like {describe(source)}, but is not complete or not only that; "

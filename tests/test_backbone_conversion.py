@@ -168,6 +168,17 @@ def test_weights_of_another_size_say_which_shapes_differ():
         load_backbone(Detector(resnet(50)), torchvision.models.wide_resnet50_2().state_dict(), source="file")
 
 
+def test_a_deeper_model_is_not_cut():
+    deeper = timm.create_model("convnext_atto", depths=(2, 2, 8, 2)).state_dict()
+    with pytest.raises(CheckpointError, match=r"unknown: stages\.2\.blocks\.6\.conv_dw\.bias, .* and \d+ more"):
+        load_backbone(Detector(TimmBackbone(name="convnext_atto")), deeper, source="file")
+
+
+def test_stages_that_are_not_asked_for_are_left_out():
+    backbone = TimmBackbone(name="convnext_atto", out_features=["stride4", "stride8"])
+    load_backbone(Detector(backbone), timm.create_model("convnext_atto").state_dict(), source="file")
+
+
 def test_an_incomplete_file_says_what_is_missing():
     file = torchvision_convnext().state_dict()
     del file["features.5.2.layer_scale"]

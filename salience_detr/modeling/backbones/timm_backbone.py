@@ -189,8 +189,8 @@ def index_of_stride(name: str, features: Sequence[Mapping[str, Any]], stride: in
 
 
 def prefixes(module: str) -> tuple[str, ...]:
-    """How names of a module's parameters may start in timm's feature models: two levels of lists may be made one."""
-    return tuple(f"{name}." for name in (module, module.replace(".", "_", 1), f"model.{module}"))
+    """How names inside a module may start in timm's feature models, which wrap the whole model in several ways."""
+    return tuple(f"{name}." for name in (module, module.replace(".", "_", 1), f"model.{module}", f"body.{module}"))
 
 
 def timm_channels(name: str, out_features: Sequence[str], options: Mapping[str, Any] | None = None) -> list[int]:
