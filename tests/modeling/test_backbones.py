@@ -139,6 +139,25 @@ def test_drop_path_grows_with_depth_up_to_its_rate(backbone):
 
 
 @pytest.mark.parametrize("backbone", [convnext, focalnet, swin])
+def test_activations_that_are_computed_again_are_not_kept(backbone):
+    kept = []
+    for use in (False, True):
+        model, storages = backbone(use_checkpoint=use).train(), {}
+        weights = {parameter.data_ptr() for parameter in model.parameters()}
+
+        def keep(x, storages=storages, weights=weights):
+            if x.data_ptr() not in weights:
+                storages[x.data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            maps = model(torch.randn(1, 3, 64, 64))
+        kept.append(sum(storages.values()))
+        del maps
+    assert kept[1] < kept[0] / 2
+
+
+@pytest.mark.parametrize("backbone", [convnext, focalnet, swin])
 def test_saving_memory_changes_no_gradient(backbone):
     picture = torch.randn(1, 3, 64, 64)
     models = [backbone(drop_path_rate=0.0, use_checkpoint=use).double().train() for use in (False, True)]
