@@ -7,9 +7,11 @@ import re
 
 import pytest
 import torch
+from detectron2.config import instantiate
 from safetensors.torch import load_file
 from torch import nn
 
+from salience_detr.engine.config import load_config
 from salience_detr.video import VideoReader
 from tools import (
     analyze_model,
@@ -125,6 +127,17 @@ def test_the_analysis_lists_every_stage(micro_config, capsys):
     printed = capsys.readouterr().out
     assert all(stage in printed for stage in analyze_model.STAGES)
     assert "total" in printed
+
+
+def test_a_stage_has_its_parameters_multiplications_and_activations_counted(micro_config):
+    # Three 1x1 convolutions of 16, 24 and 32 channels to 32, on maps of 8x8, 4x4 and 2x2; norms count 5 each number.
+    model = instantiate(load_config(micro_config).model)
+    rows = {name: numbers for name, *numbers in analyze_model.count(model, 64, 64)}
+    numbers_out = (64 + 16 + 4) * 32
+    products = (64 * 16 + 16 * 24 + 4 * 32) * 32
+    expected = ((16 + 24 + 32) * 32 + 3 * 2 * 32, products + 5 * numbers_out, numbers_out)
+    assert rows["neck"] == pytest.approx([expected[0] / 1e6, expected[1] / 1e9, expected[2] / 1e6])
+    assert rows["total"][1] == pytest.approx(sum(rows[stage][1] for stage in analyze_model.STAGES), rel=1e-3)
 
 
 @pytest.mark.slow
