@@ -220,12 +220,17 @@ def start_from(
 
 
 def state_dict_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
-    """The tensors in a checkpoint, which others wrap in various ways.
+    """The tensors in a checkpoint, which others wrap in various ways; an average of the weights is preferred.
 
     Raises:
         CheckpointError: there are none.
     """
-    state = next((content[key] for key in ("model", "state_dict", "model_ema") if key in content), content)
+    key = next((key for key in ("ema", "model", "state_dict", "model_ema") if key in content), None)
+    if key == "ema":
+        logger.info(
+            "%s: taking the average of the weights (ema); tools/strip_checkpoint.py --raw keeps the others", path
+        )
+    state = content if key is None else content[key]
     if not isinstance(state, Mapping) or not state:
         raise CheckpointError(f"{path} holds no state dict of a model")
     if all(str(name).startswith("module.") for name in state):  # of a DistributedDataParallel

@@ -17,7 +17,7 @@ import torch
 from detectron2.config import instantiate
 
 import train_net
-from salience_detr.checkpoint import read_checkpoint
+from salience_detr.checkpoint import load_weights, read_checkpoint
 from salience_detr.data import register_surface_defects
 from salience_detr.data.surface import SURFACE_DEFECT_CLASSES, generate_surface_defects
 from salience_detr.engine.config import load_config
@@ -190,6 +190,8 @@ def test_the_saved_results_evaluate_to_the_same_table(surface_data, micro_config
         (["model.num_queries=-3"], "model.num_queries is -3; it must be at least 1"),
         (["train.output_dir=5"], "train.output_dir is a text"),
         (["train.device=nonsense"], "the device 'nonsense' cannot be used"),
+        (["train.ema.enabled=True", "train.ema.decay=1.5"], "train.ema.decay is 1.5; it lies between 0 and 1"),
+        (["train.accumulate=0"], "train.accumulate is 0; it must be at least 1"),
         (["train.amp=true"], "train.amp is a group of settings"),
         (["train.amp.enabled=True", "train.amp.dtype=fp8"], "use auto, bf16 or fp16"),
     ],
@@ -249,6 +251,47 @@ def test_a_missing_picture_is_one_line_even_from_a_worker_of_two_processes(micro
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert re.search(r"^error: .*cannot read the picture .*train/0000\d\d\.jpg", result.stderr, re.M)
+
+
+@pytest.mark.slow
+def test_compiled_stages_train_alike(full_run, micro_config, surface_data, tmp_path):
+    assert run(micro_config, tmp_path, "train.compile=True", "train.max_iter=2") == 0
+    plain = losses(full_run)
+    assert losses(tmp_path) == {i: pytest.approx(plain[i], rel=1e-3) for i in (0, 1)}
+
+
+def test_the_average_of_the_weights_is_evaluated_kept_and_preferred(surface_data, micro_config, tmp_path):
+    assert run(micro_config, tmp_path, "train.ema.enabled=True", "train.eval_period=2", "train.max_iter=4") == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert all(name in lines[-1] for name in ("bbox/AP", "ema/bbox/AP"))
+    for folder in ("inference", "inference_ema"):
+        assert (tmp_path / folder / "coco_instances_results.json").exists()
+    assert json.loads((tmp_path / "model_best.json").read_text())["metric"] == "ema/bbox/AP"
+    saved = read_checkpoint(tmp_path / "model_final.pth")
+    name = "query_embedding"
+    assert not torch.equal(saved["ema"][name], saved["model"][name])
+    model = instantiate(load_config(micro_config).model)
+    load_weights(model, tmp_path / "model_final.pth")
+    assert torch.equal(model.state_dict()[name], saved["ema"][name])
+
+
+def test_a_resumed_average_goes_on_exactly(surface_data, micro_config, tmp_path):
+    words = ("train.ema.enabled=True", "train.accumulate=2")
+    assert run(micro_config, tmp_path / "full", *words) == 0
+    assert run(micro_config, tmp_path / "part", *words) == 0
+    (tmp_path / "part" / "model_final.pth").unlink()
+    (tmp_path / "part" / "last_checkpoint").write_text("model_0000002.pth")
+    assert run(micro_config, tmp_path / "part", *words, "--resume") == 0
+    full, part = (read_checkpoint(tmp_path / x / "model_final.pth") for x in ("full", "part"))
+    assert all(torch.equal(full["ema"][name], part["ema"][name]) for name in full["ema"])
+
+
+def test_the_learning_rate_follows_the_batch_size_if_asked(surface_data, micro_config, tmp_path):
+    for name, reference, expected in (("as_is", 0, 4e-4), ("scaled", 16, 4e-4 * 2 / 16)):
+        words = ["train.max_iter=4", f"train.reference_batch_size={reference}"]
+        assert run(micro_config, tmp_path / name, *words) == 0
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.json").read_text().splitlines()]
+        assert max(line["lr"] for line in lines if "lr" in line) == pytest.approx(expected)
 
 
 def test_mixed_precision_trains(surface_data, micro_config, tmp_path):

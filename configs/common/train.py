@@ -8,6 +8,11 @@ train = dict(
     seed=42,  # fixes initialisation, order of the data, augmentation and noise
     device="auto",  # cuda if there is one, else cpu
     amp=dict(enabled=False, dtype="auto"),  # auto: bfloat16 where the device has it, else float16
+    accumulate=1,  # parts in which a batch is computed, one after the other: less memory, the same gradients
+    reference_batch_size=0,  # if set, the learning rate is multiplied by total_batch_size / reference_batch_size
+    compile=False,  # torch.compile the stages: minutes at the start, faster steps
+    channels_last=False,  # memory format of the convolutions, often faster with mixed precision
+    ema=dict(enabled=False, decay=0.9998),  # average of the weights: evaluated and saved beside them
     clip_grad_norm=0.1,
     checkpointer=dict(period=5000, max_to_keep=3),
     eval_period=5000,

@@ -4,8 +4,9 @@ The stem and the first stage are frozen; the rates of stochastic depth are the p
 """
 
 from detectron2.config import LazyCall as L
-from detectron2.modeling.backbone.resnet import BasicStem, ResNet
+from detectron2.modeling.backbone.resnet import BasicStem
 
+from salience_detr.modeling.backbones.resnet import ResNet
 from salience_detr.modeling.backbones.swin import Swin
 from salience_detr.modeling.backbones.timm_backbone import FEATURES, TimmBackbone, timm_channels
 
@@ -36,6 +37,7 @@ def resnet(depth, out_features=("res3", "res4", "res5")):
         stages=L(ResNet.make_default_stages)(depth=depth, norm="FrozenBN", **layout),
         out_features=list(out_features),
         freeze_at=2,
+        use_checkpoint=False,
     )
 
 

@@ -43,6 +43,7 @@ model = L(SalienceDETR)(
             for _ in range(6)
         ],
         background_embedding=L(BackgroundEmbedding)(embed_dim="${...embed_dim}", size=200),
+        use_checkpoint=False,
     ),
     feature_fusion=L(FeatureFusion)(channels="${..embed_dim}", num_levels=4),
     query_selection=L(QuerySelection)(

@@ -20,6 +20,7 @@ COUNTS = (
     "dataloader.train.total_batch_size",
     "train.max_iter",
     "train.log_period",
+    "train.accumulate",
     "train.checkpointer.max_to_keep",
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -17,18 +18,21 @@ from salience_detr.data.datasets import check_class_count, fill_annotation_defau
 logger = logging.getLogger(__name__)
 
 
-def evaluate(config: DictConfig, model: nn.Module) -> dict[str, Any]:
+def evaluate(config: DictConfig, model: nn.Module, *, suffix: str = "") -> dict[str, Any]:
     """Run the model over ``dataloader.test`` with ``dataloader.evaluator``.
 
     Every process calls this and takes its share of the pictures. The detections are written in COCO's results format
-    to the evaluator's output folder.
+    to the evaluator's output folder, whose name gets the suffix.
 
     Returns:
         ``{"bbox": {"AP": ..., "AP50": ..., ...}}``, in percent, on process 0; nothing elsewhere.
     """
     loader = instantiate(config.dataloader.test)  # class names are known once the data is loaded
     check_class_count(config.dataloader.test.dataset.names, config.model.get("num_classes", 10**9))
-    evaluator = instantiate(config.dataloader.evaluator)
+    settings = copy.copy(config.dataloader.evaluator)
+    if suffix and settings.get("output_dir"):
+        settings.output_dir = f"{settings.output_dir}{suffix}"
+    evaluator = instantiate(settings)
     ground_truth = getattr(evaluator, "_coco_api", None)  # of detectron2's COCOEvaluator
     if ground_truth is not None:
         fill_annotation_defaults(ground_truth.dataset.get("annotations", []))
@@ -41,3 +45,13 @@ def evaluate(config: DictConfig, model: nn.Module) -> dict[str, Any]:
 def flat_metrics(results: dict[str, Any]) -> dict[str, float]:
     """``bbox/AP`` and the like, as numbers."""
     return {name: float(value) for name, value in flatten_results_dict(results).items()}
+
+
+def evaluate_with_average(config: DictConfig, model: nn.Module, average: nn.Module | None) -> dict[str, float]:
+    """Metrics of the model as ``bbox/AP`` and the like and, if there is one, of its average as ``ema/bbox/AP``."""
+    metrics = flat_metrics(evaluate(config, model))
+    if average is not None:
+        logger.info("the same with the average of the weights:")
+        averaged = flat_metrics(evaluate(config, average, suffix="_ema"))
+        metrics |= {f"ema/{name}": value for name, value in averaged.items()}
+    return metrics

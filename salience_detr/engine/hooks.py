@@ -15,11 +15,24 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
+from timm.utils import ModelEmaV3
+from torch import nn
 
 from salience_detr.engine.checkpointing import TrainingCheckpointer
 from salience_detr.files import written_whole
 
 logger = logging.getLogger(__name__)
+
+
+class AverageHook(HookBase):
+    """Takes the weights of every step into their moving average."""
+
+    def __init__(self, average: ModelEmaV3, model: nn.Module) -> None:
+        self.average = average
+        self.model = model
+
+    def after_step(self) -> None:
+        self.average.update(self.model, step=self.trainer.iter)
 
 
 class CheckpointHook(HookBase):

@@ -15,15 +15,18 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from salience_detr.checkpoint import start_from
 from salience_detr.data.datasets import check_class_count, class_names_of
 from salience_detr.engine.checkpointing import DataOrder, TrainingCheckpointer, check_output_dir, cut_metrics
+from salience_detr.engine.config import ConfigError
 from salience_detr.engine.device import resolve_amp, resolve_device
-from salience_detr.engine.evaluation import evaluate, flat_metrics
+from salience_detr.engine.evaluation import evaluate_with_average
 from salience_detr.engine.hooks import (
+    AverageHook,
     BestCheckpointHook,
     CheckpointHook,
     ConsoleWriter,
@@ -34,6 +37,9 @@ from salience_detr.engine.sync_batch_norm import use_cpu_sync_batch_norm
 from salience_detr.engine.trainer import Trainer
 
 logger = logging.getLogger(__name__)
+
+# Those of plain tensors; losses, matching and the making of queries depend on the numbers of boxes.
+COMPILED_STAGES = ("backbone", "neck", "token_projection", "salience_filter", "encoder", "feature_fusion", "decoder")
 
 
 def setup_run(config: DictConfig) -> None:
@@ -59,6 +65,39 @@ def build_model(config: DictConfig) -> nn.Module:
     return instantiate(config.model).to(resolve_device(config.train.device))
 
 
+def build_average(config: DictConfig, model: nn.Module) -> ModelEmaV3 | None:
+    """The moving average of the weights of a model, if the config asks for one.
+
+    It follows quickly at first (after i steps its decay is at most 1 - i^(-2/3)), so that the random weights of
+    the beginning are soon forgotten.
+
+    Raises:
+        ConfigError: the decay is not in (0, 1).
+    """
+    if not config.train.ema.enabled:
+        return None
+    if not 0 < config.train.ema.decay < 1:
+        raise ConfigError(f"train.ema.decay is {config.train.ema.decay}; it lies between 0 and 1, such as 0.9998")
+    return ModelEmaV3(model, decay=config.train.ema.decay, use_warmup=True)
+
+
+def prepare_lr(config: DictConfig) -> None:
+    """Multiply the learning rate by ``total_batch_size / train.reference_batch_size``, if that is set."""
+    reference, batch = config.train.reference_batch_size, config.dataloader.train.total_batch_size
+    if reference:
+        config.optimizer.lr *= batch / reference
+        logger.info("learning rate %.3g, times %d / %d for the batch size", config.optimizer.lr, batch, reference)
+
+
+def arrange(config: DictConfig, model: nn.Module) -> None:
+    """Set the memory format of the convolutions and compile the stages, in place, as the config says."""
+    if config.train.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if config.train.compile:
+        for name in COMPILED_STAGES:
+            model.get_submodule(name).compile()
+
+
 def distribute(model: nn.Module) -> nn.Module:
     """Average gradients and BatchNorm statistics over the processes, if there are several."""
     if comm.get_world_size() == 1:
@@ -81,14 +120,18 @@ def train(config: DictConfig, *, resume: bool) -> None:
     check_class_count(config.dataloader.train.dataset.names, config.model.get("num_classes", 10**9))
     class_names = class_names_of(config.dataloader.train.dataset.names)
     model = build_model(config)
+    prepare_lr(config)
     config.optimizer.params.model = model
     optimizer = instantiate(config.optimizer)
     config.optimizer.params.model = None
     parameter_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    # A checkpoint holds the parameters and two moments of AdamW; best, final and one being written come on top.
+    average = build_average(config, model)
+    # A checkpoint holds the parameters, two moments of AdamW, the average; best, final, one being written come on top.
+    copies = 3 if average is None else 4
     check_output_dir(
-        config.train.output_dir, needed_bytes=3 * parameter_bytes * (config.train.checkpointer.max_to_keep + 3)
+        config.train.output_dir, needed_bytes=copies * parameter_bytes * (config.train.checkpointer.max_to_keep + 3)
     )
+    arrange(config, model)
     max_iter = config.train.max_iter
     scheduler = LRMultiplier(optimizer, instantiate(config.lr_multiplier), max_iter)
     trainer = Trainer(
@@ -97,6 +140,7 @@ def train(config: DictConfig, *, resume: bool) -> None:
         optimizer=optimizer,
         clip_grad_norm=config.train.clip_grad_norm,
         amp_dtype=resolve_amp(config.train.amp, resolve_device(config.train.device)),
+        accumulate=config.train.accumulate,
         seed=config.train.seed,
     )
     checkpointer = TrainingCheckpointer(
@@ -107,6 +151,7 @@ def train(config: DictConfig, *, resume: bool) -> None:
         optimizer=optimizer,
         scheduler=scheduler,
         grad_scaler=trainer.grad_scaler,
+        **({} if average is None else {"ema": average.module}),
         data_order=DataOrder(
             seed=config.train.seed,
             total_batch_size=config.dataloader.train.total_batch_size,
@@ -130,19 +175,25 @@ def train(config: DictConfig, *, resume: bool) -> None:
             class_names=class_names,
             match_classes=config.train.get("match_classes", False),
         )
+        if average is not None:
+            average.set(model)
     if start >= max_iter:
         logger.info("all %d iterations are done already", max_iter)
-    trainer.register_hooks(build_hooks(config, model, scheduler, checkpointer))
+    trainer.register_hooks(build_hooks(config, model, average, scheduler, checkpointer))
     images, batch = len(loader.dataset), config.dataloader.train.total_batch_size
     logger.info("%d images, %d iterations, %.1f epochs", images, max_iter, max_iter * batch / max(1, images))
     trainer.train(start, max_iter)
 
 
 def build_hooks(
-    config: DictConfig, model: nn.Module, scheduler: LRMultiplier, checkpointer: TrainingCheckpointer
+    config: DictConfig,
+    model: nn.Module,
+    average: ModelEmaV3 | None,
+    scheduler: LRMultiplier,
+    checkpointer: TrainingCheckpointer,
 ) -> list[HookBase]:
     """The hooks of a run, in the order in which they act after a step."""
-    best = BestCheckpointHook(checkpointer, config.train.best_metric)
+    best = BestCheckpointHook(checkpointer, f"{'' if average is None else 'ema/'}{config.train.best_metric}")
     writers = []
     if comm.is_main_process():
         output_dir = config.train.output_dir
@@ -154,10 +205,11 @@ def build_hooks(
     return [
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=scheduler),
+        *([] if average is None else [AverageHook(average, model)]),
         CheckpointHook(checkpointer, config.train.checkpointer.period),
         EvaluationHook(
             config.train.eval_period,
-            lambda: flat_metrics(evaluate(config, model)),
+            lambda: evaluate_with_average(config, model, average and average.module),
             best,
             Path(config.train.output_dir) / "metrics.json",
         ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from detectron2.engine import TrainerBase
 from detectron2.utils import comm
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 
@@ -30,14 +33,35 @@ class Trainer(TrainerBase):
         optimizer: torch.optim.Optimizer,
         clip_grad_norm: float,
         amp_dtype: torch.dtype | None = None,
+        accumulate: int = 1,
         seed: int = 0,
     ) -> None:
+        """Prepare.
+
+        Args:
+            model: gives a dict of losses in training. To accumulate it needs ``count`` (see ``SalienceDETR.count``).
+            data_loader: of :func:`salience_detr.data.build_train_loader`.
+            optimizer: of the model's parameters.
+            clip_grad_norm: largest norm of all gradients together; 0 does not clip.
+            amp_dtype: of autocast; None trains in the model's own precision.
+            accumulate: number of parts in which each batch is computed, one after the other.
+            seed: see above.
+
+        Raises:
+            ValueError: the model cannot be trained in parts.
+        """
+        if accumulate > 1 and not hasattr(getattr(model, "module", model), "count"):
+            raise ValueError(
+                f"train.accumulate is {accumulate}, but {type(model).__name__} cannot be trained in parts (it has no "
+                "count method); use a smaller dataloader.train.total_batch_size"
+            )
         super().__init__()
         self.model = model
         self.data_loader = data_loader
         self.optimizer = optimizer
         self.clip_grad_norm = clip_grad_norm
         self.amp_dtype = amp_dtype
+        self.accumulate = accumulate
         self.seed = seed
         self.device_type = next(model.parameters()).device.type
         # Only fp16 underflows without scaling of the loss.
@@ -53,13 +77,8 @@ class Trainer(TrainerBase):
         batch = next(self._data)
         data_time = time.perf_counter() - start
         seed_step(self.seed, self.iter, comm.get_rank())
-        with self.autocast():
-            losses = self.model(batch)
-        total = torch.stack(list(losses.values())).sum()
-        values = loss_values(losses)
-        self.check_finite(values, batch)
         self.optimizer.zero_grad(set_to_none=True)
-        self.grad_scaler.scale(total).backward()
+        values = self.compute_gradients(batch)
         self.grad_scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.clip_grad_norm or float("inf"))
@@ -68,6 +87,31 @@ class Trainer(TrainerBase):
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         self.record(values, norm, data_time, time.perf_counter() - start, len(batch))
+
+    def compute_gradients(self, batch: list[dict[str, Any]]) -> dict[str, float]:
+        """Forward and backward of a batch, at once or in parts; returns the losses of the batch by name."""
+        if self.accumulate == 1:
+            return self.backward(batch, batch)
+        plain: Any = getattr(self.model, "module", self.model)
+        whole = plain.count(batch)
+        parts = split_evenly(batch, self.accumulate)
+        values: Counter[str] = Counter()
+        for part in parts:
+            # Processes exchange the sum of all parts, with the last one.
+            distributed = self.model if isinstance(self.model, DistributedDataParallel) else None
+            with distributed.no_sync() if distributed and part is not parts[-1] else nullcontext():
+                values.update(self.backward(part, batch, whole))
+        return dict(values)
+
+    def backward(self, part: list[dict[str, Any]], batch: list[dict[str, Any]], *whole: Any) -> dict[str, float]:
+        """Add the gradients of a part of a batch to the parameters; returns its losses by name."""
+        with self.autocast():
+            losses = self.model(part, *whole)
+        total = torch.stack(list(losses.values())).sum()
+        values = loss_values(losses)
+        self.check_finite(values, batch)
+        self.grad_scaler.scale(total).backward()
+        return values
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.amp_dtype is None:
@@ -103,6 +147,13 @@ class Trainer(TrainerBase):
         numbers["samples_per_second"] = images * comm.get_world_size() / step_time
         # Written as they are, so that a resumed run can be compared with another; the console smooths for itself.
         self.storage.put_scalars(**numbers, smoothing_hint=False)
+
+
+def split_evenly(batch: list[Any], count: int) -> list[list[Any]]:
+    """``count`` lists, the longer ones first, or as many as there are entries."""
+    short, longer = divmod(len(batch), count)
+    ends = list(itertools.accumulate(short + (i < longer) for i in range(count)))
+    return [batch[start:end] for start, end in zip([0, *ends], ends, strict=False) if end > start]
 
 
 def seed_step(*key: int) -> None:

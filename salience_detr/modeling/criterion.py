@@ -45,6 +45,8 @@ class SetCriterion(nn.Module):
         encoder: DetectionPredictions,
         targets: list[DetectionTargets],
         denoising: tuple[DetectionPredictions, DenoisingLayout] | None = None,
+        *,
+        num_boxes: float | None = None,
     ) -> dict[str, Tensor]:
         """Losses by name, weighted.
 
@@ -53,12 +55,14 @@ class SetCriterion(nn.Module):
             encoder: the proposals, as one layer.
             targets: of B images; none of them need have boxes.
             denoising: predictions of I layers for the denoising queries, and their layout.
+            num_boxes: what the losses are divided by; by default the boxes in ``targets`` (mean over the processes).
 
         Returns:
             ``loss_class``, ``loss_bbox``, ``loss_giou`` of the last layer, with suffix ``_i`` of layer i before it,
             ``_enc`` of the proposals, ``_dn`` and ``_dn_i`` of the denoising queries.
         """
-        num_boxes = mean_num_boxes(targets, decoder.logits.device)
+        if num_boxes is None:
+            num_boxes = mean_num_boxes(targets, decoder.logits.device)
         losses: dict[str, Tensor] = {}
         for predictions, last_suffix in ((decoder, ""), (encoder, "_enc")):
             for i, (logits, boxes) in enumerate(zip(predictions.logits, predictions.boxes, strict=True)):

@@ -80,9 +80,14 @@ class DenoisingGenerator(nn.Module):
         self.box_noise_scale = box_noise_scale
         self.label_encoder = nn.Embedding(num_classes, embed_dim)
 
-    def forward(self, targets: list[DetectionTargets]) -> DenoisingQueries:
-        """Noise the ground truth of a batch; a batch without boxes gives no queries (T = 0)."""
-        layout = self.layout([len(target) for target in targets])
+    def forward(self, targets: list[DetectionTargets], *, max_boxes: int | None = None) -> DenoisingQueries:
+        """Noise the ground truth of a batch; a batch without boxes gives no queries (T = 0).
+
+        Args:
+            targets: of B images.
+            max_boxes: g, at least as many as any image has; by default the most.
+        """
+        layout = self.layout(max(len(target) for target in targets) if max_boxes is None else max_boxes)
         noised = [self.noise_image(target, layout) for target in targets]
         return DenoisingQueries(
             content=torch.stack([content for content, _ in noised]),
@@ -91,10 +96,9 @@ class DenoisingGenerator(nn.Module):
             layout=layout,
         )
 
-    def layout(self, box_counts: list[int]) -> DenoisingLayout:
+    def layout(self, max_boxes: int) -> DenoisingLayout:
         """As many groups as fit into ``denoising_queries``, one at least."""
-        most = max(box_counts)
-        return DenoisingLayout(max(1, self.denoising_queries * most // max(most * most, 1)), most)
+        return DenoisingLayout(max(1, self.denoising_queries * max_boxes // max(max_boxes**2, 1)), max_boxes)
 
     def noise_image(self, target: DetectionTargets, layout: DenoisingLayout) -> tuple[Tensor, Tensor]:
         """(T, D) contents and (T, 4) reference boxes of one image."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from salience_detr.layers.mlp import FeedForward
 from salience_detr.layers.ms_deform_attn import MultiScaleDeformableAttention
+from salience_detr.layers.recompute import recompute_activations
 from salience_detr.modeling.salience import SalienceSelection
 from salience_detr.modeling.token_pyramid import TokenPyramid
 
@@ -126,12 +127,27 @@ class BackgroundEmbedding(nn.Module):
 
 
 class SalienceEncoder(nn.Module):
-    """Refines ever fewer of the selected tokens, then marks the background."""
+    """Refines ever fewer of the selected tokens, then marks the background.
 
-    def __init__(self, *, layers: Sequence[SalienceEncoderLayer], background_embedding: BackgroundEmbedding) -> None:
+    Args:
+        layers: in the order of the data.
+        background_embedding: of the tokens that are not selected.
+        use_checkpoint: compute the layers' activations again in the backward pass instead of keeping them.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: Sequence[SalienceEncoderLayer],
+        background_embedding: BackgroundEmbedding,
+        use_checkpoint: bool = False,
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.background_embedding = background_embedding
+        if use_checkpoint:
+            for layer in self.layers:
+                recompute_activations(layer)
 
     def forward(
         self, tokens: TokenPyramid, selection: SalienceSelection, class_head: Callable[[Tensor], Tensor]

@@ -5,6 +5,7 @@ Symbols: B images, L levels, S tokens, D channels, K classes, N queries, T denoi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,16 +15,17 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from salience_detr.layers.box_ops import box_xyxy_to_cxcywh
-from salience_detr.modeling.criterion import SetCriterion, check_labels
+from salience_detr.modeling.criterion import SetCriterion, check_labels, mean_num_boxes
 from salience_detr.modeling.decoder import SalienceDecoder
 from salience_detr.modeling.denoising import DenoisingGenerator, DenoisingQueries
+from salience_detr.modeling.distributed import mean_count
 from salience_detr.modeling.encoder import SalienceEncoder
 from salience_detr.modeling.feature_fusion import FeatureFusion
 from salience_detr.modeling.postprocess import select_detections
 from salience_detr.modeling.query_selection import Proposals, QuerySelection, TokenProjection
 from salience_detr.modeling.salience import SalienceFilter
 from salience_detr.modeling.salience_loss import SalienceCriterion
-from salience_detr.modeling.structures import DetectionPredictions, DetectionTargets
+from salience_detr.modeling.structures import BatchCounts, DetectionPredictions, DetectionTargets
 from salience_detr.modeling.token_pyramid import TokenPyramid, TokenPyramidBuilder, flatten_maps
 
 
@@ -100,13 +102,16 @@ class SalienceDETR(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.query_embedding.dtype
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
+    def forward(
+        self, batched_inputs: list[dict[str, Any]], whole: BatchCounts | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """Detect, or compute the losses in training.
 
         Args:
             batched_inputs: for each picture a dict with ``image``, (3, H, W) RGB in 0..255; ``height`` and ``width``
                 of the frame that detections are wanted in (those of the image if absent); in training
                 ``instances`` with ``gt_boxes`` (absolute xyxy in the frame of the image) and ``gt_classes``.
+            whole: in training, the counts of the batch that these pictures are a part of (:meth:`count`).
 
         Returns:
             In training the weighted losses by name. In evaluation ``{"instances": Instances}`` for each picture,
@@ -116,7 +121,7 @@ class SalienceDETR(nn.Module):
             KeyError: in training, an input without ``instances``.
             ValueError: a ground-truth class that is not below ``num_classes``.
         """
-        images = self.preprocess_images(batched_inputs)
+        images = self.preprocess_images(batched_inputs, None if whole is None else whole.padded_size)
         maps = self.neck(self.backbone(images.tensor))
         tokens = self.token_pyramid(maps, padding_mask(images))
         salience_memory = self.token_projection(tokens.features + tokens.positions, tokens.valid_proposals)
@@ -129,20 +134,56 @@ class SalienceDETR(nn.Module):
             predictions = self.decode(proposals, memory, tokens)
             return self.postprocess(predictions, proposals, images, batched_inputs)
         targets = self.prepare_targets(batched_inputs)
-        denoising = self.denoising(targets)
+        denoising = self.denoising(targets, max_boxes=None if whole is None else whole.max_boxes)
         predictions = self.decode(proposals, memory, tokens, denoising)
-        losses = self.compute_losses(predictions, proposals, denoising, targets)
+        num_boxes, num_salient = (None, None) if whole is None else (whole.num_boxes, whole.num_salient)
+        losses = self.compute_losses(predictions, proposals, denoising, targets, num_boxes)
         padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
-        return losses | self.salience_criterion(selection.score_maps, targets, padded_size)
+        return losses | self.salience_criterion(selection.score_maps, targets, padded_size, num_salient=num_salient)
 
-    def preprocess_images(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise, and pad at the right and at the bottom to a common multiple of ``size_divisibility``."""
+    @torch.no_grad()
+    def count(self, batched_inputs: list[dict[str, Any]]) -> BatchCounts:
+        """What the losses of the parts of a batch need to know of it; every process calls this.
+
+        With it the losses, and the gradients, of the parts add up to those of the whole batch, if no layer mixes the
+        pictures of a batch (as BatchNorm does) and no other layer draws random numbers (as drop path does).
+        """
+        sides = [[x["image"].shape[axis] for x in batched_inputs] for axis in (1, 2)]
+        height, width = (math.ceil(max(side) / self.size_divisibility) * self.size_divisibility for side in sides)
+        targets = self.prepare_targets(batched_inputs)
+        num_salient = self.salience_criterion.count_salient(self.level_shapes(height, width), targets, (height, width))
+        return BatchCounts(
+            num_boxes=mean_num_boxes(targets, self.device),
+            num_salient=mean_count(num_salient).item(),
+            max_boxes=max(len(target) for target in targets),
+            padded_size=(height, width),
+        )
+
+    def level_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """(H_l, W_l) of the levels of a padded batch of ``height`` and ``width`` pixels."""
+        backbone: Any = self.backbone
+        neck: Any = self.neck
+        strides = [backbone.output_shape()[name].stride for name in neck.in_features]
+        strides += [strides[-1] * 2 ** (i + 1) for i in range(neck.num_levels - len(strides))]
+        return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in strides]
+
+    def preprocess_images(
+        self, batched_inputs: list[dict[str, Any]], padded_size: tuple[int, int] | None = None
+    ) -> ImageList:
+        """Normalise, and pad at the right and at the bottom to ``padded_size`` (height, width).
+
+        By default that is the smallest common multiple of ``size_divisibility``.
+        """
         mean, std = (
             torch.tensor(values, dtype=self.dtype, device=self.device)[:, None, None]
             for values in (self.pixel_mean, self.pixel_std)
         )
         images = [(x["image"].to(self.device, self.dtype) - mean) / std for x in batched_inputs]
-        return ImageList.from_tensors(images, self.size_divisibility)
+        batch = ImageList.from_tensors(images, self.size_divisibility)
+        if padded_size is None:
+            return batch
+        missing = [padded - side for padded, side in zip(padded_size, batch.tensor.shape[-2:], strict=True)]
+        return ImageList(nn.functional.pad(batch.tensor, [0, missing[1], 0, missing[0]]), batch.image_sizes)
 
     def prepare_targets(self, batched_inputs: list[dict[str, Any]]) -> list[DetectionTargets]:
         """Ground truth of each picture, normalised by its unpadded size."""
@@ -173,12 +214,13 @@ class SalienceDETR(nn.Module):
         proposals: Proposals,
         denoising: DenoisingQueries,
         targets: list[DetectionTargets],
+        num_boxes: float | None = None,
     ) -> dict[str, Tensor]:
         """Losses of every decoder layer, of the proposals and of the denoising queries."""
         denoised, matching = predictions.split_queries(denoising.layout.num_queries)
         encoder = DetectionPredictions(proposals.logits[None], proposals.boxes[None], proposals.query_mask)
         matching = DetectionPredictions(matching.logits, matching.boxes, proposals.query_mask)
-        return self.criterion(matching, encoder, targets, (denoised, denoising.layout))
+        return self.criterion(matching, encoder, targets, (denoised, denoising.layout), num_boxes=num_boxes)
 
     def postprocess(
         self,

@@ -36,12 +36,17 @@ class SalienceCriterion(nn.Module):
         self.level_ranges = tuple((low, high) for low, high in level_ranges)
 
     def forward(
-        self, score_maps: list[Tensor], targets: list[DetectionTargets], padded_size: tuple[int, int]
+        self,
+        score_maps: list[Tensor],
+        targets: list[DetectionTargets],
+        padded_size: tuple[int, int],
+        *,
+        num_salient: float | None = None,
     ) -> dict[str, Tensor]:
         """L maps (B, H_l, W_l) of logits over an image of ``padded_size`` (height, width) -> ``loss_salience``.
 
-        The sum over all tokens is divided by the number of tokens with a positive target (mean over the processes),
-        at least 1.
+        The sum over all tokens is divided by ``num_salient``, by default the number of tokens with a positive target
+        (mean over the processes), at least 1.
 
         Raises:
             ValueError: there are not as many levels as ``level_ranges``.
@@ -53,9 +58,19 @@ class SalienceCriterion(nn.Module):
         dtype = torch.promote_types(score_maps[0].dtype, torch.float32)
         logits = torch.cat([x.flatten(1) for x in score_maps], dim=1).to(dtype)
         target = torch.cat([x.flatten(1) for x in wanted], dim=1).to(dtype)
-        num_positive = mean_count((target > 0).sum().to(dtype))
-        loss = soft_focal_loss(logits, target, alpha=self.alpha, gamma=self.gamma) / num_positive
+        divisor = mean_count((target > 0).sum().to(dtype)) if num_salient is None else num_salient
+        loss = soft_focal_loss(logits, target, alpha=self.alpha, gamma=self.gamma) / divisor
         return {"loss_salience": self.weight * loss}
+
+    def count_salient(
+        self,
+        level_shapes: Sequence[tuple[int, int]],
+        targets: list[DetectionTargets],
+        padded_size: tuple[int, int],
+    ) -> Tensor:
+        """() float64 number of tokens with a positive target on levels of (H_l, W_l)."""
+        wanted = salience_targets(level_shapes, targets, padded_size, self.level_ranges)
+        return torch.stack([(x > 0).sum() for x in wanted]).sum().double()
 
 
 @torch.no_grad()

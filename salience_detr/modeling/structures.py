@@ -38,6 +38,23 @@ class DetectionTargets:
 
 
 @dataclass(frozen=True)
+class BatchCounts:
+    """What a part of a batch has to know of the whole, so that the losses of the parts add up to those of the whole.
+
+    Attributes:
+        num_boxes: ground-truth boxes, mean over the processes, at least 1 in all of them together.
+        num_salient: tokens with a positive salience target, likewise.
+        max_boxes: most boxes in an image.
+        padded_size: (height, width) in pixels that all images are padded to.
+    """
+
+    num_boxes: float
+    num_salient: float
+    max_boxes: int
+    padded_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class DetectionPredictions:
     """Class logits and boxes of one or more decoder layers.
 

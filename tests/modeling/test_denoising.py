@@ -25,7 +25,7 @@ def target(count):
     [(0, 1, 0), (1, 100, 200), (3, 33, 198), (60, 1, 120), (250, 1, 500)],
 )
 def test_groups_fill_the_wanted_number_of_queries(boxes, groups, queries):
-    layout = generator().layout([0, boxes])
+    layout = generator().layout(boxes)
     assert (layout.num_groups, layout.num_queries) == (groups, queries)
 
 

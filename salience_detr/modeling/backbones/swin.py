@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.modeling.backbone.swin import SwinTransformer, SwinTransformerBlock, WindowAttention
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import nn
+
+from salience_detr.layers.recompute import recompute_activations
 
 
 class Swin(SwinTransformer):
@@ -40,20 +41,9 @@ class Swin(SwinTransformer):
             if isinstance(module, WindowAttention):  # a constant, which no checkpoint needs to hold
                 module.register_buffer("relative_position_index", module.relative_position_index, persistent=False)
             if use_checkpoint and isinstance(module, SwinTransformerBlock):
-                module.__class__ = CheckpointedBlock
+                # detectron2's own way loses the gradients of the blocks that follow a frozen stage.
+                recompute_activations(module)
 
     @property
     def size_divisibility(self) -> int:
         return 32
-
-
-class CheckpointedBlock(SwinTransformerBlock):
-    """A block that keeps its inputs only.
-
-    detectron2's own way loses the gradients of the blocks that follow a frozen stage.
-    """
-
-    def forward(self, x: Tensor, mask_matrix: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x, mask_matrix)
-        return checkpoint(super().forward, x, mask_matrix, use_reentrant=False)

@@ -1,0 +1,38 @@
+"""Six kinds of defects on 1,260 photographs of hot-rolled steel (NEU-DET), from scratch on two CPU cores."""
+
+import os
+
+from detectron2.config import LazyCall as L
+from detectron2.data import transforms as T
+
+from salience_detr.data import ResizeShortestEdge, register_coco_dataset
+
+from .common.schedule import step_schedule
+from .surface_defects_tiny import dataloader, model, optimizer, train
+
+TRAIN_IMAGES, EPOCHS, DECAY_EPOCH = 1260, 80, 70
+
+ROOT = os.environ.get("NEU_DET", "datasets/neu_det")
+for _loader, _split in ((dataloader.train, "train"), (dataloader.test, "val")):
+    _loader.dataset.names = f"neu_det_{_split}"
+    register_coco_dataset(f"neu_det_{_split}", f"{ROOT}/annotations/instances_{_split}.json", f"{ROOT}/images/{_split}")
+
+# Large defects of vague outline: more of the tokens are salient than of small ones on plain metal.
+model.salience_filter.level_ratios = [0.5, 0.8, 1.0]
+
+dataloader.train.mapper.augmentations = [
+    L(T.RandomFlip)(),
+    L(T.RandomFlip)(horizontal=False, vertical=True),
+    L(T.RandomBrightness)(intensity_min=0.8, intensity_max=1.2),
+    L(T.RandomContrast)(intensity_min=0.8, intensity_max=1.2),
+    L(ResizeShortestEdge)(short_edge_length=list(range(192, 257, 16)), max_size=427, sample_style="choice"),
+]
+dataloader.test.mapper.augmentations = [L(ResizeShortestEdge)(short_edge_length=224, max_size=373)]
+dataloader.train.total_batch_size = 16
+
+EPOCH = TRAIN_IMAGES // dataloader.train.total_batch_size
+train.max_iter = EPOCHS * EPOCH
+train.eval_period = train.checkpointer.period = 5 * EPOCH
+train.amp.enabled = train.ema.enabled = True
+train.output_dir = "./output/neu_det_r18"
+lr_multiplier = step_schedule(max_iter=train.max_iter, decay_at=DECAY_EPOCH * EPOCH, warmup=200)

@@ -1,0 +1,25 @@
+"""detectron2's ResNet with less memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.modeling.backbone import resnet
+
+from salience_detr.layers.recompute import recompute_activations
+
+
+class ResNet(resnet.ResNet):
+    """A ResNet of detectron2.
+
+    Args:
+        use_checkpoint: compute activations again in the backward pass instead of keeping them.
+        settings: those of detectron2's class.
+    """
+
+    def __init__(self, *, use_checkpoint: bool = False, **settings: Any) -> None:
+        super().__init__(**settings)
+        if use_checkpoint:
+            for stage in self.stages:
+                for block in stage:
+                    recompute_activations(block)

@@ -1,0 +1,111 @@
+"""One step: its gradients do not depend on how the batch is computed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.config import instantiate
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from salience_detr.engine.config import load_config
+from salience_detr.engine.trainer import Trainer, split_evenly
+
+
+class FixedLoader:
+    """Gives one batch again and again."""
+
+    def __init__(self, batch):
+        self.batch = batch
+        self.batch_sampler = self
+
+    def __iter__(self):
+        while True:
+            yield self.batch
+
+
+@pytest.fixture
+def step(micro_config, make_input):
+    """Does one step in float64 on four pictures of different sizes, one without boxes; returns losses and gradients."""
+    pictures = [
+        make_input(64, 96, [[4, 4, 40, 30], [50, 8, 90, 60]], [0, 5]),
+        make_input(96, 50, [[1, 1, 20, 90]], [2]),
+        make_input(40, 64, [], []),
+        make_input(64, 64, [[5, 5, 12, 14], [30, 30, 60, 60], [0, 0, 64, 64]], [1, 3, 4]),
+    ]
+
+    def run(*overrides, frozen=True, **options):
+        torch.manual_seed(1)
+        model = instantiate(load_config(micro_config, overrides).model)
+        model = (FrozenBatchNorm2d.convert_frozen_batchnorm(model) if frozen else model).double()
+        # As initialised, all tokens are nearly as likely as each other, and rounding would choose the queries.
+        nn.init.normal_(model.query_selection.class_head.weight)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        trainer = Trainer(
+            model=model, data_loader=FixedLoader(pictures), optimizer=optimizer, clip_grad_norm=0.0, **options
+        )
+        trainer.start_iter = trainer.iter = 0
+        with EventStorage() as trainer.storage:
+            trainer.run_step()
+            losses = {name: value for name, (value, _) in trainer.storage.latest().items() if "loss" in name}
+        return losses, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}, model
+
+    return run
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4, 9])
+def test_parts_of_a_batch_add_up_to_the_batch(step, parts):
+    losses, gradients, _ = step()
+    part_losses, part_gradients, _ = step(accumulate=parts)
+    assert part_losses.keys() == losses.keys() and "loss_class_dn" in losses
+    for name, value in losses.items():
+        assert part_losses[name] == pytest.approx(value, rel=1e-10), name
+    for name, value in gradients.items():
+        torch.testing.assert_close(part_gradients[name], value, rtol=1e-8, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_recomputed_activations_change_nothing(step, frozen):
+    losses, gradients, model = step(frozen=frozen)
+    again, same_gradients, same_model = step(
+        "model.encoder.use_checkpoint=True", "model.backbone.use_checkpoint=True", frozen=frozen
+    )
+    assert again == losses
+    assert all(torch.equal(same_gradients[name], value) for name, value in gradients.items())
+    buffers = dict(same_model.named_buffers())
+    for name, value in model.named_buffers():
+        assert torch.equal(buffers[name], value), name
+    assert same_model.state_dict().keys() == model.state_dict().keys()
+
+
+def test_recomputed_activations_are_not_kept(micro_config, make_input):
+    kept = {}
+    for use in (False, True):
+        overrides = [f"model.{part}.use_checkpoint={use}" for part in ("encoder", "backbone")]
+        model, sizes = instantiate(load_config(micro_config, overrides).model).train(), []
+        for name in ("backbone", "encoder"):
+            stage = model.get_submodule(name)
+            stage.register_forward_pre_hook(lambda *_, sizes=sizes: sizes.clear())
+            stage.register_forward_hook(lambda *_, at=(name, use), sizes=sizes: kept.update({at: sum(sizes)}))
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.nbytes) or x, lambda x: x):
+            model([make_input(256, 256, [[10, 10, 200, 200]], [0])])
+    for name in ("backbone", "encoder"):
+        assert kept[name, True] < 0.7 * kept[name, False], name
+
+
+def test_a_model_that_cannot_count_is_refused_when_accumulating():
+    class Plain(nn.Linear):
+        pass
+
+    model = Plain(1, 1)
+    options = {"data_loader": FixedLoader([]), "optimizer": torch.optim.SGD(model.parameters()), "clip_grad_norm": 0.0}
+    with pytest.raises(ValueError, match=r"train\.accumulate is 2, but Plain cannot be trained in parts"):
+        Trainer(model=model, accumulate=2, **options)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, ["abcde"]), (2, ["abc", "de"]), (3, ["ab", "cd", "e"]), (9, ["a", "b", "c", "d", "e"])]
+)
+def test_batches_are_split_evenly(count, expected):
+    assert ["".join(part) for part in split_evenly(list("abcde"), count)] == expected
