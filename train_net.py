@@ -3,7 +3,8 @@
 
 train_net.py --config-file configs/surface_defects_tiny.py
 train_net.py --config-file configs/salience_detr_r50_4scale_12ep.py --num-gpus 8
-train_net.py --config-file F --eval-only train.init_checkpoint=W
+train_net.py --config-file F --eval-only --weights W
+train_net.py --config-file F --data-dir D --weights W train.output_dir=output/mine
 torchrun --nproc-per-node 8 train_net.py --config-file F
 """
 
@@ -13,6 +14,7 @@ import argparse
 import logging
 import sys
 
+from omegaconf import DictConfig
 from torch.multiprocessing import ProcessExitedException
 
 from salience_detr.checkpoint import CheckpointError, load_weights
@@ -20,6 +22,7 @@ from salience_detr.data import DatasetError, ImageReadError
 from salience_detr.engine.config import ConfigError, load_config
 from salience_detr.engine.evaluation import evaluate
 from salience_detr.engine.launch import launch, share_cpu_threads
+from salience_detr.engine.own_data import add_data_arguments, use_own_data
 from salience_detr.engine.train import build_model, setup_run, train
 
 USER_ERRORS = (CheckpointError, ConfigError, DatasetError, FloatingPointError, ImageReadError, OSError, ValueError)
@@ -29,17 +32,32 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="a LazyConfig file, such as configs/*.py")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in train.output_dir")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate the weights in train.init_checkpoint")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate the weights")
+    parser.add_argument("--weights", metavar="FILE", help="to start from, or to evaluate; sets train.init_checkpoint")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine (without a GPU: on the CPU)")
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
     parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
+    add_data_arguments(parser)
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides, such as train.max_iter=1000")
     args = parser.parse_intermixed_args(argv)
     for name in ("num_gpus", "num_machines"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     return args
+
+
+def make_config(args: argparse.Namespace) -> DictConfig:
+    """The config that a command line describes: the file, its overrides, then the other flags.
+
+    Raises:
+        ConfigError, DatasetError: see :func:`load_config` and :func:`use_own_data`.
+    """
+    config = load_config(args.config_file, args.opts)
+    use_own_data(config, args, {word.partition("=")[0].lstrip("+") for word in args.opts})
+    if args.weights:
+        config.train.init_checkpoint = args.weights
+    return config
 
 
 def main(args: argparse.Namespace) -> None:
@@ -70,13 +88,13 @@ def tell(error: Exception) -> None:
 
 def work(args: argparse.Namespace) -> None:
     share_cpu_threads()
-    config = load_config(args.config_file, args.opts)
+    config = make_config(args)
     setup_run(config)
     if not args.eval_only:
         train(config, resume=args.resume)
         return
     if not config.train.init_checkpoint:
-        raise ConfigError("--eval-only needs weights: add train.init_checkpoint=FILE")
+        raise ConfigError("--eval-only needs weights: add --weights FILE")
     model = build_model(config)
     load_weights(model, config.train.init_checkpoint)
     evaluate(config, model.eval())
@@ -86,7 +104,7 @@ def run(argv: list[str] | None = None) -> int:
     """Run the command line; a user's mistake becomes one line."""
     args = parse_args(argv)
     try:
-        load_config(args.config_file, args.opts)  # typos are found before processes are started
+        make_config(args)  # typos are found before processes are started
     except USER_ERRORS as error:
         tell(error)
         return 2

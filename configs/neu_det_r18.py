@@ -31,6 +31,7 @@ dataloader.test.mapper.augmentations = [L(ResizeShortestEdge)(short_edge_length=
 dataloader.train.total_batch_size = 16
 
 EPOCH = TRAIN_IMAGES // dataloader.train.total_batch_size
+train.epochs = EPOCHS
 train.max_iter = EPOCHS * EPOCH
 train.eval_period = train.checkpointer.period = 5 * EPOCH
 train.amp.enabled = train.ema.enabled = True

@@ -11,7 +11,8 @@ train.init_checkpoint = "torchvision://ResNet50_Weights.IMAGENET1K_V2"
 train.output_dir = "./output/salience_detr_r50_4scale_12ep"
 
 EPOCH = TRAIN_IMAGES // dataloader.train.total_batch_size
-train.max_iter = 12 * EPOCH
+train.epochs = 12
+train.max_iter = train.epochs * EPOCH
 train.eval_period = EPOCH
 train.checkpointer.period = EPOCH
 

@@ -55,6 +55,7 @@ dataloader.train.total_batch_size = 8
 
 optimizer.lr, optimizer.params.backbone_lr_factor = 4e-4, 1.0
 EPOCH = TRAIN_IMAGES // dataloader.train.total_batch_size
+train.epochs = EPOCHS
 train.max_iter = EPOCHS * EPOCH
 train.eval_period = train.checkpointer.period = EPOCH
 train.output_dir = "./output/surface_defects_tiny"

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from salience_detr.checkpoint import load_weights
-from salience_detr.data.datasets import ensure_class_names
+from salience_detr.data.datasets import ensure_class_names, register_coco_dataset
 from salience_detr.data.mapper import DetectionMapper, pil_to_rgb, read_image
 from salience_detr.engine.config import load_config
 from salience_detr.engine.device import resolve_device
@@ -72,8 +72,10 @@ class Predictor:
         if weights is not None:
             load_weights(self.model, weights)
         self.mapper: DetectionMapper = instantiate(self.config.dataloader.test.mapper)
-        names = self.config.dataloader.test.dataset.names
-        name = names if isinstance(names, str) else names[0]
+        dataset = self.config.dataloader.test.dataset
+        name = dataset.names if isinstance(dataset.names, str) else dataset.names[0]
+        if dataset.get("json_file"):
+            register_coco_dataset(name, dataset.json_file, dataset.image_root)
         ensure_class_names(name)
         self.metadata = MetadataCatalog.get(name)
 

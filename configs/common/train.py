@@ -4,6 +4,7 @@ train = dict(
     output_dir="./output",
     init_checkpoint="",  # file or URL to start from: a detector, or a backbone (docs/model_zoo.md)
     match_classes=False,  # of a checkpoint with other classes, keep those that have the same name
+    epochs=12,  # that max_iter amounts to; own data are trained on for as many
     max_iter=90_000,
     seed=42,  # fixes initialisation, order of the data, augmentation and noise
     device="auto",  # cuda if there is one, else cpu

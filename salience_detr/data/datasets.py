@@ -33,8 +33,16 @@ def register_coco_dataset(name: str, json_file: str | Path, image_root: str | Pa
     register_coco_instances(name, {}, str(json_file), str(image_root))
 
 
-def load_dataset(names: str | list[str], *, is_train: bool = False) -> list[dict[str, Any]]:
+def load_dataset(
+    names: str | list[str],
+    *,
+    is_train: bool = False,
+    json_file: str | None = None,
+    image_root: str | None = None,
+) -> list[dict[str, Any]]:
     """The records of registered data sets in detectron2's format, pictures without boxes included.
+
+    With ``json_file`` and ``image_root`` the one that ``names`` names is registered first.
 
     For training, boxes are clipped to their picture, boxes without area and crowd regions are dropped, and the log
     says how many; evaluation uses the annotations of the JSON file untouched.
@@ -42,6 +50,8 @@ def load_dataset(names: str | list[str], *, is_train: bool = False) -> list[dict
     Raises:
         DatasetError: the data set is unknown, its file cannot be read, or its annotations do not hang together.
     """
+    if json_file and image_root:
+        register_coco_dataset(str(names), json_file, image_root)
     records: list[dict[str, Any]] = []
     for name in [names] if isinstance(names, str) else names:
         if name not in DatasetCatalog.list():

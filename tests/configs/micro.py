@@ -32,5 +32,6 @@ model.denoising.denoising_queries = 4
 
 dataloader.test.mapper.augmentations = [L(ResizeShortestEdge)(short_edge_length=64, max_size=128)]
 dataloader.train.total_batch_size = 2
+train.epochs = 1
 train.max_iter, train.eval_period, train.checkpointer.period, train.log_period = 6, 0, 2, 1
 lr_multiplier = step_schedule(max_iter=train.max_iter, decay_at=5, warmup=2)

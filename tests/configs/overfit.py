@@ -22,5 +22,6 @@ for _loader in (dataloader.train, dataloader.test):
     _loader.mapper.augmentations = [_resize]
 dataloader.train.total_batch_size = 4
 optimizer.lr = 5e-4
+train.epochs = 200
 train.max_iter, train.eval_period, train.checkpointer.period = 800, 200, 0
 lr_multiplier = step_schedule(max_iter=train.max_iter, decay_at=650, warmup=50)

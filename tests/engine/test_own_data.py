@@ -1,0 +1,141 @@
+"""Own data by flags: data sets, classes and the schedule follow."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+import train_net
+from salience_detr import Predictor
+from salience_detr.data.datasets import DatasetError
+from salience_detr.engine.config import ConfigError
+from salience_detr.engine.own_data import fit_schedule
+
+CATEGORIES = [{"id": 7, "name": "nick"}, {"id": 30, "name": "burr"}]
+
+
+@pytest.fixture
+def own_data(surface_root, tmp_path):
+    """The generated pictures with two categories of other ids, in COCO's layout."""
+    root = tmp_path / "own"
+    for split in ("train", "val"):
+        shutil.copytree(surface_root / "surface_defects" / split, root / split)
+        content = json.loads((surface_root / "surface_defects" / "annotations" / f"{split}.json").read_text())
+        content["categories"] = CATEGORIES
+        for annotation in content["annotations"]:
+            annotation["category_id"] = CATEGORIES[annotation["category_id"] % 2]["id"]
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def configure(*words):
+    return train_net.make_config(train_net.parse_args(["--config-file", *map(str, words)]))
+
+
+def flags(root, *splits):
+    words = []
+    for split in splits:
+        words += [f"--{split}-json", root / "annotations" / f"{split}.json", f"--{split}-images", root / split]
+    return words
+
+
+def test_classes_and_data_sets_follow_the_files(own_data, micro_config):
+    for words in (["--data-dir", own_data], flags(own_data, "train", "val")):
+        config = configure(micro_config, *words)
+        assert config.model.num_classes == 2
+        assert config.dataloader.train.dataset.json_file == str(own_data / "annotations" / "train.json")
+        assert config.dataloader.test.dataset.image_root == str(own_data / "val")
+
+
+def test_the_schedule_keeps_its_proportions(own_data):
+    config = configure("configs/salience_detr_r50_4scale_12ep.py", "--data-dir", own_data, "--epochs", "100")
+    # 100 epochs of 12 pictures in batches of 16; evaluations twelve times, as often as in the 12 epochs of COCO.
+    assert config.train.max_iter == 75
+    assert config.train.eval_period == config.train.checkpointer.period == 6
+    # 1,000 iterations are more than a tenth of the run.
+    assert config.lr_multiplier.warmup_length == pytest.approx(0.1)
+    default = configure("configs/salience_detr_r50_4scale_12ep.py", "--data-dir", own_data)
+    assert default.train.max_iter == 9 and default.train.epochs == 12
+
+
+def test_what_the_user_sets_stays(own_data, micro_config):
+    words = ["train.max_iter=10", "train.eval_period=3", "model.num_classes=9", "lr_multiplier.warmup_length=0.5"]
+    config = configure(micro_config, "--data-dir", own_data, *words)
+    assert (config.train.max_iter, config.train.eval_period, config.model.num_classes) == (10, 3, 9)
+    assert config.lr_multiplier.warmup_length == 0.5
+
+
+def test_a_run_on_own_data_leaves_all_that_is_needed_to_use_it(own_data, micro_config, tmp_path):
+    output = tmp_path / "run"
+    words = ["--config-file", micro_config, "--data-dir", str(own_data), "--epochs", "0.5"]
+    assert train_net.run([*words, f"train.output_dir={output}"]) == 0
+    results = json.loads((output / "inference" / "coco_instances_results.json").read_text())
+    assert {x["category_id"] for x in results} <= {7, 30}
+    log = (output / "log.txt").read_text()
+    assert "| nick" in log and "| burr" in log
+    # The saved config alone evaluates, resumes and detects.
+    saved, weights = str(output / "config.yaml"), str(output / "model_final.pth")
+    evaluation = ["--config-file", saved, "--eval-only", "--weights", weights, f"train.output_dir={tmp_path / 'e'}"]
+    assert train_net.run(evaluation) == 0
+    assert train_net.run(["--config-file", saved, "--resume"]) == 0
+    predictor = Predictor(saved, weights)
+    assert predictor.class_names == ["nick", "burr"]
+    assert len(predictor(str(next((own_data / "val").glob("*.jpg")))))
+
+
+def test_evaluation_needs_no_training_data(own_data, micro_config):
+    config = configure(micro_config, "--eval-only", *flags(own_data, "val"), "--weights", "w.pth")
+    assert config.model.num_classes == 2 and config.train.init_checkpoint == "w.pth"
+
+
+def test_different_categories_are_an_error(own_data, micro_config):
+    path = own_data / "annotations" / "val.json"
+    content = json.loads(path.read_text())
+    content["categories"] = [{"id": 7, "name": "nick"}, {"id": 31, "name": "burr"}]
+    path.write_text(json.dumps(content))
+    message = r"different categories: \[\(30, 'burr'\)\] only in .*train\.json; \[\(31, 'burr'\)\] only in .*val\.json"
+    with pytest.raises(DatasetError, match=message):
+        configure(micro_config, "--data-dir", own_data)
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        (["--train-json", "a.json"], ConfigError, "--train-json needs --train-images"),
+        (["--val-images", "."], ConfigError, "--val-images needs --val-json"),
+        (["--train-json", "nothing.json", "--train-images", "."], ConfigError, "data to evaluate on: none are given"),
+        (["--val-json", "a", "--val-images", "nowhere"], DatasetError, "no folder of pictures nowhere"),
+        (["--epochs", "3"], ConfigError, "--epochs goes with --data-dir"),
+        (["--data-dir", "tests"], DatasetError, "no annotations in COCO's format"),
+    ],
+)
+def test_missing_flags_and_files_are_named(micro_config, words, error, message):
+    with pytest.raises(error, match=message):
+        configure(micro_config, *words)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"images": []}, "no list of categories"),
+        ({"images": [], "categories": []}, "has no categories"),
+        ({"categories": CATEGORIES}, "has no images"),
+        ({"images": [], "categories": CATEGORIES}, "holds no pictures"),
+    ],
+)
+def test_files_without_classes_or_pictures_are_refused(own_data, micro_config, content, message):
+    (own_data / "annotations" / "train.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=message):
+        configure(micro_config, *flags(own_data, "train", "val"))
+
+
+def test_epochs_must_be_positive_and_known(own_data, micro_config):
+    with pytest.raises(ConfigError, match="--epochs is 0; it must be positive"):
+        configure(micro_config, "--data-dir", own_data, "--epochs", "0")
+    config = configure(micro_config)
+    del config.train.epochs
+    with pytest.raises(ConfigError, match=r"does not say for how many epochs.*add --epochs N"):
+        fit_schedule(config, 10, None, ())
