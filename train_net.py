@@ -18,14 +18,16 @@ from omegaconf import DictConfig
 from torch.multiprocessing import ProcessExitedException
 
 from salience_detr.checkpoint import CheckpointError, load_weights
-from salience_detr.data import DatasetError, ImageReadError
+from salience_detr.data import DatasetError, DataWorkerError, ImageReadError
 from salience_detr.engine.config import ConfigError, load_config
 from salience_detr.engine.evaluation import evaluate
 from salience_detr.engine.launch import launch, share_cpu_threads
 from salience_detr.engine.own_data import add_data_arguments, use_own_data
 from salience_detr.engine.train import build_model, setup_run, train
 
-USER_ERRORS = (CheckpointError, ConfigError, DatasetError, FloatingPointError, ImageReadError, OSError, ValueError)
+USER_ERRORS = (
+    CheckpointError, ConfigError, DatasetError, DataWorkerError, FloatingPointError, ImageReadError, OSError, ValueError
+)  # fmt: skip
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

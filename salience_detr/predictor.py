@@ -97,24 +97,28 @@ class Predictor:
         """
         return [detection.instances for detection in self.detect(images)]
 
-    @torch.inference_mode()
     def detect(self, images: Sequence[ImageLike]) -> list[Detection]:
         """Detections and salience maps of several pictures, from one pass of the model."""
-        if not images:
-            return []
-        inputs = [self.mapper.prepare_image(self.to_input_format(to_rgb(image))) for image in images]
-        with captured_output(self.model.get_submodule("salience_filter")) as selections:
-            outputs = self.model(inputs)
-        heat = salience_maps(selections[0].score_maps, inputs, self.model.size_divisibility)
-        detections = []
-        for output, salience in zip(outputs, heat, strict=True):
-            instances = output["instances"].to("cpu")
-            detections.append(Detection(instances[instances.scores >= self.score_threshold], salience))
-        return detections
+        return detect(self.model, self.mapper, images, score_threshold=self.score_threshold)
 
-    def to_input_format(self, image: np.ndarray) -> np.ndarray:
-        """RGB to what the mapper of the config reads."""
-        return image[..., ::-1] if self.mapper.image_format == "BGR" else image
+
+@torch.inference_mode()
+def detect(
+    model: SalienceDETR, mapper: DetectionMapper, images: Sequence[ImageLike], *, score_threshold: float = 0.0
+) -> list[Detection]:
+    """Detections and salience maps of several pictures, from one pass of a model in evaluation mode."""
+    if not images:
+        return []
+    rgb = [to_rgb(image) for image in images]
+    inputs = [mapper.prepare_image(x[..., ::-1] if mapper.image_format == "BGR" else x) for x in rgb]
+    with captured_output(model.get_submodule("salience_filter")) as selections:
+        outputs = model(inputs)
+    heat = salience_maps(selections[0].score_maps, inputs, model.size_divisibility)
+    detections = []
+    for output, salience in zip(outputs, heat, strict=True):
+        instances = output["instances"].to("cpu")
+        detections.append(Detection(instances[instances.scores >= score_threshold], salience))
+    return detections
 
 
 def to_rgb(image: ImageLike) -> np.ndarray:

@@ -18,7 +18,7 @@ from detectron2.config import instantiate
 
 import train_net
 from salience_detr.checkpoint import load_weights, read_checkpoint
-from salience_detr.data import register_surface_defects
+from salience_detr.data import read_image, register_surface_defects
 from salience_detr.data.surface import SURFACE_DEFECT_CLASSES, generate_surface_defects
 from salience_detr.engine.config import load_config
 
@@ -315,6 +315,32 @@ def test_a_failed_evaluation_costs_no_training_and_is_made_up_for(surface_root, 
     assert "bbox/AP" in before
     assert run(micro_config, tmp_path / "out", "--resume") == 0  # nothing is left to do
     assert (tmp_path / "out" / "metrics.json").read_text() == before
+
+
+def test_a_broken_training_picture_costs_no_step(surface_root, micro_config, tmp_path, monkeypatch, capsys):
+    shutil.copytree(surface_root, tmp_path / "data")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    register_surface_defects()
+    assert run(micro_config, tmp_path / "whole", "train.checkpointer.period=0") == 0
+    pictures = sorted((tmp_path / "data" / "surface_defects" / "train").glob("*.jpg"))
+    picture = pictures[-1]
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:300])
+    assert run(micro_config, tmp_path / "out", "train.checkpointer.period=0") == 2
+    assert picture.name in capsys.readouterr().err
+    picture.write_bytes(whole)
+    done = read_checkpoint(tmp_path / "out" / (tmp_path / "out" / "last_checkpoint").read_text())["iteration"]
+    assert 0 < done < 6
+    assert run(micro_config, tmp_path / "out", "train.checkpointer.period=0", "--resume") == 0
+    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
+
+
+def test_each_evaluation_shows_the_same_pictures(surface_data, micro_config, tmp_path):
+    assert run(micro_config, tmp_path, "train.eval_period=3", "train.previews=2") == 0
+    names = sorted(path.name for path in (tmp_path / "previews").iterdir())
+    assert names == [f"00000{i}_000000{n}.jpg" for i in (1, 4) for n in (3, 6)]
+    height, width, _ = read_image(str(tmp_path / "previews" / names[0])).shape
+    assert (height, width) == (64, 3 * 64)
 
 
 def test_annotations_without_area_and_crowd_are_evaluated(surface_root, micro_config, tmp_path, monkeypatch):

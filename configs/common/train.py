@@ -18,5 +18,7 @@ train = dict(
     checkpointer=dict(period=5000, max_to_keep=3),
     eval_period=5000,
     best_metric="bbox/AP",
+    previews=4,  # validation pictures that are drawn with their detections and salience at each evaluation
     log_period=20,
+    wandb=dict(enabled=False, project="salience_detr", name=None),  # Weights & Biases as well
 )

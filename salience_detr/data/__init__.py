@@ -2,13 +2,14 @@
 
 from salience_detr.data.augmentation import ResizeShortestEdge
 from salience_detr.data.datasets import DatasetError, check_class_count, load_dataset, register_coco_dataset
-from salience_detr.data.loader import build_train_loader
+from salience_detr.data.loader import DataWorkerError, build_train_loader
 from salience_detr.data.mapper import DetectionMapper, ImageReadError, read_image
 from salience_detr.data.surface.dataset import register_surface_defects
 
 register_surface_defects()
 
 __all__ = [
+    "DataWorkerError",
     "DatasetError",
     "DetectionMapper",
     "ImageReadError",

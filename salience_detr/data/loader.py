@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,9 +12,13 @@ import numpy as np
 import torch
 from detectron2.data import DatasetFromList
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from salience_detr.data.datasets import DatasetError
+
+
+class DataWorkerError(RuntimeError):
+    """A worker process of a loader died."""
 
 
 class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -51,18 +56,27 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
 class SeededDataset(Dataset[Any]):
     """Maps records with random state that depends on the seed and the position in the stream only."""
 
-    def __init__(self, records: list[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], seed: int) -> None:
+    def __init__(
+        self, records: list[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], seed: int, num_workers: int = 0
+    ) -> None:
         self.records = DatasetFromList(records, copy=False)
         self.mapper = mapper
         self.seed = seed
+        # The record that each worker is at, -1 for none; the main process sees it too.
+        self.at = torch.full((max(1, num_workers),), -1).share_memory_()
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, item: tuple[int, int]) -> Any:
         index, position = item
+        worker = get_worker_info()
+        slot = 0 if worker is None else worker.id
+        self.at[slot] = index
         with seeded(self.seed, position):
-            return self.mapper(self.records[index])
+            mapped = self.mapper(self.records[index])
+        self.at[slot] = -1
+        return mapped
 
 
 @contextmanager
@@ -79,6 +93,38 @@ def seeded(*key: int) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+def batches(loader: DataLoader[Any], start_iteration: int) -> Iterator[list[dict[str, Any]]]:
+    """The batches of :func:`build_train_loader` from an iteration on.
+
+    Raises:
+        DataWorkerError: a worker process died, of too little memory for example, with the picture that it was at.
+    """
+    loader.batch_sampler.start_iteration = start_iteration  # type: ignore[union-attr]
+    iterator = iter(loader)
+    while True:
+        try:
+            yield next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not re.match(r"DataLoader worker \(pid", str(error)):
+                raise  # an error in a worker that lives
+            raise DataWorkerError(describe_death(loader.dataset, iterator, str(error))) from error
+
+
+def describe_death(dataset: Any, iterator: Any, error: str) -> str:
+    """What happened to a worker, at which picture, and what to do."""
+    at: list[int] = dataset.at.tolist()
+    workers = getattr(iterator, "_workers", [])
+    dead = [i for i, worker in zip(at, workers, strict=False) if i >= 0 and not worker.is_alive()]
+    files = [str(dataset.records[i].get("file_name")) for i in dead or at if i >= 0]
+    reason = error.splitlines()[0]
+    return (
+        f"a data worker died while it read {' or '.join(files) or 'no picture'} ({reason}); if memory ran out, lower "
+        "dataloader.train.num_workers, else look at the picture; then go on with --resume"
+    )
 
 
 def build_train_loader(
@@ -104,7 +150,7 @@ def build_train_loader(
         world_size=comm.get_world_size(),
     )
     return DataLoader(
-        SeededDataset(dataset, mapper, seed),
+        SeededDataset(dataset, mapper, seed, num_workers),
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=list,

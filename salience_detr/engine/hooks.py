@@ -11,14 +11,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
+from PIL import Image
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from salience_detr.engine.checkpointing import TrainingCheckpointer
+from salience_detr.engine.config import ConfigError
 from salience_detr.files import written_whole
 
 logger = logging.getLogger(__name__)
@@ -127,6 +130,30 @@ class EvaluationHook(HookBase):
         comm.synchronize()
 
 
+class PreviewHook(HookBase):
+    """Draws what the model finds on a few pictures at each evaluation: into ``previews`` and the event storage.
+
+    Args:
+        draw: gives (H, W, 3) uint8 RGB pictures by name.
+        period: of the evaluations.
+        output_dir: of the run; the pictures are ``previews/NAME_ITERATION.jpg``.
+    """
+
+    def __init__(self, draw: Callable[[], dict[str, np.ndarray]], period: int, output_dir: str | Path) -> None:
+        self.draw = draw
+        self.period = period
+        self.folder = Path(output_dir) / "previews"
+
+    def after_step(self) -> None:
+        finished = self.trainer.iter + 1
+        if finished != self.trainer.max_iter and not (self.period > 0 and finished % self.period == 0):
+            return
+        self.folder.mkdir(exist_ok=True)
+        for name, picture in self.draw().items():
+            Image.fromarray(picture).save(self.folder / f"{name}_{finished:07d}.jpg", quality=90)
+            self.trainer.storage.put_image(f"previews/{name}", picture.transpose(2, 0, 1))
+
+
 class Interrupted(SystemExit):
     """Training was stopped by a signal, after its state was saved; the exit code is 0: nothing went wrong."""
 
@@ -195,14 +222,7 @@ class ConsoleWriter(EventWriter):
         finished = iteration + 1
         seconds = storage.history("time").global_avg() if "time" in latest else 0.0
         eta = datetime.timedelta(seconds=int(seconds * (self.max_iter - finished)))
-        groups = {
-            "class": smooth.get("loss_class", 0.0),
-            "bbox": smooth.get("loss_bbox", 0.0),
-            "giou": smooth.get("loss_giou", 0.0),
-            "salience": smooth.get("loss_salience", 0.0),
-            "encoder": sum(v for k, v in smooth.items() if k.startswith("loss_") and k.endswith("_enc")),
-            "denoising": sum(v for k, v in smooth.items() if k.startswith("loss_") and "_dn" in k),
-        }
+        groups = {k.removeprefix("loss_groups/"): v for k, v in smooth.items() if k.startswith("loss_groups/")}
         memory = f"  {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB" if torch.cuda.is_available() else ""
         logger.info(
             "%d/%d  eta %s  loss %.3f (%s)  grad %.2f  lr %.2e  %.2f images/s  data %.3f s%s",
@@ -217,3 +237,41 @@ class ConsoleWriter(EventWriter):
             smooth.get("data_time", 0.0),
             memory,
         )
+
+
+class WandbWriter(EventWriter):
+    """Sends the scalars to Weights & Biases; a resumed run goes on with the same record there.
+
+    Args:
+        output_dir: of the run; ``wandb_id`` in it holds the name of the record.
+        settings: ``project``, ``name`` and whatever else ``wandb.init`` takes.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+
+    def __init__(self, output_dir: str | Path, **settings: Any) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(
+                "train.wandb.enabled needs the package wandb: pip install wandb, or set it to False"
+            ) from error
+        record = Path(output_dir) / "wandb_id"
+        known = record.read_text() if record.is_file() else None
+        self.run = wandb.init(dir=str(output_dir), id=known, resume="allow", **settings)
+        record.write_text(self.run.id)
+        self.written = -1
+
+    def write(self) -> None:
+        latest = get_event_storage().latest()
+        by_iteration: dict[int, dict[str, float]] = {}
+        for name, (value, iteration) in latest.items():
+            if iteration > self.written:
+                by_iteration.setdefault(iteration, {})[name] = value
+        for iteration, values in sorted(by_iteration.items()):
+            self.run.log(values, step=iteration)
+            self.written = iteration
+
+    def close(self) -> None:
+        self.run.finish()

@@ -21,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from salience_detr.checkpoint import start_from
 from salience_detr.data.datasets import check_class_count, class_names_of
+from salience_detr.data.loader import DataWorkerError
+from salience_detr.data.mapper import ImageReadError
 from salience_detr.engine.checkpointing import DataOrder, TrainingCheckpointer, check_output_dir, cut_metrics
 from salience_detr.engine.config import ConfigError
 from salience_detr.engine.device import resolve_amp, resolve_device
@@ -32,7 +34,10 @@ from salience_detr.engine.hooks import (
     ConsoleWriter,
     EvaluationHook,
     InterruptHook,
+    PreviewHook,
+    WandbWriter,
 )
+from salience_detr.engine.previews import preview_pictures
 from salience_detr.engine.sync_batch_norm import use_cpu_sync_batch_norm
 from salience_detr.engine.trainer import Trainer
 
@@ -182,7 +187,12 @@ def train(config: DictConfig, *, resume: bool) -> None:
     trainer.register_hooks(build_hooks(config, model, average, scheduler, checkpointer))
     images, batch = len(loader.dataset), config.dataloader.train.total_batch_size
     logger.info("%d images, %d iterations, %.1f epochs", images, max_iter, max_iter * batch / max(1, images))
-    trainer.train(start, max_iter)
+    try:
+        trainer.train(start, max_iter)
+    except (ImageReadError, DataWorkerError):  # before the step changed anything
+        if trainer.fetching and trainer.iter > start:
+            checkpointer.save_periodic(trainer.iter)
+        raise
 
 
 def build_hooks(
@@ -194,14 +204,21 @@ def build_hooks(
 ) -> list[HookBase]:
     """The hooks of a run, in the order in which they act after a step."""
     best = BestCheckpointHook(checkpointer, f"{'' if average is None else 'ema/'}{config.train.best_metric}")
+    output_dir = config.train.output_dir
     writers = []
     if comm.is_main_process():
-        output_dir = config.train.output_dir
         writers = [
             ConsoleWriter(config.train.max_iter),
             JSONWriter(str(Path(output_dir) / "metrics.json")),
             TensorboardXWriter(str(output_dir)),
         ]
+        if config.train.wandb.enabled:
+            settings = {key: value for key, value in config.train.wandb.items() if key != "enabled"}
+            writers.append(WandbWriter(output_dir, **settings))
+    shown = model if average is None else average.module
+    previews = []
+    if comm.is_main_process() and config.train.previews > 0:
+        previews = [PreviewHook(lambda: preview_pictures(config, shown), config.train.eval_period, output_dir)]
     return [
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=scheduler),
@@ -213,6 +230,7 @@ def build_hooks(
             best,
             Path(config.train.output_dir) / "metrics.json",
         ),
+        *previews,
         hooks.PeriodicWriter(writers, period=min(config.train.log_period, max(1, math.ceil(config.train.max_iter)))),
         InterruptHook(checkpointer),
     ]

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from salience_detr.data.loader import batches
+
 
 class Trainer(TrainerBase):
     """One step: load, forward, backward, clip, update. All else is in hooks.
@@ -66,15 +68,17 @@ class Trainer(TrainerBase):
         self.device_type = next(model.parameters()).device.type
         # Only fp16 underflows without scaling of the loss.
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == torch.float16)
+        self.fetching = False  # whether an error comes from the data, before the step changed anything
         self._data: Iterator[list[dict[str, Any]]] | None = None
         model.train()
 
     def run_step(self) -> None:
         start = time.perf_counter()
         if self._data is None:
-            self.data_loader.batch_sampler.start_iteration = self.start_iter  # type: ignore[union-attr]
-            self._data = iter(self.data_loader)
+            self._data = batches(self.data_loader, self.start_iter)
+        self.fetching = True
         batch = next(self._data)
+        self.fetching = False
         data_time = time.perf_counter() - start
         seed_step(self.seed, self.iter, comm.get_rank())
         self.optimizer.zero_grad(set_to_none=True)
@@ -144,6 +148,7 @@ class Trainer(TrainerBase):
         if not comm.is_main_process():
             return
         numbers["total_loss"] = sum(numbers[name] for name in losses)
+        numbers |= {f"loss_groups/{name}": value for name, value in group_losses(numbers).items()}
         numbers["samples_per_second"] = images * comm.get_world_size() / step_time
         # Written as they are, so that a resumed run can be compared with another; the console smooths for itself.
         self.storage.put_scalars(**numbers, smoothing_hint=False)
@@ -165,3 +170,23 @@ def loss_values(losses: dict[str, Tensor]) -> dict[str, float]:
     """The losses as numbers, with one transfer from the device."""
     values = torch.stack([loss.detach().double() for loss in losses.values()]).tolist()
     return dict(zip(losses, values, strict=True))
+
+
+def group_losses(losses: dict[str, float]) -> dict[str, float]:
+    """Losses summed by what they teach: the last decoder layer apart, the earlier ones, the encoder's proposals, ...
+
+    A detector with other losses than Salience DETR's gets one group for each of them.
+    """
+    groups: dict[str, float] = {}
+    for name, value in losses.items():
+        if not name.startswith("loss_"):
+            continue
+        kind = name.removeprefix("loss_")
+        if kind.endswith("_enc"):
+            kind = "encoder"
+        elif "_dn" in kind:
+            kind = "denoising"
+        elif kind.rpartition("_")[2].isdigit():
+            kind = "earlier"
+        groups[kind] = groups.get(kind, 0.0) + value
+    return groups

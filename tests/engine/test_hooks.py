@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from salience_detr.engine.hooks import AverageHook
+from salience_detr.engine.config import ConfigError
+from salience_detr.engine.hooks import AverageHook, PreviewHook, WandbWriter
+from salience_detr.engine.trainer import group_losses
 
 
 def test_the_average_follows_fast_at_first_and_slowly_later():
@@ -28,3 +33,59 @@ def test_the_average_follows_fast_at_first_and_slowly_later():
     # Kept of the average: nothing at first, 1 - 2^(-2/3) = 0.37004 at the third step, 0.75 from then on.
     third = 0.37004 * 1 + 0.62996 * 2
     assert seen == pytest.approx([1, third, 0.75 * third + 0.25 * 3], abs=1e-4)
+
+
+def test_pictures_are_kept_as_files_and_for_tensorboard(tmp_path):
+    picture = np.full((4, 6, 3), 200, np.uint8)
+    hook = PreviewHook(lambda: {"a": picture}, 2, tmp_path)
+    with EventStorage() as storage:
+        for iteration in (0, 1, 2, 4):  # one step before an evaluation, at one, after it, and at the end
+            hook.trainer = SimpleNamespace(iter=iteration, max_iter=5, storage=storage)
+            hook.after_step()
+        assert [(name, image.shape) for name, image, _ in storage._vis_data] == [("previews/a", (3, 4, 6))] * 2
+    assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == ["a_0000002.jpg", "a_0000005.jpg"]
+
+
+class FakeWandb:
+    """Takes what the writer sends."""
+
+    def __init__(self):
+        self.id, self.logged, self.options, self.finished = "run7", [], [], False
+
+    def init(self, **options):
+        self.options.append(options)
+        return self
+
+    def log(self, values, step):
+        self.logged.append((step, values))
+
+    def finish(self):
+        self.finished = True
+
+
+def test_scalars_go_to_wandb_once_and_a_resumed_run_keeps_its_record(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    writer = WandbWriter(tmp_path, project="p", name=None)
+    with EventStorage(3) as storage:
+        storage.put_scalar("loss", 2.0)
+        writer.write()
+        writer.write()
+    writer.close()
+    WandbWriter(tmp_path, project="p")
+    assert fake.logged == [(3, {"loss": 2.0})] and fake.finished
+    assert [(x["project"], x["id"]) for x in fake.options] == [("p", None), ("p", "run7")]
+
+
+def test_without_the_package_wandb_is_an_error_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        WandbWriter(tmp_path)
+
+
+def test_losses_are_grouped_by_what_they_teach():
+    names = ["class", "bbox", "class_0", "bbox_10", "class_enc", "class_dn", "class_dn_0", "salience"]
+    losses = {f"loss_{name}": 1.0 for name in names} | {"grad_norm": 5.0}
+    assert group_losses(losses) == {
+        "class": 1, "bbox": 1, "earlier": 2, "encoder": 1, "denoising": 2, "salience": 1,
+    }  # fmt: skip
