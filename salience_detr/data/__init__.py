@@ -2,7 +2,7 @@
 
 from salience_detr.data.augmentation import ResizeShortestEdge
 from salience_detr.data.datasets import DatasetError, check_class_count, load_dataset, register_coco_dataset
-from salience_detr.data.loader import DataWorkerError, build_train_loader
+from salience_detr.data.loader import DataWorkerError, batches, build_train_loader
 from salience_detr.data.mapper import DetectionMapper, ImageReadError, read_image
 from salience_detr.data.surface.dataset import register_surface_defects
 
@@ -14,6 +14,7 @@ __all__ = [
     "DetectionMapper",
     "ImageReadError",
     "ResizeShortestEdge",
+    "batches",
     "build_train_loader",
     "check_class_count",
     "load_dataset",

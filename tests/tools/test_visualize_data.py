@@ -1,0 +1,44 @@
+"""Annotations are drawn where they are, and the training loader's pictures as it yields them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from detectron2.config import instantiate
+
+from salience_detr.data import batches, read_image
+from salience_detr.engine.config import load_config
+from tools.visualize_data import main
+
+
+def test_annotations_are_drawn_as_they_are(surface_data, micro_config, tmp_path, capsys):
+    assert main(["--config-file", micro_config, "--output", str(tmp_path), "--split", "val", "--count", "3"]) == 0
+    content = json.loads((surface_data / "annotations" / "val.json").read_text())
+    drawn = sorted(tmp_path.glob("*.jpg"))
+    assert len(drawn) == 3
+    path = drawn[0]
+    image = next(x for x in content["images"] if x["file_name"] == path.name)
+    changed = np.abs(read_image(str(path)).astype(int) - read_image(str(surface_data / "val" / path.name))).sum(-1) > 60
+    for annotation in (x for x in content["annotations"] if x["image_id"] == image["id"]):
+        x, y, w, h = (round(value) for value in annotation["bbox"])
+        # At least half of the lower side, which no label covers.
+        side = changed[min(63, y + h - 1) : y + h + 2, x : x + w]
+        assert side.any(axis=0).mean() > 0.5
+
+
+def test_the_loaders_pictures_are_those_of_the_first_iterations(surface_data, micro_config, tmp_path):
+    words = ["--config-file", micro_config, "--output", str(tmp_path), "--augmented", "--count", "5"]
+    assert main(words) == 0
+    stream = batches(instantiate(load_config(micro_config).dataloader.train), 0)
+    expected = [f"{i:04d}_{x['file_name'].rsplit('/', 1)[1]}" for i in range(3) for x in next(stream)][:5]
+    assert sorted(path.name for path in tmp_path.glob("*.jpg")) == sorted(expected)
+
+
+def test_what_does_not_go_together_is_said(micro_config, tmp_path, capsys):
+    words = ["--config-file", micro_config, "--output", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        main([*words, "--augmented", "--split", "val"])
+    assert main([*words, "--data-dir", "nowhere"]) == 2
+    assert "there is no data folder nowhere" in capsys.readouterr().err
