@@ -1,6 +1,6 @@
 """Data sets, their registration, and the way from a record to the model's input."""
 
-from salience_detr.data.augmentation import ResizeShortestEdge
+from salience_detr.data.augmentation import RandomHue, RandomQuarterTurn, ResizeScale, ResizeShortestEdge
 from salience_detr.data.datasets import DatasetError, check_class_count, load_dataset, register_coco_dataset
 from salience_detr.data.loader import DataWorkerError, batches, build_train_loader
 from salience_detr.data.mapper import DetectionMapper, ImageReadError, read_image
@@ -13,6 +13,9 @@ __all__ = [
     "DatasetError",
     "DetectionMapper",
     "ImageReadError",
+    "RandomHue",
+    "RandomQuarterTurn",
+    "ResizeScale",
     "ResizeShortestEdge",
     "batches",
     "build_train_loader",
