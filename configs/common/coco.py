@@ -24,6 +24,7 @@ dataloader.train = L(build_train_loader)(
     total_batch_size=16,
     num_workers=4,
     seed="${train.seed}",
+    aspect_ratio_grouping=True,
 )
 
 dataloader.test = L(build_detection_test_loader)(

@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from salience_detr.data.datasets import DatasetError
+from salience_detr.data.mapper import ORIENTATION
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -69,7 +70,7 @@ def shown_size(path: Path) -> tuple[int, int]:
     """(width, height) of a picture, turned as its EXIF data says; only its header is read."""
     with Image.open(path) as image:
         width, height = image.size
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
     return (height, width) if turned else (width, height)
 
 

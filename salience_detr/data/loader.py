@@ -26,9 +26,27 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
 
     Iteration i covers positions [i * total_batch_size, (i + 1) * total_batch_size); each process takes its part of
     them. Set ``start_iteration`` before iterating to go on where another run stopped.
+
+    Args:
+        size: number of records.
+        total_batch_size: of all processes together.
+        seed: of the permutations.
+        rank: of this process.
+        world_size: number of processes.
+        groups: (size,) group of each record; batches are of one group each as far as the numbers allow, and every
+            epoch still has each record once.
     """
 
-    def __init__(self, *, size: int, total_batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        size: int,
+        total_batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        groups: np.ndarray | None = None,
+    ) -> None:
         if total_batch_size % world_size:
             raise ValueError(f"total_batch_size ({total_batch_size}) must be a multiple of the {world_size} processes")
         self.size = size
@@ -36,6 +54,7 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.groups = groups
         self.start_iteration = 0
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -47,10 +66,27 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
             for p in range(position, position + share):
                 if p // self.size != epoch:
                     epoch = p // self.size
-                    order = np.random.default_rng((self.seed, epoch)).permutation(self.size)
+                    order = self.order_of(epoch)
                 batch.append((int(order[p % self.size]), p))
             yield batch
             position += self.total_batch_size
+
+    def order_of(self, epoch: int) -> np.ndarray:
+        """(size,) the records in the order of an epoch."""
+        generator = np.random.default_rng((self.seed, epoch))
+        order = generator.permutation(self.size)
+        if self.groups is None:
+            return order
+        # The first ones fill up the batch that began in the epoch before.
+        first = min(-epoch * self.size % self.total_batch_size, self.size)
+        whole, left = [], []
+        for group in np.unique(self.groups):
+            own = order[first:][self.groups[order[first:]] == group]
+            end = len(own) // self.total_batch_size * self.total_batch_size
+            whole += np.split(own[:end], range(self.total_batch_size, end, self.total_batch_size)) if end else []
+            left.append(own[end:])
+        whole = [whole[i] for i in generator.permutation(len(whole))]
+        return np.concatenate([order[:first], *whole, *left])
 
 
 class SeededDataset(Dataset[Any]):
@@ -134,11 +170,12 @@ def build_train_loader(
     total_batch_size: int,
     num_workers: int = 2,
     seed: int = 0,
+    aspect_ratio_grouping: bool = False,
 ) -> DataLoader[Any]:
     """The loader of this process, for its part of ``total_batch_size`` pictures per iteration.
 
-    Batches are not grouped by aspect ratio: the stream stays a plain permutation, the same for any number of
-    processes. ``batch_sampler.start_iteration`` says where it begins.
+    The stream is the same for any number of processes and workers. With ``aspect_ratio_grouping`` a batch holds
+    upright or wide pictures, which need less padding than both together.
     """
     if not dataset:
         raise DatasetError("the training data set holds no pictures")
@@ -148,6 +185,7 @@ def build_train_loader(
         seed=seed,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
+        groups=np.array([x["width"] > x["height"] for x in dataset]) if aspect_ratio_grouping else None,
     )
     return DataLoader(
         SeededDataset(dataset, mapper, seed, num_workers),

@@ -13,6 +13,9 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
 
+ORIENTATION = 0x0112  # the EXIF tag that says how a picture is turned
+
+
 class ImageReadError(RuntimeError):
     """A picture that is missing, truncated, or not a picture."""
 
@@ -36,11 +39,13 @@ def read_image(file_name: str, image_format: str = "RGB") -> np.ndarray:
 
 def pil_to_rgb(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8 RGB of a PIL image of any mode, turned as its EXIF data says; of 16 bits the upper 8 are kept."""
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ORIENTATION, 1) != 1:  # else it would be copied
+        image = ImageOps.exif_transpose(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = (np.asarray(image).astype(np.int64).clip(0, 0xFFFF) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
-    return np.array(image.convert("RGB"))  # a copy, since PIL lends its memory for reading only
+    # A copy, since PIL lends its memory for reading only.
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 class DetectionMapper:

@@ -135,8 +135,13 @@ class TrainingCheckpointer:
 class DataOrder:
     """What the order of the data depends on: a run that is resumed with another one would not be the same run."""
 
-    def __init__(self, *, seed: int, total_batch_size: int, num_images: int) -> None:
-        self.values = {"train.seed": seed, "total_batch_size": total_batch_size, "number of images": num_images}
+    def __init__(self, *, seed: int, total_batch_size: int, num_images: int, grouped: bool = False) -> None:
+        self.values = {
+            "train.seed": seed,
+            "total_batch_size": total_batch_size,
+            "number of images": num_images,
+            "aspect_ratio_grouping": int(grouped),
+        }
 
     def state_dict(self) -> dict[str, int]:
         return self.values

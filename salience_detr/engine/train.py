@@ -161,6 +161,7 @@ def train(config: DictConfig, *, resume: bool) -> None:
             seed=config.train.seed,
             total_batch_size=config.dataloader.train.total_batch_size,
             num_images=len(loader.dataset),
+            grouped=config.dataloader.train.get("aspect_ratio_grouping", False),
         ),
     )
     comm.synchronize()  # all have looked at the folder before one writes into it

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 
+import numpy as np
 import pytest
 
-from salience_detr.data.loader import DataWorkerError, batches, build_train_loader
+from salience_detr.data.loader import DataWorkerError, StreamBatchSampler, batches, build_train_loader
 
 
 def records(count):
@@ -39,3 +41,24 @@ def test_a_worker_that_dies_names_its_picture(workers):
 def test_the_stream_goes_on_where_it_is_told_to():
     loader = build_train_loader(dataset=records(10), mapper=name_of, total_batch_size=3, num_workers=0)
     assert first(loader, 3, start=4) == first(loader, 7)[4:]
+
+
+@pytest.mark.parametrize("size", [5, 24, 37, 100])
+def test_grouped_batches_hold_each_record_once_an_epoch_and_mostly_one_shape(size):
+    groups = np.arange(size) % 3 == 0
+    sampler = StreamBatchSampler(size=size, total_batch_size=8, seed=1, groups=groups)
+    stream = [index for batch in itertools.islice(sampler, size) for index, _ in batch]
+    for epoch in range(8):
+        assert sorted(stream[epoch * size : (epoch + 1) * size]) == list(range(size))
+    mixed = [len({bool(groups[i]) for i in stream[at : at + 8]}) == 2 for at in range(0, 8 * size, 8)]
+    # At the end of each of the 8 epochs what is left over of both shapes fills up to two batches.
+    assert sum(mixed) <= 2 * 8
+    plain = StreamBatchSampler(size=size, total_batch_size=8, seed=1)
+    assert stream != [index for batch in itertools.islice(plain, size) for index, _ in batch]
+
+
+def test_the_grouped_stream_does_not_depend_on_the_processes():
+    options = {"size": 30, "total_batch_size": 6, "seed": 2, "groups": np.arange(30) < 11}
+    whole = list(itertools.islice(StreamBatchSampler(**options), 12))
+    halves = [itertools.islice(StreamBatchSampler(**options, rank=i, world_size=2), 12) for i in (0, 1)]
+    assert whole == [a + b for a, b in zip(*halves, strict=True)]
