@@ -12,7 +12,6 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
-
 ORIENTATION = 0x0112  # the EXIF tag that says how a picture is turned
 
 
