@@ -5,7 +5,7 @@ import os
 from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
 
-from salience_detr.data import ResizeShortestEdge, register_coco_dataset
+from salience_detr.data import ResizeShortestEdge
 
 from .common.schedule import step_schedule
 from .surface_defects_tiny import dataloader, model, optimizer, train
@@ -15,7 +15,8 @@ TRAIN_IMAGES, EPOCHS, DECAY_EPOCH = 1260, 80, 70
 ROOT = os.environ.get("NEU_DET", "datasets/neu_det")
 for _loader, _split in ((dataloader.train, "train"), (dataloader.test, "val")):
     _loader.dataset.names = f"neu_det_{_split}"
-    register_coco_dataset(f"neu_det_{_split}", f"{ROOT}/annotations/instances_{_split}.json", f"{ROOT}/images/{_split}")
+    _loader.dataset.json_file = f"{ROOT}/annotations/instances_{_split}.json"
+    _loader.dataset.image_root = f"{ROOT}/images/{_split}"
 
 # Large defects of vague outline: more of the tokens are salient than of small ones on plain metal.
 model.salience_filter.level_ratios = [0.5, 0.8, 1.0]
