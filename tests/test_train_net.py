@@ -114,7 +114,8 @@ def test_a_terminated_run_saves_and_exits_cleanly(micro_config, surface_data, tm
 def equal_boxes(tmp_path, monkeypatch):
     """Surface-defect pictures with exactly three boxes each, so that any split of a batch has equal denoising slots."""
     root = tmp_path / "data" / "surface_defects"
-    for split, count in (("train", 60), ("val", 6)):
+    # Five validation pictures: two processes have shares of different size.
+    for split, count in (("train", 60), ("val", 5)):
         path = generate_surface_defects(root, split=split, num_images=count, progress=False)
         content = json.loads(path.read_text())
         of_image = {image["id"]: [] for image in content["images"]}
@@ -129,10 +130,10 @@ def equal_boxes(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
 
 
-def ap_table(output, *words, launcher=()):
+def ap_table(output, *words, launcher=(), builder="build_model"):
     """The AP table, as printed, of a run of the small model that was started by ``launcher``."""
     # float64, because sums over processes round differently and the tables are compared to the last digit.
-    options = [f"train.init_checkpoint={WEIGHTS}", "model._target_=tests.double_precision.build_model"]
+    options = [f"train.init_checkpoint={WEIGHTS}", f"model._target_=tests.double_precision.{builder}"]
     call = command(ROOT / "configs/surface_defects_tiny.py", output, *words, *options)
     result = subprocess.run(
         [call[0], *launcher, *call[1:]],
@@ -163,6 +164,21 @@ def test_two_processes_train_and_evaluate_like_one_however_they_are_started(equa
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-7, rtol=1e-7, msg=name)
         assert torch.equal(found[name], again[name]), name
+
+
+def test_processes_that_accumulate_train_like_one_that_does_not(equal_boxes, tmp_path):
+    options = [
+        "train.max_iter=2", "train.eval_period=0", "dataloader.train.total_batch_size=4", "optimizer.lr=1e-4",
+        "model.denoising.label_noise_prob=0", "model.denoising.box_noise_scale=0",
+    ]  # fmt: skip
+    one = ap_table(tmp_path / "one", *options, builder="build_frozen_model")
+    options += ["--num-gpus", "2", "train.accumulate=2"]
+    assert ap_table(tmp_path / "two", *options, builder="build_frozen_model") == one
+    expected, found = (read_checkpoint(tmp_path / name / "model_final.pth")["model"] for name in ("one", "two"))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-7, rtol=1e-7, msg=name)
+    plain = losses(tmp_path / "one")
+    assert losses(tmp_path / "two") == {i: pytest.approx(plain[i], rel=1e-6) for i in plain}
 
 
 def test_the_saved_results_evaluate_to_the_same_table(surface_data, micro_config, tmp_path, capsys):

@@ -1,0 +1,79 @@
+"""Detections against annotations, by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from salience_detr.results import class_precisions, confusion_matrix, evaluate, load
+
+NAMES = ["pit", "dent"]
+
+
+def truth(annotation_id, image, category, box, crowd=0):
+    return {"id": annotation_id, "image_id": image, "category_id": category, "bbox": box, "iscrowd": crowd}
+
+
+def found(image, category, box, score):
+    return {"image_id": image, "category_id": category, "bbox": box, "score": score}
+
+
+@pytest.fixture
+def files(tmp_path):
+    def write(annotations, detections):
+        content = {
+            "images": [{"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100} for i in (1, 2)],
+            "categories": [{"id": 4, "name": "pit"}, {"id": 8, "name": "dent"}],
+            "annotations": annotations,
+        }
+        (tmp_path / "truth.json").write_text(json.dumps(content))
+        (tmp_path / "found.json").write_text(json.dumps(detections))
+        return load(tmp_path / "found.json", tmp_path / "truth.json")
+
+    return write
+
+
+def test_confusion_counts_right_wrong_missed_and_invented(files):
+    coco, detections, _ = files(
+        [
+            truth(1, 1, 4, [0, 0, 10, 10]),
+            truth(2, 1, 8, [50, 50, 20, 20]),
+            truth(3, 2, 4, [0, 0, 10, 10]),
+            truth(4, 2, 8, [40, 40, 50, 50], crowd=1),
+        ],
+        [
+            found(1, 4, [0, 0, 10, 10], 0.9),  # right
+            found(1, 4, [50, 50, 20, 19], 0.8),  # a dent, taken for a pit
+            found(1, 8, [0, 0, 10, 9], 0.7),  # its box is taken: of nothing
+            found(1, 8, [50, 50, 20, 20], 0.1),  # below the threshold
+            found(2, 8, [45, 45, 10, 10], 0.9),  # in a crowd: does not count
+            found(2, 8, [0, 8, 10, 10], 0.9),  # overlaps too little
+        ],
+    )
+    matrix, names = confusion_matrix(coco, detections)
+    assert names == NAMES
+    assert matrix.tolist() == [[1, 0, 1], [1, 0, 0], [0, 2, 0]]
+
+
+def test_precision_is_one_until_the_first_false_detection(files):
+    coco, detections, images = files(
+        [truth(1, 1, 4, [0, 0, 10, 10]), truth(2, 2, 4, [0, 0, 10, 10])],
+        [
+            found(1, 4, [0, 0, 10, 10], 0.9),
+            found(1, 4, [60, 60, 10, 10], 0.8),
+            found(2, 4, [0, 0, 10, 10], 0.7),
+        ],
+    )
+    precisions = class_precisions(evaluate(coco, detections, images))
+    # Right, wrong, right: precision 1 up to recall 1/2, then 2/3.
+    assert precisions["pit"][0, :51] == pytest.approx([1.0] * 51)
+    assert precisions["pit"][0, 51:] == pytest.approx([2 / 3] * 50)
+    assert np.isnan(precisions["dent"]).all()
+
+
+def test_without_detections_there_is_no_evaluation_and_everything_is_missed(files):
+    coco, detections, images = files([truth(1, 1, 4, [0, 0, 10, 10])], [])
+    assert evaluate(coco, detections, images) is None
+    assert confusion_matrix(coco, detections)[0].tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]

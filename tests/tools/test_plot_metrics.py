@@ -1,0 +1,56 @@
+"""Pictures of a run, and what is said where there is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train_net
+from tools.plot_metrics import main, read_metrics, series, smoothed
+
+
+@pytest.fixture
+def finished_run(surface_data, micro_config, tmp_path):
+    output = tmp_path / "run"
+    words = ["--config-file", micro_config, "train.eval_period=3", f"train.output_dir={output}"]
+    assert train_net.run(words) == 0
+    return output
+
+
+def test_a_run_gives_four_pictures(finished_run, capsys):
+    assert main([str(finished_run)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    names = ["ap.png", "confusion.png", "losses.png", "precision_recall.png"]
+    assert sorted(path.name for path in (finished_run / "plots").iterdir()) == names
+    for name in names:
+        picture = np.asarray(Image.open(finished_run / "plots" / name))
+        assert len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 5
+
+
+def test_runs_can_be_compared_in_one_picture(finished_run, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    # Only losses, and a last line that a kill cut off.
+    (other / "metrics.json").write_text(
+        '{"iteration": 0, "total_loss": 3.0}\n{"iteration": 1, "total_loss": 2.0}\n{"it'
+    )
+    assert main([str(finished_run), str(other), "--output", str(tmp_path / "both")]) == 0
+    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == ["ap.png", "losses.png"]
+    assert series(read_metrics(other), "total_loss")[0].tolist() == [1, 2]
+
+
+def test_curves_are_smoothed_by_a_running_median():
+    values = np.zeros(60)
+    values[30] = 1e6  # a spike is no trend
+    assert not smoothed(values).any()
+    np.testing.assert_allclose(smoothed(np.arange(60.0))[12:48], np.arange(12, 48))
+
+
+def test_what_is_missing_is_named(tmp_path, finished_run, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert "holds no metrics.json" in capsys.readouterr().err
+    config = finished_run / "config.yaml"
+    config.unlink()
+    assert main([str(finished_run)]) == 2
+    assert "name the annotation file with --annotations" in capsys.readouterr().err
