@@ -310,8 +310,10 @@ def test_the_learning_rate_follows_the_batch_size_if_asked(surface_data, micro_c
         assert max(line["lr"] for line in lines if "lr" in line) == pytest.approx(expected)
 
 
-def test_mixed_precision_trains(surface_data, micro_config, tmp_path):
-    assert run(micro_config, tmp_path, "train.amp.enabled=True", "train.max_iter=2") == 0
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_mixed_precision_trains(surface_data, micro_config, tmp_path, dtype):
+    words = ["train.amp.enabled=True", f"train.amp.dtype={dtype}", "train.accumulate=2", "train.max_iter=2"]
+    assert run(micro_config, tmp_path, *words) == 0
     assert len(losses(tmp_path)) == 2
 
 

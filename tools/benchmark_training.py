@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Images per second and peak memory of training: plain, mixed precision, recomputed activations, accumulation.
 
-tools/benchmark_training.py --config-file F --data-dir D [--steps 5] [--only plain amp] key=value ...
+tools/benchmark_training.py --config-file F --data-dir D [--steps 5] [--only plain] key=value ...
 
 Each variant trains on the same pictures in a process of its own. The second table is what the loader alone delivers.
 """
@@ -40,7 +40,7 @@ VARIANTS = {
     "plain": [],
     "amp": [AMP],
     "recompute encoder": [ENCODER],
-    "recompute encoder, backbone": [ENCODER, BACKBONE],
+    "recompute encoder and backbone": [ENCODER, BACKBONE],
     "amp, recompute both": [AMP, ENCODER, BACKBONE],
     "accumulate 2": ["train.accumulate=2"],
     "accumulate 4": ["train.accumulate=4"],
@@ -54,12 +54,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--steps", type=int, default=5, help="timed, after one that is not")
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=[x for x in VARIANTS if x != "compile"])
-    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2], help="of the loader, for the second table")
+    parser.add_argument("--only", action="append", choices=VARIANTS, help="may be repeated (default: all but compile)")
     add_data_arguments(parser)
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
     args = parser.parse_intermixed_args(argv)
     args.eval_only = False
+    args.only = args.only or [name for name in VARIANTS if name != "compile"]
     return args
 
 
@@ -126,13 +126,13 @@ def main(argv: list[str] | None = None) -> int:
     spawn = multiprocessing.get_context("spawn")
     for name in tqdm(args.only, desc="variants"):
         with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-            found = pool.submit(train_variant, args, VARIANTS[name]).result()
+            found = pool.submit(train_variant, args, ["train.amp.enabled=False", *VARIANTS[name]]).result()
         rows.append((name, batch / found["seconds"], found["seconds"], found["peak"]))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     print(f"{args.config_file}, batch {batch}, {device}, PyTorch {torch.__version__}\n")
     headers = ("training", "images/s", "s/step", "peak memory (MiB)")
     print(tabulate(rows, headers=headers, floatfmt=("", ".2f", ".2f", ".0f"), tablefmt="github"))
-    loading = [(workers, load_only(args, workers)) for workers in args.workers]
+    loading = [(workers, load_only(args, workers)) for workers in (0, 1, 2)]
     print("\n" + tabulate(loading, headers=("loader workers", "images/s"), floatfmt=".0f", tablefmt="github"))
     return 0
 

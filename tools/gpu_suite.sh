@@ -44,9 +44,12 @@ step data 120 "$PYTHON" tools/make_surface_defects.py --output output/gpu_data/s
 DETECTRON2_DATASETS=output/gpu_data step training 300 "$PYTHON" train_net.py --config-file configs/surface_defects_tiny.py \
 	train.output_dir="$OUT/training" train.max_iter=300 train.eval_period=300 train.amp.enabled=True
 
-for table in operator_float32 operator_bfloat16 model_float32 model_bfloat16; do
+step variants 300 "$PYTHON" tools/benchmark_training.py --config-file configs/salience_detr_r50_4scale_12ep.py \
+	--data-dir output/gpu_data/surface_defects --steps 10 dataloader.train.total_batch_size=8
+
+for table in operator_float32 operator_bfloat16 model_float32 model_bfloat16 variants; do
 	printf '\n### %s\n\n' "$table"
-	grep -E '^\||threads|on NVIDIA' "$OUT/$table.log"
+	grep -E '^\||threads|NVIDIA' "$OUT/$table.log"
 done >>"$SUMMARY"
 printf '\n### training\n\n' >>"$SUMMARY"
 grep -E 'copypaste: [0-9]|images/s' "$OUT/training.log" | tail -3 >>"$SUMMARY"
