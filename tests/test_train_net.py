@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -108,6 +109,30 @@ def test_a_terminated_run_saves_and_exits_cleanly(micro_config, surface_data, tm
     assert process.wait(30) == 0
     saved = output / (output / "last_checkpoint").read_text()
     assert read_checkpoint(saved)["iteration"] > 0
+
+
+def test_a_disk_that_fills_up_costs_no_checkpoint(full_run, micro_config, surface_data, tmp_path):
+    output = tmp_path / "filling"
+    shutil.copytree(full_run, output)
+    (output / "model_final.pth").unlink()
+    (output / "last_checkpoint").write_text("model_0000002.pth")
+    (output / "model_0000004.pth").unlink()
+    (output / "model_best.pth").unlink(missing_ok=True)
+    before = (output / "model_0000002.pth").read_bytes()
+    limit = len(before) // 2  # larger files cannot be written, as on a full disk
+
+    def fill_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    words = command(micro_config, output, "--resume")
+    result = subprocess.run(
+        words, env=environment(), preexec_fn=fill_disk, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 2
+    assert re.search(r"^error: .*cannot write the checkpoint .*earlier checkpoints are intact", result.stderr, re.M)
+    assert (output / "model_0000002.pth").read_bytes() == before and not list(output.glob("*.tmp"))
+    assert run(micro_config, output, "--resume") == 0
+    assert losses(output) == losses(full_run)
 
 
 @pytest.fixture

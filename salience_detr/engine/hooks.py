@@ -6,6 +6,7 @@ import datetime
 import json
 import logging
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -25,6 +26,8 @@ from salience_detr.engine.config import ConfigError
 from salience_detr.files import written_whole
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 3  # seconds
 
 
 class AverageHook(HookBase):
@@ -167,6 +170,7 @@ class InterruptHook(HookBase):
     def __init__(self, checkpointer: TrainingCheckpointer) -> None:
         self.checkpointer = checkpointer
         self.received = 0
+        self.received_at = 0.0
         self.previous: dict[int, Any] = {}
 
     def before_train(self) -> None:
@@ -178,11 +182,15 @@ class InterruptHook(HookBase):
             signal.signal(number, handler)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the signal; a second one ends the process at once."""
+        """Note the signal; one that comes ``PATIENCE`` seconds later ends the process at once."""
         if self.received:
-            raise KeyboardInterrupt
-        self.received = number
-        logger.warning("%s: finishing this step and saving; once more ends at once", signal.Signals(number).name)
+            # A launcher passes on what the terminal or the scheduler has sent to all processes already.
+            if time.monotonic() - self.received_at > PATIENCE:
+                raise KeyboardInterrupt
+            return
+        self.received, self.received_at = number, time.monotonic()
+        name = signal.Signals(number).name
+        logger.warning("%s: finishing this step and saving; again after %d s ends at once", name, PATIENCE)
 
     def after_step(self) -> None:
         if not self.anyone_received():

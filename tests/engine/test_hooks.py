@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -12,8 +13,9 @@ from detectron2.utils.events import EventStorage
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from salience_detr.engine import hooks
 from salience_detr.engine.config import ConfigError
-from salience_detr.engine.hooks import AverageHook, PreviewHook, WandbWriter
+from salience_detr.engine.hooks import AverageHook, InterruptHook, PreviewHook, WandbWriter
 from salience_detr.engine.trainer import group_losses
 
 
@@ -44,6 +46,18 @@ def test_pictures_are_kept_as_files_and_for_tensorboard(tmp_path):
             hook.after_step()
         assert [(name, image.shape) for name, image, _ in storage._vis_data] == [("previews/a", (3, 4, 6))] * 2
     assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == ["a_0000002.jpg", "a_0000005.jpg"]
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_and_later_ends_the_process(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(hooks.time, "monotonic", lambda: now[0])
+    hook = InterruptHook(None)
+    hook.handle(signal.SIGINT, None)
+    hook.handle(signal.SIGTERM, None)  # of a launcher that passes it on
+    assert hook.received == signal.SIGINT
+    now[0] += 10
+    with pytest.raises(KeyboardInterrupt):
+        hook.handle(signal.SIGINT, None)
 
 
 class FakeWandb:
