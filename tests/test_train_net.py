@@ -316,13 +316,15 @@ def test_the_average_of_the_weights_is_evaluated_kept_and_preferred(surface_data
     assert torch.equal(model.state_dict()[name], saved["ema"][name])
 
 
-def test_a_resumed_average_goes_on_exactly(surface_data, micro_config, tmp_path):
+def test_a_resumed_average_goes_on_exactly(surface_data, micro_config, tmp_path, capsys):
     words = ("train.ema.enabled=True", "train.accumulate=2")
     assert run(micro_config, tmp_path / "full", *words) == 0
     assert run(micro_config, tmp_path / "part", *words) == 0
     (tmp_path / "part" / "model_final.pth").unlink()
     (tmp_path / "part" / "last_checkpoint").write_text("model_0000002.pth")
     assert run(micro_config, tmp_path / "part", *words, "--resume") == 0
+    assert run(micro_config, tmp_path / "part", "--resume") == 2
+    assert "holds an average of the weights: resume with train.ema.enabled=True" in capsys.readouterr().err
     full, part = (read_checkpoint(tmp_path / x / "model_final.pth") for x in ("full", "part"))
     assert all(torch.equal(full["ema"][name], part["ema"][name]) for name in full["ema"])
 

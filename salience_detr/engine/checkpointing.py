@@ -118,8 +118,12 @@ class TrainingCheckpointer:
     def restore(self, state: dict[str, Any], path: Path) -> None:
         """Load the model and all that was saved beside it."""
         missing = sorted({"model", "iteration", *self.stateful} - state.keys())
+        if missing == ["ema"]:
+            raise CheckpointError(f"{path} holds no average of the weights: resume with train.ema.enabled=False")
         if missing:
             raise CheckpointError(f"{path} cannot be resumed from: it holds no {', '.join(missing)}")
+        if "ema" in state and "ema" not in self.stateful:
+            raise CheckpointError(f"{path} holds an average of the weights: resume with train.ema.enabled=True")
         load_state_dict_strictly(self.model, state["model"], source=str(path))
         for key, value in self.stateful.items():
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import LazyConfig, instantiate
@@ -12,12 +13,13 @@ from detectron2.engine import HookBase, hooks
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from salience_detr.checkpoint import start_from
 from salience_detr.data.datasets import check_class_count, class_names_of
@@ -86,12 +88,19 @@ def build_average(config: DictConfig, model: nn.Module) -> ModelEmaV3 | None:
     return ModelEmaV3(model, decay=config.train.ema.decay, use_warmup=True)
 
 
-def prepare_lr(config: DictConfig) -> None:
-    """Multiply the learning rate by ``total_batch_size / train.reference_batch_size``, if that is set."""
+def build_optimizer(config: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a config for a model.
+
+    With ``train.reference_batch_size`` the learning rate is multiplied by ``total_batch_size`` over it.
+    """
     reference, batch = config.train.reference_batch_size, config.dataloader.train.total_batch_size
     if reference:
         config.optimizer.lr *= batch / reference
         logger.info("learning rate %.3g, times %d / %d for the batch size", config.optimizer.lr, batch, reference)
+    config.optimizer.params.model = model
+    optimizer: torch.optim.Optimizer = instantiate(config.optimizer)
+    config.optimizer.params.model = None
+    return optimizer
 
 
 def arrange(config: DictConfig, model: nn.Module) -> None:
@@ -113,33 +122,25 @@ def distribute(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
 
 
-def train(config: DictConfig, *, resume: bool) -> None:
-    """Train as the config says; with ``resume`` go on from the last complete checkpoint in the output folder.
+def check_room(config: DictConfig, model: nn.Module, average: ModelEmaV3 | None) -> None:
+    """Make sure that the output folder has room for the checkpoints.
 
     Raises:
-        DatasetError, CheckpointError, OSError: what is wrong with the data, the weights or the output folder, found
-            before the first step where that is possible.
-        FloatingPointError: the loss is not finite.
+        OSError: see :func:`check_output_dir`.
     """
-    loader = instantiate(config.dataloader.train)
-    check_class_count(config.dataloader.train.dataset.names, config.model.get("num_classes", 10**9))
-    class_names = class_names_of(config.dataloader.train.dataset.names)
-    model = build_model(config)
-    prepare_lr(config)
-    config.optimizer.params.model = model
-    optimizer = instantiate(config.optimizer)
-    config.optimizer.params.model = None
     parameter_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    average = build_average(config, model)
     # A checkpoint holds the parameters, two moments of AdamW, the average; best, final, one being written come on top.
-    copies = 3 if average is None else 4
+    checkpoint_bytes = (3 if average is None else 4) * parameter_bytes
     check_output_dir(
-        config.train.output_dir, needed_bytes=copies * parameter_bytes * (config.train.checkpointer.max_to_keep + 3)
+        config.train.output_dir, needed_bytes=checkpoint_bytes * (config.train.checkpointer.max_to_keep + 3)
     )
-    arrange(config, model)
-    max_iter = config.train.max_iter
-    scheduler = LRMultiplier(optimizer, instantiate(config.lr_multiplier), max_iter)
-    trainer = Trainer(
+
+
+def build_trainer(
+    config: DictConfig, model: nn.Module, loader: DataLoader[Any], optimizer: torch.optim.Optimizer
+) -> Trainer:
+    """The trainer of this process, without hooks."""
+    return Trainer(
         model=distribute(model),
         data_loader=loader,
         optimizer=optimizer,
@@ -148,52 +149,92 @@ def train(config: DictConfig, *, resume: bool) -> None:
         accumulate=config.train.accumulate,
         seed=config.train.seed,
     )
-    checkpointer = TrainingCheckpointer(
-        model,
-        config.train.output_dir,
-        max_to_keep=config.train.checkpointer.max_to_keep,
-        class_names=class_names,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        grad_scaler=trainer.grad_scaler,
-        **({} if average is None else {"ema": average.module}),
-        data_order=DataOrder(
-            seed=config.train.seed,
-            total_batch_size=config.dataloader.train.total_batch_size,
-            num_images=len(loader.dataset),
-            grouped=config.dataloader.train.get("aspect_ratio_grouping", False),
-        ),
-    )
+
+
+def start_or_resume(
+    config: DictConfig, checkpointer: TrainingCheckpointer, average: ModelEmaV3 | None, resume: bool
+) -> int:
+    """Fill the model, from its last checkpoint or from where training is to start; returns the finished iterations."""
     comm.synchronize()  # all have looked at the folder before one writes into it
     start = 0
     if resume:
         start = checkpointer.resume()
-        if comm.is_main_process():
-            cut_metrics(Path(config.train.output_dir) / "metrics.json", start)
     else:
         checkpointer.start_afresh()
-        if comm.is_main_process():  # of a run that ended before its first checkpoint
-            cut_metrics(Path(config.train.output_dir) / "metrics.json", 0)
+    if comm.is_main_process():  # a run may have ended after its last checkpoint, or before its first
+        cut_metrics(Path(config.train.output_dir) / "metrics.json", start)
     if start == 0 and config.train.init_checkpoint:
         start_from(
-            model,
+            checkpointer.model,
             config.train.init_checkpoint,
-            class_names=class_names,
+            class_names=checkpointer.class_names,
             match_classes=config.train.get("match_classes", False),
         )
         if average is not None:
-            average.set(model)
+            average.set(checkpointer.model)
+    return start
+
+
+def train(config: DictConfig, *, resume: bool) -> None:
+    """Train as the config says; with ``resume`` go on from the last complete checkpoint in the output folder.
+
+    Raises:
+        DatasetError, CheckpointError, OSError: what is wrong with the data, the weights or the output folder, found
+            before the first step where that is possible.
+        ImageReadError, DataWorkerError: a picture cannot be read; the finished steps are saved.
+        FloatingPointError: the loss is not finite.
+    """
+    loader = instantiate(config.dataloader.train)
+    names = config.dataloader.train.dataset.names
+    check_class_count(names, config.model.get("num_classes", 10**9))
+    model = build_model(config)
+    optimizer = build_optimizer(config, model)
+    average = build_average(config, model)
+    check_room(config, model, average)
+    arrange(config, model)
+    max_iter = config.train.max_iter
+    scheduler = LRMultiplier(optimizer, instantiate(config.lr_multiplier), max_iter)
+    trainer = build_trainer(config, model, loader, optimizer)
+    images, batch = len(loader.dataset), config.dataloader.train.total_batch_size
+    grouped = config.dataloader.train.get("aspect_ratio_grouping", False)
+    checkpointer = TrainingCheckpointer(
+        model,
+        config.train.output_dir,
+        max_to_keep=config.train.checkpointer.max_to_keep,
+        class_names=class_names_of(names),
+        optimizer=optimizer,
+        scheduler=scheduler,
+        grad_scaler=trainer.grad_scaler,
+        data_order=DataOrder(seed=config.train.seed, total_batch_size=batch, num_images=images, grouped=grouped),
+        **({} if average is None else {"ema": average.module}),
+    )
+    start = start_or_resume(config, checkpointer, average, resume)
     if start >= max_iter:
         logger.info("all %d iterations are done already", max_iter)
     trainer.register_hooks(build_hooks(config, model, average, scheduler, checkpointer))
-    images, batch = len(loader.dataset), config.dataloader.train.total_batch_size
     logger.info("%d images, %d iterations, %.1f epochs", images, max_iter, max_iter * batch / max(1, images))
     try:
         trainer.train(start, max_iter)
-    except (ImageReadError, DataWorkerError):  # before the step changed anything
-        if trainer.fetching and trainer.iter > start:
+    except (ImageReadError, DataWorkerError):
+        if trainer.fetching and trainer.iter > start:  # the step has changed nothing yet
             checkpointer.save_periodic(trainer.iter)
         raise
+
+
+def build_writers(config: DictConfig) -> list[EventWriter]:
+    """Where process 0 writes the scalars: console, metrics.json, TensorBoard and, if asked for, Weights & Biases."""
+    if not comm.is_main_process():
+        return []
+    output_dir = config.train.output_dir
+    writers = [
+        ConsoleWriter(config.train.max_iter),
+        JSONWriter(str(Path(output_dir) / "metrics.json")),
+        TensorboardXWriter(str(output_dir)),
+    ]
+    if config.train.wandb.enabled:
+        settings = {key: value for key, value in config.train.wandb.items() if key != "enabled"}
+        writers.append(WandbWriter(output_dir, **settings))
+    return writers
 
 
 def build_hooks(
@@ -206,16 +247,6 @@ def build_hooks(
     """The hooks of a run, in the order in which they act after a step."""
     best = BestCheckpointHook(checkpointer, f"{'' if average is None else 'ema/'}{config.train.best_metric}")
     output_dir = config.train.output_dir
-    writers = []
-    if comm.is_main_process():
-        writers = [
-            ConsoleWriter(config.train.max_iter),
-            JSONWriter(str(Path(output_dir) / "metrics.json")),
-            TensorboardXWriter(str(output_dir)),
-        ]
-        if config.train.wandb.enabled:
-            settings = {key: value for key, value in config.train.wandb.items() if key != "enabled"}
-            writers.append(WandbWriter(output_dir, **settings))
     shown = model if average is None else average.module
     previews = []
     if comm.is_main_process() and config.train.previews > 0:
@@ -229,9 +260,11 @@ def build_hooks(
             config.train.eval_period,
             lambda: evaluate_with_average(config, model, average and average.module),
             best,
-            Path(config.train.output_dir) / "metrics.json",
+            Path(output_dir) / "metrics.json",
         ),
         *previews,
-        hooks.PeriodicWriter(writers, period=min(config.train.log_period, max(1, math.ceil(config.train.max_iter)))),
+        hooks.PeriodicWriter(
+            build_writers(config), period=min(config.train.log_period, max(1, math.ceil(config.train.max_iter)))
+        ),
         InterruptHook(checkpointer),
     ]
