@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from salience_detr.data.datasets import DatasetError, read_json
+from salience_detr.data.datasets import REQUIRED_KEYS, DatasetError, read_json
 from salience_detr.data.mapper import ImageReadError, read_image
 
 # What training would stop at or get wrong ...
@@ -120,10 +120,8 @@ def read_picture(path: Path) -> Picture:
 
 def entry_problems(content: dict[str, list[Any]]) -> Iterator[tuple[str, str]]:
     """Kind and description of what is wrong with the entries, whatever the pictures are."""
-    required = {"images": ("id", "file_name", "height", "width"), "categories": ("id", "name"),
-                "annotations": ("id", "image_id", "category_id", "bbox")}  # fmt: skip
     singular = {"images": "image", "categories": "category", "annotations": "annotation"}
-    for kind, keys in required.items():
+    for kind, keys in REQUIRED_KEYS.items():
         for number, entry in enumerate(content[kind]):
             missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
             if missing:
