@@ -24,6 +24,7 @@ from salience_detr.engine.evaluation import evaluate
 from salience_detr.engine.launch import launch, share_cpu_threads
 from salience_detr.engine.own_data import add_data_arguments, use_own_data
 from salience_detr.engine.train import build_model, setup_run, train
+from salience_detr.errors import one_line
 
 USER_ERRORS = (
     CheckpointError, ConfigError, DatasetError, DataWorkerError, FloatingPointError, ImageReadError, OSError, ValueError
@@ -56,7 +57,8 @@ def make_config(args: argparse.Namespace) -> DictConfig:
         ConfigError, DatasetError: see :func:`load_config` and :func:`use_own_data`.
     """
     config = load_config(args.config_file, args.opts)
-    use_own_data(config, args, {word.partition("=")[0].lstrip("+") for word in args.opts})
+    overridden = {word.partition("=")[0].lstrip("+") for word in args.opts}
+    use_own_data(config, args, overridden, needed=("val",) if args.eval_only else ("train", "val"))
     if args.weights:
         config.train.init_checkpoint = args.weights
     return config
@@ -82,10 +84,7 @@ def log_traceback() -> None:
 
 
 def tell(error: Exception) -> None:
-    """Print the last line of an error: what a data worker raises carries its whole traceback."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    message = lines[-1] if lines and "Traceback" in str(error) else " ".join(lines)
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {one_line(error)}", file=sys.stderr)
 
 
 def work(args: argparse.Namespace) -> None:

@@ -1,10 +1,9 @@
 """A small Salience DETR for 320-pixel pictures that trains on two CPU cores: the same code, only other numbers."""
 
 from detectron2.config import LazyCall as L
-from detectron2.data import transforms as T
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 
-from salience_detr.data import ResizeShortestEdge
+from salience_detr.data import RandomFlip, ResizeShortestEdge
 
 from .common.coco import dataloader
 from .common.optimizer import optimizer
@@ -49,7 +48,7 @@ model.denoising.denoising_queries = 30
 for _loader, _split in ((dataloader.train, "train"), (dataloader.test, "val")):
     _loader.dataset.names = f"surface_defects_{_split}"
     _loader.num_workers = 0
-dataloader.train.mapper.augmentations = [L(T.RandomFlip)(), L(T.RandomFlip)(horizontal=False, vertical=True)]
+dataloader.train.mapper.augmentations = [L(RandomFlip)(), L(RandomFlip)(horizontal=False, vertical=True)]
 dataloader.test.mapper.augmentations = [L(ResizeShortestEdge)(short_edge_length=320, max_size=533)]
 dataloader.train.total_batch_size = 8
 

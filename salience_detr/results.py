@@ -13,7 +13,7 @@ from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from salience_detr.data.datasets import fill_annotation_defaults
+from salience_detr.data.coco_format import DatasetError, first_fault, prepare_for_evaluation, read_coco
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -22,13 +22,34 @@ class ResultsError(ValueError):
     """A file that cannot be evaluated."""
 
 
-def read_json(path: Path) -> Any:
+def read_results(path: Path) -> Any:
+    """The content of a file of detections.
+
+    Raises:
+        ResultsError: it cannot be read.
+    """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ResultsError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise ResultsError(f"{path} is not valid JSON ({error}); it may be truncated") from error
+
+
+def read_annotations(path: Path) -> dict[str, Any]:
+    """The content of an annotation file without mistakes.
+
+    Raises:
+        ResultsError: it cannot be read, or the first mistake.
+    """
+    try:
+        content = read_coco(path)
+    except DatasetError as error:
+        raise ResultsError(str(error)) from error
+    fault = first_fault(content, path)
+    if fault is not None:
+        raise ResultsError(f"{fault}; tools/check_dataset.py mends it with --fix")
+    return content
 
 
 def load(results_file: Path, annotation_file: Path) -> tuple[COCO, list[dict[str, Any]], list[Any] | None]:
@@ -37,7 +58,7 @@ def load(results_file: Path, annotation_file: Path) -> tuple[COCO, list[dict[str
     Raises:
         ResultsError: naming the file and what is wrong with it.
     """
-    results, content = read_json(results_file), read_json(annotation_file)
+    results, content = read_results(results_file), read_annotations(annotation_file)
     if not isinstance(results, (list, dict)) or (isinstance(results, dict) and "annotations" not in results):
         raise ResultsError(f"{results_file} holds a {type(results).__name__}, not a list of detections")
     images = None
@@ -45,9 +66,6 @@ def load(results_file: Path, annotation_file: Path) -> tuple[COCO, list[dict[str
         results, images = with_ids_of(results, content, results_file)
     if not isinstance(results, list):
         raise ResultsError(f"{results_file} holds a {type(results).__name__}, not a list of detections")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or key not in content:
-            raise ResultsError(f"{annotation_file} has no {key!r}; it is not an annotation file in COCO's format")
     for i, result in enumerate(results):
         check_detection(result, f"detection {i} of {results_file}")
     for key, known in (("image_id", "images"), ("category_id", "categories")):
@@ -56,7 +74,7 @@ def load(results_file: Path, annotation_file: Path) -> tuple[COCO, list[dict[str
             raise ResultsError(
                 f"{results_file} has the {key} {unknown[0]}, unknown to {annotation_file}; are they of one data set?"
             )
-    fill_annotation_defaults(content["annotations"])
+    prepare_for_evaluation(content["annotations"])
     coco = COCO()
     coco.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):

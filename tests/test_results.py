@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from salience_detr.results import class_precisions, confusion_matrix, evaluate, load
+from salience_detr.results import ResultsError, class_precisions, confusion_matrix, evaluate, load
 
 NAMES = ["pit", "dent"]
 
@@ -77,3 +77,17 @@ def test_without_detections_there_is_no_evaluation_and_everything_is_missed(file
     coco, detections, images = files([truth(1, 1, 4, [0, 0, 10, 10])], [])
     assert evaluate(coco, detections, images) is None
     assert confusion_matrix(coco, detections)[0].tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("first", [0, 1, "a"])
+def test_perfect_detections_are_perfect_whatever_the_ids_of_the_annotations_are(files, first):
+    boxes = [[10 * i, 10 * i, 9, 9] for i in range(4)]
+    ids = [f"{first}{i}" if isinstance(first, str) else first + i for i in range(4)]
+    annotations = [truth(i, 1, 4, box, crowd=None) for i, box in zip(ids, boxes, strict=True)]
+    coco, detections, _ = files(annotations, [found(1, 4, box, 0.9) for box in boxes])
+    assert evaluate(coco, detections).stats[0] == pytest.approx(1.0)
+
+
+def test_annotations_with_a_mistake_are_refused_with_the_remedy(files):
+    with pytest.raises(ResultsError, match=r"annotation 1 in .* has a bbox None, not .*check_dataset\.py"):
+        files([truth(1, 1, 4, None)], [])

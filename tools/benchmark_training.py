@@ -58,14 +58,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_data_arguments(parser)
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
     args = parser.parse_intermixed_args(argv)
-    args.eval_only = False
     args.only = args.only or [name for name in VARIANTS if name != "compile"]
     return args
 
 
 def configure(args: argparse.Namespace, overrides: list[str]) -> Any:
     config = load_config(args.config_file, [*args.opts, *overrides])
-    use_own_data(config, args, ())
+    use_own_data(config, args)
     return config
 
 

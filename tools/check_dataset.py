@@ -18,19 +18,19 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from salience_detr.data.datasets import DatasetError
+from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.inspection import (
     ERRORS,
     WARNINGS,
     Inspection,
     class_table,
     find_leaks,
-    fixed,
     inspect,
     size_histogram,
     size_table,
 )
 from salience_detr.data.layouts import Split, find_splits
+from salience_detr.data.mending import fixed
 from salience_detr.files import written_whole
 
 
@@ -40,12 +40,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("images", nargs="?", type=Path, help="the folder of their pictures")
     parser.add_argument("--val", nargs=2, type=Path, metavar=("JSON", "IMAGES"), help="a second set, for validation")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="instead: a folder with both in a usual layout")
-    parser.add_argument("--fix", type=Path, metavar="OUT.json", help="write the (first) set without its mistakes")
+    parser.add_argument(
+        "--fix",
+        type=Path,
+        metavar="OUT.json",
+        help="write the (first) set, mended",
+    )
     parser.add_argument("--show", type=int, default=5, metavar="N", help="examples of each kind of finding")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that read pictures")
     args = parser.parse_args(argv)
     if (args.data_dir is None) == (args.json is None) or (args.json is None) != (args.images is None):
         parser.error("give JSON and IMAGES, or --data-dir")
+    if args.data_dir and args.val:
+        parser.error("--val goes with JSON and IMAGES; --data-dir finds both sets")
+    if args.workers < 0:
+        parser.error(f"--workers is {args.workers}; it must be at least 0")
     return args
 
 
@@ -88,7 +97,8 @@ def main(argv: list[str] | None = None) -> int:
         for result in results.values():
             print_report(result, args.show)
         if args.fix:
-            content, done = fixed(next(iter(results.values())))
+            first, *others = results.values()
+            content, done = fixed(first, without={picture.digest for other in others for picture in other.pictures})
             with written_whole(args.fix) as temporary:
                 temporary.write_text(json.dumps(content))
             print(f"\n{args.fix}: {', '.join(f'{count} {what}' for what, count in done.items()) or 'nothing to fix'}")

@@ -13,18 +13,15 @@ import argparse
 import json
 import os
 import random
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from salience_detr.data.conversion import (
-    Conversion,
-    convert_voc,
-    convert_yolo,
-    read_yolo_description,
-    yolo_labels_folder,
-)
-from salience_detr.data.datasets import DatasetError
+from salience_detr.data.coco_format import DatasetError
+from salience_detr.data.conversion import Conversion
+from salience_detr.data.voc import convert_voc, find_files, pictures_without_file
+from salience_detr.data.yolo import convert_yolo, label_candidates, read_description
 from salience_detr.files import written_whole
 
 
@@ -46,7 +43,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for one in (voc, yolo):
         one.add_argument("--output", type=Path, required=True, metavar="DIR")
         one.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that read")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.workers < 0:
+        parser.error(f"--workers is {args.workers}; it must be at least 0")
+    return args
 
 
 def voc_splits(args: argparse.Namespace) -> Iterator[tuple[str, Path, Conversion]]:
@@ -57,12 +57,16 @@ def voc_splits(args: argparse.Namespace) -> Iterator[tuple[str, Path, Conversion
         if not folder.is_dir():
             raise DatasetError(f"there is no folder {folder}; name it with --annotations or --images")
     options = {"zero_based": args.zero_based, "drop_difficult": args.drop_difficult, "workers": args.workers}
-    classes = args.classes.split(",") if args.classes else []
+    classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
     if not classes:  # a class may be missing from a split
         everything = convert_voc(annotations, images, **options)
         classes = [category["name"] for category in everything.content["categories"]]
-    for name, stems in split_stems(args.source, annotations, args.val_fraction).items():
+    splits = split_stems(args.source, annotations, args.val_fraction)
+    for name, stems in splits.items():
         yield name, images, convert_voc(annotations, images, classes=classes, stems=stems, **options)
+    unknown = pictures_without_file(annotations, images)
+    if unknown:
+        print(f"{len(unknown)} pictures have no .xml file and are in no set ({unknown[0]}, ...)")
 
 
 def split_stems(source: Path, annotations: Path, val_fraction: float) -> dict[str, list[str]]:
@@ -71,37 +75,70 @@ def split_stems(source: Path, annotations: Path, val_fraction: float) -> dict[st
     Raises:
         DatasetError: the fraction is not between 0 and 1.
     """
-    lists = {name: source / "ImageSets" / "Main" / f"{name}.txt" for name in ("train", "val", "test")}
-    splits = {
-        name: [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-        for name, path in lists.items()
-        if path.is_file()
+    folder = source / "ImageSets" / "Main"
+    names = {"train": ("train", "trainval"), "val": ("val",), "test": ("test",)}
+    lists = {
+        split: next((path for path in (folder / f"{name}.txt" for name in choices) if path.is_file()), None)
+        for split, choices in names.items()
     }
+    splits = {name: read_list(path, annotations) for name, path in lists.items() if path is not None}
     if splits:
         return splits
     if not 0 <= val_fraction < 1:
         raise DatasetError(f"--val-fraction is {val_fraction}; it lies in [0, 1)")
-    stems = sorted(path.stem for path in annotations.glob("*.xml"))
+    stems = [path.relative_to(annotations).with_suffix("").as_posix() for path in find_files(annotations)]
     drawn = set(random.Random(0).sample(stems, round(val_fraction * len(stems))))
     return {"train": [x for x in stems if x not in drawn]} | ({"val": sorted(drawn)} if drawn else {})
 
 
+def read_list(path: Path, annotations: Path) -> list[str]:
+    """The stems of a list of a split, whose lines may have an ending, or a second word such as VOC's 1 and -1."""
+    stems = []
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
+        if not line.strip():
+            continue
+        words = (line.strip(), line.split()[0])
+        spellings = [x for word in words for x in (word, os.path.splitext(word)[0])]
+        stems.append(next((x for x in spellings if (annotations / f"{x}.xml").is_file()), words[1]))
+    return stems
+
+
 def yolo_splits(args: argparse.Namespace) -> Iterator[tuple[str, Path, Conversion]]:
     """Name, folder of the pictures and content of each split."""
-    source = args.source
-    if source.is_dir():
-        found = sorted([*source.glob("*.yaml"), *source.glob("*.yml")])
-        if not found:
-            raise DatasetError(f"there is no data.yaml in {source}; it names the classes and the splits")
-        source = found[0]
-    classes, folders = read_yolo_description(source)
-    for name, folder in folders.items():
-        yield name, folder, convert_yolo(folder, yolo_labels_folder(folder), classes, workers=args.workers)
+    description = read_description(description_file(args.source))
+    for name, pictures in description.splits.items():
+        folders = {str(picture.parent) for picture in pictures}
+        root = Path(os.path.commonpath(folders)) if folders else args.source
+        conversion = convert_yolo(
+            pictures, root, description.names, has_keypoints=description.has_keypoints, workers=args.workers
+        )
+        if not conversion.num_labelled and name != "test":
+            raise DatasetError(
+                f"none of the {len(pictures)} pictures of {name} has a file of labels; for {pictures[0]} looked for "
+                f"{' and '.join(str(path) for path in label_candidates(pictures[0]))}"
+            )
+        yield name, root, conversion
+
+
+def description_file(source: Path) -> Path:
+    """The data.yaml, or the folder that it is in.
+
+    Raises:
+        DatasetError: there is none, or several of other names.
+    """
+    if not source.is_dir():
+        return source
+    found = sorted([*source.glob("*.yaml"), *source.glob("*.yml")])
+    named = [path for path in found if path.stem in ("data", "dataset")]
+    if len(named or found) != 1:
+        what = f"several .yaml files in {source}; name one" if found else f"no data.yaml in {source}"
+        raise DatasetError(f"there is {what}: it tells the classes and the splits")
+    return (named or found)[0]
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    flags = []
+    flags = {}
     try:
         for name, images, conversion in (voc_splits if args.format == "voc" else yolo_splits)(args):
             path = args.output / "annotations" / f"instances_{name}.json"
@@ -109,11 +146,13 @@ def main(argv: list[str] | None = None) -> int:
             with written_whole(path) as temporary:
                 temporary.write_text(json.dumps(conversion.content))
             print(f"{path}: {conversion.report()}")
-            flags.append(f"--{name}-json {path} --{name}-images {images}")
+            flags[name] = shlex.join([f"--{name}-json", str(path), f"--{name}-images", str(images)])
     except (DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("train_net.py takes them with " + " ".join(flag for flag in flags if not flag.startswith("--test")))
+    if "val" not in flags and "test" in flags:
+        flags["val"] = flags["test"].replace("--test-", "--val-")
+    print("train_net.py takes them with " + " ".join(flags[name] for name in ("train", "val") if name in flags))
     return 0
 
 

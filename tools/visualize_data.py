@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from omegaconf import DictConfig
 from PIL import Image
 from tqdm import tqdm
 
-from salience_detr.data import DatasetError, ImageReadError, batches, read_image
+from salience_detr.data import DatasetError, DataWorkerError, ImageReadError, batches, read_image
 from salience_detr.data.datasets import class_names_of
 from salience_detr.engine.config import ConfigError, load_config
 from salience_detr.engine.own_data import add_data_arguments, use_own_data
+from salience_detr.errors import one_line
 from salience_detr.visualization import class_colors, draw_boxes
 
 Drawing = tuple[str, np.ndarray, list[list[float]], list[int]]
@@ -40,7 +42,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_data_arguments(parser)
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
     args = parser.parse_intermixed_args(argv)
-    args.eval_only = args.split == "val"
+    if args.count < 1:
+        parser.error(f"--count is {args.count}; it must be at least 1")
     if args.augmented and args.split == "val":
         parser.error("--augmented goes with --split train: validation pictures are not augmented")
     return args
@@ -74,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         config = load_config(args.config_file, args.opts)
-        use_own_data(config, args, ())
+        use_own_data(config, args, needed=(args.split,))
         drawings = augmented(config) if args.augmented else annotated(config, args.split)
         first = next(drawings, None)
         if first is None:
@@ -83,12 +86,15 @@ def main(argv: list[str] | None = None) -> int:
         colors = class_colors(len(names))
         args.output.mkdir(parents=True, exist_ok=True)
         chosen = itertools.islice(itertools.chain([first], drawings), args.count)
+        taken: Counter[str] = Counter()  # pictures of several folders may share their names
         for name, picture, boxes, classes in tqdm(chosen, total=args.count, desc="pictures"):
             labels = [names[i] for i in classes]
             drawn = draw_boxes(picture, list(np.asarray(boxes)), labels, [colors[i] for i in classes])
-            Image.fromarray(drawn).save(args.output / f"{name}.jpg", quality=95, subsampling=0)
-    except (ConfigError, DatasetError, ImageReadError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+            taken[name] += 1
+            path = args.output / (f"{name}_{taken[name]}.jpg" if taken[name] > 1 else f"{name}.jpg")
+            Image.fromarray(drawn).save(path, quality=95, subsampling=0)
+    except (ConfigError, DatasetError, DataWorkerError, ImageReadError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     print(f"{args.output}: {'as the training loader yields them' if args.augmented else 'as they are annotated'}")
     return 0

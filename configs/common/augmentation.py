@@ -3,7 +3,7 @@
 from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
 
-from salience_detr.data import RandomHue, RandomQuarterTurn, ResizeScale, ResizeShortestEdge
+from salience_detr.data import RandomFlip, RandomHue, RandomQuarterTurn, ResizeScale, ResizeShortestEdge
 
 SIDES, MAX_SIDE = list(range(480, 801, 32)), 1333
 
@@ -16,7 +16,7 @@ def detr(sides=SIDES, max_side=MAX_SIDE):
         L(T.RandomCrop)(crop_type="absolute_range", crop_size=(384, 600)),
     ]
     return [
-        L(T.RandomFlip)(),
+        L(RandomFlip)(),
         L(T.RandomApply)(tfm_or_aug=L(T.AugmentationList)(augs=crop), prob=0.5),
         *multi_scale(sides, max_side),
     ]
@@ -30,7 +30,7 @@ def multi_scale(sides=SIDES, max_side=MAX_SIDE):
 def large_scale_jitter(size=1024, min_scale=0.1, max_scale=2.0):
     """A flip, a random scale of a picture that fits into ``size``, and a window of at most ``size`` of it."""
     return [
-        L(T.RandomFlip)(),
+        L(RandomFlip)(),
         L(ResizeScale)(min_scale=min_scale, max_scale=max_scale, target_height=size, target_width=size),
         L(T.FixedSizeCrop)(crop_size=(size, size), pad=False),
     ]
@@ -46,7 +46,7 @@ def photometric_distortion(strength=0.4, hue=18, prob=0.5):
 
 def no_up():
     """Flips and quarter turns, for pictures that may lie any way round."""
-    return [L(RandomQuarterTurn)(), L(T.RandomFlip)()]
+    return [L(RandomQuarterTurn)(), L(RandomFlip)()]
 
 
 def strong(size=1024):

@@ -28,6 +28,21 @@ class ResizeScale(T.ResizeScale):
         return keep_a_pixel(super().get_transform(image))
 
 
+class FlipTransform(T.HFlipTransform):
+    """detectron2's, with pixels in order: it gives a view backwards, which PyTorch refuses if it is one pixel wide."""
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        return np.array(super().apply_image(image), order="C")
+
+
+class RandomFlip(T.RandomFlip):
+    """detectron2's, also for pictures of one pixel's width."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        transform = super().get_transform(image)
+        return FlipTransform(transform.width) if isinstance(transform, T.HFlipTransform) else transform
+
+
 class QuarterTurnTransform(T.Transform):
     """Turns a picture of ``width`` and ``height`` counter-clockwise by ``turns`` times 90 degrees, pixel for pixel."""
 

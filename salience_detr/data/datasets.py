@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
-from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
 
+from salience_detr.data.coco_format import (
+    DatasetError,
+    first_fault,
+    is_ignored,
+    picture_path,
+    read_coco,
+    read_json,
+)
+
 logger = logging.getLogger(__name__)
-
-
-class DatasetError(ValueError):
-    """A data set that cannot be used as it is."""
 
 
 def register_coco_dataset(name: str, json_file: str | Path, image_root: str | Path) -> None:
@@ -30,7 +33,8 @@ def register_coco_dataset(name: str, json_file: str | Path, image_root: str | Pa
         if (metadata.json_file, metadata.image_root) == (str(json_file), str(image_root)):
             return
         raise DatasetError(f"a data set {name!r} is registered already, for {metadata.json_file}; choose another name")
-    register_coco_instances(name, {}, str(json_file), str(image_root))
+    DatasetCatalog.register(name, lambda: read_records(name, Path(json_file), Path(image_root)))
+    MetadataCatalog.get(name).set(json_file=str(json_file), image_root=str(image_root), evaluator_type="coco")
 
 
 def load_dataset(
@@ -101,33 +105,15 @@ def ensure_class_names(name: str) -> None:
     path = Path(metadata.get("json_file", ""))
     if metadata.get("thing_classes") or not path.is_file():
         return
-    categories = sorted(read_json(path).get("categories", []), key=lambda category: category["id"])
-    metadata.thing_classes = [category["name"] for category in categories]
-    metadata.thing_dataset_id_to_contiguous_id = {category["id"]: i for i, category in enumerate(categories)}
+    set_class_names(name, read_json(path).get("categories", []))
 
 
-def fill_annotation_defaults(annotations: list[dict[str, Any]]) -> None:
-    """Add, in place, what COCO's evaluation needs and many files leave out: ``iscrowd`` and the box's ``area``."""
-    for annotation in annotations:
-        annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of an annotation file.
-
-    Raises:
-        DatasetError: it is not valid JSON, or not an object.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} is not valid JSON ({error}); it may be truncated") from error
-    if not isinstance(content, dict):
-        raise DatasetError(
-            f"{path} holds a {type(content).__name__}, not an object with images, annotations and categories"
-        )
-    return content
+def set_class_names(name: str, categories: list[dict[str, Any]]) -> None:
+    """Number the classes of a registered data set by rising category id."""
+    ordered = sorted(categories, key=lambda category: category["id"])
+    metadata = MetadataCatalog.get(name)
+    metadata.thing_classes = [category["name"] for category in ordered]
+    metadata.thing_dataset_id_to_contiguous_id = {category["id"]: i for i, category in enumerate(ordered)}
 
 
 def diagnose(name: str) -> str | None:
@@ -138,51 +124,40 @@ def diagnose(name: str) -> str | None:
         remedy = metadata.get("how_to_get", "check the path, or set DETECTRON2_DATASETS to the folder of the data")
         return f"there is no annotation file {path}; {remedy}"
     try:
-        content = read_json(path)
+        fault = first_fault(read_coco(path), path)
     except DatasetError as error:
         return str(error)
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key), list):
-            return f"{path} has no {key!r}; COCO's format needs images, annotations and categories"
-    return diagnose_entries(content, path)
+    return fault and f"{fault}; tools/check_dataset.py lists all such mistakes, and mends them with --fix"
 
 
-REQUIRED_KEYS = {
-    "images": ("id", "file_name", "height", "width"),
-    "categories": ("id", "name"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-}
+def read_records(name: str, json_file: Path, image_root: Path) -> list[dict[str, Any]]:
+    """The records of a COCO file that has no faults, in detectron2's format, by rising image id.
 
-
-def diagnose_entries(content: dict[str, list[Any]], path: Path) -> str | None:
-    """The first entry of a COCO file that lacks something, or does not fit to the others, in words."""
-    for kind, keys in REQUIRED_KEYS.items():
-        for number, entry in enumerate(content[kind]):
-            missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
-            if missing:
-                which = f"id {entry['id']}" if isinstance(entry, dict) and "id" in entry else f"number {number}"
-                return f"the entry {which} of {kind!r} in {path} has no {missing[0]!r}"
-        counts = Counter(entry["id"] for entry in content[kind])
-        repeated = [entry_id for entry_id, count in counts.items() if count > 1]
-        if repeated:
-            return f"{path} has several {kind} with id {repeated[0]}; ids must be unique"
-    image_ids, category_ids = ({entry["id"] for entry in content[kind]} for kind in ("images", "categories"))
+    Only boxes and classes are taken: what a mask or a keypoint looks like does not matter.
+    """
+    content = read_coco(json_file)
+    set_class_names(name, content["categories"])
+    number = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
+    annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in content["annotations"]:
-        where = f"annotation {annotation['id']} in {path}"
-        if annotation["category_id"] not in category_ids:
-            return (
-                f"{where} (image {annotation['image_id']}) has the unknown category id {annotation['category_id']}; "
-                f"categories are {sorted(category_ids)}"
-            )
-        if annotation["image_id"] not in image_ids:
-            return f"{where} belongs to the unknown image id {annotation['image_id']}"
-        box = annotation["bbox"]
-        if not isinstance(box, list) or len(box) != 4:
-            found = f"of {len(box)} numbers" if isinstance(box, list) else repr(box)
-            return f"{where} has a bbox {found}, not (x, y, width, height)"
-        if not all(isinstance(x, (int, float)) for x in box):
-            return f"{where} has the bbox {box}, which are not four numbers"
-    return None
+        annotations[annotation["image_id"]].append(
+            {
+                "bbox": annotation["bbox"],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": number[annotation["category_id"]],
+                "iscrowd": int(is_ignored(annotation)),
+            }
+        )
+    return [
+        {
+            "file_name": str(picture_path(image_root, image["file_name"])),
+            "height": int(image["height"]),
+            "width": int(image["width"]),
+            "image_id": image["id"],
+            "annotations": annotations[image["id"]],
+        }
+        for image in sorted(content["images"], key=lambda image: image["id"])
+    ]
 
 
 def clean_annotations(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -223,11 +198,26 @@ def clean_annotation(
     return {**annotation, "bbox": clipped, "bbox_mode": BoxMode.XYXY_ABS}
 
 
-def check_class_count(dataset_names: str | list[str], num_classes: int) -> None:
-    """Raise DatasetError if a data set has more classes than the model."""
+def check_files(records: Sequence[dict[str, Any]]) -> None:
+    """Raise DatasetError if pictures are missing, with how many and the first."""
+    missing = [record["file_name"] for record in records if is_missing(record["file_name"])]
+    if missing:
+        raise DatasetError(
+            f"{len(missing)} of {len(records)} pictures are missing, the first is {missing[0]}; check the folder of "
+            "the pictures, or remove them from the annotations with tools/check_dataset.py --fix"
+        )
+
+
+def is_missing(file_name: str) -> bool:
+    """Whether a local picture is not there; of one that a path handler fetches it is not known."""
+    return "://" not in file_name and not Path(file_name).is_file()
+
+
+def check_class_count(dataset_names: str | list[str], num_classes: int | None) -> None:
+    """Raise DatasetError if a data set has not as many classes as the model, where both are known."""
     for name in [dataset_names] if isinstance(dataset_names, str) else dataset_names:
         classes = MetadataCatalog.get(name).get("thing_classes", [])
-        if len(classes) > num_classes:
+        if classes and num_classes is not None and len(classes) != num_classes:
             raise DatasetError(
                 f"the data set {name!r} has {len(classes)} classes, but the model has {num_classes}; "
                 f"set model.num_classes={len(classes)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,24 +17,27 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from salience_detr.data.datasets import REQUIRED_KEYS, DatasetError, read_json
-from salience_detr.data.mapper import ImageReadError, read_image
+from salience_detr.data.coco_format import LISTS, box_fault, entry_fault, is_id, picture_path, read_coco
+from salience_detr.data.frames import shown_size
+from salience_detr.data.mapper import UNREADABLE, ImageReadError, read_image
 
 # What training would stop at or get wrong ...
 ERRORS = (
-    "missing picture", "unreadable picture", "wrong size", "incomplete entry", "duplicate image id",
+    "missing picture", "unreadable picture", "wrong size", "unusable entry", "duplicate image id",
     "duplicate annotation id", "duplicate category id", "malformed box", "box without area", "box outside the picture",
-    "unknown category", "unknown image", "picture in both sets",
+    "unknown category", "unknown image", "nothing to train on", "picture in both sets",
 )  # fmt: skip
 # ... and what may be meant.
 WARNINGS = (
     "box reaching out of the picture", "annotation id 0", "picture without boxes", "category without boxes",
-    "picture twice in the set",
+    "category name twice", "picture of nearly one colour", "picture twice in the set",
 )  # fmt: skip
 # Sides of COCO's small and medium objects, in pixels.
 SMALL, MEDIUM = 32, 96
 # Rounding of the annotation tool, in pixels.
 TOLERANCE = 0.01
+# Range of values, of 256, below which nobody sees anything: of 12 bits in a file of 16, for example.
+FAINT = 16
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,16 @@ class Picture:
 
     Attributes:
         size: (width, height) as shown; None if it cannot be read.
+        orientation: of its EXIF data.
         digest: SHA-256 of the file.
+        is_faint: whether its pixels hardly differ.
         problem: why it cannot be read.
     """
 
     size: tuple[int, int] | None = None
+    orientation: int = 1
     digest: str = ""
+    is_faint: bool = False
     problem: str = ""
 
 
@@ -64,13 +71,24 @@ class Inspection:
     """
 
     json_file: Path
-    content: dict[str, list[dict[str, Any]]]
+    content: dict[str, list[Any]]
     pictures: list[Picture]
     findings: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def num_errors(self) -> int:
         return sum(len(self.findings.get(kind, ())) for kind in ERRORS)
+
+    def usable(self, kind: str) -> list[dict[str, Any]]:
+        """The entries of a list that are right by themselves; pictures tell their size, boxes are looked at apart."""
+        without = ("width", "height") if kind == "images" else ("bbox",)
+        return [entry for entry in self.content[kind] if entry_fault(kind, entry, without=without) is None]
+
+    def named_pictures(self) -> list[tuple[dict[str, Any], Picture]]:
+        """The images with an id and a file name, each with its picture."""
+        usable = {id(image) for image in self.usable("images")}
+        both = zip(self.content["images"], self.pictures, strict=True)
+        return [(image, picture) for image, picture in both if id(image) in usable]
 
 
 def inspect(json_file: Path, image_root: Path, *, workers: int = 0) -> Inspection:
@@ -84,17 +102,13 @@ def inspect(json_file: Path, image_root: Path, *, workers: int = 0) -> Inspectio
     Raises:
         DatasetError: the file is not JSON, or lacks one of the three lists.
     """
-    if not json_file.is_file():
-        raise DatasetError(f"there is no annotation file {json_file}")
-    content = read_json(json_file)
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key), list):
-            raise DatasetError(f"{json_file} has no {key!r}; COCO's format needs images, annotations and categories")
-    paths = [image_root / str(image.get("file_name")) if isinstance(image, dict) else image_root / "?"
-             for image in content["images"]]  # fmt: skip
+    content = read_coco(json_file)
+    names = [image.get("file_name") if isinstance(image, dict) else None for image in content["images"]]
+    paths = [picture_path(image_root, name) if isinstance(name, str) else Path() for name in names]
     result = Inspection(json_file, content, read_pictures(paths, workers))
-    for kind, description in [*entry_problems(content), *picture_problems(result, paths), *box_problems(result)]:
-        result.findings[kind].append(description)
+    for problems in (entry_problems, picture_problems, box_problems):
+        for kind, description in problems(result):
+            result.findings[kind].append(description)
     return result
 
 
@@ -112,89 +126,94 @@ def read_picture(path: Path) -> Picture:
     if not path.is_file():
         return Picture(problem="missing")
     try:
-        height, width = read_image(str(path)).shape[:2]
-    except ImageReadError as error:
+        pixels = read_image(str(path))
+        size, orientation = shown_size(path)
+    except (ImageReadError, *UNREADABLE) as error:
         return Picture(problem=str(error))
-    return Picture((width, height), hashlib.sha256(path.read_bytes()).hexdigest())
+    is_faint = int(pixels.max()) - int(pixels.min()) < FAINT
+    return Picture(size, orientation, hashlib.sha256(path.read_bytes()).hexdigest(), is_faint)
 
 
-def entry_problems(content: dict[str, list[Any]]) -> Iterator[tuple[str, str]]:
+def entry_problems(result: Inspection) -> Iterator[tuple[str, str]]:
     """Kind and description of what is wrong with the entries, whatever the pictures are."""
     singular = {"images": "image", "categories": "category", "annotations": "annotation"}
-    for kind, keys in REQUIRED_KEYS.items():
-        for number, entry in enumerate(content[kind]):
-            missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
-            if missing:
-                yield "incomplete entry", f"number {number} of {kind} has no {', '.join(missing)}"
-        counts = Counter(entry["id"] for entry in complete(content[kind], ("id",)))
-        for entry_id, count in counts.items():
+    for kind in LISTS:
+        for number, entry in enumerate(result.content[kind]):
+            fault = entry_fault(kind, entry, without=("bbox",))
+            if fault is not None:
+                yield "unusable entry", f"number {number} of {kind} {fault}"
+        ids = [entry["id"] for entry in result.content[kind] if isinstance(entry, dict) and is_id(entry.get("id"))]
+        for entry_id, count in Counter(ids).items():
             if count > 1:
-                yield f"duplicate {singular[kind]} id", f"{entry_id}, {count} times"
-    with_boxes = {x.get("category_id") for x in complete(content["annotations"], ("category_id",))}
-    for category in complete(content["categories"], ("id", "name")):
+                yield f"duplicate {singular[kind]} id", f"{entry_id!r}, {count} times"
+        if kind == "images" and len({type(image_id) for image_id in ids}) > 1:
+            yield "unusable entry", "some image ids are numbers and others are texts"
+    for kind in ("images", "categories"):
+        if not result.usable(kind):
+            yield "nothing to train on", f"there are no {kind}"
+    with_boxes = {x["category_id"] for x in result.usable("annotations")}
+    for category in result.usable("categories"):
         if category["id"] not in with_boxes:
             yield "category without boxes", f"{category['name']} (id {category['id']})"
+    names = Counter(category["name"] for category in result.usable("categories"))
+    yield from (("category name twice", name) for name, count in names.items() if count > 1)
 
 
-def complete(entries: Iterable[Any], keys: Sequence[str]) -> list[dict[str, Any]]:
-    """The entries that have all the keys."""
-    return [entry for entry in entries if isinstance(entry, dict) and all(key in entry for key in keys)]
-
-
-def picture_problems(result: Inspection, paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
+def picture_problems(result: Inspection) -> Iterator[tuple[str, str]]:
     """Kind and description of what is wrong with the pictures."""
-    with_boxes = {x["image_id"] for x in complete(result.content["annotations"], ("image_id",))}
-    seen: dict[str, Path] = {}
-    for image, picture, path in zip(result.content["images"], result.pictures, paths, strict=True):
-        if not complete([image], ("id", "file_name")):
-            continue
+    with_boxes = {x["image_id"] for x in result.usable("annotations")}
+    seen: dict[str, str] = {}
+    for image, picture in result.named_pictures():
+        name = image["file_name"]
         if picture.size is None:
-            yield ("missing picture", str(path)) if picture.problem == "missing" else (
-                "unreadable picture", picture.problem
-            )  # fmt: skip
+            yield ("missing picture", name) if picture.problem == "missing" else ("unreadable picture", picture.problem)
             continue
         said = (image.get("width"), image.get("height"))
-        if said != picture.size and None not in said:
-            yield "wrong size", f"{path} is {picture.size[0]}x{picture.size[1]}, the file says {said[0]}x{said[1]}"
+        if entry_fault("images", image) is None and said != picture.size:
+            yield "wrong size", f"{name} is {picture.size[0]}x{picture.size[1]}, the file says {said[0]}x{said[1]}"
         if image["id"] not in with_boxes:
-            yield "picture without boxes", str(path)
+            yield "picture without boxes", name
+        if picture.is_faint:
+            yield "picture of nearly one colour", name
         if picture.digest in seen:
-            yield "picture twice in the set", f"{path} is the same as {seen[picture.digest]}"
-        seen.setdefault(picture.digest, path)
+            yield "picture twice in the set", f"{name} is the same as {seen[picture.digest]}"
+        seen.setdefault(picture.digest, name)
 
 
 def box_problems(result: Inspection) -> Iterator[tuple[str, str]]:
     """Kind and description of what is wrong with the annotations."""
+    known = {image["id"] for image in result.usable("images")}
     sizes = sizes_by_id(result)
-    category_ids = {x["id"] for x in complete(result.content["categories"], ("id",))}
-    for annotation in complete(result.content["annotations"], ("id", "image_id", "category_id", "bbox")):
+    category_ids = {x["id"] for x in result.usable("categories")}
+    for annotation in result.usable("annotations"):
         where = f"annotation {annotation['id']} (image {annotation['image_id']})"
         if annotation["id"] == 0:
             # COCO's evaluation takes a match with id 0 for none.
-            yield "annotation id 0", f"{where}: evaluation would never count it as found"
+            yield "annotation id 0", f"{where}: other programs' evaluation would never count it as found"
         if annotation["category_id"] not in category_ids:
             yield "unknown category", f"{where} has the category id {annotation['category_id']}"
-        if annotation["image_id"] not in sizes:
-            yield "unknown image", f"{where}: there is no image {annotation['image_id']}"
-            continue
-        kind = box_problem(annotation["bbox"], sizes[annotation["image_id"]])
+        if annotation["image_id"] not in known:
+            yield "unknown image", f"{where}: there is no image {annotation['image_id']!r}"
+        width, height = sizes.get(annotation["image_id"], (math.inf, math.inf))
+        kind = box_problem(annotation.get("bbox"), (width, height))
         if kind is not None:
-            width, height = sizes[annotation["image_id"]]
-            yield kind, f"{where} has the bbox {annotation['bbox']} in a picture of {width}x{height}"
+            yield kind, f"{where} has the bbox {annotation.get('bbox')!r:.80} in a picture of {width}x{height}"
 
 
 def sizes_by_id(result: Inspection) -> dict[Any, tuple[float, float]]:
-    """(width, height) of each image: of the picture, or of the file where that cannot be read."""
+    """(width, height) of each image in the frame of its boxes: as the file says or, where it does not, as it is."""
     sizes: dict[Any, tuple[float, float]] = {}
-    for image, picture in zip(result.content["images"], result.pictures, strict=True):
-        if complete([image], ("id", "width", "height")):
-            sizes.setdefault(image["id"], picture.size or (image["width"], image["height"]))
+    for image, picture in result.named_pictures():
+        if entry_fault("images", image) is None:
+            sizes.setdefault(image["id"], (image["width"], image["height"]))
+        elif picture.size is not None:
+            sizes.setdefault(image["id"], picture.size)
     return sizes
 
 
 def box_problem(box: Any, size: tuple[float, float]) -> str | None:
     """The kind of problem of an (x, y, width, height) box in a picture of (width, height)."""
-    if not isinstance(box, list) or len(box) != 4 or not all(is_number(value) for value in box):
+    if box_fault(box) is not None:
         return "malformed box"
     x, y, width, height = box
     if width <= 0 or height <= 0:
@@ -205,30 +224,26 @@ def box_problem(box: Any, size: tuple[float, float]) -> str | None:
     return "box reaching out of the picture" if beyond > TOLERANCE else None
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def find_leaks(train: Inspection, val: Inspection) -> None:
     """Add to the findings of ``val`` its pictures that are in ``train`` too, byte for byte."""
-    known = {
-        picture.digest: image["file_name"]
-        for image, picture in zip(train.content["images"], train.pictures, strict=True)
-        if picture.digest
-    }
-    for image, picture in zip(val.content["images"], val.pictures, strict=True):
+    known = {picture.digest: image["file_name"] for image, picture in train.named_pictures() if picture.digest}
+    for image, picture in val.named_pictures():
         if picture.digest in known:
             description = f"{image['file_name']} is {known[picture.digest]} of {train.json_file}"
             val.findings["picture in both sets"].append(description)
 
 
+def has_area(annotation: dict[str, Any]) -> bool:
+    return box_problem(annotation.get("bbox"), (math.inf, math.inf)) in (None, "box reaching out of the picture")
+
+
 def class_table(result: Inspection) -> list[dict[str, Any]]:
     """Boxes and pictures of each class, and how many boxes are small, medium and large."""
     rows = []
-    usable = complete(result.content["annotations"], ("image_id", "category_id", "bbox"))
-    for category in complete(result.content["categories"], ("id", "name")):
+    usable = result.usable("annotations")
+    for category in result.usable("categories"):
         own = [x for x in usable if x["category_id"] == category["id"]]
-        areas = [x["bbox"][2] * x["bbox"][3] for x in own if box_problem(x["bbox"], (math.inf, math.inf)) is None]
+        areas = [x["bbox"][2] * x["bbox"][3] for x in own if has_area(x)]
         small, medium = sum(a < SMALL**2 for a in areas), sum(SMALL**2 <= a < MEDIUM**2 for a in areas)
         rows.append(
             {
@@ -246,11 +261,11 @@ def class_table(result: Inspection) -> list[dict[str, Any]]:
 
 def size_table(result: Inspection) -> list[dict[str, Any]]:
     """Smallest, median and largest sides of pictures and boxes, and boxes per picture."""
-    usable = complete(result.content["annotations"], ("image_id", "bbox"))
-    boxes = [x["bbox"] for x in usable if box_problem(x["bbox"], (math.inf, math.inf)) is None]
+    usable = result.usable("annotations")
+    boxes = [x["bbox"] for x in usable if has_area(x)]
     sizes = [picture.size for picture in result.pictures if picture.size]
     per_image = Counter(x["image_id"] for x in usable)
-    counts = [per_image[image["id"]] for image in complete(result.content["images"], ("id",))]
+    counts = [per_image[image["id"]] for image in result.usable("images")]
     series: dict[str, list[float]] = {
         "picture width": [size[0] for size in sizes],
         "picture height": [size[1] for size in sizes],
@@ -269,8 +284,7 @@ def size_table(result: Inspection) -> list[dict[str, Any]]:
 
 def size_histogram(result: Inspection) -> list[dict[str, Any]]:
     """Boxes by the side of a square of their area, in pixels, each bin twice as wide as the one before."""
-    boxes = [x["bbox"] for x in complete(result.content["annotations"], ("bbox",))]
-    usable = [box for box in boxes if box_problem(box, (math.inf, math.inf)) is None]
+    usable = [x["bbox"] for x in result.usable("annotations") if has_area(x)]
     bins = Counter(max(0, math.floor(math.log2(math.sqrt(box[2] * box[3])))) for box in usable)
     most = max(bins.values(), default=1)
     return [
@@ -281,55 +295,3 @@ def size_histogram(result: Inspection) -> list[dict[str, Any]]:
         }
         for i in range(min(bins, default=0), max(bins, default=-1) + 1)
     ]
-
-
-def fixed(result: Inspection) -> tuple[dict[str, list[dict[str, Any]]], Counter[str]]:
-    """A copy of the content without mistakes, and how often what was done.
-
-    Pictures that cannot be read and repeated image ids go, with their boxes; sizes become those of the pictures; boxes
-    are clipped, or go where nothing is left or the class is unknown; ids of annotations are given anew where one is
-    repeated or 0. Everything else, further keys included, stays.
-    """
-    done: Counter[str] = Counter()
-    images: dict[Any, dict[str, Any]] = {}
-    for image, picture in zip(result.content["images"], result.pictures, strict=True):
-        if not complete([image], ("id", "file_name")) or picture.size is None or image["id"] in images:
-            done["pictures left out"] += 1
-            continue
-        width, height = picture.size
-        done["sizes corrected"] += (image.get("width"), image.get("height")) != picture.size
-        images[image["id"]] = {**image, "width": width, "height": height}
-    categories = {x["id"]: x for x in reversed(complete(result.content["categories"], ("id", "name")))}
-    annotations = []
-    for annotation in result.content["annotations"]:
-        mended = mend(annotation, images, categories)
-        if mended is None:
-            done["boxes left out"] += 1
-            continue
-        done["boxes clipped"] += mended["bbox"] != annotation["bbox"]
-        annotations.append(mended)
-    ids = [x.get("id", 0) for x in annotations]
-    if 0 in ids or len(set(ids)) < len(ids):
-        done["annotation ids given anew"] = len(ids)
-        annotations = [{**x, "id": i} for i, x in enumerate(annotations, 1)]
-    ordered = sorted(categories.values(), key=lambda category: category["id"])
-    content = {"images": list(images.values()), "annotations": annotations, "categories": ordered}
-    return {**result.content, **content}, Counter({what: count for what, count in done.items() if count})
-
-
-def mend(annotation: Any, images: dict[Any, dict[str, Any]], categories: dict[Any, Any]) -> dict[str, Any] | None:
-    """The annotation with a box inside its picture; None if it cannot be used."""
-    if not complete([annotation], ("image_id", "category_id", "bbox")):
-        return None
-    image = images.get(annotation["image_id"])
-    if image is None or annotation["category_id"] not in categories:
-        return None
-    kind = box_problem(annotation["bbox"], (image["width"], image["height"]))
-    if kind is None:
-        return dict(annotation)
-    if kind != "box reaching out of the picture":
-        return None
-    x, y, width, height = annotation["bbox"]
-    x0, y0 = max(x, 0), max(y, 0)
-    box = [x0, y0, min(x + width, image["width"]) - x0, min(y + height, image["height"]) - y0]
-    return {**annotation, "bbox": box, "area": box[2] * box[3]}

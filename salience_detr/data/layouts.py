@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from salience_detr.data.datasets import DatasetError, read_json
+from salience_detr.data.coco_format import DatasetError, picture_path, read_json
 
 # Names under which the splits are found.
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
@@ -14,6 +14,9 @@ ANNOTATIONS = (
     "annotations/instances_{s}.json", "annotations/instances_{s}2017.json", "annotations/{s}.json",
     "{s}/_annotations.coco.json", "{s}/annotations.json", "{s}/{s}.json", "instances_{s}.json", "{s}.json",
 )  # fmt: skip
+# Pictures that are looked for to find their folder.
+SAMPLE = 20
+OPTIONS = "--train-json, --train-images, --val-json, --val-images; for tools/check_dataset.py JSON IMAGES"
 IMAGES = ("images/{s}", "images/{s}2017", "{s}/images", "{s}2017", "{s}", "images", ".")
 
 
@@ -52,17 +55,19 @@ def find_images(json_file: Path, root: Path, name: str) -> Path:
     Raises:
         DatasetError: no usual folder does.
     """
-    images = read_json(json_file).get("images", [])
-    files = [str(image.get("file_name")) for image in images[:3]]
-    folders = [root / pattern.format(s=name) for pattern in IMAGES]
-    for folder in [json_file.parent, *folders]:
-        if files and all((folder / file).is_file() for file in files):
-            return folder
-    tried = ", ".join(str(folder) for folder in folders)
-    raise DatasetError(
-        f"the pictures of {json_file} ({', '.join(files) or 'none'}, ...) are in none of {tried}; "
-        "name their folder with --train-images or --val-images"
-    )
+    images = read_json(json_file).get("images")
+    entries = [x for x in images if isinstance(x, dict)] if isinstance(images, list) else []
+    files = [name for name in (x.get("file_name") for x in entries[:SAMPLE]) if isinstance(name, str)]
+    folders = [json_file.parent, *(root / pattern.format(s=name) for pattern in IMAGES)]
+    # Some may be missing: that is for the check of the data to say.
+    found = [sum(picture_path(folder, file).is_file() for file in files) for folder in folders]
+    if not any(found):
+        tried = ", ".join(str(folder) for folder in folders)
+        raise DatasetError(
+            f"the pictures of {json_file} ({', '.join(files[:3]) or 'none'}, ...) are in none of {tried}; "
+            f"move them there, or name the file and its folder ({OPTIONS})"
+        )
+    return folders[found.index(max(found))]
 
 
 def hint(root: Path) -> str:

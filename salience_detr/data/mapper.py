@@ -14,6 +14,9 @@ from PIL import Image, ImageOps
 
 ORIENTATION = 0x0112  # the EXIF tag that says how a picture is turned
 
+# What PIL raises for files that are no pictures, broken ones, and ones too large.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, RuntimeError, Image.DecompressionBombError)
+
 
 class ImageReadError(RuntimeError):
     """A picture that is missing, truncated, or not a picture."""
@@ -28,7 +31,7 @@ def read_image(file_name: str, image_format: str = "RGB") -> np.ndarray:
     try:
         with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
             rgb = pil_to_rgb(image)
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         # PIL's words are kept: they tell a missing file from a truncated one.
         raise ImageReadError(
             f"cannot read the picture {file_name}: {error}; replace the file or remove it from the data"
@@ -106,7 +109,7 @@ class DetectionMapper:
         if (height, width) != expected:
             raise ImageReadError(
                 f"the picture {record['file_name']} is {width}x{height}, but the annotations say "
-                f"{expected[1]}x{expected[0]} (width x height); correct the annotation file"
+                f"{expected[1]}x{expected[0]} (width x height); tools/check_dataset.py --fix corrects them"
             )
 
     @staticmethod

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import logging
 from typing import Any
 
@@ -13,7 +15,8 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
-from salience_detr.data.datasets import check_class_count, fill_annotation_defaults
+from salience_detr.data.coco_format import prepare_for_evaluation
+from salience_detr.data.datasets import check_class_count
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +31,16 @@ def evaluate(config: DictConfig, model: nn.Module, *, suffix: str = "") -> dict[
         ``{"bbox": {"AP": ..., "AP50": ..., ...}}``, in percent, on process 0; nothing elsewhere.
     """
     loader = instantiate(config.dataloader.test)  # class names are known once the data is loaded
-    check_class_count(config.dataloader.test.dataset.names, config.model.get("num_classes", 10**9))
+    check_class_count(config.dataloader.test.dataset.names, config.model.get("num_classes"))
     settings = copy.copy(config.dataloader.evaluator)
     if suffix and settings.get("output_dir"):
         settings.output_dir = f"{settings.output_dir}{suffix}"
     evaluator = instantiate(settings)
     ground_truth = getattr(evaluator, "_coco_api", None)  # of detectron2's COCOEvaluator
     if ground_truth is not None:
-        fill_annotation_defaults(ground_truth.dataset.get("annotations", []))
+        prepare_for_evaluation(ground_truth.dataset.get("annotations", []))
+        with contextlib.redirect_stdout(io.StringIO()):
+            ground_truth.createIndex()
     results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from salience_detr.data.datasets import DatasetError, read_json
+from salience_detr.data.coco_format import LARGEST, DatasetError, entry_fault, read_coco
 from salience_detr.data.layouts import Split, find_splits
 from salience_detr.engine.config import ConfigError
 
@@ -29,7 +29,12 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--epochs", type=float, metavar="N", help="times to see all pictures (default: as the config)")
 
 
-def use_own_data(config: DictConfig, args: argparse.Namespace, overridden: Collection[str]) -> None:
+def use_own_data(
+    config: DictConfig,
+    args: argparse.Namespace,
+    overridden: Collection[str] = (),
+    needed: Collection[str] = ("train", "val"),
+) -> None:
     """Change a config, in place, as the flags of the command line say; without flags it stays.
 
     The classes and their number come from the annotation files. The number of iterations follows from the epochs,
@@ -37,8 +42,9 @@ def use_own_data(config: DictConfig, args: argparse.Namespace, overridden: Colle
 
     Args:
         config: of a LazyConfig file, overrides applied.
-        args: see :func:`add_data_arguments`, and ``eval_only``.
+        args: see :func:`add_data_arguments`.
         overridden: keys that the user set on the command line, which stay.
+        needed: the parts that there must be; the schedule is left alone where no training data are needed.
 
     Raises:
         DatasetError, ConfigError: the files are not there or not right, or flags are missing.
@@ -49,7 +55,7 @@ def use_own_data(config: DictConfig, args: argparse.Namespace, overridden: Colle
             raise ConfigError("--epochs goes with --data-dir or --train-json; set train.max_iter for a config's data")
         return
     for name, purpose in (("val", "evaluate"), ("train", "train")):
-        if name in splits or (name == "train" and args.eval_only):
+        if name in splits or name not in needed:
             continue
         where = f"none are in {args.data_dir}" if args.data_dir else "none are given"
         raise ConfigError(f"data to {purpose} on: {where}; add --{name}-json FILE --{name}-images DIR")
@@ -61,9 +67,9 @@ def use_own_data(config: DictConfig, args: argparse.Namespace, overridden: Colle
         dataset.names = str(split.json_file)
         dataset.json_file, dataset.image_root = str(split.json_file), str(split.image_root)
     if "model.num_classes" not in overridden:
-        config.model.num_classes = len(categories["val"])
-    if "train" in splits and not args.eval_only:
-        fit_schedule(config, len(read_json(splits["train"].json_file)["images"]), args.epochs, overridden)
+        config.model.num_classes = len(next(iter(categories.values())))
+    if "train" in needed:
+        fit_schedule(config, len(read_coco(splits["train"].json_file)["images"]), args.epochs, overridden)
 
 
 def chosen_splits(args: argparse.Namespace) -> dict[str, Split]:
@@ -88,16 +94,14 @@ def read_categories(json_file: Path) -> dict[int, str]:
     Raises:
         DatasetError: the file is missing or has no categories.
     """
-    if not json_file.is_file():
-        raise DatasetError(f"there is no annotation file {json_file}")
-    content = read_json(json_file)
-    try:
-        categories = {int(category["id"]): str(category["name"]) for category in content["categories"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"{json_file} has no list of categories with 'id' and 'name' ({error!r})") from error
-    if not categories or not isinstance(content.get("images"), list):
-        raise DatasetError(f"{json_file} has no {'images' if categories else 'categories'}")
-    return categories
+    content = read_coco(json_file)
+    for number, category in enumerate(content["categories"]):
+        fault = entry_fault("categories", category)
+        if fault is not None:
+            raise DatasetError(f"{json_file}: number {number} of its categories {fault}")
+    if not content["categories"]:
+        raise DatasetError(f"{json_file} has no categories")
+    return {category["id"]: category["name"] for category in content["categories"]}
 
 
 def check_equal(splits: dict[str, Split], categories: dict[str, dict[int, str]]) -> None:
@@ -115,8 +119,8 @@ def fit_schedule(config: DictConfig, images: int, epochs: float | None, overridd
     """Give a run over ``images`` pictures the epochs of the config, or others, and its proportions."""
     if not images:
         raise DatasetError("the training data set holds no pictures")
-    if epochs is not None and not epochs > 0:
-        raise ConfigError(f"--epochs is {epochs:g}; it must be positive")
+    if epochs is not None and not 0 < epochs < LARGEST:
+        raise ConfigError(f"--epochs is {epochs:g}; it must be positive and finite")
     settings, before = config.train, config.train.max_iter
     if "train.max_iter" not in overridden:
         wanted = settings.get("epochs") if epochs is None else epochs

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from salience_detr.checkpoint import start_from
-from salience_detr.data.datasets import check_class_count, class_names_of
+from salience_detr.data.datasets import check_class_count, check_files, class_names_of
 from salience_detr.data.loader import DataWorkerError
 from salience_detr.data.mapper import ImageReadError
 from salience_detr.engine.checkpointing import DataOrder, TrainingCheckpointer, check_output_dir, cut_metrics
@@ -175,6 +175,16 @@ def start_or_resume(
     return start
 
 
+def check_test_set(config: DictConfig) -> None:
+    """Find before the first step what an evaluation would stop at hours later.
+
+    Raises:
+        DatasetError: the annotations have a mistake, a picture is missing, or the classes are not the model's.
+    """
+    check_files(instantiate(config.dataloader.test.dataset))
+    check_class_count(config.dataloader.test.dataset.names, config.model.get("num_classes"))
+
+
 def train(config: DictConfig, *, resume: bool) -> None:
     """Train as the config says; with ``resume`` go on from the last complete checkpoint in the output folder.
 
@@ -184,9 +194,10 @@ def train(config: DictConfig, *, resume: bool) -> None:
         ImageReadError, DataWorkerError: a picture cannot be read; the finished steps are saved.
         FloatingPointError: the loss is not finite.
     """
+    check_test_set(config)
     loader = instantiate(config.dataloader.train)
     names = config.dataloader.train.dataset.names
-    check_class_count(names, config.model.get("num_classes", 10**9))
+    check_class_count(names, config.model.get("num_classes"))
     model = build_model(config)
     optimizer = build_optimizer(config, model)
     average = build_average(config, model)

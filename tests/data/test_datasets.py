@@ -13,7 +13,8 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from salience_detr.data import DatasetError, check_class_count, load_dataset, register_coco_dataset
-from salience_detr.data.datasets import clean_annotation
+from salience_detr.data.coco_format import prepare_for_evaluation
+from salience_detr.data.datasets import check_files, clean_annotation
 
 
 @pytest.fixture
@@ -52,6 +53,38 @@ def test_category_ids_become_contiguous_and_pictures_without_boxes_stay(coco_fil
     assert records[0]["annotations"][0]["bbox"] == [1, 2, 4, 6]
 
 
+@pytest.mark.parametrize("segmentation", [[[]], [[1, 2, 3, 4]], [1, 2, 3, 4, 5, 6], None, {}, "x"])
+def test_what_a_mask_looks_like_does_not_matter_to_its_box(coco_file, segmentation):
+    coco_file([{"bbox": [1, 2, 3, 4], "segmentation": segmentation, "keypoints": 5, "area": None, "iscrowd": None}])
+    for is_train in (True, False):
+        assert len(load_dataset("faulty", is_train=is_train)[0]["annotations"]) == 1
+
+
+def test_boxes_to_ignore_are_like_crowds(coco_file):
+    coco_file([{"bbox": [1, 2, 3, 4], "ignore": 1}, {"bbox": [1, 2, 3, 4], "ignore": 0}])
+    assert [len(load_dataset("faulty", is_train=x)[0]["annotations"]) for x in (True, False)] == [1, 2]
+    annotations = [{"id": 1, "bbox": [1, 2, 3, 4], "ignore": 1, "area": 1}]
+    prepare_for_evaluation(annotations)
+    assert annotations[0]["iscrowd"] == 1
+
+
+@pytest.mark.parametrize("ids", [[0, 1], ["a0", "b1"], [5, -2]])
+def test_evaluation_gets_ids_that_count_and_all_that_it_needs(ids):
+    annotations = [{"id": i, "bbox": [1, 2, 3, 4], "iscrowd": None, "area": None} for i in ids]
+    prepare_for_evaluation(annotations)
+    assert [(x["id"], x["iscrowd"], x["area"]) for x in annotations] == [(1, 0, 12), (2, 0, 12)]
+    prepare_for_evaluation(annotations[1:])
+    assert annotations[1]["id"] == 2  # those that count stay
+
+
+def test_missing_pictures_are_counted_and_the_first_named(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    records = [{"file_name": str(tmp_path / x)} for x in ("a.jpg", "b.jpg", "c.jpg")] + [{"file_name": "s3://x/y.jpg"}]
+    with pytest.raises(DatasetError, match=r"2 of 4 pictures are missing, the first is .*b\.jpg; check the folder"):
+        check_files(records)
+    check_files(records[:1])
+
+
 def test_boxes_are_clipped_or_dropped_with_one_counted_warning(coco_file, caplog):
     coco_file([{"bbox": [30, 20, 50, 5]}, {"bbox": [5, 5, 0, 4]}, {"bbox": [60, 5, 4, 4]}, {"bbox": [1, 1, 2, 2]}])
     with caplog.at_level(logging.WARNING, "salience_detr"):
@@ -78,7 +111,7 @@ def test_crowds_and_boxes_that_are_not_numbers_are_not_trained_on():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"categories": None}, "has no 'categories'"),
+        ({"categories": None}, "has no list 'categories'"),
         ({"annotations": [{"id": 1, "image_id": 1, "category_id": 8, "bbox": [1, 1, 2, 2]}]}, "category id 8"),
         ({"annotations": [{"id": 1, "image_id": 1, "category_id": 7}]}, "has no 'bbox'"),
     ],
@@ -89,10 +122,18 @@ def test_faults_of_the_json_are_named(coco_file, changes, message):
         load_dataset("faulty", is_train=True)
 
 
-def test_truncated_json_is_named(coco_file):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data[:-20], "not valid JSON .* may be truncated"),
+        (lambda data: b"\xef\xbb\xbf" + data, "save it without a byte order mark"),
+        (lambda data: data.decode().encode("utf-16"), "not encoded in UTF-8"),
+    ],
+)
+def test_files_that_are_not_json_in_utf_8_are_named(coco_file, change, message):
     path = coco_file([{"bbox": [1, 2, 3, 4]}])
-    path.write_text(path.read_text()[:-20])
-    with pytest.raises(DatasetError, match="not valid JSON"):
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(DatasetError, match=message):
         load_dataset("faulty")
 
 
@@ -110,10 +151,13 @@ def test_a_missing_surface_defects_file_names_the_tool(tmp_path, monkeypatch):
     register_surface_defects()
 
 
-def test_more_classes_than_the_model_has_say_both_numbers(surface_data):
+def test_another_number_of_classes_than_the_model_has_is_refused_with_both(surface_data):
     with pytest.raises(DatasetError, match=r"has 6 classes, but the model has 4; set model\.num_classes=6"):
         check_class_count("surface_defects_train", 4)
+    with pytest.raises(DatasetError, match=r"has 6 classes, but the model has 9; set model\.num_classes=6"):
+        check_class_count("surface_defects_train", 9)
     check_class_count("surface_defects_train", 6)
+    check_class_count("surface_defects_train", None)
 
 
 def test_a_name_is_not_taken_twice_for_different_data(coco_file, tmp_path):
@@ -123,6 +167,7 @@ def test_a_name_is_not_taken_twice_for_different_data(coco_file, tmp_path):
         register_coco_dataset("faulty", tmp_path / "other.json", tmp_path)
 
 
+IMAGE = {"id": 1, "file_name": "a.jpg", "height": 30, "width": 40}
 ENTRY = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 1, 2, 2]}
 
 
@@ -136,6 +181,14 @@ ENTRY = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 1, 2, 2]}
         ({"images": [{"file_name": "a.jpg"}]}, "entry number 0 of 'images' in .* has no 'id'"),
         ({"images": [{"id": 1, "file_name": "a.jpg", "height": 30}]}, "entry id 1 of 'images' in .* has no 'width'"),
         ({"images": [{"id": 1, "height": 30, "width": 40}]}, "has no 'file_name'"),
+        ({"images": [{"id": 1, "file_name": "a.jpg", "height": 30, "width": "40"}]}, "has the width '40', not"),
+        ({"images": [IMAGE, {**IMAGE, "id": "b"}]}, "image ids that are numbers and others that are texts"),
+        ({"annotations": [{**ENTRY, "bbox": [1, 1, float("nan"), 2]}]}, "are not four numbers.*check_dataset.py"),
+        ({"annotations": [{**ENTRY, "bbox": [1, 1, 10**400, 2]}]}, "are not four numbers"),
+        ({"annotations": [{**ENTRY, "category_id": "7"}]}, "has the category_id '7', not a whole number"),
+        ({"annotations": [{**ENTRY, "image_id": {}}]}, "has the image_id {}, not a whole number or a text"),
+        ({"categories": [{"id": 7, "name": None}]}, "has the name None, not a name"),
+        ({"categories": []}, "has no categories"),
     ],
 )  # fmt: skip
 def test_an_entry_that_lacks_something_is_named(coco_file, changes, message):

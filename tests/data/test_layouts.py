@@ -67,6 +67,20 @@ def test_other_folders_are_answered_with_what_to_do(tmp_path, files, message):
         find_splits(tmp_path / "nowhere")
 
 
+def test_a_missing_picture_does_not_hide_the_folder(tmp_path):
+    write(tmp_path, "train.json", "images/1.jpg")
+    names = [{"id": i, "file_name": f"{i}.jpg"} for i in (9, 1)]
+    (tmp_path / "train.json").write_text(json.dumps({"images": [*names, "nonsense"]}))
+    assert find_splits(tmp_path)["train"].image_root == tmp_path / "images"
+
+
+@pytest.mark.parametrize("images", [None, "x", {}, ["1.jpg"], [{"file_name": 5}]])
+def test_lists_of_pictures_that_are_none_are_one_error(tmp_path, images):
+    (tmp_path / "train.json").write_text(json.dumps({"images": images}))
+    with pytest.raises(DatasetError, match="are in none of"):
+        find_splits(tmp_path)
+
+
 def test_pictures_that_are_elsewhere_are_asked_for(tmp_path):
     write(tmp_path, "train.json", "far/away/1.jpg")
     with pytest.raises(

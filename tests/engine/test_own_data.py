@@ -120,14 +120,15 @@ def test_missing_flags_and_files_are_named(micro_config, words, error, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"images": []}, "no list of categories"),
+        ({"images": []}, "no list 'categories'"),
         ({"images": [], "categories": []}, "has no categories"),
-        ({"categories": CATEGORIES}, "has no images"),
+        ({"images": [], "categories": [{"id": "pit", "name": "pit"}]}, "has the id 'pit', not a whole number"),
+        ({"categories": CATEGORIES}, "has no list 'images'"),
         ({"images": [], "categories": CATEGORIES}, "holds no pictures"),
     ],
 )
 def test_files_without_classes_or_pictures_are_refused(own_data, micro_config, content, message):
-    (own_data / "annotations" / "train.json").write_text(json.dumps(content))
+    (own_data / "annotations" / "train.json").write_text(json.dumps({"annotations": [], **content}))
     with pytest.raises(DatasetError, match=message):
         configure(micro_config, *flags(own_data, "train", "val"))
 

@@ -42,3 +42,27 @@ def test_what_does_not_go_together_is_said(micro_config, tmp_path, capsys):
         main([*words, "--augmented", "--split", "val"])
     assert main([*words, "--data-dir", "nowhere"]) == 2
     assert "there is no data folder nowhere" in capsys.readouterr().err
+
+
+def test_pictures_of_the_same_name_are_all_drawn_and_training_data_are_enough(surface_data, micro_config, tmp_path):
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "pit"}]}
+    for i, folder in enumerate(("one", "two"), 1):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.jpg").write_bytes((surface_data / "val" / "000001.jpg").read_bytes())
+        content["images"].append({"id": i, "file_name": f"{folder}/x.jpg", "width": 64, "height": 64})
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    words = ["--train-json", str(tmp_path / "train.json"), "--train-images", str(tmp_path)]
+    assert main(["--config-file", micro_config, "--output", str(tmp_path / "drawn"), *words]) == 0
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["x.jpg", "x_2.jpg"]
+
+
+def test_a_broken_picture_is_one_line_from_a_worker_too(surface_data, micro_config, tmp_path, capsys):
+    (tmp_path / "x.jpg").write_bytes(b"no picture")
+    content = {"images": [{"id": 1, "file_name": "x.jpg", "width": 64, "height": 64}], "annotations": []}
+    content["categories"] = [{"id": 1, "name": "pit"}]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    words = ["--train-json", str(tmp_path / "train.json"), "--train-images", str(tmp_path), "--augmented"]
+    words += ["--config-file", micro_config, "--output", str(tmp_path / "drawn"), "dataloader.train.num_workers=1"]
+    assert main(words) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
+    assert line.startswith("error: cannot read the picture") and "x.jpg" in line
