@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from pathlib import Path
 
+from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch.multiprocessing import ProcessExitedException
 
@@ -23,7 +25,8 @@ from salience_detr.engine.config import ConfigError, load_config
 from salience_detr.engine.evaluation import evaluate
 from salience_detr.engine.launch import launch, share_cpu_threads
 from salience_detr.engine.own_data import add_data_arguments, use_own_data
-from salience_detr.engine.train import build_model, setup_run, train
+from salience_detr.engine.train import build_model, save_config, setup_run, train
+from salience_detr.engine.trainer import FetchError
 from salience_detr.errors import one_line
 
 USER_ERRORS = (
@@ -68,6 +71,8 @@ def main(args: argparse.Namespace) -> None:
     """The work of one process; a user's mistake becomes one line on the console, and a traceback in log.txt."""
     try:
         work(args)
+    except FetchError:
+        sys.exit(2)  # another process tells
     except USER_ERRORS as error:
         log_traceback()
         tell(error)
@@ -77,6 +82,7 @@ def main(args: argparse.Namespace) -> None:
 def log_traceback() -> None:
     """Write the traceback of the current exception to log.txt, but not to the console."""
     logger = logging.getLogger("salience_detr")
+    logging.raiseExceptions = False  # the disk may be full
     record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "stopped", (), sys.exc_info())
     for handler in logger.handlers:
         if getattr(handler, "stream", None) is not sys.stdout:
@@ -96,6 +102,8 @@ def work(args: argparse.Namespace) -> None:
         return
     if not config.train.init_checkpoint:
         raise ConfigError("--eval-only needs weights: add --weights FILE")
+    if comm.is_main_process() and not (Path(config.train.output_dir) / "config.yaml").is_file():
+        save_config(config)
     model = build_model(config)
     load_weights(model, config.train.init_checkpoint)
     evaluate(config, model.eval())

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,14 +102,90 @@ def test_a_terminated_run_saves_and_exits_cleanly(micro_config, surface_data, tm
     output = tmp_path / "stopped"
     words = command(micro_config, output, "train.max_iter=100000", "train.checkpointer.period=0")
     process = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 90
-    while not (output / "metrics.json").exists() or not (output / "metrics.json").read_text():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for_steps(output, process)
     process.terminate()
     assert process.wait(30) == 0
     saved = output / (output / "last_checkpoint").read_text()
     assert read_checkpoint(saved)["iteration"] > 0
+
+
+def wait_for_steps(output, process, count=1):
+    """Until so many steps are on record."""
+    deadline = time.monotonic() + 120
+    metrics = output / "metrics.json"
+    while not metrics.exists() or metrics.read_text().count("total_loss") < count:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_several_processes_in_mixed_precision_stop_cleanly_with_their_parent(micro_config, surface_data, tmp_path):
+    words = ["--num-gpus", "2", "train.max_iter=100000", "train.checkpointer.period=0", "train.amp.enabled=True"]
+    process = subprocess.Popen(
+        command(micro_config, tmp_path, *words),
+        env=environment(CUDA_VISIBLE_DEVICES=""),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_steps(tmp_path, process)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in errors
+    assert read_checkpoint(tmp_path / (tmp_path / "last_checkpoint").read_text())["iteration"] > 0
+
+
+def test_a_broken_picture_of_another_process_costs_no_step(micro_config, surface_root, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(surface_root, root)
+    environ = environment(DETECTRON2_DATASETS=str(root), CUDA_VISIBLE_DEVICES="")
+    output = tmp_path / "out"
+    words = ["--num-gpus", "2", "train.max_iter=100000", "train.checkpointer.period=0"]
+    process = subprocess.Popen(
+        command(micro_config, output, *words), env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_steps(output, process)
+    # Only the second process comes to this picture within the next steps, or both do: each has to save.
+    picture = root / "surface_defects" / "train" / "000001.jpg"
+    picture.write_bytes(picture.read_bytes()[:300])
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2 and "Traceback" not in errors
+    assert re.search(r"^error: .*cannot read the picture .*000001\.jpg", errors, re.M)
+    saved = read_checkpoint(output / (output / "last_checkpoint").read_text())["iteration"]
+    assert saved == len(losses(output)) > 0
+
+
+def test_a_refused_run_leaves_the_config_of_the_folder(full_run, micro_config, surface_data):
+    before = (full_run / "config.yaml").read_text()
+    assert run(micro_config, full_run, "optimizer.lr=1") == 2
+    weights = f"train.init_checkpoint={full_run / 'model_final.pth'}"
+    assert run(micro_config, full_run, "--eval-only", weights) == 0
+    assert (full_run / "config.yaml").read_text() == before and not list(full_run.glob("new.*"))
+
+
+def test_a_run_is_resumed_where_a_new_one_has_no_room(full_run, micro_config, surface_data, monkeypatch, capsys):
+    size = (full_run / "model_final.pth").stat().st_size
+    usage = SimpleNamespace(free=2 * size)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    (full_run / "model_final.pth").unlink()
+    assert run(micro_config, full_run, "--resume", "train.checkpointer.max_to_keep=1") == 0
+    assert run(micro_config, full_run.parent / "new") == 2
+    assert "MiB free, but the checkpoints need about" in capsys.readouterr().err
+
+
+def test_another_detector_resumes_exactly(surface_data, tmp_path):
+    data = [x for part in ("train", "val") for x in (
+        f"--{part}-json", str(surface_data / "annotations" / f"{part}.json"), f"--{part}-images", str(surface_data / part)
+    )]  # fmt: skip
+    words = [*data, "dataloader.train.total_batch_size=2", "train.max_iter=4", "train.checkpointer.period=2"]
+    words += ["train.eval_period=0", "train.log_period=1", "train.previews=0"]
+    config = ROOT / "configs" / "neu_det_retinanet_r18.py"
+    for output in ("full", "part"):
+        assert run(config, tmp_path / output, *words) == 0
+    (tmp_path / "part" / "model_final.pth").unlink()
+    (tmp_path / "part" / "model_0000004.pth").unlink(missing_ok=True)
+    (tmp_path / "part" / "last_checkpoint").write_text("model_0000002.pth")
+    assert run(config, tmp_path / "part", *words, "--resume") == 0
+    assert losses(tmp_path / "part") == losses(tmp_path / "full")
 
 
 def test_a_disk_that_fills_up_costs_no_checkpoint(full_run, micro_config, surface_data, tmp_path):
@@ -234,6 +311,8 @@ def test_the_saved_results_evaluate_to_the_same_table(surface_data, micro_config
         (["train.ema.enabled=True", "train.ema.decay=1.5"], "train.ema.decay is 1.5; it lies between 0 and 1"),
         (["train.accumulate=0"], "train.accumulate is 0; it must be at least 1"),
         (["train.amp=true"], "train.amp is a group of settings"),
+        (["train.compile=True", "model.backbone.use_checkpoint=True"], "set model.backbone.use_checkpoint=False"),
+        (["model.num_classes=9"], "has 6 classes, but the model has 9; set model.num_classes=6"),
         (["train.amp.enabled=True", "train.amp.dtype=fp8"], "use auto, bf16 or fp16"),
     ],
 )

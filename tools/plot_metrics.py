@@ -104,17 +104,21 @@ def plot_ap(runs: dict[str, Lines], path: Path) -> bool:
     return drawn
 
 
-def plot_precision_recall(precisions: dict[str, np.ndarray], path: Path) -> None:
-    """Precision against recall of each class at IoU 0.5."""
+def plot_precision_recall(precisions: dict[str, np.ndarray], path: Path) -> bool:
+    """Precision against recall of each class at IoU 0.5; False if there is nothing to find."""
     figure, axes = plt.subplots(figsize=(7, 6))
     ap50 = {name: 100 * float(np.mean(values[0])) for name, values in precisions.items()}
     known = [name for name in precisions if not np.isnan(ap50[name])]
+    if not known:
+        plt.close(figure)
+        return False
     for name in sorted(known, key=lambda name: -ap50[name]):
         label = f"{name} {ap50[name]:.1f}" if len(known) <= 20 else None  # of 80 classes nobody reads a legend
         axes.plot(np.linspace(0, 1, 101), precisions[name][0], label=label, linewidth=1)
     mean = np.mean([precisions[name][0] for name in known], axis=0)
     axes.plot(np.linspace(0, 1, 101), mean, "k", linewidth=2.5, label=f"mean {np.mean([ap50[n] for n in known]):.1f}")
     finish(figure, axes, path, "recall", "precision at IoU 0.5")
+    return True
 
 
 def plot_confusion(matrix: np.ndarray, names: list[str], path: Path) -> None:
@@ -145,6 +149,13 @@ def finish(figure: Any, axes: Any, path: Path, x: str, y: str, *, logarithmic: b
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
+
+
+def run_names(runs: list[Path]) -> list[str]:
+    """The names of the folders, with as many of the folders above as tell them apart."""
+    parts = [run.resolve().parts for run in runs]
+    depth = next((n for n in range(1, max(map(len, parts))) if len({x[-n:] for x in parts}) == len(set(parts))), 1)
+    return ["/".join(x[-depth:]) for x in parts]
 
 
 def find_results(run: Path) -> Path | None:
@@ -178,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     output = args.output or args.runs[0] / "plots"
     written = ["losses.png"]
     try:
-        runs = {run.name: read_metrics(run) for run in args.runs}
+        runs = {name: read_metrics(run) for name, run in zip(run_names(args.runs), args.runs, strict=True)}
         output.mkdir(parents=True, exist_ok=True)
         plot_losses(runs, output / "losses.png")
         if plot_ap(runs, output / "ap.png"):
@@ -188,10 +199,11 @@ def main(argv: list[str] | None = None) -> int:
             coco, detections, images = load(results, args.annotations or find_annotations(args.runs[0]))
             evaluation = evaluate(coco, detections, images)
             if evaluation is not None:
-                plot_precision_recall(class_precisions(evaluation), output / "precision_recall.png")
+                if plot_precision_recall(class_precisions(evaluation), output / "precision_recall.png"):
+                    written.append("precision_recall.png")
                 matrix, names = confusion_matrix(coco, detections, score_threshold=args.score_threshold)
                 plot_confusion(matrix, names, output / "confusion.png")
-                written += ["precision_recall.png", "confusion.png"]
+                written.append("confusion.png")
     except (ResultsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,11 +1,16 @@
 """COCO 2017 with the augmentation of the published recipe (paper, section 4.1)."""
 
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 
-from salience_detr.data import DetectionMapper, ResizeShortestEdge, build_train_loader, load_dataset
+from salience_detr.data import (
+    DetectionMapper,
+    ResizeShortestEdge,
+    build_test_loader,
+    build_train_loader,
+    load_dataset,
+)
 
 from .augmentation import MAX_SIDE, detr
 
@@ -27,7 +32,7 @@ dataloader.train = L(build_train_loader)(
     aspect_ratio_grouping=True,
 )
 
-dataloader.test = L(build_detection_test_loader)(
+dataloader.test = L(build_test_loader)(
     dataset=L(load_dataset)(names="coco_2017_val"),
     mapper=L(DetectionMapper)(
         is_train=False,

@@ -1,9 +1,11 @@
-"""A training loader whose stream depends on the seed alone: not on processes, workers, or interruptions."""
+"""Loaders that name the picture at which a worker died; the training stream depends on the seed alone."""
 
 from __future__ import annotations
 
 import random
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.data import DatasetFromList
+from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from salience_detr.data.datasets import DatasetError
+from salience_detr.data.coco_format import DatasetError
 
 
 class DataWorkerError(RuntimeError):
@@ -89,30 +92,42 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
         return np.concatenate([order[:first], *whole, *left])
 
 
-class SeededDataset(Dataset[Any]):
-    """Maps records with random state that depends on the seed and the position in the stream only."""
+class TrackedDataset(Dataset[Any]):
+    """Maps records, and notes which one each worker is at."""
 
     def __init__(
-        self, records: list[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], seed: int, num_workers: int = 0
+        self, records: list[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], num_workers: int = 0
     ) -> None:
         self.records = DatasetFromList(records, copy=False)
         self.mapper = mapper
-        self.seed = seed
         # The record that each worker is at, -1 for none; the main process sees it too.
         self.at = torch.full((max(1, num_workers),), -1).share_memory_()
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, item: tuple[int, int]) -> Any:
-        index, position = item
+    def __getitem__(self, index: Any) -> Any:
         worker = get_worker_info()
         slot = 0 if worker is None else worker.id
         self.at[slot] = index
-        with seeded(self.seed, position):
-            mapped = self.mapper(self.records[index])
+        mapped = self.mapper(self.records[index])
         self.at[slot] = -1
         return mapped
+
+
+class SeededDataset(TrackedDataset):
+    """Maps records with random state that depends on the seed and the position in the stream only."""
+
+    def __init__(
+        self, records: list[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], seed: int, num_workers: int = 0
+    ) -> None:
+        super().__init__(records, mapper, num_workers)
+        self.seed = seed
+
+    def __getitem__(self, item: tuple[int, int]) -> Any:
+        index, position = item
+        with seeded(self.seed, position):
+            return super().__getitem__(index)
 
 
 @contextmanager
@@ -135,31 +150,57 @@ def batches(loader: DataLoader[Any], start_iteration: int) -> Iterator[list[dict
     """The batches of :func:`build_train_loader` from an iteration on.
 
     Raises:
-        DataWorkerError: a worker process died, of too little memory for example, with the picture that it was at.
+        DataWorkerError: see :class:`WatchedLoader`.
     """
     loader.batch_sampler.start_iteration = start_iteration  # type: ignore[union-attr]
-    iterator = iter(loader)
-    while True:
-        try:
-            yield next(iterator)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if not re.match(r"DataLoader worker \(pid", str(error)):
-                raise  # an error in a worker that lives
-            raise DataWorkerError(describe_death(loader.dataset, iterator, str(error))) from error
+    return iter(WatchedLoader(loader))
+
+
+class WatchedLoader:
+    """A loader that raises DataWorkerError, with the picture, where the data of a worker that died are missed.
+
+    PyTorch would raise as soon as it hears of the death, in the middle of a step for example, which is lost then.
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        iterator = iter(self.loader)
+        if getattr(self.loader, "num_workers", 0) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        while True:
+            try:
+                yield next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not re.match(r"DataLoader worker \(pid", str(error)):
+                    raise  # an error in a worker that lives
+                raise DataWorkerError(
+                    describe_death(getattr(self.loader, "dataset", None), iterator, str(error))
+                ) from error
+
+
+def ignore_signals(worker: int) -> None:
+    """Let the main process decide when a worker ends: a launcher sends its signals to all processes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def describe_death(dataset: Any, iterator: Any, error: str) -> str:
     """What happened to a worker, at which picture, and what to do."""
-    at: list[int] = dataset.at.tolist()
+    at: list[int] = dataset.at.tolist() if isinstance(dataset, TrackedDataset) else []
     workers = getattr(iterator, "_workers", [])
     dead = [i for i, worker in zip(at, workers, strict=False) if i >= 0 and not worker.is_alive()]
     files = [str(dataset.records[i].get("file_name")) for i in dead or at if i >= 0]
     reason = error.splitlines()[0]
     return (
-        f"a data worker died while it read {' or '.join(files) or 'no picture'} ({reason}); if memory ran out, lower "
-        "dataloader.train.num_workers, else look at the picture; then go on with --resume"
+        f"a data worker died while it read {' or '.join(files) or 'an unknown picture'} ({reason}); if memory ran out, "
+        "lower num_workers of the loader, else look at the picture; then go on with --resume"
     )
 
 
@@ -193,5 +234,18 @@ def build_train_loader(
         num_workers=num_workers,
         collate_fn=list,
         persistent_workers=num_workers > 0,
-        pin_memory=False,
+        worker_init_fn=ignore_signals,
+    )
+
+
+def build_test_loader(
+    *, dataset: list[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], num_workers: int = 0
+) -> DataLoader[Any]:
+    """The loader of this process, for its part of the pictures, one at a time and in order."""
+    return DataLoader(
+        TrackedDataset(dataset, mapper, num_workers),
+        sampler=InferenceSampler(len(dataset)),
+        num_workers=num_workers,
+        collate_fn=list,
+        worker_init_fn=ignore_signals,
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from torch import nn
 
@@ -56,7 +57,7 @@ class TrainingCheckpointer:
             pointer = self.output_dir / "last_checkpoint"
             with written_whole(pointer) as temporary:
                 temporary.write_text(path.name)
-            self.prune()
+            self.prune(iteration)
         logger.info("saved %s after %d iterations", path, iteration)
 
     def save_periodic(self, iteration: int) -> None:
@@ -77,14 +78,23 @@ class TrainingCheckpointer:
                 "continue that run with --resume, or set another train.output_dir"
             )
 
-    def prune(self) -> None:
-        """Delete all but the newest periodic checkpoints."""
-        for path in self.periodic_files()[: -self.max_to_keep]:
+    def prune(self, iteration: int) -> None:
+        """Delete all but the newest periodic checkpoints up to ``iteration``.
+
+        Later ones are not this run's: a run that was resumed further back comes to them again.
+        """
+        own = [path for path in self.periodic_files() if iteration_of(path) <= iteration]
+        for path in own[: -self.max_to_keep]:
             path.unlink(missing_ok=True)
 
     def periodic_files(self) -> list[Path]:
-        """Periodic checkpoints, oldest first."""
-        return sorted(path for path in self.output_dir.glob("model_*.pth") if re.fullmatch(r"model_\d+", path.stem))
+        """Periodic checkpoints, those of the fewest iterations first."""
+        found = (path for path in self.output_dir.glob("model_*.pth") if re.fullmatch(r"model_\d+", path.stem))
+        return sorted(found, key=iteration_of)
+
+    def bytes_on_disk(self) -> int:
+        """What checkpoints take already; a run that goes on writes over them or deletes them."""
+        return sum(path.stat().st_size for path in self.output_dir.glob("model_*.pth"))
 
     def resume(self) -> int:
         """Restore the last complete checkpoint.
@@ -98,10 +108,14 @@ class TrainingCheckpointer:
         for leftover in self.output_dir.glob("*.pth.tmp"):
             leftover.unlink(missing_ok=True)  # of a write that was killed
         pointer = self.output_dir / "last_checkpoint"
-        candidates = [*self.output_dir.glob("model_final.pth"), *reversed(self.periodic_files())]
+        candidates = [*self.output_dir.glob("model_final.pth"), *self.periodic_files()]
+        candidates.sort(key=lambda path: path.stat().st_mtime, reverse=True)
         if pointer.is_file():
-            named = self.output_dir / pointer.read_text().strip()
-            candidates = [named, *(path for path in candidates if path != named)]
+            named = self.output_dir / pointer.read_text(errors="replace").strip()
+            if named in candidates:
+                candidates = [named, *(path for path in candidates if path != named)]
+            else:
+                logger.warning("%s names no checkpoint: taking the newest", pointer)
         for path in candidates:
             try:
                 state = read_checkpoint(path)
@@ -136,6 +150,25 @@ class TrainingCheckpointer:
         logger.info("resuming from %s after %d iterations", path, state["iteration"])
 
 
+def iteration_of(path: Path) -> int:
+    """Of a periodic checkpoint, by its name."""
+    return int(path.stem.removeprefix("model_"))
+
+
+class LossNormalizer:
+    """What detectron2's dense detectors keep between their steps, but not in their state, from the first one on."""
+
+    def __init__(self, model: DenseDetector) -> None:
+        self.model = model
+
+    def state_dict(self) -> dict[str, float]:
+        value = getattr(self.model, "loss_normalizer", None)
+        return {} if value is None else {"loss_normalizer": float(value)}
+
+    def load_state_dict(self, saved: dict[str, float]) -> None:
+        vars(self.model).update(saved)
+
+
 class DataOrder:
     """What the order of the data depends on: a run that is resumed with another one would not be the same run."""
 
@@ -168,7 +201,7 @@ def cut_metrics(path: Path, iteration: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             is_earlier = json.loads(line)["iteration"] < iteration
         except (ValueError, KeyError, TypeError):

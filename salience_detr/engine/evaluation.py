@@ -17,6 +17,7 @@ from torch import nn
 
 from salience_detr.data.coco_format import prepare_for_evaluation
 from salience_detr.data.datasets import check_class_count
+from salience_detr.data.loader import WatchedLoader
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def evaluate(config: DictConfig, model: nn.Module, *, suffix: str = "") -> dict[
         prepare_for_evaluation(ground_truth.dataset.get("annotations", []))
         with contextlib.redirect_stdout(io.StringIO()):
             ground_truth.createIndex()
-    results = inference_on_dataset(model, loader, evaluator)
+    results = inference_on_dataset(model, WatchedLoader(loader), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results or {}

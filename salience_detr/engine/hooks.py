@@ -7,7 +7,7 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +23,7 @@ from torch import nn
 
 from salience_detr.engine.checkpointing import TrainingCheckpointer
 from salience_detr.engine.config import ConfigError
+from salience_detr.engine.launch import any_process
 from salience_detr.files import written_whole
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ class BestCheckpointHook(HookBase):
     def update(self, iteration: int, results: dict[str, float]) -> None:
         """Compare the results of an evaluation after ``iteration`` steps."""
         value = results.get(self.metric)
+        if value is None and results:
+            logger.warning("train.best_metric: there is no %s; there are %s", self.metric, ", ".join(results))
         if value is None or not comm.is_main_process() or not value > self.best():
             return
         self.checkpointer.save("model_best", iteration=iteration, resumable=False)
@@ -81,7 +84,11 @@ class BestCheckpointHook(HookBase):
         """The best value so far; -inf if there is none."""
         if not self.record.is_file():
             return float("-inf")
-        return float(json.loads(self.record.read_text())["value"])
+        try:
+            return float(json.loads(self.record.read_text())["value"])
+        except (ValueError, KeyError, TypeError):
+            logger.warning("%s cannot be read: the next evaluation counts as the best so far", self.record)
+            return float("-inf")
 
 
 class EvaluationHook(HookBase):
@@ -92,12 +99,18 @@ class EvaluationHook(HookBase):
     """
 
     def __init__(
-        self, period: int, evaluate: Callable[[], dict[str, float]], best: BestCheckpointHook, metrics_file: Path
+        self,
+        period: int,
+        evaluate: Callable[[], dict[str, float]],
+        best: BestCheckpointHook,
+        metrics_file: Path,
+        writers: Sequence[EventWriter] = (),
     ) -> None:
         self.period = period
         self.evaluate = evaluate
         self.best = best
         self.metrics_file = metrics_file
+        self.writers = writers
 
     def before_train(self) -> None:
         start = self.trainer.start_iter
@@ -122,13 +135,18 @@ class EvaluationHook(HookBase):
         if not self.metrics_file.is_file():
             return False
         lines = [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
-        return any(line["iteration"] >= finished - 1 and self.best.metric in line for line in lines)
+        return any(line["iteration"] >= finished - 1 and any("/AP" in name for name in line) for line in lines)
 
     def run(self, finished: int) -> None:
         """Evaluate the state after so many steps."""
         results = self.evaluate()
         if results and comm.is_main_process():
-            self.trainer.storage.put_scalars(**results, smoothing_hint=False)
+            storage = self.trainer.storage
+            before, storage.iter = storage.iter, finished - 1  # one that is made up for belongs to the step before
+            storage.put_scalars(**results, smoothing_hint=False)
+            for writer in self.writers:  # at once: the next one may come before the next period of the writers
+                writer.write()
+            storage.iter = before
             self.best.update(finished, results)
         comm.synchronize()
 
@@ -164,11 +182,10 @@ class Interrupted(SystemExit):
         super().__init__(0)
 
 
-class InterruptHook(HookBase):
-    """On SIGINT or SIGTERM finishes the step, saves a checkpoint, and ends the run so that --resume continues it."""
+class SignalHook(HookBase):
+    """Notes SIGINT and SIGTERM from before the work of the other hooks, so it is the first of them."""
 
-    def __init__(self, checkpointer: TrainingCheckpointer) -> None:
-        self.checkpointer = checkpointer
+    def __init__(self) -> None:
         self.received = 0
         self.received_at = 0.0
         self.previous: dict[int, Any] = {}
@@ -192,23 +209,22 @@ class InterruptHook(HookBase):
         name = signal.Signals(number).name
         logger.warning("%s: finishing this step and saving; again after %d s ends at once", name, PATIENCE)
 
+
+class InterruptHook(HookBase):
+    """After a signal saves a checkpoint and ends the run so that --resume continues it; the last of the hooks."""
+
+    def __init__(self, signals: SignalHook, checkpointer: TrainingCheckpointer) -> None:
+        self.signals = signals
+        self.checkpointer = checkpointer
+
     def after_step(self) -> None:
-        if not self.anyone_received():
+        if not any_process(bool(self.signals.received)):  # all have to stop after the same step
             return
         finished = self.trainer.iter + 1
         self.checkpointer.save_periodic(finished)
         comm.synchronize()
         logger.warning("stopped after %d iterations; go on with --resume", finished)
         raise Interrupted
-
-    def anyone_received(self) -> bool:
-        """Whether some process got a signal: all have to stop after the same step."""
-        if comm.get_world_size() == 1:
-            return bool(self.received)
-        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-        flag = torch.tensor(self.received, device=device)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-        return bool(flag)
 
 
 class ConsoleWriter(EventWriter):

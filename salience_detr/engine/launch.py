@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import FrameType
 
 import torch
 from detectron2.engine import launch as detectron2_launch
@@ -16,14 +20,42 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace)
     if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
         _run_under_torchrun(main, args)
         return
-    detectron2_launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    with signals_for_children() if args.num_gpus > 1 else nullcontext():
+        detectron2_launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+
+
+@contextmanager
+def signals_for_children() -> Iterator[None]:
+    """Pass SIGINT and SIGTERM on to the processes that are started inside, and wait for what they do about them."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                os.kill(child.pid, number)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in some process; every process calls this."""
+    if comm.get_world_size() == 1:
+        return flag
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    flags = torch.tensor(int(flag), device=device)
+    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+    return bool(flags)
 
 
 def _run_under_torchrun(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:

@@ -38,7 +38,7 @@ def preview_pictures(config: DictConfig, model: nn.Module) -> dict[str, np.ndarr
     colors = class_colors(len(class_names))
     was_training = model.training
     model.eval()
-    pictures = {}
+    pictures: dict[str, np.ndarray] = {}
     for record in chosen:
         image = read_image(record["file_name"])
         found = detect(model, mapper, [image], score_threshold=SCORE_THRESHOLD)[0]
@@ -47,6 +47,8 @@ def preview_pictures(config: DictConfig, model: nn.Module) -> dict[str, np.ndarr
         truth = draw_boxes(image, boxes, [class_names[c] for c in classes], [colors[c] for c in classes])
         detections = draw_detections(image, found.instances, class_names=class_names, colors=colors)
         salience = draw_salience(image, found.salience)
-        pictures[Path(record["file_name"]).stem] = np.concatenate([truth, detections, salience], axis=1)
+        stem = Path(record["file_name"]).stem
+        name = stem if stem not in pictures else f"{stem}_{len(pictures)}"
+        pictures[name] = np.concatenate([truth, detections, salience], axis=1)
     model.train(was_training)
     return pictures

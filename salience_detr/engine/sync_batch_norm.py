@@ -32,13 +32,14 @@ class CpuSyncBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         dims = (0, 2, 3)
         total = SumOverProcesses.apply
-        count = total(torch.tensor(float(x.numel() / x.shape[1])))
-        mean = total(x.sum(dims)) / count
-        centred = x - mean[:, None, None]
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # sums in half precision are not exact, or overflow
+        count = total(wide.new_tensor(x.numel() / x.shape[1]))
+        mean = total(wide.sum(dims)) / count
+        centred = wide - mean[:, None, None]
         variance = total(centred.square().sum(dims)) / count
         self.update_statistics(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
     @torch.no_grad()
     def update_statistics(self, mean: Tensor, unbiased_variance: Tensor) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import HookBase, hooks
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -23,9 +26,13 @@ from torch.utils.data import DataLoader
 
 from salience_detr.checkpoint import start_from
 from salience_detr.data.datasets import check_class_count, check_files, class_names_of
-from salience_detr.data.loader import DataWorkerError
-from salience_detr.data.mapper import ImageReadError
-from salience_detr.engine.checkpointing import DataOrder, TrainingCheckpointer, check_output_dir, cut_metrics
+from salience_detr.engine.checkpointing import (
+    DataOrder,
+    LossNormalizer,
+    TrainingCheckpointer,
+    check_output_dir,
+    cut_metrics,
+)
 from salience_detr.engine.config import ConfigError
 from salience_detr.engine.device import resolve_amp, resolve_device
 from salience_detr.engine.evaluation import evaluate_with_average
@@ -37,11 +44,13 @@ from salience_detr.engine.hooks import (
     EvaluationHook,
     InterruptHook,
     PreviewHook,
+    SignalHook,
     WandbWriter,
 )
 from salience_detr.engine.previews import preview_pictures
 from salience_detr.engine.sync_batch_norm import use_cpu_sync_batch_norm
-from salience_detr.engine.trainer import Trainer
+from salience_detr.engine.trainer import FetchError, Trainer
+from salience_detr.layers.recompute import recomputes_batch_norm
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +59,7 @@ COMPILED_STAGES = ("backbone", "neck", "token_projection", "salience_filter", "e
 
 
 def setup_run(config: DictConfig) -> None:
-    """Output folder, log, saved config, seed. Every process calls this before it builds anything.
+    """Output folder, log, seed. Every process calls this before it builds anything.
 
     Raises:
         OSError: the output folder cannot be written to.
@@ -62,9 +71,16 @@ def setup_run(config: DictConfig) -> None:
         setup_logger(str(output_dir), distributed_rank=rank, name=name)
     # The exception itself is reported by whoever catches it.
     logging.getLogger("detectron2.engine.train_loop").addFilter(lambda record: "Exception during" not in record.msg)
-    if comm.is_main_process():
-        LazyConfig.save(config, str(output_dir / "config.yaml"))
     seed_all_rng(config.train.seed)
+
+
+def save_config(config: DictConfig) -> None:
+    """Write ``config.yaml`` to the output folder, whole or not at all (``config.pkl`` if YAML cannot hold it)."""
+    output_dir = Path(config.train.output_dir)
+    LazyConfig.save(config, str(output_dir / "new.yaml"))
+    for written in (output_dir / "new.yaml", output_dir / "new.pkl"):
+        if written.is_file():
+            os.replace(written, output_dir / f"config{written.suffix}")
 
 
 def build_model(config: DictConfig) -> nn.Module:
@@ -104,11 +120,22 @@ def build_optimizer(config: DictConfig, model: nn.Module) -> torch.optim.Optimiz
 
 
 def arrange(config: DictConfig, model: nn.Module) -> None:
-    """Set the memory format of the convolutions and compile the stages, in place, as the config says."""
+    """Set the memory format of the convolutions and compile the stages, in place, as the config says.
+
+    Raises:
+        ConfigError: the stages cannot be compiled as they are.
+    """
     if config.train.channels_last:
         model.to(memory_format=torch.channels_last)
     if config.train.compile:
-        for name in COMPILED_STAGES:
+        if any(recomputes_batch_norm(module) for module in model.modules()):
+            raise ConfigError(
+                "train.compile=True cannot compile layers with BatchNorm whose activations are computed again; "
+                "set model.backbone.use_checkpoint=False, or train.compile=False"
+            )
+        stages = [name for name, _ in model.named_children() if name in COMPILED_STAGES]
+        logger.info("compiling %s", ", ".join(stages))
+        for name in stages:
             model.get_submodule(name).compile()
 
 
@@ -122,8 +149,10 @@ def distribute(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
 
 
-def check_room(config: DictConfig, model: nn.Module, average: ModelEmaV3 | None) -> None:
-    """Make sure that the output folder has room for the checkpoints.
+def check_room(
+    config: DictConfig, model: nn.Module, average: ModelEmaV3 | None, checkpointer: TrainingCheckpointer
+) -> None:
+    """Make sure that the output folder has room for the checkpoints, beside those that are there.
 
     Raises:
         OSError: see :func:`check_output_dir`.
@@ -131,9 +160,8 @@ def check_room(config: DictConfig, model: nn.Module, average: ModelEmaV3 | None)
     parameter_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     # A checkpoint holds the parameters, two moments of AdamW, the average; best, final, one being written come on top.
     checkpoint_bytes = (3 if average is None else 4) * parameter_bytes
-    check_output_dir(
-        config.train.output_dir, needed_bytes=checkpoint_bytes * (config.train.checkpointer.max_to_keep + 3)
-    )
+    needed = checkpoint_bytes * (config.train.checkpointer.max_to_keep + 3) - checkpointer.bytes_on_disk()
+    check_output_dir(config.train.output_dir, needed_bytes=max(checkpoint_bytes, needed))
 
 
 def build_trainer(
@@ -201,7 +229,6 @@ def train(config: DictConfig, *, resume: bool) -> None:
     model = build_model(config)
     optimizer = build_optimizer(config, model)
     average = build_average(config, model)
-    check_room(config, model, average)
     arrange(config, model)
     max_iter = config.train.max_iter
     scheduler = LRMultiplier(optimizer, instantiate(config.lr_multiplier), max_iter)
@@ -218,21 +245,33 @@ def train(config: DictConfig, *, resume: bool) -> None:
         grad_scaler=trainer.grad_scaler,
         data_order=DataOrder(seed=config.train.seed, total_batch_size=batch, num_images=images, grouped=grouped),
         **({} if average is None else {"ema": average.module}),
+        **({"loss_normalizer": LossNormalizer(model)} if isinstance(model, DenseDetector) else {}),
     )
+    check_room(config, model, average, checkpointer)
     start = start_or_resume(config, checkpointer, average, resume)
     if start >= max_iter:
         logger.info("all %d iterations are done already", max_iter)
-    trainer.register_hooks(build_hooks(config, model, average, scheduler, checkpointer))
+    if comm.is_main_process():
+        save_config(config)  # not before: that of a run in this folder stays if this one may not go on with it
+    trainer.register_hooks(build_hooks(config, model, average, scheduler, checkpointer, start))
     logger.info("%d images, %d iterations, %.1f epochs", images, max_iter, max_iter * batch / max(1, images))
     try:
         trainer.train(start, max_iter)
-    except (ImageReadError, DataWorkerError):
-        if trainer.fetching and trainer.iter > start:  # the step has changed nothing yet
+    except FetchError as error:
+        if trainer.iter > start:
             checkpointer.save_periodic(trainer.iter)
-        raise
+        comm.synchronize()  # the launcher ends all processes with the first one
+        raise error.reason or error from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename:
+            raise
+        output_dir = config.train.output_dir
+        raise OSError(
+            error.errno, f"no space is left in {output_dir} ({error}); make room and go on with --resume"
+        ) from error
 
 
-def build_writers(config: DictConfig) -> list[EventWriter]:
+def build_writers(config: DictConfig, start: int) -> list[EventWriter]:
     """Where process 0 writes the scalars: console, metrics.json, TensorBoard and, if asked for, Weights & Biases."""
     if not comm.is_main_process():
         return []
@@ -240,7 +279,7 @@ def build_writers(config: DictConfig) -> list[EventWriter]:
     writers = [
         ConsoleWriter(config.train.max_iter),
         JSONWriter(str(Path(output_dir) / "metrics.json")),
-        TensorboardXWriter(str(output_dir)),
+        TensorboardXWriter(str(output_dir), purge_step=start),  # what was written after the last checkpoint
     ]
     if config.train.wandb.enabled:
         settings = {key: value for key, value in config.train.wandb.items() if key != "enabled"}
@@ -254,6 +293,7 @@ def build_hooks(
     average: ModelEmaV3 | None,
     scheduler: LRMultiplier,
     checkpointer: TrainingCheckpointer,
+    start: int,
 ) -> list[HookBase]:
     """The hooks of a run, in the order in which they act after a step."""
     best = BestCheckpointHook(checkpointer, f"{'' if average is None else 'ema/'}{config.train.best_metric}")
@@ -262,7 +302,9 @@ def build_hooks(
     previews = []
     if comm.is_main_process() and config.train.previews > 0:
         previews = [PreviewHook(lambda: preview_pictures(config, shown), config.train.eval_period, output_dir)]
+    signals, writers = SignalHook(), build_writers(config, start)
     return [
+        signals,
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=scheduler),
         *([] if average is None else [AverageHook(average, model)]),
@@ -272,10 +314,9 @@ def build_hooks(
             lambda: evaluate_with_average(config, model, average and average.module),
             best,
             Path(output_dir) / "metrics.json",
+            writers,
         ),
         *previews,
-        hooks.PeriodicWriter(
-            build_writers(config), period=min(config.train.log_period, max(1, math.ceil(config.train.max_iter)))
-        ),
-        InterruptHook(checkpointer),
+        hooks.PeriodicWriter(writers, period=min(config.train.log_period, max(1, math.ceil(config.train.max_iter)))),
+        InterruptHook(signals, checkpointer),
     ]

@@ -17,7 +17,24 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from salience_detr.data.loader import batches
+from salience_detr.data.loader import DataWorkerError, batches
+from salience_detr.data.mapper import ImageReadError
+from salience_detr.engine.launch import any_process
+
+# After 20 steps in a row whose gradients are not finite; one that overflows once in a while halves it once.
+SMALLEST_SCALE = 2.0**-4
+
+
+class FetchError(RuntimeError):
+    """The data of a step cannot be read.
+
+    Attributes:
+        reason: what went wrong in this process; None if it did in another one.
+    """
+
+    def __init__(self, reason: Exception | None) -> None:
+        super().__init__("the data of another process cannot be read" if reason is None else str(reason))
+        self.reason = reason
 
 
 class Trainer(TrainerBase):
@@ -68,17 +85,12 @@ class Trainer(TrainerBase):
         self.device_type = next(model.parameters()).device.type
         # Only fp16 underflows without scaling of the loss.
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == torch.float16)
-        self.fetching = False  # whether an error comes from the data, before the step changed anything
         self._data: Iterator[list[dict[str, Any]]] | None = None
         model.train()
 
     def run_step(self) -> None:
         start = time.perf_counter()
-        if self._data is None:
-            self._data = batches(self.data_loader, self.start_iter)
-        self.fetching = True
-        batch = next(self._data)
-        self.fetching = False
+        batch = self.fetch()
         data_time = time.perf_counter() - start
         seed_step(self.seed, self.iter, comm.get_rank())
         self.optimizer.zero_grad(set_to_none=True)
@@ -90,7 +102,25 @@ class Trainer(TrainerBase):
             self.check_finite(values | {"grad_norm": float(norm)}, batch)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+        self.check_scale(batch)
         self.record(values, norm, data_time, time.perf_counter() - start, len(batch))
+
+    def fetch(self) -> list[dict[str, Any]]:
+        """The batch of this step.
+
+        Raises:
+            FetchError: it cannot be read, in this process or another one; the step has changed nothing yet.
+        """
+        if self._data is None:
+            self._data = batches(self.data_loader, self.start_iter)
+        failure, batch = None, []
+        try:
+            batch = next(self._data)
+        except (ImageReadError, DataWorkerError) as error:
+            failure = error
+        if any_process(failure is not None):
+            raise FetchError(failure) from failure
+        return batch
 
     def compute_gradients(self, batch: list[dict[str, Any]]) -> dict[str, float]:
         """Forward and backward of a batch, at once or in parts; returns the losses of the batch by name."""
@@ -137,6 +167,15 @@ class Trainer(TrainerBase):
             "the last checkpoint stays: look at these images, lower the learning rate, or train without fp16, "
             "and go on with --resume"
         )
+
+    def check_scale(self, batch: list[dict[str, Any]]) -> None:
+        """Stop where fp16 leaves out step after step, because no scale makes the gradients finite.
+
+        Raises:
+            FloatingPointError: with the step and the pictures.
+        """
+        if self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() < SMALLEST_SCALE:
+            self.check_finite({"grad_norm": float("nan")}, batch)
 
     def record(self, losses: dict[str, float], norm: Tensor, data_time: float, step_time: float, images: int) -> None:
         """Hand the numbers of this step to the event storage, averaged over the processes."""

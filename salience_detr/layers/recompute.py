@@ -16,11 +16,15 @@ def recompute_activations(module: nn.Module) -> None:
 
     Results and gradients stay the same, random numbers and the running statistics of BatchNorm included.
     """
-    if any(isinstance(child, _BatchNorm) for child in module.modules()):
-        context = {"context_fn": partial(recomputation_contexts, module)}
-    else:
-        context = {}
+    has_batch_norm = any(isinstance(child, _BatchNorm) for child in module.modules())
+    context = {"context_fn": partial(recomputation_contexts, module)} if has_batch_norm else {}
     module.forward = partial(checkpoint, module.forward, use_reentrant=False, **context)  # type: ignore[method-assign]
+
+
+def recomputes_batch_norm(module: nn.Module) -> bool:
+    """Whether the activations of a module itself are computed again, with BatchNorm among its layers."""
+    forward = module.__dict__.get("forward")
+    return isinstance(forward, partial) and "context_fn" in forward.keywords
 
 
 def recomputation_contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

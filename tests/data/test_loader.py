@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
 
-from salience_detr.data.loader import DataWorkerError, StreamBatchSampler, batches, build_train_loader
+from salience_detr.data.loader import (
+    DataWorkerError,
+    StreamBatchSampler,
+    WatchedLoader,
+    batches,
+    build_test_loader,
+    build_train_loader,
+)
 
 
 def records(count):
@@ -36,6 +45,37 @@ def test_a_worker_that_dies_names_its_picture(workers):
     loader = build_train_loader(dataset=records(10), mapper=kill_at_seven, total_batch_size=2, num_workers=workers)
     with pytest.raises(DataWorkerError, match=r"died while it read 7\.jpg .*--resume"):
         first(loader, 6)
+
+
+def test_a_worker_that_dies_in_between_costs_no_step():
+    loader = build_train_loader(dataset=records(10), mapper=name_of, total_batch_size=1, num_workers=2)
+    stream = batches(loader, 0)
+    next(stream)
+    (child, *_) = multiprocessing.active_children()
+    os.kill(child.pid, signal.SIGKILL)
+    child.join(10)
+    time.sleep(0.2)  # nothing is raised here
+    with pytest.raises(DataWorkerError, match=r"a data worker died .*--resume"):
+        for _ in range(20):
+            next(stream)
+
+
+def test_workers_leave_the_signals_of_a_launcher_to_the_main_process():
+    loader = build_train_loader(dataset=records(10), mapper=name_of, total_batch_size=1, num_workers=1)
+    stream = batches(loader, 0)
+    next(stream)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(multiprocessing.active_children()[0].pid, number)
+    assert len([next(stream) for _ in range(8)]) == 8
+
+
+def test_a_worker_that_dies_in_an_evaluation_names_its_picture():
+    loader = WatchedLoader(build_test_loader(dataset=records(10), mapper=kill_at_seven, num_workers=1))
+    assert len(loader) == 10
+    with pytest.raises(DataWorkerError, match=r"died while it read 7\.jpg"):
+        list(loader)
+    plain = WatchedLoader(build_test_loader(dataset=records(3), mapper=name_of))
+    assert list(plain) == [["0.jpg"], ["1.jpg"], ["2.jpg"]]
 
 
 def test_the_stream_goes_on_where_it_is_told_to():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import nn
 
 from salience_detr.checkpoint import CheckpointError
 from salience_detr.engine import checkpointing
-from salience_detr.engine.checkpointing import TrainingCheckpointer, check_output_dir
+from salience_detr.engine.checkpointing import TrainingCheckpointer, check_output_dir, cut_metrics
 
 
 @pytest.fixture
@@ -36,6 +38,42 @@ def test_resuming_restores_the_last_one(make):
     source.save_periodic(4)
     assert target.resume() == 4
     assert torch.equal(source.model.weight, target.model.weight)
+
+
+def test_resuming_further_back_keeps_what_is_saved_from_then_on(make, tmp_path):
+    earlier = make()
+    for iteration in (4, 50):
+        earlier.save_periodic(iteration)
+    (tmp_path / "last_checkpoint").write_text("model_0000004.pth")
+    resumed = make(max_to_keep=1)
+    assert resumed.resume() == 4
+    resumed.save_periodic(11)
+    assert {path.name for path in tmp_path.glob("*.pth")} == {"model_0000011.pth", "model_0000050.pth"}
+    assert make().resume() == 11
+
+
+def test_iterations_are_ordered_as_numbers(make, tmp_path):
+    checkpointer = make(max_to_keep=1)
+    for iteration in (9_999_999, 10_000_000):
+        checkpointer.save_periodic(iteration)
+    assert [path.name for path in tmp_path.glob("model_*.pth")] == ["model_10000000.pth"]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"", b"model_9.pth"])
+def test_without_a_usable_pointer_the_newest_checkpoint_is_taken(make, tmp_path, content):
+    checkpointer = make()
+    checkpointer.save("model_final", iteration=2)
+    os.utime(tmp_path / "model_final.pth", (1, 1))  # the run was prolonged later
+    checkpointer.save_periodic(3)
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    assert make().resume() == 3
+
+
+def test_half_written_and_broken_lines_of_metrics_are_dropped(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_bytes(b'{"iteration": 0}\n\xff\xfe\n{"iteration": 1}\n{"iteration": 5}\n{"iter')
+    cut_metrics(path, 5)
+    assert path.read_text() == '{"iteration": 0}\n{"iteration": 1}\n'
 
 
 def test_without_checkpoints_training_starts_at_zero(make):

@@ -9,13 +9,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, get_event_storage
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from salience_detr.engine import hooks
 from salience_detr.engine.config import ConfigError
-from salience_detr.engine.hooks import AverageHook, InterruptHook, PreviewHook, WandbWriter
+from salience_detr.engine.hooks import (
+    AverageHook,
+    BestCheckpointHook,
+    EvaluationHook,
+    PreviewHook,
+    SignalHook,
+    WandbWriter,
+)
 from salience_detr.engine.trainer import group_losses
 
 
@@ -51,13 +58,49 @@ def test_pictures_are_kept_as_files_and_for_tensorboard(tmp_path):
 def test_a_signal_that_comes_twice_at_once_is_one_and_later_ends_the_process(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(hooks.time, "monotonic", lambda: now[0])
-    hook = InterruptHook(None)
+    hook = SignalHook()
     hook.handle(signal.SIGINT, None)
     hook.handle(signal.SIGTERM, None)  # of a launcher that passes it on
     assert hook.received == signal.SIGINT
     now[0] += 10
     with pytest.raises(KeyboardInterrupt):
         hook.handle(signal.SIGINT, None)
+
+
+class Counter:
+    """Writes what is new in the storage."""
+
+    def __init__(self):
+        self.seen = []
+
+    def write(self):
+        self.seen.append({name: value for name, value in get_event_storage().latest().items() if "AP" in name})
+
+
+@pytest.mark.parametrize("made_up", [False, True])
+def test_an_evaluation_is_written_at_once_and_belongs_to_its_step(tmp_path, made_up):
+    writer = Counter()
+    best = SimpleNamespace(metric="bbox/AP", update=lambda *_: None)
+    hook = EvaluationHook(3, lambda: {"bbox/AP": 5.0}, best, tmp_path / "metrics.json", [writer])
+    with EventStorage(3 if made_up else 2) as storage:
+        hook.trainer = SimpleNamespace(start_iter=3 * made_up, iter=storage.iter, max_iter=9, storage=storage)
+        hook.before_train()
+        if not made_up:
+            hook.after_step()
+        assert storage.iter == (3 if made_up else 2)
+    assert writer.seen == [{"bbox/AP": (5.0, 2)}]
+
+
+def test_a_metric_that_there_is_not_and_a_broken_record_are_told(tmp_path, caplog):
+    saved = []
+    checkpointer = SimpleNamespace(output_dir=tmp_path, save=lambda name, **_: saved.append(name))
+    BestCheckpointHook(checkpointer, "bbox/APfoo").update(1, {"bbox/AP": 3.0})
+    assert "there is no bbox/APfoo; there are bbox/AP" in caplog.text and not saved
+    (tmp_path / "model_best.json").write_text("{")
+    BestCheckpointHook(checkpointer, "bbox/AP").update(2, {"bbox/AP": 3.0})
+    assert "model_best.json cannot be read" in caplog.text and saved == ["model_best"]
+    BestCheckpointHook(checkpointer, "bbox/AP").update(3, {"bbox/AP": 2.0})
+    assert saved == ["model_best"]
 
 
 class FakeWandb:

@@ -16,6 +16,8 @@ from salience_detr.engine.trainer import Trainer, split_evenly
 class FixedLoader:
     """Gives one batch again and again."""
 
+    num_workers = 0
+
     def __init__(self, batch):
         self.batch = batch
         self.batch_sampler = self
@@ -102,6 +104,27 @@ def test_a_model_that_cannot_count_is_refused_when_accumulating():
     options = {"data_loader": FixedLoader([]), "optimizer": torch.optim.SGD(model.parameters()), "clip_grad_norm": 0.0}
     with pytest.raises(ValueError, match=r"train\.accumulate is 2, but Plain cannot be trained in parts"):
         Trainer(model=model, accumulate=2, **options)
+
+
+def test_gradients_that_no_scale_makes_finite_stop_the_run():
+    class Overflowing(nn.Linear):
+        def forward(self, batch):
+            return {"loss": self.weight.sum() * torch.tensor(1e38) * 1e38}
+
+    model = Overflowing(1, 1)
+    model.weight.data.fill_(1e-38)  # the loss is finite, its gradient is not
+    trainer = Trainer(
+        model=model,
+        data_loader=FixedLoader([{"image_id": 7}]),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        clip_grad_norm=0.0,
+        amp_dtype=torch.float16,
+    )
+    trainer.start_iter = 0
+    words = "not finite at iteration 20; images 7"
+    with EventStorage() as trainer.storage, pytest.raises(FloatingPointError, match=words):
+        for trainer.iter in range(30):
+            trainer.run_step()
 
 
 @pytest.mark.parametrize(

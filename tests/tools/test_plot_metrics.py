@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import train_net
-from tools.plot_metrics import main, read_metrics, series, smoothed
+from tools.plot_metrics import main, plot_precision_recall, read_metrics, run_names, series, smoothed
 
 
 @pytest.fixture
@@ -54,3 +54,15 @@ def test_what_is_missing_is_named(tmp_path, finished_run, capsys):
     config.unlink()
     assert main([str(finished_run)]) == 2
     assert "name the annotation file with --annotations" in capsys.readouterr().err
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path):
+    assert run_names([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
+    assert run_names([tmp_path / "x", tmp_path / "y"]) == ["x", "y"]
+    assert run_names([tmp_path / "x"]) == ["x"]
+
+
+def test_without_boxes_there_is_no_precision(tmp_path):
+    nothing = np.full((10, 101), np.nan)
+    assert not plot_precision_recall({"pit": nothing}, tmp_path / "x.png")
+    assert plot_precision_recall({"pit": nothing, "dent": np.ones((10, 101))}, tmp_path / "x.png")
