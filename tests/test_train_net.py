@@ -173,9 +173,8 @@ def test_a_run_is_resumed_where_a_new_one_has_no_room(full_run, micro_config, su
 
 
 def test_another_detector_resumes_exactly(surface_data, tmp_path):
-    data = [x for part in ("train", "val") for x in (
-        f"--{part}-json", str(surface_data / "annotations" / f"{part}.json"), f"--{part}-images", str(surface_data / part)
-    )]  # fmt: skip
+    data = [f"--val-json={surface_data / 'annotations' / 'val.json'}", f"--val-images={surface_data / 'val'}"]
+    data += [x.replace("val", "train") for x in data]
     words = [*data, "dataloader.train.total_batch_size=2", "train.max_iter=4", "train.checkpointer.period=2"]
     words += ["train.eval_period=0", "train.log_period=1", "train.previews=0"]
     config = ROOT / "configs" / "neu_det_retinanet_r18.py"
