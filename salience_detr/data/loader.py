@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import signal
@@ -185,10 +186,19 @@ class WatchedLoader:
                 ) from error
 
 
-def ignore_signals(worker: int) -> None:
-    """Let the main process decide when a worker ends: a launcher sends its signals to all processes."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def obey_main_process(worker: int) -> None:
+    """Let the main process alone decide when a worker ends: launchers and terminals send their signals to all."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=end_with_parents_signal, daemon=True).start()
+
+
+def end_with_parents_signal() -> None:
+    """Wait for a SIGTERM of the main process, which sends it to its workers when it ends."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def describe_death(dataset: Any, iterator: Any, error: str) -> str:
@@ -234,7 +244,7 @@ def build_train_loader(
         num_workers=num_workers,
         collate_fn=list,
         persistent_workers=num_workers > 0,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=obey_main_process,
     )
 
 
@@ -247,5 +257,5 @@ def build_test_loader(
         sampler=InferenceSampler(len(dataset)),
         num_workers=num_workers,
         collate_fn=list,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=obey_main_process,
     )

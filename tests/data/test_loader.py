@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 
 import numpy as np
@@ -64,9 +65,13 @@ def test_workers_leave_the_signals_of_a_launcher_to_the_main_process():
     loader = build_train_loader(dataset=records(10), mapper=name_of, total_batch_size=1, num_workers=1)
     stream = batches(loader, 0)
     next(stream)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        os.kill(multiprocessing.active_children()[0].pid, number)
+    (worker,) = multiprocessing.active_children()
+    for name in ("TERM", "INT"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)  # from a process that is not its parent
     assert len([next(stream) for _ in range(8)]) == 8
+    worker.terminate()  # by its parent
+    worker.join(10)
+    assert worker.exitcode == 0
 
 
 def test_a_worker_that_dies_in_an_evaluation_names_its_picture():
