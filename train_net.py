@@ -71,8 +71,12 @@ def main(args: argparse.Namespace) -> None:
     """The work of one process; a user's mistake becomes one line on the console, and a traceback in log.txt."""
     try:
         work(args)
-    except FetchError:
-        sys.exit(2)  # another process tells
+    except FetchError as error:
+        if error.reason is not None:
+            log_traceback()
+            tell(error.reason)
+        comm.synchronize()  # it has been told before the launcher ends all processes with the first
+        sys.exit(2)
     except USER_ERRORS as error:
         log_traceback()
         tell(error)

@@ -20,7 +20,7 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace)
     if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
         _run_under_torchrun(main, args)
         return
-    with signals_for_children() if args.num_gpus > 1 else nullcontext():
+    with signals_for_children() if args.num_gpus * args.num_machines > 1 else nullcontext():
         detectron2_launch(
             main,
             args.num_gpus,

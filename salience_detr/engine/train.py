@@ -219,7 +219,7 @@ def train(config: DictConfig, *, resume: bool) -> None:
     Raises:
         DatasetError, CheckpointError, OSError: what is wrong with the data, the weights or the output folder, found
             before the first step where that is possible.
-        ImageReadError, DataWorkerError: a picture cannot be read; the finished steps are saved.
+        FetchError: a picture cannot be read; the finished steps are saved.
         FloatingPointError: the loss is not finite.
     """
     check_test_set(config)
@@ -257,11 +257,10 @@ def train(config: DictConfig, *, resume: bool) -> None:
     logger.info("%d images, %d iterations, %.1f epochs", images, max_iter, max_iter * batch / max(1, images))
     try:
         trainer.train(start, max_iter)
-    except FetchError as error:
+    except FetchError:
         if trainer.iter > start:
             checkpointer.save_periodic(trainer.iter)
-        comm.synchronize()  # the launcher ends all processes with the first one
-        raise error.reason or error from None
+        raise
     except OSError as error:
         if error.errno != errno.ENOSPC or error.filename:
             raise
