@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +16,8 @@ from salience_detr import Predictor
 from salience_detr.engine.config import load_config
 from salience_detr.predictor import salience_maps, to_rgb
 from salience_detr.visualization import class_colors, draw_detections, draw_salience
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -124,3 +129,16 @@ def test_a_salience_map_leaves_padding_out_on_both_sides():
     logits[:, :5, :9] = -9.0
     inputs = [{"image": torch.zeros(3, 40, 72), "height": 40, "width": 72}]
     assert salience_maps([logits], inputs, 32)[0].max() < 0.01
+
+
+def test_the_shipped_weights_name_the_defects_of_real_photographs(shared):
+    root = shared("data/neu_det")
+    content = json.loads((root / "annotations" / "instances_val.json").read_text())
+    names = {x["id"]: x["name"] for x in content["categories"]}
+    truth = {x["image_id"]: names[x["category_id"]] for x in content["annotations"]}
+    predictor = Predictor(ROOT / "configs/neu_det_r18.py", ROOT / "demo/neu_det_r18.safetensors", device="cpu")
+    chosen = content["images"][::15]  # 24 of all classes
+    found = predictor.batch([root / "images" / "val" / image["file_name"] for image in chosen])
+    order = sorted(names.values())
+    right = sum(order[x.pred_classes[0]] == truth[image["id"]] for image, x in zip(chosen, found, strict=True))
+    assert right >= 18  # by chance 4

@@ -146,7 +146,8 @@ def finish(figure: Any, axes: Any, path: Path, x: str, y: str, *, logarithmic: b
     if logarithmic:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if len(axes.lines) > 4 else {}  # not over the curves
+    axes.legend(fontsize=8, **beside)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
