@@ -230,23 +230,10 @@ def train(config: DictConfig, *, resume: bool) -> None:
     optimizer = build_optimizer(config, model)
     average = build_average(config, model)
     arrange(config, model)
-    max_iter = config.train.max_iter
+    max_iter, images = config.train.max_iter, len(loader.dataset)
     scheduler = LRMultiplier(optimizer, instantiate(config.lr_multiplier), max_iter)
     trainer = build_trainer(config, model, loader, optimizer)
-    images, batch = len(loader.dataset), config.dataloader.train.total_batch_size
-    grouped = config.dataloader.train.get("aspect_ratio_grouping", False)
-    checkpointer = TrainingCheckpointer(
-        model,
-        config.train.output_dir,
-        max_to_keep=config.train.checkpointer.max_to_keep,
-        class_names=class_names_of(names),
-        optimizer=optimizer,
-        scheduler=scheduler,
-        grad_scaler=trainer.grad_scaler,
-        data_order=DataOrder(seed=config.train.seed, total_batch_size=batch, num_images=images, grouped=grouped),
-        **({} if average is None else {"ema": average.module}),
-        **({"loss_normalizer": LossNormalizer(model)} if isinstance(model, DenseDetector) else {}),
-    )
+    checkpointer = build_checkpointer(config, model, optimizer, scheduler, trainer, average, images)
     check_room(config, model, average, checkpointer)
     start = start_or_resume(config, checkpointer, average, resume)
     if start >= max_iter:
@@ -254,7 +241,48 @@ def train(config: DictConfig, *, resume: bool) -> None:
     if comm.is_main_process():
         save_config(config)  # not before: that of a run in this folder stays if this one may not go on with it
     trainer.register_hooks(build_hooks(config, model, average, scheduler, checkpointer, start))
+    batch = config.dataloader.train.total_batch_size
     logger.info("%d images, %d iterations, %.1f epochs", images, max_iter, max_iter * batch / max(1, images))
+    run_steps(trainer, checkpointer, start, max_iter)
+
+
+def build_checkpointer(
+    config: DictConfig,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRMultiplier,
+    trainer: Trainer,
+    average: ModelEmaV3 | None,
+    num_images: int,
+) -> TrainingCheckpointer:
+    """Keeps all that the run needs to go on exactly."""
+    loader = config.dataloader.train
+    order = DataOrder(
+        seed=config.train.seed,
+        total_batch_size=loader.total_batch_size,
+        num_images=num_images,
+        grouped=loader.get("aspect_ratio_grouping", False),
+    )
+    return TrainingCheckpointer(
+        model,
+        config.train.output_dir,
+        max_to_keep=config.train.checkpointer.max_to_keep,
+        class_names=class_names_of(loader.dataset.names),
+        optimizer=optimizer,
+        scheduler=scheduler,
+        grad_scaler=trainer.grad_scaler,
+        data_order=order,
+        **({} if average is None else {"ema": average.module}),
+        **({"loss_normalizer": LossNormalizer(model)} if isinstance(model, DenseDetector) else {}),
+    )
+
+
+def run_steps(trainer: Trainer, checkpointer: TrainingCheckpointer, start: int, max_iter: int) -> None:
+    """Train from an iteration to another one; data that cannot be read, or a full disk, costs no finished step.
+
+    Raises:
+        FetchError, OSError, FloatingPointError: see :func:`train`.
+    """
     try:
         trainer.train(start, max_iter)
     except FetchError:
@@ -264,10 +292,8 @@ def train(config: DictConfig, *, resume: bool) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC or error.filename:
             raise
-        output_dir = config.train.output_dir
-        raise OSError(
-            error.errno, f"no space is left in {output_dir} ({error}); make room and go on with --resume"
-        ) from error
+        words = f"no space is left in {checkpointer.output_dir} ({error}); make room and go on with --resume"
+        raise OSError(error.errno, words) from error
 
 
 def build_writers(config: DictConfig, start: int) -> list[EventWriter]:
