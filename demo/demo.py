@@ -28,10 +28,11 @@ from tqdm import tqdm
 
 from salience_detr.checkpoint import CheckpointError
 from salience_detr.data.mapper import ImageReadError, read_image
+from salience_detr.detections import Detection
 from salience_detr.engine.checkpointing import check_output_dir
 from salience_detr.engine.config import ConfigError
 from salience_detr.files import written_whole
-from salience_detr.predictor import Detection, Predictor
+from salience_detr.predictor import Predictor
 from salience_detr.video import VIDEO_ENDINGS, VideoError, VideoReader, VideoWriter, output_ending
 from salience_detr.visualization import class_colors, draw_detections, draw_salience
 

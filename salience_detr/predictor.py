@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -16,45 +17,112 @@ from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
 from omegaconf import DictConfig
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from salience_detr.checkpoint import load_weights
 from salience_detr.data.datasets import ensure_class_names, register_coco_dataset
-from salience_detr.data.mapper import DetectionMapper, pil_to_rgb, read_image
-from salience_detr.engine.config import load_config
+from salience_detr.data.mapper import DetectionMapper
+from salience_detr.detections import ClassTable, Detection, Detections
+from salience_detr.engine.config import ConfigError, load_config
 from salience_detr.engine.device import resolve_device
+from salience_detr.images import ImageLike, as_batch, to_rgb
 from salience_detr.modeling import SalienceDETR
+from salience_detr.modeling.salience_detr import padding_mask
 
-ImageLike = np.ndarray | Image.Image | str | Path
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True)
-class Detection:
-    """What was found on one picture.
+class Detector(ABC):
+    """What all that detects offers, whatever computes it; several threads may call one detector at a time.
 
-    Attributes:
-        instances: ``pred_boxes`` (absolute xyxy in the frame of the picture, not clipped), ``scores`` and
-            ``pred_classes``, by falling score, on the CPU.
-        salience: (H, W) float32 in [0, 1], how salient the model finds each pixel.
+    Args:
+        classes: that it tells apart.
+        mapper: makes inputs of pictures.
+        score_threshold: detections below it are left out.
+        batch_size: pictures that are computed together, at most.
     """
 
-    instances: Instances
-    salience: np.ndarray
+    def __init__(
+        self, classes: ClassTable, mapper: DetectionMapper, *, score_threshold: float = 0.0, batch_size: int = 8
+    ) -> None:
+        if not 0 <= score_threshold <= 1:
+            raise ValueError(f"score_threshold is {score_threshold}; scores lie between 0 and 1")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; at least one picture is computed at a time")
+        self.classes = classes
+        self.mapper = mapper
+        self.score_threshold = score_threshold
+        self.batch_size = batch_size
+
+    @property
+    def class_names(self) -> list[str]:
+        """Name of each class; its number where neither the data set nor the weights have names."""
+        return list(self.classes.names)
+
+    @overload
+    def __call__(self, image: ImageLike, *, channel_order: str = "RGB") -> Detections: ...
+
+    @overload
+    def __call__(self, image: Sequence[ImageLike], *, channel_order: str = "RGB") -> list[Detections]: ...
+
+    def __call__(
+        self, image: ImageLike | Sequence[ImageLike], *, channel_order: str = "RGB"
+    ) -> Detections | list[Detections]:
+        """Detections on one picture, or on each of several.
+
+        Args:
+            image: a path, a PIL image, an array or a tensor (see :func:`salience_detr.images.to_rgb`); or a list of
+                them, a (B, 3, H, W) tensor or a (B, H, W, 3) array.
+            channel_order: of arrays and tensors; say "BGR" for what OpenCV has read.
+
+        Raises:
+            ImageReadError: a file cannot be read.
+            ValueError, TypeError: no picture.
+        """
+        images = as_batch(image)
+        if images is None:
+            return self.batch([image], channel_order=channel_order)[0]  # type: ignore[list-item]
+        return self.batch(images, channel_order=channel_order)
+
+    def batch(self, images: Sequence[ImageLike], *, channel_order: str = "RGB") -> list[Detections]:
+        """Detections on several pictures, :attr:`batch_size` of them computed together."""
+        return [found.instances for found in self.detect(images, channel_order=channel_order)]
+
+    def detect(self, images: Sequence[ImageLike], *, channel_order: str = "RGB") -> list[Detection]:
+        """Detections and salience maps of several pictures."""
+        return list(self.stream(images, channel_order=channel_order))
+
+    def stream(self, images: Sequence[ImageLike], *, channel_order: str = "RGB") -> Iterator[Detection]:
+        """The same one by one: no more than a batch is held in memory."""
+        for start in range(0, len(images), self.batch_size):
+            chunk = list(images[start : start + self.batch_size])
+            inputs = [prepare_input(self.mapper, to_rgb(image, channel_order)) for image in chunk]
+            for image, (instances, salience) in zip(chunk, self.infer(inputs), strict=True):
+                found = instances[instances.scores >= self.score_threshold]
+                yield Detection(Detections(found, self.classes, partial(to_rgb, image, channel_order)), salience)
+
+    @abstractmethod
+    def infer(self, inputs: list[dict[str, Any]]) -> list[tuple[Instances, np.ndarray]]:
+        """Instances on the CPU and the salience map of each input, which has ``image``, ``height`` and ``width``."""
 
 
-class Predictor:
+class Predictor(Detector):
     """Runs a model of a LazyConfig file on pictures, exactly as evaluation does.
 
     Args:
         config: a LazyConfig file, or what it holds.
-        weights: a checkpoint that :func:`salience_detr.checkpoint.load_weights` reads; None keeps random weights.
+        weights: a checkpoint that :func:`salience_detr.checkpoint.load_weights` reads, tensors only; None keeps random
+            weights.
         device: "cpu", "cuda", ... or "auto": a GPU if there is one.
+        dtype: "float32", "bfloat16" or "float16": what the model computes in, by autocast; weights, coordinates and
+            results stay in float32.
         score_threshold: detections below it are left out.
+        batch_size: pictures that are computed together, at most.
         overrides: ``key=value`` changes of the config.
 
     Raises:
         ConfigError, CheckpointError: the config or the weights cannot be used.
+        ValueError: a threshold or a batch size that cannot be.
     """
 
     def __init__(
@@ -63,101 +131,60 @@ class Predictor:
         weights: str | Path | None,
         *,
         device: str = "auto",
+        dtype: str = "float32",
         score_threshold: float = 0.0,
+        batch_size: int = 8,
         overrides: Sequence[str] = (),
     ) -> None:
+        if dtype not in DTYPES:
+            raise ConfigError(f"the dtype {dtype!r} is unknown; use {', '.join(DTYPES)}")
+        self.autocast_dtype = DTYPES[dtype]
         self.config = config if isinstance(config, DictConfig) else load_config(config, overrides)
-        self.score_threshold = score_threshold
         self.model: SalienceDETR = instantiate(self.config.model).to(resolve_device(device)).eval()
         if weights is not None:
             load_weights(self.model, weights)
-        self.mapper: DetectionMapper = instantiate(self.config.dataloader.test.mapper)
-        dataset = self.config.dataloader.test.dataset
-        name = dataset.names if isinstance(dataset.names, str) else dataset.names[0]
-        if dataset.get("json_file"):
-            register_coco_dataset(name, dataset.json_file, dataset.image_root)
-        ensure_class_names(name)
-        self.metadata = MetadataCatalog.get(name)
+        self.metadata = dataset_metadata(self.config)
+        super().__init__(
+            ClassTable.from_metadata(self.metadata, self.model.num_classes),
+            instantiate(self.config.dataloader.test.mapper),
+            score_threshold=score_threshold,
+            batch_size=batch_size,
+        )
 
-    @property
-    def class_names(self) -> list[str]:
-        """Name of each class; its number where the data set of the config has no names."""
-        known = list(self.metadata.get("thing_classes", []))
-        return known + [str(i) for i in range(len(known), self.config.model.num_classes)]
+    def infer(self, inputs: list[dict[str, Any]]) -> list[tuple[Instances, np.ndarray]]:
+        with self.precision():
+            return infer(self.model, inputs)
 
-    def __call__(self, image: ImageLike) -> Instances:
-        """Detections on one picture: a path, a PIL image, or an RGB array (see :func:`to_rgb`)."""
-        return self.batch([image])[0]
+    def precision(self) -> AbstractContextManager[Any]:
+        """What the model runs in."""
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.model.device.type, dtype=self.autocast_dtype)
 
-    def batch(self, images: Sequence[ImageLike]) -> list[Instances]:
-        """Detections on several pictures, computed together.
 
-        Returns:
-            Instances of each picture: ``pred_boxes`` (absolute xyxy), ``scores``, ``pred_classes``, on the CPU.
-        """
-        return [detection.instances for detection in self.detect(images)]
+def dataset_metadata(config: DictConfig) -> Any:
+    """detectron2's metadata of a config's test set, with the names of its classes where they can be found."""
+    dataset = config.dataloader.test.dataset
+    name = dataset.names if isinstance(dataset.names, str) else dataset.names[0]
+    if dataset.get("json_file"):
+        register_coco_dataset(name, dataset.json_file, dataset.image_root)
+    ensure_class_names(name)
+    return MetadataCatalog.get(name)
 
-    def detect(self, images: Sequence[ImageLike]) -> list[Detection]:
-        """Detections and salience maps of several pictures, from one pass of the model."""
-        return detect(self.model, self.mapper, images, score_threshold=self.score_threshold)
+
+def prepare_input(mapper: DetectionMapper, rgb: np.ndarray) -> dict[str, Any]:
+    """What the model is given for an (H, W, 3) RGB picture."""
+    return mapper.prepare_image(rgb[..., ::-1] if mapper.image_format == "BGR" else rgb)
 
 
 @torch.inference_mode()
-def detect(
-    model: SalienceDETR, mapper: DetectionMapper, images: Sequence[ImageLike], *, score_threshold: float = 0.0
-) -> list[Detection]:
-    """Detections and salience maps of several pictures, from one pass of a model in evaluation mode."""
-    if not images:
-        return []
-    rgb = [to_rgb(image) for image in images]
-    inputs = [mapper.prepare_image(x[..., ::-1] if mapper.image_format == "BGR" else x) for x in rgb]
-    with captured_output(model.get_submodule("salience_filter")) as selections:
-        outputs = model(inputs)
-    heat = salience_maps(selections[0].score_maps, inputs, model.size_divisibility)
-    detections = []
-    for output, salience in zip(outputs, heat, strict=True):
-        instances = output["instances"].to("cpu")
-        detections.append(Detection(instances[instances.scores >= score_threshold], salience))
-    return detections
-
-
-def to_rgb(image: ImageLike) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a picture.
-
-    Args:
-        image: a path; a PIL image of any mode; or an array: (H, W, 3) RGB, (H, W, 4) RGBA (the alpha is dropped) or
-            (H, W) grey, of uint8, or of uint16 (scaled down).
-
-    Raises:
-        ImageReadError: the file cannot be read.
-        ValueError: an array of another shape or type.
-    """
-    if isinstance(image, (str, Path)):
-        return read_image(str(image))
-    if isinstance(image, Image.Image):
-        return pil_to_rgb(image)
-    if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
-    is_color = image.ndim == 3 and image.shape[2] in (1, 3, 4)
-    if image.dtype != np.uint8 or not (image.ndim == 2 or is_color) or 0 in image.shape:
-        raise ValueError(
-            f"an image is an array of shape (H, W), (H, W, 3) or (H, W, 4) of uint8 or uint16, "
-            f"not of shape {image.shape} and {image.dtype}"
-        )
-    if image.ndim == 2 or image.shape[2] == 1:
-        return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
-    return image[..., :3]
-
-
-@contextmanager
-def captured_output(module: nn.Module) -> Iterator[list[Any]]:
-    """Collects what the module returns inside the block."""
-    outputs: list[Any] = []
-    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-    try:
-        yield outputs
-    finally:
-        handle.remove()
+def infer(model: SalienceDETR, inputs: list[dict[str, Any]]) -> list[tuple[Instances, np.ndarray]]:
+    """Detections, on the CPU, and the salience map of each input, from one pass of a model in evaluation mode."""
+    images = model.preprocess_images(inputs)
+    encoding = model.encode(images.tensor, padding_mask(images))
+    outputs = model.postprocess(model.decode(encoding), encoding.proposals, images, inputs)
+    heat = salience_maps(encoding.selection.score_maps, inputs, model.size_divisibility)
+    return [(output["instances"].to("cpu"), salience) for output, salience in zip(outputs, heat, strict=True)]
 
 
 def salience_maps(

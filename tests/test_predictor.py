@@ -14,7 +14,8 @@ from PIL import Image
 
 from salience_detr import Predictor
 from salience_detr.engine.config import load_config
-from salience_detr.predictor import salience_maps, to_rgb
+from salience_detr.images import to_rgb
+from salience_detr.predictor import salience_maps
 from salience_detr.visualization import class_colors, draw_detections, draw_salience
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ from torch import nn
 
 from salience_detr.data.mapper import read_image
 from salience_detr.modeling import SalienceDETR
-from salience_detr.predictor import detect
+from salience_detr.predictor import infer, prepare_input
 from salience_detr.visualization import class_colors, draw_boxes, draw_detections, draw_salience
 
 SCORE_THRESHOLD = 0.3
@@ -41,12 +41,13 @@ def preview_pictures(config: DictConfig, model: nn.Module) -> dict[str, np.ndarr
     pictures: dict[str, np.ndarray] = {}
     for record in chosen:
         image = read_image(record["file_name"])
-        found = detect(model, mapper, [image], score_threshold=SCORE_THRESHOLD)[0]
+        instances, heat = infer(model, [prepare_input(mapper, image)])[0]
+        found = instances[instances.scores >= SCORE_THRESHOLD]
         boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in record.get("annotations", [])]
         classes = [x["category_id"] for x in record.get("annotations", [])]
         truth = draw_boxes(image, boxes, [class_names[c] for c in classes], [colors[c] for c in classes])
-        detections = draw_detections(image, found.instances, class_names=class_names, colors=colors)
-        salience = draw_salience(image, found.salience)
+        detections = draw_detections(image, found, class_names=class_names, colors=colors)
+        salience = draw_salience(image, heat)
         stem = Path(record["file_name"]).stem
         name = stem if stem not in pictures else f"{stem}_{len(pictures)}"
         pictures[name] = np.concatenate([truth, detections, salience], axis=1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,10 +24,27 @@ from salience_detr.modeling.encoder import SalienceEncoder
 from salience_detr.modeling.feature_fusion import FeatureFusion
 from salience_detr.modeling.postprocess import select_detections
 from salience_detr.modeling.query_selection import Proposals, QuerySelection, TokenProjection
-from salience_detr.modeling.salience import SalienceFilter
+from salience_detr.modeling.salience import SalienceFilter, SalienceSelection
 from salience_detr.modeling.salience_loss import SalienceCriterion
 from salience_detr.modeling.structures import BatchCounts, DetectionPredictions, DetectionTargets
 from salience_detr.modeling.token_pyramid import TokenPyramid, TokenPyramidBuilder, flatten_maps
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What the decoder starts from, and how the model came to it.
+
+    Attributes:
+        tokens: of the backbone's maps.
+        selection: the salience of all tokens, and the tokens that the encoder refined.
+        memory: (B, S, D) encoded and fused.
+        proposals: the tokens that become queries, with their boxes.
+    """
+
+    tokens: TokenPyramid
+    selection: SalienceSelection
+    memory: Tensor
+    proposals: Proposals
 
 
 @META_ARCH_REGISTRY.register()
@@ -122,24 +140,32 @@ class SalienceDETR(nn.Module):
             ValueError: a ground-truth class that is not below ``num_classes``.
         """
         images = self.preprocess_images(batched_inputs, None if whole is None else whole.padded_size)
-        maps = self.neck(self.backbone(images.tensor))
-        tokens = self.token_pyramid(maps, padding_mask(images))
+        encoding = self.encode(images.tensor, padding_mask(images))
+        if not self.training:
+            return self.postprocess(self.decode(encoding), encoding.proposals, images, batched_inputs)
+        targets = self.prepare_targets(batched_inputs)
+        denoising = self.denoising(targets, max_boxes=None if whole is None else whole.max_boxes)
+        predictions = self.decode(encoding, denoising)
+        num_boxes, num_salient = (None, None) if whole is None else (whole.num_boxes, whole.num_salient)
+        losses = self.compute_losses(predictions, encoding.proposals, denoising, targets, num_boxes)
+        score_maps, padded_size = encoding.selection.score_maps, (images.tensor.shape[-2], images.tensor.shape[-1])
+        return losses | self.salience_criterion(score_maps, targets, padded_size, num_salient=num_salient)
+
+    def encode(self, images: Tensor, padding: Tensor) -> Encoding:
+        """All that comes before the decoder.
+
+        Args:
+            images: (B, 3, H, W), normalised, 0 where padded.
+            padding: (B, H, W), True = padding.
+        """
+        maps = self.neck(self.backbone(images))
+        tokens = self.token_pyramid(maps, padding)
         salience_memory = self.token_projection(tokens.features + tokens.positions, tokens.valid_proposals)
         selection = self.salience_filter(salience_memory, tokens)
         memory = self.encoder(tokens, selection, self.query_selection.class_head)
         memory = flatten_maps(self.feature_fusion(tokens.to_maps(memory)))
         output_memory = self.token_projection(memory, tokens.valid_proposals)
-        proposals = self.query_selection(output_memory, tokens)
-        if not self.training:
-            predictions = self.decode(proposals, memory, tokens)
-            return self.postprocess(predictions, proposals, images, batched_inputs)
-        targets = self.prepare_targets(batched_inputs)
-        denoising = self.denoising(targets, max_boxes=None if whole is None else whole.max_boxes)
-        predictions = self.decode(proposals, memory, tokens, denoising)
-        num_boxes, num_salient = (None, None) if whole is None else (whole.num_boxes, whole.num_salient)
-        losses = self.compute_losses(predictions, proposals, denoising, targets, num_boxes)
-        padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
-        return losses | self.salience_criterion(selection.score_maps, targets, padded_size, num_salient=num_salient)
+        return Encoding(tokens, selection, memory, self.query_selection(output_memory, tokens))
 
     @torch.no_grad()
     def count(self, batched_inputs: list[dict[str, Any]]) -> BatchCounts:
@@ -197,16 +223,16 @@ class SalienceDETR(nn.Module):
         check_labels(targets, self.num_classes)
         return targets
 
-    def decode(
-        self, proposals: Proposals, memory: Tensor, tokens: TokenPyramid, denoising: DenoisingQueries | None = None
-    ) -> DetectionPredictions:
+    def decode(self, encoding: Encoding, denoising: DenoisingQueries | None = None) -> DetectionPredictions:
         """Decode the proposals, with the denoising queries before them if there are any."""
+        proposals = encoding.proposals
         boxes = proposals.boxes.detach()
         query = self.query_embedding[: boxes.shape[1]].expand(len(boxes), -1, -1)
         if denoising is not None:
             query = torch.cat([denoising.content.to(query), query], dim=1)
             boxes = torch.cat([denoising.reference_boxes.to(boxes), boxes], dim=1)
-        return self.decoder(query, boxes, memory, tokens, self_attention_mask(proposals, denoising))
+        attention_mask = self_attention_mask(proposals, denoising)
+        return self.decoder(query, boxes, encoding.memory, encoding.tokens, attention_mask)
 
     def compute_losses(
         self,

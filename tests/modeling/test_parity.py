@@ -15,8 +15,8 @@ from detectron2.structures import Boxes, Instances
 
 from salience_detr import checkpoint_conversion
 from salience_detr.checkpoint import convert_reference_checkpoint, load_state_dict_strictly
+from salience_detr.modeling.capture import captured_output
 from salience_detr.modeling.token_pyramid import flatten_maps
-from salience_detr.predictor import captured_output
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-9  # of the largest value of each array

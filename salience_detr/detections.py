@@ -1,0 +1,128 @@
+"""What was found on a picture, with the names of the classes at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from detectron2.structures import Instances
+
+from salience_detr.visualization import Color, draw_detections
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes of a model.
+
+    Attributes:
+        names: of each class, in the order of the model.
+        category_ids: of each class in the data set's annotations.
+        colors: RGB of each class that has one of its own.
+    """
+
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    colors: tuple[Color, ...] | None = None
+
+    @classmethod
+    def from_metadata(cls, metadata: Any, num_classes: int, names: Sequence[str] = ()) -> ClassTable:
+        """Of a data set of detectron2; classes without a name are called by their number.
+
+        Args:
+            metadata: of the data set.
+            num_classes: of the model.
+            names: where the data set has none.
+        """
+        known = list(metadata.get("thing_classes", []) or names)
+        ids: Mapping[int, int] = metadata.get("thing_dataset_id_to_contiguous_id", {})
+        by_class = {contiguous: dataset_id for dataset_id, contiguous in ids.items()}
+        colors = metadata.get("thing_colors", None)
+        return cls(
+            tuple((known + [str(i) for i in range(len(known), num_classes)])[:num_classes]),
+            tuple(by_class.get(i, i) for i in range(num_classes)),
+            None if colors is None else tuple(tuple(color) for color in colors),
+        )
+
+    @property
+    def categories(self) -> list[dict[str, Any]]:
+        """As COCO's annotation files have them."""
+        return [{"id": i, "name": name} for i, name in zip(self.category_ids, self.names, strict=True)]
+
+
+class Detections(Instances):
+    """detectron2's Instances with ``pred_boxes`` (absolute xyxy in the frame of the picture, not clipped), ``scores``
+    and ``pred_classes``, by falling score, on the CPU; they know their classes and their picture.
+
+    Args:
+        instances: what was found.
+        classes: of the model.
+        read_picture: gives the (H, W, 3) uint8 RGB picture.
+    """
+
+    def __init__(self, instances: Instances, classes: ClassTable, read_picture: Callable[[], np.ndarray]) -> None:
+        super().__init__(instances.image_size, **instances.get_fields())
+        self._classes = classes
+        self._read_picture = read_picture
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of all classes of the model."""
+        return list(self._classes.names)
+
+    @property
+    def labels(self) -> list[str]:
+        """The name of each detection's class."""
+        return [self._classes.names[i] for i in self.pred_classes.tolist()]
+
+    def to_coco(self, image_id: int | str = 0) -> list[dict[str, Any]]:
+        """In COCO's results format: ``image_id``, ``category_id`` of the data set, ``bbox`` (x, y, width, height), and
+        ``score``."""
+        boxes, scores = self.pred_boxes.tensor.tolist(), self.scores.tolist()
+        return [
+            {
+                "image_id": image_id,
+                "category_id": self._classes.category_ids[label],
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "score": score,
+            }
+            for (x0, y0, x1, y1), score, label in zip(boxes, scores, self.pred_classes.tolist(), strict=True)
+        ]
+
+    def draw(self, image: np.ndarray | None = None) -> np.ndarray:
+        """The picture, (H, W, 3) uint8 RGB, with boxes, names and scores.
+
+        Args:
+            image: another picture of the same size to draw on, such as a salience map.
+
+        Raises:
+            ImageReadError: the file of the picture is gone.
+            ValueError: a picture of another size.
+        """
+        picture = self._read_picture() if image is None else image
+        if picture.shape[:2] != self.image_size:
+            raise ValueError(
+                f"the detections are of a picture of {self.image_size[0]}x{self.image_size[1]} (height x width), "
+                f"this one has {picture.shape[0]}x{picture.shape[1]}"
+            )
+        return draw_detections(picture, self, class_names=self._classes.names, colors=self._classes.colors)
+
+    def __getitem__(self, item: Any) -> Detections:
+        return Detections(super().__getitem__(item), self._classes, self._read_picture)
+
+    def to(self, *args: Any, **kwargs: Any) -> Detections:
+        return Detections(super().to(*args, **kwargs), self._classes, self._read_picture)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What was found on one picture.
+
+    Attributes:
+        instances: the detections.
+        salience: (H, W) float32 in [0, 1], how salient the model finds each pixel.
+    """
+
+    instances: Detections
+    salience: np.ndarray
