@@ -183,17 +183,25 @@ def infer(model: SalienceDETR, inputs: list[dict[str, Any]]) -> list[tuple[Insta
     images = model.preprocess_images(inputs)
     encoding = model.encode(images.tensor, padding_mask(images))
     outputs = model.postprocess(model.decode(encoding), encoding.proposals, images, inputs)
-    heat = salience_maps(encoding.selection.score_maps, inputs, model.size_divisibility)
+    heat = salience_maps(merge_salience(encoding.selection.score_maps), inputs, model.size_divisibility)
     return [(output["instances"].to("cpu"), salience) for output, salience in zip(outputs, heat, strict=True)]
 
 
-def salience_maps(
-    score_maps: Sequence[Tensor], inputs: Sequence[dict[str, Any]], size_divisibility: int
-) -> list[np.ndarray]:
-    """One heat map per picture: at each pixel the highest salience over the levels.
+def merge_salience(score_maps: Sequence[Tensor]) -> Tensor:
+    """L maps (B, H_l, W_l) of logits, finest first -> (B, H_0, W_0) in [0, 1]: the highest salience over the levels."""
+    finest = score_maps[0].shape[-2:]
+    levels = [
+        F.interpolate(x[:, None].float().sigmoid(), size=finest, mode="bilinear", align_corners=False)
+        for x in score_maps
+    ]
+    return torch.stack(levels).amax(0)[:, 0]
+
+
+def salience_maps(salience: Tensor, inputs: Sequence[dict[str, Any]], size_divisibility: int) -> list[np.ndarray]:
+    """One heat map per picture.
 
     Args:
-        score_maps: L maps (B, H_l, W_l) of logits over the padded batch, finest first.
+        salience: (B, H_0, W_0) in [0, 1], over the padded batch.
         inputs: what the model was given: ``image`` (3, h, w), and ``height`` and ``width`` of the picture.
         size_divisibility: the padded batch has the largest sides, rounded up to multiples of this.
 
@@ -201,17 +209,11 @@ def salience_maps(
         (height, width) float32 in [0, 1] of each picture.
     """
     longest = max(x["image"].shape[1] for x in inputs)
-    stride = math.ceil(longest / size_divisibility) * size_divisibility / score_maps[0].shape[1]
-    finest = score_maps[0].shape[-2:]
-    levels = [
-        F.interpolate(x[:, None].float().sigmoid(), size=finest, mode="bilinear", align_corners=False)
-        for x in score_maps
-    ]
-    merged = torch.stack(levels).amax(0)  # (B, 1, H_0, W_0)
+    stride = math.ceil(longest / size_divisibility) * size_divisibility / salience.shape[1]
     heat = []
-    for one, x in zip(merged, inputs, strict=True):
+    for one, x in zip(salience, inputs, strict=True):
         rows, columns = (max(1, round(size / stride)) for size in x["image"].shape[1:])
-        unpadded = one[None, :, :rows, :columns]
+        unpadded = one[None, None, :rows, :columns]
         resized = F.interpolate(unpadded, size=(x["height"], x["width"]), mode="bilinear", align_corners=False)
         heat.append(resized[0, 0].cpu().numpy())
     return heat

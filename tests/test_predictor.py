@@ -15,7 +15,7 @@ from PIL import Image
 from salience_detr import Predictor
 from salience_detr.engine.config import load_config
 from salience_detr.images import to_rgb
-from salience_detr.predictor import salience_maps
+from salience_detr.predictor import merge_salience, salience_maps
 from salience_detr.visualization import class_colors, draw_detections, draw_salience
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,7 +83,7 @@ def test_salience_is_cut_to_the_picture_and_takes_the_highest_level():
     fine[0, 0, 0], coarse[0, 1, 1] = 20.0, 20.0
     # The picture fills the left half of a padded 32 x 32 one; it was 64 x 32 before it was resized.
     inputs = [{"image": torch.zeros(3, 32, 16), "height": 64, "width": 32}]
-    heat = salience_maps([fine, coarse], inputs, 32)[0]
+    heat = salience_maps(merge_salience([fine, coarse]), inputs, 32)[0]
     assert heat.shape == (64, 32) and heat.max() > 0.5
     assert np.unravel_index(heat.argmax(), heat.shape)[0] < 16  # the token at the upper left
 
@@ -129,7 +129,7 @@ def test_a_salience_map_leaves_padding_out_on_both_sides():
     logits = torch.full((1, 8, 12), 9.0)
     logits[:, :5, :9] = -9.0
     inputs = [{"image": torch.zeros(3, 40, 72), "height": 40, "width": 72}]
-    assert salience_maps([logits], inputs, 32)[0].max() < 0.01
+    assert salience_maps(merge_salience([logits]), inputs, 32)[0].max() < 0.01
 
 
 def test_the_shipped_weights_name_the_defects_of_real_photographs(shared):

@@ -6,6 +6,7 @@ Symbols: B images, Q queries, S value tokens of L levels, M heads of C channels,
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -218,7 +219,7 @@ class MultiScaleDeformableAttention(nn.Module):
         if padding_mask is not None:
             projected = projected.masked_fill(padding_mask[..., None], 0)
         samples = (self.num_heads, self.num_levels, self.num_points)
-        output = ms_deform_attn_fused(
+        output = self.sample(
             projected.view(batch, projected.shape[1], self.num_heads, -1),
             spatial_shapes,
             level_start_index,
@@ -228,3 +229,7 @@ class MultiScaleDeformableAttention(nn.Module):
             self.attention_weights(query).view(batch, queries, *samples),
         )
         return self.output_proj(output)
+
+    def sample(self, *tensors: Any) -> Tensor:
+        """The attention proper; see :func:`ms_deform_attn_fused`."""
+        return ms_deform_attn_fused(*tensors)

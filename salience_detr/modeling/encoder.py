@@ -20,7 +20,7 @@ from salience_detr.modeling.token_pyramid import TokenPyramid
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     """(B, S, ...) and (B, n) -> (B, n, ...)."""
-    return tokens[torch.arange(len(index), device=index.device)[:, None], index]
+    return tokens[torch.arange(index.shape[0], device=index.device)[:, None], index]
 
 
 def scatter_tokens(tokens: Tensor, index: Tensor, values: Tensor) -> Tensor:
@@ -88,14 +88,14 @@ class SalienceEncoderLayer(nn.Module):
     def attend_important(self, query: Tensor, position: Tensor, importance: Tensor, slot_mask: Tensor) -> Tensor:
         """Self-attention among the ``num_important`` most important tokens, written back into the query."""
         importance = importance.masked_fill(~slot_mask, -torch.inf)
-        index = importance.topk(min(self.num_important, query.shape[1]), dim=1).indices
+        index = importance.topk(torch.sym_min(self.num_important, query.shape[1]), dim=1).indices
         value = gather_tokens(query, index)
         with_position = value + gather_tokens(position, index)
         attended = self.important_attention(
             with_position,
             with_position,
             value,
-            key_padding_mask=~slot_mask.gather(1, index) if len(query) > 1 else None,
+            key_padding_mask=~slot_mask.gather(1, index) if query.shape[0] > 1 else None,
             need_weights=False,
         )[0]
         return scatter_tokens(query, index, self.important_norm(value + attended))
@@ -156,7 +156,7 @@ class SalienceEncoder(nn.Module):
 
         Args:
             tokens: all tokens.
-            selection: with counts for as many layers as there are here.
+            selection: with masks for as many layers as there are here.
             class_head: (B, n, D) -> (B, n, K) logits; weighs importance only, no gradient flows through it.
 
         Returns:
@@ -167,9 +167,8 @@ class SalienceEncoder(nn.Module):
         position = gather_tokens(tokens.positions, index)
         centres = gather_tokens(tokens.centres, index)
         reference_points = centres[:, :, None] * tokens.valid_ratios[:, None]
-        for layer, counts in zip(self.layers, selection.layer_counts, strict=True):
-            slots = max(counts)
-            slot_mask = selection.slot_mask(counts)
+        for layer, slot_mask in zip(self.layers, selection.layer_masks, strict=True):
+            slots = slot_mask.shape[1]
             query = gather_tokens(memory, index[:, :slots])
             with torch.no_grad():
                 importance = class_head(query).amax(-1) * selection.scores[:, :slots]

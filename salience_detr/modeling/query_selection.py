@@ -73,16 +73,21 @@ class QuerySelection(nn.Module):
     def forward(self, output_memory: Tensor, tokens: TokenPyramid) -> Proposals:
         """(B, S, D) projected memory -> the proposals."""
         logits = self.class_head(output_memory)
-        survivors = self.select_survivors(logits.detach().amax(-1), tokens)
-        token_index = nn.utils.rnn.pad_sequence(survivors, batch_first=True)
-        counts = token_index.new_tensor([len(index) for index in survivors])
-        slots = torch.arange(token_index.shape[1], device=counts.device)
+        token_index, query_mask = self.select_tokens(logits.detach().amax(-1), tokens)
         return Proposals(
             token_index=token_index,
             logits=gather_tokens(logits, token_index),
             boxes=self.propose_boxes(gather_tokens(output_memory, token_index), token_index, tokens),
-            query_mask=slots < counts[:, None],
+            query_mask=query_mask,
         )
+
+    def select_tokens(self, scores: Tensor, tokens: TokenPyramid) -> tuple[Tensor, Tensor]:
+        """(B, S) scores -> (B, n) tokens, best first, and (B, n) False for surplus slots."""
+        survivors = self.select_survivors(scores, tokens)
+        token_index = nn.utils.rnn.pad_sequence(survivors, batch_first=True)
+        counts = token_index.new_tensor([len(index) for index in survivors])
+        slots = torch.arange(token_index.shape[1], device=counts.device)
+        return token_index, slots < counts[:, None]
 
     def propose_boxes(self, output_memory: Tensor, token_index: Tensor, tokens: TokenPyramid) -> Tensor:
         """(B, n, D) and (B, n) -> (B, n, 4) boxes; those of invalid tokens are (1, 1, 1, 1)."""
@@ -94,11 +99,14 @@ class QuerySelection(nn.Module):
     @torch.no_grad()
     def select_survivors(self, scores: Tensor, tokens: TokenPyramid) -> list[Tensor]:
         """(B, S) scores -> for each image the tokens (at most N) left by the suppression, best first."""
-        candidates = scores.topk(min(self.num_candidates, scores.shape[1]), dim=1)
+        # Stable: invalid tokens have equal scores, and an image is to be given the same ones in every batch.
+        ranking = scores.sort(dim=1, descending=True, stable=True)
+        candidates = ranking.indices[:, : self.num_candidates]
+        values = ranking.values[:, : self.num_candidates]
         side = max(max(shape) for shape in tokens.level_shapes) + 3  # levels far apart never suppress each other
         points = tokens.token_xy + tokens.token_level[:, None] * side
         survivors = []
-        for index, score in zip(candidates.indices, candidates.values, strict=True):
+        for index, score in zip(candidates, values, strict=True):
             centres = points[index].float()
             kept = nms(torch.cat([centres - 1, centres + 1], dim=1), score.float(), self.iou_threshold)
             survivors.append(index[kept[: self.num_queries]])

@@ -26,20 +26,25 @@ class SalienceSelection:
         score_maps: L tensors (B, H_l, W_l), salience logits, padding included.
         token_index: (B, n) flat token of each slot.
         scores: (B, n) salience logit of each slot.
-        counts: n_b per image.
-        layer_counts: per encoder layer, the number of leading slots that it refines in each image.
+        slot_mask: (B, n) True for the first n_b slots of image b.
+        layer_masks: for each encoder layer (B, n_i), True for the leading slots that it refines in image b.
     """
 
     score_maps: list[Tensor]
     token_index: Tensor
     scores: Tensor
-    counts: list[int]
-    layer_counts: list[list[int]]
+    slot_mask: Tensor
+    layer_masks: list[Tensor]
 
-    def slot_mask(self, counts: list[int]) -> Tensor:
-        """(B, max of counts) True for the first ``counts[b]`` slots of image b."""
-        slots = torch.arange(max(counts), device=self.token_index.device)
-        return slots < slots.new_tensor(counts)[:, None]
+    @property
+    def counts(self) -> list[int]:
+        """n_b of each image."""
+        return self.slot_mask.sum(1).tolist()
+
+    @property
+    def layer_counts(self) -> list[list[int]]:
+        """For each encoder layer, how many tokens of each image it refines."""
+        return [mask.sum(1).tolist() for mask in self.layer_masks]
 
 
 class SalienceHead(nn.Module):
@@ -88,18 +93,22 @@ class SalienceFilter(nn.Module):
         score_maps = self.score_levels(memory, tokens)
         scores = torch.cat([x.flatten(1) for x in score_maps], dim=1)
         level_counts = self.count_tokens(tokens)
-        counts = level_counts.sum(1).tolist()
+        counts = level_counts.sum(1)
+        slots = self.count_slots(level_counts, tokens)
         with torch.no_grad():
             chosen = self.select_tokens(scores, level_counts, tokens)
             ranking = scores.masked_fill(~chosen, -torch.inf).argsort(dim=1, descending=True, stable=True)
-            token_index = ranking[:, : max(counts)]
+            token_index = ranking[:, :slots]
+        slot_number = torch.arange(slots, device=scores.device)
         return SalienceSelection(
             score_maps=score_maps,
             token_index=token_index,
             scores=scores.gather(1, token_index),
-            counts=counts,
-            # Below 1 / ratio tokens the product truncates to none; a layer always refines something.
-            layer_counts=[[max(1, int(n * ratio)) for n in counts] for ratio in self.layer_ratios],
+            slot_mask=slot_number < counts[:, None],
+            layer_masks=[
+                slot_number[: self.count_layer_slots(slots, i)] < self.count_layer_tokens(counts, i)[:, None]
+                for i in range(len(self.layer_ratios))
+            ],
         )
 
     def score_levels(self, memory: Tensor, tokens: TokenPyramid) -> list[Tensor]:
@@ -123,6 +132,19 @@ class SalienceFilter(nn.Module):
         unpadded = torch.stack([(~mask).sum(1) for mask in tokens.split_levels(tokens.padding_mask)], dim=1)
         ratios = torch.tensor(self.level_ratios, dtype=torch.float64, device=unpadded.device)
         return (unpadded * ratios).long()
+
+    def count_slots(self, level_counts: Tensor, tokens: TokenPyramid) -> int:
+        """Slots that are enough for every image, here those of the image with most selected tokens."""
+        return int(level_counts.sum(1).max())
+
+    def count_layer_slots(self, slots: int, layer: int) -> int:
+        """How many of the slots are enough for an encoder layer."""
+        return max(1, int(slots * self.layer_ratios[layer]))
+
+    def count_layer_tokens(self, counts: Tensor, layer: int) -> Tensor:
+        """(B,) selected tokens -> (B,) those that an encoder layer refines."""
+        # Below 1 / ratio tokens the product truncates to none; a layer always refines something.
+        return (counts * torch.tensor(self.layer_ratios[layer], dtype=torch.float64)).long().clamp(min=1)
 
     @staticmethod
     def select_tokens(scores: Tensor, level_counts: Tensor, tokens: TokenPyramid) -> Tensor:

@@ -1,0 +1,120 @@
+"""Writing a recorded model as an ONNX file of plain operators."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from salience_detr.export.graph import INPUTS, OUTPUTS
+from salience_detr.export.info import KEY, DetectorInfo, ExportError
+from salience_detr.export.program import quiet
+from salience_detr.files import written_whole
+
+DEFAULT_OPSET = 18
+AXES = {"images": {0: "batch", 2: "height", 3: "width"}}
+
+
+def export_onnx(
+    program: ExportedProgram, path: Path, info: DetectorInfo, *, opset: int = DEFAULT_OPSET, simplify: bool = False
+) -> None:
+    """Write an ONNX file with free batch size, height and width, that :class:`salience_detr.export.OnnxDetector` reads.
+
+    Inputs and outputs are those of :class:`salience_detr.export.graph.DetectionGraph`.
+
+    Args:
+        program: see :func:`salience_detr.export.program.record`.
+        path: of the file.
+        info: goes into the file's metadata.
+        opset: version of the operators, 18 at least.
+        simplify: run onnxslim over the graph.
+
+    Raises:
+        ExportError: a package is missing, or the opset is too old.
+    """
+    if opset < DEFAULT_OPSET:
+        raise ExportError(f"opset {opset} lacks operators that the model needs; use {DEFAULT_OPSET} or a later one")
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ExportError(f"the export needs {error.name}: pip install 'salience_detr[onnx]'") from error
+    model = to_onnx(program, opset)
+    if simplify:
+        model = simplified(model)
+    name_axes(model)
+    onnx.helper.set_model_props(model, {KEY: info.to_json()})
+    model.producer_name = "salience_detr"
+    onnx.checker.check_model(model)
+    with written_whole(path) as temporary:
+        onnx.save(model, str(temporary))
+
+
+def to_onnx(program: ExportedProgram, opset: int) -> Any:
+    """The program as a model in memory."""
+    from onnxscript import opset18
+
+    def stable_sort(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+        # TopK gives equal values in the order of their indices.
+        return opset18.TopK(x, opset18.Shape(x, start=dim, end=dim + 1 or None), axis=dim, largest=int(descending))
+
+    with quiet(), silent():
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
+            verbose=False,
+        )
+    assert exported is not None
+    return exported.model_proto
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Without what the exporter's libraries print of their own steps."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def simplified(model: Any) -> Any:
+    """The model after onnxslim.
+
+    Raises:
+        ExportError: onnxslim is not installed.
+    """
+    try:
+        import onnxslim
+    except ImportError as error:
+        raise ExportError("--simplify needs onnxslim: pip install 'salience_detr[onnx]'") from error
+    return onnxslim.slim(model)
+
+
+def name_axes(model: Any) -> None:
+    """Call the free sides by their names, in place, also where others are computed from them."""
+    names = {}
+    for value in model.graph.input:
+        for axis, name in AXES.get(value.name, {}).items():
+            names[value.type.tensor_type.shape.dim[axis].dim_param] = name
+    pattern = re.compile("|".join(rf"\b{re.escape(old)}\b" for old in names))
+    for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = pattern.sub(lambda match: names[match[0]], dim.dim_param)

@@ -1,0 +1,90 @@
+"""Whether an exported model finds what the original finds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from salience_detr.detections import Detections
+from salience_detr.predictor import Detector
+
+SCORE_TOLERANCE = 1e-3
+BOX_TOLERANCE = 1e-3  # of the picture's longest side
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How the detections of two models on one picture differ.
+
+    Attributes:
+        detections: of the first.
+        unmatched: detections of either that the other has not.
+        score: largest difference of a matched pair.
+        box: largest difference of a coordinate of a matched pair, in pixels.
+    """
+
+    detections: int
+    unmatched: int
+    score: float
+    box: float
+
+
+def compare(expected: Detections, found: Detections) -> Difference:
+    """Pair the detections of two models by class, box and score, one to one, best first.
+
+    One that only just made it into a list, where the other model's list ends before, is not counted as unmatched.
+    """
+    tolerance = BOX_TOLERANCE * max(expected.image_size)
+    boxes, others = expected.pred_boxes.tensor, found.pred_boxes.tensor
+    box_gaps = (boxes[:, None] - others).abs().amax(-1)  # (n, m)
+    score_gaps = (expected.scores[:, None] - found.scores).abs()
+    fits = expected.pred_classes[:, None] == found.pred_classes
+    fits &= (box_gaps <= tolerance) & (score_gaps <= SCORE_TOLERANCE)
+    costs = torch.where(fits, box_gaps / tolerance + score_gaps / SCORE_TOLERANCE, torch.inf)
+    pairs = []
+    for i in range(len(boxes)):
+        if costs.shape[1] and costs[i].min() < torch.inf:
+            pairs.append((i, int(costs[i].argmin())))
+            costs[:, pairs[-1][1]] = torch.inf
+    left = sorted(set(range(len(boxes))) - {i for i, _ in pairs})
+    right = sorted(set(range(len(others))) - {j for _, j in pairs})
+    unmatched = beyond_the_end(expected.scores[left], found.scores) + beyond_the_end(found.scores[right], expected.scores)
+    return Difference(
+        detections=len(boxes),
+        unmatched=unmatched,
+        score=max((score_gaps[pair].item() for pair in pairs), default=0.0),
+        box=max((box_gaps[pair].item() for pair in pairs), default=0.0),
+    )
+
+
+def beyond_the_end(scores: torch.Tensor, others: torch.Tensor) -> int:
+    """How many of the scores are clearly above the lowest of the others."""
+    lowest = others.min() if len(others) else torch.tensor(0.0)
+    return int((scores > lowest + SCORE_TOLERANCE).sum())
+
+
+def verify(expected: Detector, found: Detector, pictures: Sequence[np.ndarray]) -> list[Difference]:
+    """Compare two detectors on (H, W, 3) RGB pictures one by one, and then on all of them in one batch."""
+    alone = [compare(expected(picture), found(picture)) for picture in pictures]
+    found.batch_size = expected.batch_size = max(1, len(pictures))
+    together = zip(expected.batch(pictures), found.batch(pictures), strict=True)
+    return alone + [compare(*pair) for pair in together]
+
+
+def latency(detector: Detector, picture: np.ndarray, repeats: int = 5) -> float:
+    """Median milliseconds from a picture to its detections, after one call that warms up."""
+    return median_milliseconds(lambda: detector(picture), repeats)
+
+
+def median_milliseconds(call: Callable[[], Any], repeats: int) -> float:
+    times = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - begin) * 1e3)
+    return float(np.median(times[1:]))

@@ -1,0 +1,135 @@
+#!/usr/bin/env python
+"""Export a trained model: ONNX, a program of torch.export, or a package compiled by AOTInductor.
+
+export.py --config-file F --weights W --output model.onnx --simplify --verify shots/*.jpg
+export.py --config-file F --weights W --output model.pt2
+export.py --config-file F --weights W --output model.pt2 --compile
+
+Batch size, height and width of the exported model are free. Python uses it as OnnxDetector and PackagedDetector of
+salience_detr.export, which have the Predictor's interface; demo/demo.py takes it for --weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import instantiate
+from tabulate import tabulate
+from tqdm import tqdm
+
+from salience_detr.checkpoint import CheckpointError
+from salience_detr.data import DatasetError
+from salience_detr.data.mapper import ImageReadError, read_image
+from salience_detr.data.surface import generate_surface_defects
+from salience_detr.engine.config import ConfigError
+from salience_detr.export import DetectorInfo, ExportedDetector, ExportError, OnnxDetector, PackagedDetector
+from salience_detr.export.onnx import DEFAULT_OPSET, export_onnx
+from salience_detr.export.program import compile_package, record, save_program
+from salience_detr.export.verification import Difference, latency, verify
+from salience_detr.predictor import Predictor
+
+ENDINGS = (".onnx", ".pt2")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="the LazyConfig file of the model")
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint; without it the weights are random")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="ends in .onnx or .pt2")
+    parser.add_argument("--compile", action="store_true", help="compile a .pt2 for this kind of processor (minutes)")
+    parser.add_argument("--opset", type=int, default=DEFAULT_OPSET, help=f"of ONNX (default: {DEFAULT_OPSET})")
+    parser.add_argument("--simplify", action="store_true", help="run onnxslim over the ONNX graph")
+    parser.add_argument(
+        "--verify", nargs="*", metavar="PICTURE", help="compare with PyTorch on these; on the test set's if none is given"
+    )
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
+    args = parser.parse_intermixed_args(argv)
+    if args.verify:
+        args.opts += [x for x in args.verify if "=" in x and not Path(x).exists()]
+        args.verify = [x for x in args.verify if x not in args.opts]
+    if args.output.suffix not in ENDINGS:
+        parser.error(f"--output {args.output} must end in {' or '.join(ENDINGS)}")
+    if args.compile and args.output.suffix != ".pt2":
+        parser.error(f"--compile writes a .pt2 file, not {args.output}")
+    return args
+
+
+def test_pictures(predictor: Predictor, count: int = 4) -> tuple[list[np.ndarray], str]:
+    """Pictures to compare on, and what they are: the test set's, or generated ones where it is not there."""
+    try:
+        records = instantiate(predictor.config.dataloader.test.dataset)
+        chosen = records[:: max(1, len(records) // count)][:count]
+        return [read_image(record["file_name"]) for record in chosen], "pictures of the test set"
+    except (DatasetError, ImageReadError):
+        with tempfile.TemporaryDirectory() as folder:
+            generate_surface_defects(Path(folder), split="val", num_images=count, progress=False)
+            return [read_image(str(path)) for path in sorted(Path(folder).rglob("*.jpg"))], "generated pictures"
+
+
+def several_shapes(pictures: list[np.ndarray]) -> list[np.ndarray]:
+    """The pictures, and of the first also its left half and its upper third: landscape, portrait and long ones."""
+    height, width = pictures[0].shape[:2]
+    return [*pictures, pictures[0][:, : max(1, width // 2)], pictures[0][: max(1, height // 3)]]
+
+
+def write(predictor: Predictor, args: argparse.Namespace) -> ExportedDetector:
+    """Export, and load what was written."""
+    info = DetectorInfo.of(predictor)
+    print("recording the model", flush=True)
+    program = record(predictor)
+    print(f"writing {args.output}", flush=True)
+    if args.output.suffix == ".onnx":
+        export_onnx(program, args.output, info, opset=args.opset, simplify=args.simplify)
+        return OnnxDetector(args.output, device="cpu")
+    (compile_package if args.compile else save_program)(program, args.output, info)
+    return PackagedDetector(args.output)
+
+
+def report(
+    predictor: Predictor, exported: ExportedDetector, pictures: list[np.ndarray], what: str
+) -> list[Difference]:
+    """Compare and print a table."""
+    shapes = several_shapes(pictures)
+    differences = verify(predictor, exported, shapes)
+    labels = [f"{x.shape[0]}x{x.shape[1]}" for x in shapes]
+    labels += [f"{label} in a batch" for label in labels]
+    rows = [(label, d.detections, d.unmatched, d.score, d.box) for label, d in zip(labels, differences, strict=True)]
+    headers = ("picture", "detections", "not in the other", "largest score difference", "largest box difference (px)")
+    print(f"\nagainst PyTorch on {what}:")
+    print(tabulate(rows, headers=headers, floatfmt=("", "", "", ".1e", ".1e"), tablefmt="github"))
+    times = [
+        (name, latency(detector, pictures[0]))
+        for name, detector in tqdm((("PyTorch", predictor), (type(exported).__name__, exported)), desc="timing")
+    ]
+    print(f"\none picture of {labels[0]}, reading and resizing included, median of 5:")
+    print(tabulate(times, headers=("", "ms"), floatfmt=".1f", tablefmt="github"))
+    return differences
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns 0, 1 if the exported model finds something else, 2 on a wrong call."""
+    args = parse_args(argv)
+    try:
+        given = [read_image(path) for path in args.verify or []]
+        predictor = Predictor(args.config_file, args.weights, device="cpu", overrides=args.opts)
+        exported = write(predictor, args)
+        print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB, {len(exported.class_names)} classes")
+        if args.verify is None:
+            return 0
+        pictures, what = (given, "the given pictures") if given else test_pictures(predictor)
+        differences = report(predictor, exported, pictures, what)
+    except (CheckpointError, ConfigError, ExportError, ImageReadError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    unmatched = sum(x.unmatched for x in differences)
+    score, box = max(x.score for x in differences), max(x.box for x in differences)
+    print(f"\nlargest differences: {score:.1e} in score, {box:.1e} px in boxes; {unmatched} detections differ")
+    return 1 if unmatched else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
