@@ -3,7 +3,7 @@
 
 train_net.py --config-file configs/surface_defects_tiny.py
 train_net.py --config-file configs/salience_detr_r50_4scale_12ep.py --num-gpus 8
-train_net.py --config-file F --eval-only --weights W
+train_net.py --config-file F --eval-only --weights W --show-dir shown
 train_net.py --config-file F --data-dir D --weights W train.output_dir=output/mine
 torchrun --nproc-per-node 8 train_net.py --config-file F
 """
@@ -22,7 +22,7 @@ from torch.multiprocessing import ProcessExitedException
 from salience_detr.checkpoint import CheckpointError, load_weights
 from salience_detr.data import DatasetError, DataWorkerError, ImageReadError
 from salience_detr.engine.config import ConfigError, load_config
-from salience_detr.engine.evaluation import evaluate
+from salience_detr.engine.evaluation import check_show_dir, evaluate, show_evaluation
 from salience_detr.engine.launch import launch, share_cpu_threads
 from salience_detr.engine.own_data import add_data_arguments, use_own_data
 from salience_detr.engine.train import build_model, save_config, setup_run, train
@@ -39,6 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="a LazyConfig file, such as configs/*.py")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in train.output_dir")
     parser.add_argument("--eval-only", action="store_true", help="evaluate the weights")
+    parser.add_argument("--show-dir", type=Path, metavar="DIR", help="with --eval-only: draw truth and detections here")
     parser.add_argument("--weights", metavar="FILE", help="to start from, or to evaluate; sets train.init_checkpoint")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine (without a GPU: on the CPU)")
     parser.add_argument("--num-machines", type=int, default=1)
@@ -50,6 +51,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("num_gpus", "num_machines"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if args.show_dir is not None and not args.eval_only:
+        parser.error(f"--show-dir {args.show_dir} draws what --eval-only finds: add --eval-only")
     return args
 
 
@@ -106,11 +109,15 @@ def work(args: argparse.Namespace) -> None:
         return
     if not config.train.init_checkpoint:
         raise ConfigError("--eval-only needs weights: add --weights FILE")
+    if args.show_dir is not None:
+        check_show_dir(config, args.show_dir)
     if comm.is_main_process() and not (Path(config.train.output_dir) / "config.yaml").is_file():
         save_config(config)
     model = build_model(config)
     load_weights(model, config.train.init_checkpoint)
     evaluate(config, model.eval())
+    if args.show_dir is not None and comm.is_main_process():
+        show_evaluation(config, args.show_dir)
 
 
 def run(argv: list[str] | None = None) -> int:

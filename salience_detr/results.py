@@ -13,7 +13,15 @@ from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from salience_detr.data.coco_format import DatasetError, first_fault, prepare_for_evaluation, read_coco
+from salience_detr.data.coco_format import (
+    DatasetError,
+    first_fault,
+    is_id,
+    is_number,
+    is_text,
+    prepare_for_evaluation,
+    read_coco,
+)
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -64,15 +72,13 @@ def load(results_file: Path, annotation_file: Path) -> tuple[COCO, list[dict[str
     images = None
     if isinstance(results, dict):  # what demo.py --json writes, for some of the pictures
         results, images = with_ids_of(results, content, results_file)
-    if not isinstance(results, list):
-        raise ResultsError(f"{results_file} holds a {type(results).__name__}, not a list of detections")
     for i, result in enumerate(results):
         check_detection(result, f"detection {i} of {results_file}")
     for key, known in (("image_id", "images"), ("category_id", "categories")):
-        unknown = sorted({x[key] for x in results} - {x["id"] for x in content[known]})
+        unknown = sorted({x[key] for x in results} - {x["id"] for x in content[known]}, key=str)
         if unknown:
             raise ResultsError(
-                f"{results_file} has the {key} {unknown[0]}, unknown to {annotation_file}; are they of one data set?"
+                f"{results_file} has the {key} {unknown[0]!r}, unknown to {annotation_file}; are they of one data set?"
             )
     prepare_for_evaluation(content["annotations"])
     coco = COCO()
@@ -90,13 +96,13 @@ def check_detection(result: Any, where: str) -> None:
     if missing:
         raise ResultsError(f"{where} has no {', '.join(sorted(missing))}")
     box, score = result["bbox"], result["score"]
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(x, (int, float)) for x in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(is_number(x) for x in box):
         raise ResultsError(f"{where} has the bbox {box}, not four numbers (x, y, width, height)")
-    if not isinstance(score, (int, float)):
+    if not is_number(score):
         raise ResultsError(f"{where} has the score {score!r}, not a number")
     for key in ("image_id", "category_id"):
-        if not isinstance(result[key], (int, str)):
-            raise ResultsError(f"{where} has the {key} {result[key]!r}, not a number")
+        if not is_id(result[key]):
+            raise ResultsError(f"{where} has the {key} {result[key]!r}, not a number or a text")
 
 
 def with_ids_of(
@@ -106,12 +112,16 @@ def with_ids_of(
 
     Returns:
         The detections, and the ids of all pictures that were looked at.
+
+    Raises:
+        ResultsError: the file is not of demo.py, or a picture is not in the annotations.
     """
+    check_lists_of_demo(found, results_file)
     by_name: dict[str, list[Any]] = {}
     for image in content["images"]:
         by_name.setdefault(Path(image["file_name"]).name, []).append(image["id"])
     ids = {}
-    for image in found.get("images", []):
+    for image in found["images"]:
         matches = by_name.get(Path(image["file_name"]).name, [])
         if len(matches) != 1 or "frame" in image:
             raise ResultsError(
@@ -119,16 +129,48 @@ def with_ids_of(
                 "name, and must be once; evaluate detections of the data set's own pictures"
             )
         ids[image["id"]] = matches[0]
-    detections = [{**x, "image_id": ids.get(x.get("image_id"), x.get("image_id"))} for x in found["annotations"]]
+    detections = [{**x, "image_id": ids[x["image_id"]]} for x in found["annotations"]]
     return detections, sorted(ids.values())
+
+
+def check_lists_of_demo(found: dict[str, Any], results_file: Path) -> None:
+    """Raise ResultsError if pictures and detections are not as demo.py writes them, or do not belong together."""
+    for key in ("images", "annotations"):
+        if not isinstance(found.get(key), list):
+            raise ResultsError(f"{results_file} has no list {key!r}, which a file of demo.py --json has")
+    for i, image in enumerate(found["images"]):
+        if not isinstance(image, dict) or not is_id(image.get("id")) or not is_text(image.get("file_name")):
+            raise ResultsError(f"picture {i} of {results_file} is {image!r:.80}, not an id and a file_name")
+    ids = {image["id"] for image in found["images"]}
+    for i, detection in enumerate(found["annotations"]):
+        check_detection(detection, f"detection {i} of {results_file}")
+        if detection["image_id"] not in ids:
+            raise ResultsError(
+                f"detection {i} of {results_file} is of picture {detection['image_id']!r}, not in its list"
+            )
 
 
 def evaluate(coco: COCO, results: list[dict[str, Any]], images: list[Any] | None = None) -> COCOeval | None:
     """COCO's evaluation of boxes, accumulated and summarised; None if there are no detections."""
-    if not results:
-        return None
+    return run_evaluation(coco, results, images) if results else None
+
+
+def run_evaluation(coco: COCO, results: list[dict[str, Any]], images: list[Any] | None = None) -> COCOeval:
+    """The same without detections too: what there is to find then has an AP of 0.
+
+    Args:
+        coco: the annotations.
+        results: detections.
+        images: ids of the pictures that count; None for all.
+    """
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(coco, coco.loadRes([dict(x) for x in results]), "bbox")
+        if results:
+            detections = coco.loadRes([dict(x) for x in results])
+        else:  # which loadRes does not take
+            detections = COCO()
+            detections.dataset = {**coco.dataset, "annotations": []}
+            detections.createIndex()
+        evaluation = COCOeval(coco, detections, "bbox")
         if images is not None:
             evaluation.params.imgIds = images
         evaluation.evaluate()
@@ -153,7 +195,12 @@ def class_precisions(evaluation: COCOeval) -> dict[str, np.ndarray]:
 
 
 def confusion_matrix(
-    coco: COCO, results: list[dict[str, Any]], *, score_threshold: float = 0.3, iou_threshold: float = 0.5
+    coco: COCO,
+    results: list[dict[str, Any]],
+    *,
+    score_threshold: float = 0.3,
+    iou_threshold: float = 0.5,
+    images: list[Any] | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """Which classes are taken for which.
 
@@ -165,6 +212,7 @@ def confusion_matrix(
         results: detections.
         score_threshold: of the detections that count.
         iou_threshold: of a detection and the box that it takes.
+        images: ids of the pictures that count; None for all.
 
     Returns:
         (K + 1, K + 1) counts, true class by detected class, and the K names; the last row is of detections of nothing,
@@ -173,13 +221,9 @@ def confusion_matrix(
     category_ids = sorted(coco.getCatIds())
     number = {category_id: i for i, category_id in enumerate(category_ids)}
     matrix = np.zeros((len(number) + 1, len(number) + 1), dtype=np.int64)
-    found: dict[Any, list[dict[str, Any]]] = {}
-    for result in results:
-        if result["score"] >= score_threshold:
-            found.setdefault(result["image_id"], []).append(result)
-    for image_id in coco.getImgIds():
-        truth = coco.loadAnns(coco.getAnnIds(imgIds=image_id))
-        detections = sorted(found.get(image_id, []), key=lambda x: -x["score"])
+    found = by_picture(results, score_threshold=score_threshold)
+    for image_id in coco.getImgIds() if images is None else images:
+        truth, detections = truth_of(coco, image_id), found.get(image_id, [])
         overlaps = box_overlaps(detections, truth)
         crowd = np.array([bool(x["iscrowd"]) for x in truth], dtype=bool)
         free = ~crowd
@@ -195,6 +239,21 @@ def confusion_matrix(
         for annotation in (x for x, is_free in zip(truth, free, strict=True) if is_free):
             matrix[number[annotation["category_id"]], -1] += 1
     return matrix, [coco.loadCats([i])[0]["name"] for i in category_ids]
+
+
+def by_picture(results: list[dict[str, Any]], *, score_threshold: float) -> dict[Any, list[dict[str, Any]]]:
+    """The detections with at least a score, by falling score, of each picture's id."""
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for result in sorted(results, key=lambda x: -x["score"]):
+        if result["score"] >= score_threshold:
+            found.setdefault(result["image_id"], []).append(result)
+    return found
+
+
+def truth_of(coco: COCO, image_id: Any) -> list[dict[str, Any]]:
+    """The annotations of a picture, crowd regions included."""
+    annotations: list[dict[str, Any]] = coco.imgToAnns.get(image_id, [])
+    return annotations
 
 
 def box_overlaps(detections: list[dict[str, Any]], truth: list[dict[str, Any]]) -> np.ndarray:

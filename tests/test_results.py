@@ -91,3 +91,40 @@ def test_perfect_detections_are_perfect_whatever_the_ids_of_the_annotations_are(
 def test_annotations_with_a_mistake_are_refused_with_the_remedy(files):
     with pytest.raises(ResultsError, match=r"annotation 1 in .* has a bbox None, not .*check_dataset\.py"):
         files([truth(1, 1, 4, None)], [])
+
+
+@pytest.mark.parametrize(
+    ("detection", "message"),
+    [
+        (found(1, 4, [0, 0, float("nan"), 1], 0.9), "has the bbox .*nan.*, not four numbers"),
+        (found(1, 4, [0, 0, 1, 1], float("nan")), "has the score nan, not a number"),
+        (found([1], 4, [0, 0, 1, 1], 0.9), r"has the image_id \[1\], not a number or a text"),
+        (found("x", 4, [0, 0, 1, 1], 0.9), "has the image_id 7, unknown to"),  # besides one that is a text
+    ],
+)
+def test_detections_that_are_none_are_refused(files, detection, message):
+    with pytest.raises(ResultsError, match=message):
+        files([], [detection, found(7, 4, [0, 0, 1, 1], 0.9)])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"annotations": []}, "has no list 'images'"),
+        ({"images": [{"id": 1}], "annotations": []}, "picture 0 of .* is {'id': 1}"),
+        ({"images": [], "annotations": [{"image_id": 1}]}, "detection 0 of .* has no bbox, category_id, score"),
+        ({"images": [], "annotations": [found(1, 4, [0, 0, 1, 1], 0.9)]}, "detection 0 of .* is of picture 1, not in"),
+    ],
+)
+def test_a_file_that_demo_did_not_write_is_refused(files, content, message):
+    with pytest.raises(ResultsError, match=message):
+        files([], content)
+
+
+def test_pictures_that_were_not_looked_at_are_not_confused(files):
+    coco, detections, images = files(
+        [truth(1, 1, 4, [0, 0, 10, 10]), truth(2, 2, 4, [0, 0, 10, 10])],
+        {"images": [{"id": 9, "file_name": "some/2.jpg"}], "annotations": [found(9, 4, [0, 0, 10, 10], 0.9)]},
+    )
+    assert images == [2]
+    assert confusion_matrix(coco, detections, images=images)[0].tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]

@@ -494,3 +494,31 @@ def test_a_config_that_is_none_is_one_line(tmp_path, capsys, content):
 def test_overrides_may_stand_on_both_sides_of_a_flag(micro_config):
     args = train_net.parse_args(["--config-file", micro_config, "train.seed=1", "--eval-only", "train.max_iter=2"])
     assert args.opts == ["train.seed=1", "train.max_iter=2"] and args.eval_only
+
+
+def test_an_evaluation_draws_truth_and_detections_of_each_picture(surface_data, micro_config, tmp_path):
+    weights = tmp_path / "weights.pth"
+    torch.save(instantiate(load_config(micro_config).model).state_dict(), weights)
+    shown = tmp_path / "shown"
+    words = ["--eval-only", "--weights", str(weights), "--show-dir", str(shown)]
+    assert run(micro_config, tmp_path / "out", *words) == 0
+    names = sorted(path.name for path in (surface_data / "val").iterdir())
+    assert sorted(path.name for path in shown.iterdir()) == names
+    height, width, _ = read_image(str(shown / names[0])).shape
+    assert width == 2 * 480 + 8 and height > 480
+    assert "6 pictures drawn in" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_drawings_need_an_evaluation_that_writes_its_detections(surface_data, micro_config, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train_net.parse_args(["--config-file", micro_config, "--show-dir", "shown"])
+    assert "--show-dir shown draws what --eval-only finds: add --eval-only" in capsys.readouterr().err
+    weights = tmp_path / "weights.pth"
+    torch.save(instantiate(load_config(micro_config).model).state_dict(), weights)
+    words = ["--eval-only", "--weights", str(weights), "--show-dir"]
+    assert run(micro_config, tmp_path / "out", *words, str(weights)) == 2
+    assert "set --show-dir" in capsys.readouterr().err
+    words += [str(tmp_path / "shown"), "dataloader.evaluator.output_dir=null"]
+    assert run(micro_config, tmp_path / "out", *words) == 2
+    assert "dataloader.evaluator.output_dir" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("inference/*"))  # it is told before the evaluation

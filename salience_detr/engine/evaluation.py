@@ -6,18 +6,24 @@ import contextlib
 import copy
 import io
 import logging
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
+from salience_detr.comparison import write_comparisons
 from salience_detr.data.coco_format import prepare_for_evaluation
 from salience_detr.data.datasets import check_class_count
 from salience_detr.data.loader import WatchedLoader
+from salience_detr.engine.checkpointing import check_output_dir
+from salience_detr.engine.config import ConfigError
+from salience_detr.results import load
 
 logger = logging.getLogger(__name__)
 
@@ -61,3 +67,35 @@ def evaluate_with_average(config: DictConfig, model: nn.Module, average: nn.Modu
         averaged = flat_metrics(evaluate(config, average, suffix="_ema"))
         metrics |= {f"ema/{name}": value for name, value in averaged.items()}
     return metrics
+
+
+def check_show_dir(config: DictConfig, show_dir: Path) -> None:
+    """Find out before an evaluation whether :func:`show_evaluation` can draw it.
+
+    Raises:
+        ConfigError: the evaluator does not write the detections.
+        OSError: the folder cannot be written to.
+    """
+    if not config.dataloader.evaluator.get("output_dir"):
+        raise ConfigError("--show-dir draws the detections that dataloader.evaluator.output_dir holds: set that folder")
+    check_output_dir(show_dir, option="--show-dir")
+
+
+def show_evaluation(config: DictConfig, show_dir: Path) -> None:
+    """Draw each picture of the test set, with ground truth and the detections that :func:`evaluate` wrote, into a
+    folder; see :func:`write_comparisons`. Process 0 calls this.
+
+    Raises:
+        ConfigError: there are no detections.
+        ResultsError, OSError: detections or annotations cannot be read, or a drawing cannot be written.
+    """
+    names = config.dataloader.test.dataset.names
+    metadata = MetadataCatalog.get(names if isinstance(names, str) else names[0])
+    results_file = Path(config.dataloader.evaluator.output_dir) / "coco_instances_results.json"
+    if not results_file.is_file() or not metadata.get("json_file"):
+        raise ConfigError(f"--show-dir needs detections in COCO's format, but the evaluator wrote no {results_file}")
+    coco, results, _ = load(results_file, Path(metadata.json_file))
+    drawn, notes = write_comparisons(coco, results, Path(metadata.get("image_root", ".")), show_dir)
+    logger.info("%d pictures drawn in %s: ground truth left, detections right", drawn, show_dir)
+    for note in notes:
+        logger.warning("not drawn: %s", note)

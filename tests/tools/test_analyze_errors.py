@@ -1,0 +1,115 @@
+"""The report of a few detections whose mistakes are known."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tools.analyze_errors import confusion_table, main, plot_confusion, table
+
+NAMES = ["report.md", "report.json", "confusion.png", "worst.jpg"]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two pictures, of a right detection and of a missed box."""
+    (tmp_path / "images").mkdir()
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "1e5"}, {"id": 2, "name": "a|b"}]}
+    for i in (1, 2):
+        Image.new("L", (64, 48), 99).save(tmp_path / "images" / f"é{i}.png")
+        content["images"].append({"id": f"p{i}", "file_name": f"é{i}.png", "width": 64, "height": 48})
+        box = {"id": i, "image_id": f"p{i}", "category_id": i, "bbox": [8, 8, 16, 16]}
+        content["annotations"].append(box)
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    found = [{"image_id": "p1", "category_id": 1, "bbox": [8, 8, 16, 16], "score": 0.8}]
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    return [str(tmp_path / "found.json"), str(tmp_path / "truth.json")]
+
+
+def test_everything_is_written_beside_the_results(files, tmp_path, capsys):
+    assert main(files) == 0
+    output = tmp_path / "errors"
+    assert sorted(path.name for path in output.iterdir()) == sorted(NAMES)
+    text = (output / "report.md").read_text()
+    assert capsys.readouterr().out.startswith(text)
+    assert "| 1e5   " in text and r"| a\|b" in text
+    report = json.loads((output / "report.json").read_text())
+    assert report["metrics"] == pytest.approx(
+        {"AP": 50, "AP50": 50, "AP75": 50, "APs": 50, "APm": None, "APl": None}
+    )  # of the two classes one is found
+    assert report["errors"]["detections"]["correct"] == 1 and report["errors"]["boxes"]["missed"] == 1
+    assert report["confusion"]["matrix"] == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
+    assert [x["picture"] for x in report["worst"]] == ["é2.png"]
+    for name in ("confusion.png", "worst.jpg"):
+        drawn = np.asarray(Image.open(output / name).convert("RGB"))
+        assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 5
+
+
+def test_without_pictures_only_the_sheet_is_missing(files, tmp_path, capsys):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "worst.jpg").write_bytes(b"of an earlier run")
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    assert main([*files, "--output", str(output)]) == 0
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == 1 and notes[0].startswith("note: no worst.jpg: the pictures of")
+    assert sorted(path.name for path in output.iterdir()) == sorted(NAMES[:3])
+    assert main([*files, "--output", str(output), "--images", str(tmp_path / "elsewhere"), "--worst", "1"]) == 0
+    assert (output / "worst.jpg").stat().st_size > 1000
+
+
+def test_detections_of_demo_are_judged_on_its_pictures_alone(files, tmp_path):
+    found = {"images": [{"id": 5, "file_name": "some/é1.png"}], "annotations": []}
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    assert main(files) == 0
+    report = json.loads((tmp_path / "errors" / "report.json").read_text())
+    assert report["pictures"] == 1 and report["errors"]["boxes"]["missed"] == 1
+    assert report["confusion"]["matrix"] == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
+
+
+def test_without_detections_boxes_or_mistakes_there_is_a_report(files, tmp_path, capsys):
+    truth = json.loads((tmp_path / "truth.json").read_text())
+    (tmp_path / "found.json").write_text("[]")
+    assert main(files) == 0
+    truth["annotations"] = []
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    assert main(files) == 0
+    assert "There is no mistake in any picture." in capsys.readouterr().out
+    assert not (tmp_path / "errors" / "worst.jpg").exists()
+    truth["images"] = []
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    assert main(files) == 0
+    assert "has no pictures" in capsys.readouterr().err
+
+
+def test_a_mistake_is_one_line(files, tmp_path, capsys):
+    assert main([files[0], str(tmp_path / "nothing.json")]) == 2
+    assert main([*files, "--images", str(tmp_path / "nowhere")]) == 2
+    assert main([*files, "--output", files[0]]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
+    assert "set --output" in lines[2]
+    with pytest.raises(SystemExit):
+        main([*files, "--worst", "0"])
+    assert "--worst is 0; it lies between 1 and 400" in capsys.readouterr().err
+
+
+def test_texts_stay_as_they_are_and_missing_numbers_are_dashes():
+    rows = [{"class": "1e5", "boxes": 7, "AP": 12.345}, {"class": "x\ny", "boxes": 12, "AP": None}]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(rows).splitlines()]
+    assert cells[0] == ["class", "boxes", "AP"]
+    assert cells[2:] == [["1e5", "7", "12.3"], ["x y", "12", "-"]]
+
+
+def test_of_many_classes_the_most_frequent_confusions_are_listed(tmp_path):
+    names = [f"c{i}" for i in range(40)]
+    matrix = np.diag([9] * 41)
+    matrix[3, 5], matrix[7, 40], matrix[6, 2] = 2, 8, 4
+    lines = confusion_table(matrix, names).splitlines()[4:]
+    assert [line.split()[1::2] for line in lines] == [["c6", "c2", "4"], ["c3", "c5", "2"]]
+    plot_confusion(matrix, [*names[:-1], "$x$ 裂"], tmp_path / "x.png")
+    assert min(Image.open(tmp_path / "x.png").size) > 900
+    assert confusion_table(np.diag([9] * 41), names) == "No class is confused."
