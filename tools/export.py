@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--opset", type=int, default=DEFAULT_OPSET, help=f"of ONNX (default: {DEFAULT_OPSET})")
     parser.add_argument("--simplify", action="store_true", help="run onnxslim over the ONNX graph")
     parser.add_argument(
-        "--verify", nargs="*", metavar="PICTURE", help="compare with PyTorch on these; on the test set's if none is given"
+        "--verify", nargs="*", metavar="PICTURE", help="compare with PyTorch on these (default: on the test set's)"
     )
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
     args = parser.parse_intermixed_args(argv)
@@ -89,9 +89,7 @@ def write(predictor: Predictor, args: argparse.Namespace) -> ExportedDetector:
     return PackagedDetector(args.output)
 
 
-def report(
-    predictor: Predictor, exported: ExportedDetector, pictures: list[np.ndarray], what: str
-) -> list[Difference]:
+def report(predictor: Predictor, exported: ExportedDetector, pictures: list[np.ndarray], what: str) -> list[Difference]:
     """Compare and print a table."""
     shapes = several_shapes(pictures)
     differences = verify(predictor, exported, shapes)

@@ -17,8 +17,6 @@ from salience_detr.export.graph import INPUTS, OUTPUTS
 from salience_detr.export.info import KEY, DetectorInfo, ExportError
 from salience_detr.predictor import Detector, salience_maps
 
-MIN_SIDE = 65  # smaller batches are padded: programs of PyTorch are not recorded for levels of one token
-
 
 class ExportedDetector(Detector):
     """A detector whose model is a graph from tensors to tensors (:class:`salience_detr.export.graph.DetectionGraph`).
@@ -59,7 +57,7 @@ class ExportedDetector(Detector):
 def collate(inputs: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
     """(B, 3, H, W) float32 images, each at the upper left, and their (B, 2) (height, width)."""
     sizes = torch.tensor([x["image"].shape[1:] for x in inputs])
-    height, width = (max(MIN_SIDE, side) for side in sizes.amax(0).tolist())
+    height, width = sizes.amax(0).tolist()
     images = torch.zeros(len(inputs), 3, height, width)
     for padded, x in zip(images, inputs, strict=True):
         image = x["image"]

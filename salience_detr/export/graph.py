@@ -1,9 +1,9 @@
 """The model as one graph from tensors to tensors, for any number of pictures of any size.
 
-Exporters record what a model computes for one input. Here are the few parts of the model whose work depends on what is
-in the tensors, in forms that have the same shape whatever that is; they take the place of the originals in a copy of the
-model. Where the model cuts its tensors to what the pictures of a batch need, they keep as many slots as the size of the
-batch allows for, and mask the surplus.
+Exporters record what a model computes for one input. Here are the few parts of the model whose work depends on what
+is in the tensors, in forms whose shapes depend on those of the inputs alone; they take the place of the originals in a
+copy of the model. Where the model cuts its tensors to what the pictures of a batch need, they keep as many slots as the
+size of the batch allows for, and mask the surplus.
 
 Symbols: B images, L levels, S tokens, D channels, K classes, N queries, M heads of C channels, P points per head and
 level.
@@ -44,12 +44,15 @@ class DetectionGraph(nn.Module):
         model: in evaluation mode; it is copied.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(self, model: SalienceDETR) -> None:
         super().__init__()
         self.model = exportable_copy(model)
         mean, std = (torch.tensor(x)[:, None, None] for x in (model.pixel_mean, model.pixel_std))
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_std", std, persistent=False)
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Detect on a batch.
@@ -87,7 +90,7 @@ class DetectionGraph(nn.Module):
         divisor = self.model.size_divisibility
         height, width = ((side + divisor - 1) // divisor * divisor for side in images.shape[-2:])
         missing = (width - images.shape[-1], height - images.shape[-2])
-        normalised = F.pad((images - self.mean) / self.std, [0, missing[0], 0, missing[1]])
+        normalised = F.pad((images - self.pixel_mean) / self.pixel_std, [0, missing[0], 0, missing[1]])
         rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
         limits = image_sizes[:, :, None, None]
         padding = (rows[:, None] >= limits[:, 0]) | (columns >= limits[:, 1])
@@ -189,9 +192,7 @@ class GraphQuerySelection(QuerySelection):
         """(B, S) scores -> (B, N) tokens, best first, and (B, N) False for surplus slots."""
         # There may be fewer tokens than candidates.
         padded = F.pad(scores, [0, self.num_candidates], value=-torch.inf)
-        values, candidates = (
-            x[:, : self.num_candidates] for x in padded.sort(dim=1, descending=True, stable=True)
-        )
+        values, candidates = (x[:, : self.num_candidates] for x in padded.sort(dim=1, descending=True, stable=True))
         is_token = values > -torch.inf
         candidates = candidates.masked_fill(~is_token, 0)
         kept = self.suppress(values, candidates, tokens) & is_token
@@ -206,11 +207,9 @@ class GraphQuerySelection(QuerySelection):
         batch, count = candidates.shape
         height, width = tokens.level_shapes[0]  # the finest, no level is larger
         side = torch.sym_max(height, width) + 3
-        offset = tokens.token_level * side
-        points = (tokens.token_xy + offset[:, None])[candidates]
+        points = (tokens.token_xy + tokens.token_level[:, None] * side)[candidates]
         image = torch.arange(batch, device=scores.device)[:, None] * side * len(tokens.level_shapes)
         centres = torch.stack([points[..., 0], points[..., 1] + image], dim=-1).flatten(0, 1).float()
-        # What is no token lies far from all others, apart from each other.
         boxes = torch.cat([centres - 1, centres + 1], dim=1)
         kept = nms(boxes, scores.flatten().float(), self.iou_threshold)
         marks = torch.zeros(batch * count, dtype=torch.bool, device=scores.device)

@@ -45,17 +45,17 @@ class DetectorInfo:
         Raises:
             ExportError: the test pictures are changed in another way than by one resize.
         """
-        steps = list(predictor.mapper.augmentations.augs) or [None]
-        lengths = steps[0].short_edge_length if isinstance(steps[0], ResizeShortestEdge) else ()
-        if len(steps) != 1 or len(set(lengths)) != 1:
+        steps = list(predictor.mapper.augmentations.augs)
+        resize: Any = steps[0] if len(steps) == 1 and isinstance(steps[0], ResizeShortestEdge) else None
+        if resize is None or len(set(resize.short_edge_length)) != 1:
             raise ExportError(
                 "dataloader.test.mapper.augmentations is not one ResizeShortestEdge with one length: an exported model "
                 "could not do the same; change the config"
             )
         return cls(
             classes=predictor.classes,
-            short_edge_length=lengths[0],
-            max_size=steps[0].max_size,
+            short_edge_length=resize.short_edge_length[0],
+            max_size=resize.max_size,
             image_format=predictor.mapper.image_format,
             size_divisibility=predictor.model.size_divisibility,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import torch
 from torch.export import Dim, ExportedProgram
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from salience_detr.export.graph import DetectionGraph
-from salience_detr.export.info import KEY, DetectorInfo
+from salience_detr.export.info import KEY, DetectorInfo, ExportError
 from salience_detr.files import written_whole
 from salience_detr.predictor import Predictor
 
@@ -20,25 +22,35 @@ MAX_SIDE = 16384
 
 
 def record(predictor: Predictor) -> ExportedProgram:
-    """The model of a predictor as a program of torch.export, of free batch size, height and width."""
-    model = predictor.model.to("cpu")
+    """The model of a predictor as a program of torch.export, of free batch size, height and width.
+
+    Raises:
+        ExportError: the model is on a GPU, or this PyTorch is too old.
+    """
+    if predictor.model.device.type != "cpu":
+        raise ExportError("a model is recorded on the CPU; give the Predictor device='cpu'")
+    if "prefer_deferred_runtime_asserts_over_guards" not in inspect.signature(torch.export.export).parameters:
+        raise ExportError(f"exporting needs a newer PyTorch than {torch.__version__}; it was tested with 2.15")
     height, width = EXAMPLE_SIDES
     example = (torch.zeros(2, 3, height, width), torch.tensor([[height, width], [height - 20, width - 50]]))
     batch, *sides = (Dim("batch"), *(Dim(name, min=65, max=MAX_SIDE) for name in ("height", "width")))
     with torch.no_grad(), quiet():
         program = torch.export.export(
-            DetectionGraph(model).eval(),
+            DetectionGraph(predictor.model).eval(),
             example,
             dynamic_shapes={"images": {0: batch, 2: sides[0], 3: sides[1]}, "image_sizes": {0: batch}},
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-    drop_assertions(program)
+    admit_small_batches(program)
     return program
 
 
-def drop_assertions(program: ExportedProgram) -> None:
-    """Take out, in place, what checks that a batch is unlike 1: the layouts that it excludes would be right, too."""
+def admit_small_batches(program: ExportedProgram) -> None:
+    """Lift, in place, the limits from which on the recording knows how tensors lie in memory: what it does is right for
+    a batch of 1 and for levels of one token, too."""
+    for symbol, limits in program.range_constraints.items():
+        program.range_constraints[symbol] = ValueRanges(min(1, limits.lower), limits.upper)
     for node in list(program.graph.nodes):
         if node.target == torch.ops.aten._assert_scalar.default:
             program.graph.erase_node(node)

@@ -53,10 +53,11 @@ def compare(expected: Detections, found: Detections) -> Difference:
             costs[:, pairs[-1][1]] = torch.inf
     left = sorted(set(range(len(boxes))) - {i for i, _ in pairs})
     right = sorted(set(range(len(others))) - {j for _, j in pairs})
-    unmatched = beyond_the_end(expected.scores[left], found.scores) + beyond_the_end(found.scores[right], expected.scores)
+    lost = beyond_the_end(expected.scores[left], found.scores)
+    added = beyond_the_end(found.scores[right], expected.scores)
     return Difference(
         detections=len(boxes),
-        unmatched=unmatched,
+        unmatched=lost + added,
         score=max((score_gaps[pair].item() for pair in pairs), default=0.0),
         box=max((box_gaps[pair].item() for pair in pairs), default=0.0),
     )

@@ -1,0 +1,134 @@
+"""Exported models find what the model finds, for any number of pictures of any size."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from salience_detr import Predictor
+from salience_detr.export import DetectorInfo, ExportError, OnnxDetector, PackagedDetector
+from salience_detr.export.onnx import export_onnx
+from salience_detr.export.program import record
+from salience_detr.export.verification import compare
+
+
+def picture(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module", params=["onnx", "pt2"])
+def detector(exported, request):
+    return {"onnx": OnnxDetector, "pt2": PackagedDetector}[request.param](exported / f"model.{request.param}")
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 333), (400, 60), (1, 1), (1, 300)])
+def test_a_picture_of_any_size_has_the_same_detections(predictor, detector, size):
+    image = picture(*size)
+    found = compare(predictor(image), detector(image))
+    assert found.detections == 120 and found.unmatched == 0 and found.score < 1e-5 and found.box < 0.01
+
+
+def test_a_batch_of_different_sizes_has_the_same_detections_and_salience(predictor, detector):
+    images = [picture(40, 64, 1), picture(64, 30, 2), picture(100, 100, 3)]
+    for expected, found in zip(predictor.detect(images), detector.detect(images), strict=True):
+        difference = compare(expected.instances, found.instances)
+        assert difference.unmatched == 0 and difference.score < 1e-5
+        np.testing.assert_allclose(found.salience, expected.salience, atol=1e-4)
+
+
+def test_names_and_ids_of_the_classes_come_from_the_file(predictor, detector):
+    assert detector.class_names == predictor.class_names
+    found = detector(picture(64, 64))
+    assert found.to_coco(7)[0]["category_id"] == found.pred_classes[0] + 1
+    assert found.draw().shape == (64, 64, 3)
+
+
+def test_the_threshold_of_an_exported_model_holds(exported, predictor):
+    scores = predictor(picture(64, 64)).scores
+    threshold = (scores[9] + scores[10]).item() / 2
+    assert len(OnnxDetector(exported / "model.onnx", score_threshold=threshold)(picture(64, 64))) == 10
+
+
+def test_the_onnx_file_has_plain_operators_and_free_axes(exported):
+    model = onnx.load(exported / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert {x.domain for x in model.opset_import} == {""} and model.opset_import[0].version >= 17
+    kinds = {node.op_type for node in model.graph.node}
+    assert {"GridSample", "NonMaxSuppression"} <= kinds and not model.functions
+    axes = {x.name: [d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim] for x in model.graph.input}
+    assert axes == {"images": ["batch", 3, "height", "width"], "image_sizes": ["batch", 2]}
+
+
+def test_onnx_runs_without_this_project_on_what_lies_beside_the_pictures(exported, predictor):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(exported / "model.onnx"), providers=["CPUExecutionProvider"])
+    image = torch.from_numpy(picture(33, 47)).permute(2, 0, 1)
+    garbage = np.full((1, 3, 64, 60), 99, np.float32)  # the model pads to the same 64 x 64
+    garbage[0, :, :33, :47] = image
+    boxes, scores, labels, _ = session.run(None, {"images": garbage, "image_sizes": np.array([[33, 47]])})
+    with torch.no_grad():
+        expected = predictor.model([{"image": image}])[0]["instances"]
+    np.testing.assert_allclose(scores[0], expected.scores, atol=1e-5)
+    np.testing.assert_allclose(boxes[0], expected.pred_boxes.tensor, atol=1e-2)
+    assert (labels[0] == expected.pred_classes.numpy()).mean() > 0.95  # but where two scores are nearly equal
+
+
+def other_onnx(path):
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "other", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+
+
+@pytest.mark.parametrize("kind", [OnnxDetector, PackagedDetector])
+def test_files_that_are_no_models_of_ours_are_described(kind, tmp_path):
+    other_onnx(tmp_path / "other.onnx")
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    (tmp_path / "garbage.onnx").write_bytes(b"garbage" * 99)
+    torch.save({"x": torch.zeros(1)}, tmp_path / "weights.pth")
+    for name in ("other.onnx", "empty.onnx", "garbage.onnx", "weights.pth", "missing.onnx"):
+        with pytest.raises(ExportError, match=name.replace(".", r"\.")):
+            kind(tmp_path / name)
+
+
+def test_an_onnx_file_of_another_model_names_its_inputs(tmp_path):
+    other_onnx(tmp_path / "other.onnx")
+    with pytest.raises(ExportError, match=r"its inputs are x .* tools/export\.py"):
+        OnnxDetector(tmp_path / "other.onnx")
+
+
+def test_an_onnx_file_without_our_entry_is_described(exported, tmp_path):
+    model = onnx.load(exported / "model.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "bare.onnx")
+    with pytest.raises(ExportError, match="does not say what its classes are"):
+        OnnxDetector(tmp_path / "bare.onnx")
+
+
+def test_a_device_that_onnx_runtime_lacks_is_described(exported):
+    with pytest.raises(ExportError, match="unknown to ONNX Runtime"):
+        OnnxDetector(exported / "model.onnx", device="tpu")
+
+
+def test_pictures_that_are_not_only_resized_cannot_be_exported(micro_config, surface_data):
+    changed = Predictor(micro_config, None, device="cpu", overrides=["dataloader.test.mapper.augmentations=[]"])
+    with pytest.raises(ExportError, match="not one ResizeShortestEdge"):
+        DetectorInfo.of(changed)
+
+
+def test_an_old_opset_is_refused_before_the_work(predictor, tmp_path):
+    with pytest.raises(ExportError, match="opset 16"):
+        export_onnx(None, tmp_path / "x.onnx", DetectorInfo.of(predictor), opset=16)
+
+
+@pytest.mark.slow
+def test_a_package_compiled_ahead_finds_the_same(predictor, tmp_path):
+    from salience_detr.export.program import compile_package
+
+    compile_package(record(predictor), tmp_path / "model.pt2", DetectorInfo.of(predictor))
+    detector = PackagedDetector(tmp_path / "model.pt2")
+    for size in ((64, 64), (50, 333), (1, 1)):
+        assert compare(predictor(picture(*size)), detector(picture(*size))).unmatched == 0

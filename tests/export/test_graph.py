@@ -1,0 +1,58 @@
+"""The exportable forms of the model's parts give what the originals give."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from salience_detr.export.graph import DetectionGraph, GraphBackgroundEmbedding, portion
+from salience_detr.export.swin import make_swin_exportable
+from salience_detr.modeling.backbones.swin import Swin
+from salience_detr.modeling.encoder import BackgroundEmbedding
+
+
+def test_the_graph_equals_the_model_on_padded_pictures(predictor):
+    images = torch.randint(0, 256, (2, 3, 80, 110)).float()
+    pictures = [images[0, :, :80, :61], images[1, :, :33, :110]]
+    with torch.no_grad():
+        boxes, scores, labels, _ = DetectionGraph(predictor.model)(images, torch.tensor([[80, 61], [33, 110]]))
+        expected = [x["instances"] for x in predictor.model([{"image": x} for x in pictures])]
+    for i, instances in enumerate(expected):
+        torch.testing.assert_close(scores[i], instances.scores)
+        torch.testing.assert_close(boxes[i], instances.pred_boxes.tensor, rtol=1e-4, atol=1e-3)
+        assert torch.equal(labels[i], instances.pred_classes)
+
+
+def test_the_copy_shares_its_weights_and_leaves_the_model_as_it_was(predictor):
+    graph = DetectionGraph(predictor.model)
+    kinds = {type(module) for module in predictor.model.modules()}
+    assert GraphBackgroundEmbedding not in kinds and BackgroundEmbedding in kinds
+    for ours, theirs in zip(graph.model.parameters(), predictor.model.parameters(), strict=True):
+        assert ours is theirs
+
+
+@pytest.mark.parametrize("size", [(64, 96), (250, 180)])
+def test_swin_for_unknown_sides_equals_detectron2s(size):
+    settings = dict(embed_dim=8, depths=[2, 2, 2, 2], num_heads=[1, 2, 2, 2], window_size=7, drop_path_rate=0.1)
+    backbone = Swin(**settings).eval()
+    exportable = copy.deepcopy(backbone)
+    make_swin_exportable(exportable)
+    images = torch.rand(2, 3, *size)
+    with torch.no_grad():
+        for ours, theirs in zip(exportable(images).values(), backbone(images).values(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("size", [5, 12, 31])
+def test_background_tables_are_stretched_beyond_their_end_and_else_untouched(size):
+    torch.manual_seed(0)
+    original = BackgroundEmbedding(embed_dim=8, size=12)
+    expected = original(((size, 3),))
+    original.__class__ = GraphBackgroundEmbedding
+    torch.testing.assert_close(original(((size, 3),)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_portions_are_rounded_up():
+    assert [portion(10, 0.4), portion(11, 0.4), portion(7, 1), portion(1, 0.2)] == [4, 5, 7, 1]
