@@ -167,16 +167,20 @@ def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
         raise CheckpointError(f"cannot write {path}: {error}") from error
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, path: str | Path) -> list[str]:
     """Fill the model from a file; every parameter must be there with its shape, and nothing may be left over.
 
     The file may be one of this project's, or one of the published implementation's (converted on the way, its
     COCO category ids becoming contiguous).
 
+    Returns:
+        The names of the classes, if the file tells them, else nothing.
+
     Raises:
         CheckpointError: what is missing, left over or of another shape, or what the file is instead.
     """
-    file = state_dict_of(read_checkpoint(path), path)
+    content = read_checkpoint(path)
+    file = state_dict_of(content, path)
     state = detector_state(model, file)
     if state is None:
         remedy = "to detect something, the weights of a trained Salience DETR are needed"
@@ -185,6 +189,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         raise CheckpointError(f"{path} is of another model: it looks like {describe(file)}; {remedy}")
     load_state_dict_strictly(model, state, source=str(path))
     logger.info("loaded all weights from %s", path)
+    return [str(name) for name in content.get("class_names", ())]
 
 
 def start_from(

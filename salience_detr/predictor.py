@@ -141,11 +141,10 @@ class Predictor(Detector):
         self.autocast_dtype = DTYPES[dtype]
         self.config = config if isinstance(config, DictConfig) else load_config(config, overrides)
         self.model: SalienceDETR = instantiate(self.config.model).to(resolve_device(device)).eval()
-        if weights is not None:
-            load_weights(self.model, weights)
+        names = [] if weights is None else load_weights(self.model, weights)
         self.metadata = dataset_metadata(self.config)
         super().__init__(
-            ClassTable.from_metadata(self.metadata, self.model.num_classes),
+            ClassTable.from_metadata(self.metadata, self.model.num_classes, names),
             instantiate(self.config.dataloader.test.mapper),
             score_threshold=score_threshold,
             batch_size=batch_size,

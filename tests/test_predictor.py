@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
 from PIL import Image
+from safetensors.torch import save_file
 
 from salience_detr import Predictor
+from salience_detr.checkpoint import CheckpointError
 from salience_detr.engine.config import load_config
 from salience_detr.images import to_rgb
 from salience_detr.predictor import merge_salience, salience_maps
@@ -143,3 +146,75 @@ def test_the_shipped_weights_name_the_defects_of_real_photographs(shared):
     order = sorted(names.values())
     right = sum(order[x.pred_classes[0]] == truth[image["id"]] for image, x in zip(chosen, found, strict=True))
     assert right >= 18  # by chance 4
+
+
+def test_a_bgr_array_a_tensor_and_a_float_tensor_give_the_same_as_the_file(predictor, surface_data):
+    path = surface_data / "val" / "000001.jpg"
+    rgb = to_rgb(path)
+    expected = predictor(path).scores
+    assert torch.equal(predictor(rgb[..., ::-1], channel_order="BGR").scores, expected)
+    tensor = torch.from_numpy(rgb).permute(2, 0, 1)
+    assert torch.equal(predictor(tensor).scores, expected) and torch.equal(predictor(tensor / 255).scores, expected)
+
+
+def test_a_list_or_a_stack_of_pictures_gives_a_list(predictor):
+    stack = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    one_by_one = [predictor(x).scores for x in stack]
+    for batch in (stack, list(stack), stack.permute(0, 2, 3, 1).numpy()):
+        for found, expected in zip(predictor(batch), one_by_one, strict=True):
+            torch.testing.assert_close(found.scores, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_more_than_a_batch_is_computed_together(micro_config, surface_data):
+    predictor = Predictor(micro_config, None, device="cpu", batch_size=2)
+    sizes = []
+    predictor.infer = lambda inputs, infer=predictor.infer: (sizes.append(len(inputs)), infer(inputs))[1]
+    assert len(predictor.batch([np.zeros((20, 20, 3), np.uint8)] * 5)) == 5
+    assert sizes == [2, 2, 1]
+
+
+def test_half_precision_changes_little(micro_config, surface_data):
+    torch.manual_seed(0)
+    full = Predictor(micro_config, None, device="cpu")
+    torch.manual_seed(0)
+    half = Predictor(micro_config, None, device="cpu", dtype="bfloat16")
+    path = surface_data / "val" / "000001.jpg"
+    assert half(path).scores.dtype == torch.float32 and not torch.equal(half(path).scores, full(path).scores)
+    torch.testing.assert_close(half(path).scores, full(path).scores, rtol=0, atol=0.02)
+
+
+def test_threads_share_a_predictor(predictor):
+    images = [np.random.default_rng(i).integers(0, 256, (40 + i, 64, 3), dtype=np.uint8) for i in range(8)]
+    expected = [predictor.detect([image])[0] for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda image: predictor.detect([image])[0], images))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.instances.scores, other.instances.scores)
+        assert np.array_equal(one.salience, other.salience)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": "int8"}, "dtype 'int8' is unknown"),
+        ({"score_threshold": 1.5}, r"score_threshold is 1\.5"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(micro_config, surface_data, settings, message):
+    with pytest.raises(ValueError, match=message):
+        Predictor(micro_config, None, device="cpu", **settings)
+
+
+def test_weights_of_another_number_of_classes_are_described(micro_config, surface_data, predictor, tmp_path):
+    save_file(predictor.model.state_dict(), tmp_path / "six.safetensors")
+    with pytest.raises(CheckpointError, match=r"six\.safetensors.*class"):
+        Predictor(micro_config, tmp_path / "six.safetensors", device="cpu", overrides=["model.num_classes=4"])
+
+
+def test_classes_have_the_names_of_the_checkpoint_where_the_data_is_not_there(micro_config, predictor, tmp_path):
+    names = ["a", "b", "c", "d", "e", "f"]
+    torch.save({"model": predictor.model.state_dict(), "class_names": names}, tmp_path / "named.pth")
+    elsewhere = ["dataloader.test.dataset.names=unknown_to_this_machine"]
+    found = Predictor(micro_config, tmp_path / "named.pth", device="cpu", overrides=elsewhere)
+    assert found.class_names == names

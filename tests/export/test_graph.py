@@ -35,8 +35,8 @@ def test_the_copy_shares_its_weights_and_leaves_the_model_as_it_was(predictor):
 
 @pytest.mark.parametrize("size", [(64, 96), (250, 180)])
 def test_swin_for_unknown_sides_equals_detectron2s(size):
-    settings = dict(embed_dim=8, depths=[2, 2, 2, 2], num_heads=[1, 2, 2, 2], window_size=7, drop_path_rate=0.1)
-    backbone = Swin(**settings).eval()
+    widths = {"embed_dim": 8, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 2, 2]}
+    backbone = Swin(**widths, window_size=7, drop_path_rate=0.1).eval()
     exportable = copy.deepcopy(backbone)
     make_swin_exportable(exportable)
     images = torch.rand(2, 3, *size)

@@ -1,0 +1,61 @@
+"""Detections that know their classes and their picture."""
+
+from __future__ import annotations
+
+import pickle
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.structures import Boxes, Instances
+
+from salience_detr.detections import ClassTable, Detections
+from salience_detr.images import to_rgb
+
+CLASSES = ClassTable(("nick", "burr"), (3, 7))
+PICTURE = np.zeros((40, 60, 3), np.uint8)
+
+
+@pytest.fixture
+def found():
+    instances = Instances((40, 60), scores=torch.tensor([0.75, 0.5, 0.25]), pred_classes=torch.tensor([1, 0, 1]))
+    instances.pred_boxes = Boxes(torch.tensor([[1.0, 2, 11, 32], [5, 5, 20, 20], [0, 0, 4, 4]]))
+    return Detections(instances, CLASSES, partial(to_rgb, PICTURE))
+
+
+def test_labels_are_the_names_of_the_classes(found):
+    assert found.labels == ["burr", "nick", "burr"] and found.class_names == ["nick", "burr"]
+
+
+def test_coco_has_the_ids_of_the_data_set_and_width_and_height(found):
+    assert found.to_coco("a7")[0] == {"image_id": "a7", "category_id": 7, "bbox": [1, 2, 10, 30], "score": 0.75}
+    assert [x["category_id"] for x in found.to_coco()] == [7, 3, 7]
+
+
+def test_a_part_of_them_still_knows_names_and_picture(found):
+    part = found[found.scores > 0.6]
+    assert part.labels == ["burr"] and len(part.to("cpu").to_coco()) == 1
+    assert part.draw().any() and not found[found.scores > 1].draw().any()
+
+
+def test_they_are_drawn_on_their_picture_or_on_another_of_its_size(found):
+    assert found.draw().shape == (40, 60, 3) and not PICTURE.any()
+    white = np.full((40, 60, 3), 255, np.uint8)
+    assert (found.draw(white)[39] == 255).all()
+    with pytest.raises(ValueError, match=r"40x60 .* this one has 20x60"):
+        found.draw(white[:20])
+
+
+def test_they_can_be_sent_to_another_process(found):
+    copied = pickle.loads(pickle.dumps(found))
+    assert copied.labels == found.labels and np.array_equal(copied.draw(), found.draw())
+
+
+def test_classes_without_names_are_called_by_their_number():
+    metadata = MetadataCatalog.get("nothing_is_known_of_it")
+    assert ClassTable.from_metadata(metadata, 3).names == ("0", "1", "2")
+    assert ClassTable.from_metadata(metadata, 2, ["a", "b"]).categories == [
+        {"id": 0, "name": "a"}, {"id": 1, "name": "b"},
+    ]  # fmt: skip

@@ -1,0 +1,236 @@
+"""What tiles show becomes what is on the picture, once each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from salience_detr import Predictor, tiling
+from salience_detr.data.surface.dataset import render_sample
+from salience_detr.layers.box_ops import box_iou
+from salience_detr.merging import Found, cut_sides, drop_doubles, merge
+from salience_detr.tiling import TiledDetector, Views, paint_highest, tile_grid, tile_starts
+from tests.fake_detector import RectangleDetector, boxes_of, paint
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        (100, [0]),  # fits exactly
+        (40, [0]),
+        (101, [0, 1]),  # the second is shifted inside
+        (180, [0, 80]),  # steps of 80
+        (260, [0, 80, 160]),
+        (261, [0, 80, 160, 161]),
+    ],
+)
+def test_tiles_cover_a_side_and_end_with_it(length, expected):
+    assert tile_starts(length, 100, 0.2) == expected
+
+
+def test_tiles_are_squares_cut_to_the_picture():
+    assert tile_grid(50, 150, 100, 0.5) == [(0, 0, 100, 50), (50, 0, 150, 50)]
+    assert tile_grid(1, 1, 100, 0.2) == [(0, 0, 1, 1)]
+
+
+def test_views_are_not_copied():
+    picture = paint(40, 60)
+    views = Views(picture, tile_grid(40, 60, 30, 0.0))
+    assert len(views) == 4 and len(views[1:3]) == 2 and views[1:3][0].shape == (30, 30, 3)
+    assert np.shares_memory(views[3], picture)
+
+
+def test_a_picture_of_one_tile_is_detected_on_as_it_is():
+    image = paint(90, 100, (10, 10, 30, 30, 0), (60, 50, 90, 80, 2))
+    plain = RectangleDetector()
+    tiled = TiledDetector(plain, tile=100)
+    found, expected = tiled.detect([image])[0], plain.detect([image])[0]
+    assert boxes_of(found.instances) == boxes_of(expected.instances) and len(found.instances) == 2
+    assert found.instances.labels == expected.instances.labels
+    assert np.array_equal(found.salience, expected.salience)
+    assert len(plain.batches) == 2  # one pass each
+
+
+@pytest.mark.parametrize("with_whole", [True, False])
+def test_objects_on_borders_and_corners_of_tiles_are_found_once(with_whole):
+    objects = [
+        (70, 20, 95, 40, 0),  # whole in the first tile, cut by the second
+        (150, 75, 170, 105, 1),  # around a corner where four tiles meet
+        (5, 95, 15, 99, 2),  # ends before a border
+        (190, 190, 220, 220, 0),
+        (0, 230, 30, 260, 1),  # at the border of the picture
+    ]
+    found = TiledDetector(RectangleDetector(), tile=100, overlap=0.3, with_whole=with_whole)(paint(260, 240, *objects))
+    assert boxes_of(found) == sorted(objects)
+
+
+def test_what_is_larger_than_a_tile_is_seen_by_the_whole_picture():
+    large = (20, 30, 230, 210, 0)
+    tiled = TiledDetector(RectangleDetector(), tile=100)
+    assert boxes_of(tiled(paint(240, 260, large, (240, 5, 250, 15, 0)))) == sorted([large, (240, 5, 250, 15, 0)])
+
+
+def test_parts_that_no_view_has_whole_are_joined():
+    scratch = (20, 45, 240, 55, 0)  # over three tiles
+    other = (60, 70, 64, 74, 0)
+    tiled = TiledDetector(RectangleDetector(), tile=100, with_whole=False)
+    assert boxes_of(tiled(paint(100, 260, scratch, other))) == sorted([scratch, other])
+    # ... without an overlap too
+    tiled = TiledDetector(RectangleDetector(), tile=100, overlap=0, with_whole=False)
+    assert boxes_of(tiled(paint(100, 300, scratch, other))) == sorted([scratch, other])
+
+
+def test_an_object_around_a_corner_is_joined_from_four_tiles():
+    square = (40, 30, 170, 160, 1)
+    tiled = TiledDetector(RectangleDetector(), tile=100, with_whole=False)
+    assert boxes_of(tiled(paint(180, 180, square))) == [square]
+
+
+def test_neighbours_are_not_joined():
+    # Both end near the overlap of the tiles, which is 80 to 100, and neither fills it.
+    apart = [(20, 40, 88, 60, 0), (92, 40, 160, 60, 0)]
+    tiled = TiledDetector(RectangleDetector(), tile=100, with_whole=False)
+    assert boxes_of(tiled(paint(100, 180, *apart))) == apart
+    # Two parts of one height, but of different classes.
+    parts = found_in_tiles([(20, 40, 100, 60), (80, 40, 160, 60)], classes=[0, 1])
+    assert len(merge(parts, margin=2)) == 2
+
+
+def found_in_tiles(boxes, *, classes=(0, 0), scores=(0.9, 0.8)):
+    """One box from each of the tiles 0 to 100 and 80 to 180 of a picture of 100 x 180."""
+    tiles = [(0, 0, 100, 100), (80, 0, 180, 100)]
+    array = np.array(boxes, float)
+    cut = np.concatenate([cut_sides(array[[i]], tiles[i], (100, 180), 2) for i in range(2)])
+    return Found(array, np.array(scores), np.array(classes), np.arange(2), np.array(tiles), cut)
+
+
+def test_sides_are_cut_where_the_picture_goes_on():
+    boxes = np.array([[0, 0, 99, 100], [81, 5, 180, 60], [90, 5, 95, 60]], float)
+    assert cut_sides(boxes, (80, 0, 180, 100), (100, 300), 2).tolist() == [
+        [True, False, False, False],  # beyond the left border
+        [True, False, True, False],
+        [False, False, False, False],
+    ]
+
+
+def test_a_part_is_dropped_for_what_shows_more_of_it_if_that_is_half_as_sure():
+    # The object lies in 60 to 98; the second tile begins at 80. Their IoU is 18 / 38 < 0.5.
+    boxes = [(60, 10, 97, 30), (80, 10, 97, 30)]
+    assert merge(found_in_tiles(boxes), margin=2).boxes.tolist() == [list(boxes[0])]
+    assert len(merge(found_in_tiles(boxes, scores=(0.46, 0.9)), margin=2)) == 1
+    assert len(merge(found_in_tiles(boxes, scores=(0.44, 0.9)), margin=2)) == 2
+
+
+def test_of_doubles_from_two_views_the_surer_stays_and_a_cut_one_counts_half():
+    whole = [(84, 10, 97, 30), (84, 10, 96, 30)]
+    assert merge(found_in_tiles(whole, scores=(0.5, 0.6)), margin=2).scores.tolist() == [0.6]
+    cut = [(84, 10, 96, 30), (81, 10, 96, 30)]  # IoU 12 / 15, the second is cut on the left
+    assert drop_doubles(found_in_tiles(cut, scores=(0.5, 0.9))).scores.tolist() == [0.5]
+    assert drop_doubles(found_in_tiles(cut, scores=(0.4, 0.9))).scores.tolist() == [0.9]
+
+
+def test_what_overlaps_in_one_view_stays():
+    found = found_in_tiles([(20, 10, 60, 30), (20, 10, 60, 31)])
+    one_view = Found(found.boxes, found.scores, found.classes, np.zeros(2, int), found.tiles[[0, 0]], found.cut[[0, 0]])
+    assert len(merge(one_view, margin=2)) == 2
+
+
+def test_detections_come_by_falling_score():
+    found = merge(found_in_tiles([(10, 10, 30, 30), (120, 10, 150, 30)], scores=(0.3, 0.7)), margin=2)
+    assert found.scores.tolist() == [0.7, 0.3]
+
+
+def test_small_objects_of_the_whole_picture_do_not_count():
+    class SeesGhosts(RectangleDetector):
+        """Finds something in pictures larger than a tile only."""
+
+        def find(self, image):
+            if image.shape[1] > 100:
+                image = paint(*image.shape[:2], (10, 10, 40, 40, 2), (10, 60, 70, 90, 2), (70, 10, 110, 30, 0))
+            return super().find(image)
+
+    found = TiledDetector(SeesGhosts(), tile=100, overlap=0.2)(paint(100, 180))
+    # The first would be whole and large on the first tile; the second is longer than half a tile; the last is cut by
+    # both tiles.
+    assert boxes_of(found) == [(10, 60, 70, 90, 2), (70, 10, 110, 30, 0)]
+
+
+def test_tiles_are_computed_in_batches():
+    detector = RectangleDetector(batch_size=4)
+    TiledDetector(detector, tile=100, overlap=0, with_whole=False).batch([paint(200, 300)])
+    assert [len(batch) for batch in detector.batches] == [4, 2]
+
+
+def test_salience_is_the_highest_of_the_tiles():
+    objects = [(70, 20, 95, 40, 0), (150, 75, 170, 105, 1)]
+    image = paint(130, 240, *objects)
+    for with_whole in (True, False):
+        found = TiledDetector(RectangleDetector(), tile=100, with_whole=with_whole).detect([image])[0]
+        assert np.array_equal(found.salience, image.max(axis=2) / 255)
+    canvas = np.array([[0.5, 0.1, 0.0]], np.float32)
+    paint_highest(canvas, np.array([[0.2, 0.3]], np.float32), (0, 0, 2, 1), (1, 3))
+    assert canvas.tolist() == [[0.5, pytest.approx(0.3), 0.0]]
+
+
+def test_of_a_very_large_picture_the_whole_and_the_salience_are_smaller(monkeypatch):
+    monkeypatch.setattr(tiling, "MAX_WHOLE_PIXELS", 10_000)
+    detector = RectangleDetector()
+    image = paint(400, 400, (40, 80, 320, 320, 2), (350, 10, 370, 30, 1))
+    found = TiledDetector(detector, tile=200).detect([image])[0]
+    assert detector.batches[0] == [(100, 100)] and found.kept.shape == (100, 100)
+    assert boxes_of(found.instances) == [(40, 80, 320, 320, 2), (350, 10, 370, 30, 1)]
+    assert found.salience.shape == (400, 400) and found.salience[200, 200] == 1 and found.salience[5, 200] == 0
+
+
+def test_a_line_of_one_pixel_is_tiled_too():
+    found = TiledDetector(RectangleDetector(), tile=100).detect([paint(1, 2000, (300, 0, 340, 1, 0))])[0]
+    assert boxes_of(found.instances) == [(300, 0, 340, 1, 0)] and found.salience.shape == (1, 2000)
+
+
+def test_pictures_without_objects_have_no_detections():
+    found = TiledDetector(RectangleDetector(), tile=100)(paint(300, 300))
+    assert len(found) == 0 and found.image_size == (300, 300)
+
+
+def test_it_has_the_interface_of_a_detector(tmp_path):
+    image = paint(150, 150, (20, 20, 120, 40, 0))
+    cv2.imwrite(str(tmp_path / "a.png"), image[..., ::-1])
+    tiled = TiledDetector(RectangleDetector(), tile=100)
+    assert tiled.class_names == ["red", "green", "blue"]
+    for found in (tiled(tmp_path / "a.png"), tiled(image[..., ::-1], channel_order="BGR"), *tiled.batch([image])):
+        assert boxes_of(found) == [(20, 20, 120, 40, 0)] and found.labels == ["red"]
+        assert found.draw().shape == (150, 150, 3)
+
+
+@pytest.mark.parametrize("options", [{"tile": 1}, {"tile": 100, "overlap": 1.0}, {"tile": 100, "overlap": -0.1}])
+def test_tiles_that_cannot_be_are_refused(options):
+    with pytest.raises(ValueError, match=r"is \S+; (the side of a tile|tiles overlap)"):
+        TiledDetector(RectangleDetector(), **options)
+
+
+def test_small_flaws_of_a_large_surface_are_found_on_tiles():
+    samples = [render_sample(i, split="val", seed=0, image_size=(320, 320)) for i in range(9)]
+    rows = [np.concatenate([sample.image for sample in samples[i : i + 3]], axis=1) for i in (0, 3, 6)]
+    truth = np.concatenate([x.boxes + [320 * (i % 3), 320 * (i // 3)] * 2 for i, x in enumerate(samples)])
+    classes = np.concatenate([sample.classes for sample in samples])
+    predictor = Predictor(
+        ROOT / "configs/surface_defects_tiny.py",
+        ROOT / "demo/surface_defects_tiny.safetensors",
+        device="cpu",
+        score_threshold=0.3,
+    )
+
+    def recall(detector):
+        found = detector(np.concatenate(rows))
+        overlaps, _ = box_iou(torch.from_numpy(truth)[:, None], found.pred_boxes.tensor)
+        is_found = (overlaps >= 0.5) & (torch.from_numpy(classes)[:, None] == found.pred_classes)
+        return is_found.any(dim=1).float().mean().item()
+
+    assert recall(predictor) < 0.4  # shrunk to a third
+    assert recall(TiledDetector(predictor, tile=320)) > 0.9
