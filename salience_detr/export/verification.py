@@ -37,7 +37,7 @@ class Difference:
 def compare(expected: Detections, found: Detections) -> Difference:
     """Pair the detections of two models by class, box and score, one to one, best first.
 
-    One that only just made it into a list, where the other model's list ends before, is not counted as unmatched.
+    At the ends of two equally long lists different detections of nearly equal scores are not counted as unmatched.
     """
     tolerance = BOX_TOLERANCE * max(expected.image_size)
     boxes, others = expected.pred_boxes.tensor, found.pred_boxes.tensor
@@ -53,20 +53,16 @@ def compare(expected: Detections, found: Detections) -> Difference:
             costs[:, pairs[-1][1]] = torch.inf
     left = sorted(set(range(len(boxes))) - {i for i, _ in pairs})
     right = sorted(set(range(len(others))) - {j for _, j in pairs})
-    lost = beyond_the_end(expected.scores[left], found.scores)
-    added = beyond_the_end(found.scores[right], expected.scores)
+    unmatched = torch.cat([expected.scores[left], found.scores[right]])
+    if len(boxes) == len(others) > 0:
+        end = torch.minimum(expected.scores.min(), found.scores.min())
+        unmatched = unmatched[unmatched > end + SCORE_TOLERANCE]
     return Difference(
         detections=len(boxes),
-        unmatched=lost + added,
+        unmatched=len(unmatched),
         score=max((score_gaps[pair].item() for pair in pairs), default=0.0),
         box=max((box_gaps[pair].item() for pair in pairs), default=0.0),
     )
-
-
-def beyond_the_end(scores: torch.Tensor, others: torch.Tensor) -> int:
-    """How many of the scores are clearly above the lowest of the others."""
-    lowest = others.min() if len(others) else torch.tensor(0.0)
-    return int((scores > lowest + SCORE_TOLERANCE).sum())
 
 
 def verify(expected: Detector, found: Detector, pictures: Sequence[np.ndarray]) -> list[Difference]:

@@ -26,10 +26,15 @@ def predictor(surface_root):
 
 
 @pytest.fixture(scope="session")
-def exported(predictor, tmp_path_factory):
+def program(predictor):
+    return record(predictor)
+
+
+@pytest.fixture(scope="session")
+def exported(predictor, program, tmp_path_factory):
     """A folder with model.onnx and model.pt2."""
     folder = tmp_path_factory.mktemp("exported")
-    program, info = record(predictor), DetectorInfo.of(predictor)
+    info = DetectorInfo.of(predictor)
     export_onnx(program, folder / "model.onnx", info, simplify=True)
     save_program(program, folder / "model.pt2", info)
     return folder

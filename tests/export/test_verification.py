@@ -38,11 +38,15 @@ def test_another_class_box_or_score_is_no_pair():
     assert compare(first, detections(BOXES, [0.8, 0.5, 0.1], [0, 1, 0])).unmatched == 2
 
 
-def test_one_that_is_missing_counts_unless_the_list_ends_there():
+def test_one_that_is_missing_counts():
     first = detections(BOXES, [0.9, 0.5, 0.1], [0, 1, 0])
     assert compare(first, detections([BOXES[0], BOXES[2]], [0.9, 0.1], [0, 0])).unmatched == 1
-    # The other list holds two; the third would have come next.
-    assert compare(first, detections(BOXES[:2], [0.9, 0.5], [0, 1])).unmatched == 0
+    assert compare(first, detections(BOXES[:1], [0.9], [0])).unmatched == 2
+
+
+def test_different_ends_of_equally_long_lists_do_not_count():
+    first = detections(BOXES, [0.9, 0.5, 0.1], [0, 1, 0])
+    assert compare(first, detections([*BOXES[:2], [70.0, 70, 80, 80]], [0.9, 0.5, 0.1005], [0, 1, 1])).unmatched == 0
 
 
 def test_one_box_is_no_partner_of_two():
