@@ -95,10 +95,15 @@ def report(predictor: Predictor, exported: ExportedDetector, pictures: list[np.n
     differences = verify(predictor, exported, shapes)
     labels = [f"{x.shape[0]}x{x.shape[1]}" for x in shapes]
     labels += [f"{label} in a batch" for label in labels]
-    rows = [(label, d.detections, d.unmatched, d.score, d.box) for label, d in zip(labels, differences, strict=True)]
-    headers = ("picture", "detections", "not in the other", "largest score difference", "largest box difference (px)")
+    rows = [
+        (label, d.detections, d.unmatched, d.unmatched_score, d.score, d.box)
+        for label, d in zip(labels, differences, strict=True)
+    ]
+    headers = (
+        "picture", "detections", "not in both", "their highest score", "largest difference of scores", "of boxes (px)"
+    )  # fmt: skip
     print(f"\nagainst PyTorch on {what}:")
-    print(tabulate(rows, headers=headers, floatfmt=("", "", "", ".1e", ".1e"), tablefmt="github"))
+    print(tabulate(rows, headers=headers, floatfmt=("", "", "", ".3f", ".1e", ".1e"), tablefmt="github"))
     times = [
         (name, latency(detector, pictures[0]))
         for name, detector in tqdm((("PyTorch", predictor), (type(exported).__name__, exported)), desc="timing")
@@ -126,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     unmatched = sum(x.unmatched for x in differences)
     score, box = max(x.score for x in differences), max(x.box for x in differences)
     print(f"\nlargest differences: {score:.1e} in score, {box:.1e} px in boxes; {unmatched} detections differ")
-    return 1 if unmatched else 0
+    return 0 if all(x.is_none for x in differences) else 1
 
 
 if __name__ == "__main__":

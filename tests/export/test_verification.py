@@ -21,7 +21,7 @@ BOXES = [[0.0, 0, 10, 10], [50, 50, 60, 60], [5, 5, 9, 9]]
 def test_equal_detections_do_not_differ_in_whatever_order():
     first = detections(BOXES, [0.9, 0.5, 0.1], [0, 1, 0])
     second = detections(BOXES[::-1], [0.1, 0.5, 0.9], [0, 1, 0])
-    assert compare(first, second) == Difference(3, 0, 0.0, 0.0)
+    assert compare(first, second) == Difference(3, 0, 0.0, 0.0, 0.0)
 
 
 def test_the_largest_differences_of_pairs_are_told():
@@ -47,6 +47,13 @@ def test_one_that_is_missing_counts():
 def test_different_ends_of_equally_long_lists_do_not_count():
     first = detections(BOXES, [0.9, 0.5, 0.1], [0, 1, 0])
     assert compare(first, detections([*BOXES[:2], [70.0, 70, 80, 80]], [0.9, 0.5, 0.1005], [0, 1, 1])).unmatched == 0
+
+
+def test_a_few_uncertain_detections_may_differ_but_no_certain_one():
+    assert Difference(100, 2, 0.09, 0.0, 0.0).is_none
+    assert not Difference(100, 3, 0.09, 0.0, 0.0).is_none
+    assert not Difference(100, 1, 0.11, 0.0, 0.0).is_none
+    assert not Difference(0, 1, 0.01, 0.0, 0.0).is_none
 
 
 def test_one_box_is_no_partner_of_two():
