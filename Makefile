@@ -58,10 +58,11 @@ format: setup ## apply the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## count parameters and GMACs, time the operator and the model
+bench: setup ## parameters, GMACs, time and memory of the operator, of the model, and of other detectors
 	$(RUN) tools/analyze_model.py --config-file configs/salience_detr_r50_4scale_12ep.py
 	$(RUN) tools/benchmark_op.py
-	$(RUN) tools/benchmark.py
+	$(RUN) tools/benchmark_forms.py
+	$(RUN) tools/benchmark.py --batch-sizes 1 2 --repeats 3 --compare all
 
 train-demo: setup ## train the shipped weights again
 	$(RUN) tools/make_surface_defects.py --output $(DATA)

@@ -1,235 +1,322 @@
 #!/usr/bin/env python
-"""Time a config's model by stage, in evaluation and in a training step, with and without the compiled operator."""
+"""Measure a config's model, and detectors of other packages beside it: what each costs on this machine.
+
+tools/benchmark.py [--config-file F] [--size H W] [--device cpu|cuda] [--modes eager amp] [--compare all] [key=value]
+
+Parameters, GMACs, latency, pictures per second over batch sizes, peak memory, and milliseconds by stage. Every
+measurement runs in a process of its own; one that fails is a row that says why. Ctrl-C prints what there is by then.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import os
+import platform
+import re
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from operator import attrgetter
-from typing import Any
-from unittest.mock import patch
+from dataclasses import asdict, replace
+from datetime import datetime
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
-from detectron2.config import instantiate
-from detectron2.structures import Boxes, Instances
 from tabulate import tabulate
-from torch import nn
-from tqdm import tqdm
 
-from salience_detr.engine.config import ConfigError, load_config
-from salience_detr.layers import ms_deform_attn as attention
-from salience_detr.layers.operator import is_compiled_for
+from salience_detr.checkpoint import CheckpointError
+from salience_detr.engine.benchmarking import MODES, OURS, Cost, Measurement, Report, Settings, build_ours, run
+from salience_detr.engine.config import ConfigError
+from salience_detr.engine.device import resolve_device
+from salience_detr.engine.other_detectors import OTHER_DETECTORS
+from salience_detr.errors import one_line
+from salience_detr.files import written_whole
 
-# In the order of the data.
-STAGES = (
-    "backbone", "neck", "token_pyramid", "token_projection", "salience_filter", "encoder", "feature_fusion",
-    "query_selection", "decoder",
-)  # fmt: skip
-OURS = "ms_deform_attn (ours, all of it)"
-OPERATORS: dict[str, Callable[[], Any]] = {
-    "compiled": nullcontext,
-    "PyTorch": lambda: patch.object(attention, "is_compiled_for", lambda _: False),
-}
+LISTS = ("batch_sizes", "modes", "compare")  # options that take several words
 
 
-class Clock:
-    """Wall-clock time, with all work of the device done."""
-
-    def __init__(self, device: str) -> None:
-        self.wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-
-    def __call__(self) -> float:
-        self.wait()
-        return time.perf_counter()
-
-
-@contextmanager
-def stage_times(model: nn.Module, clock: Clock, milliseconds: dict[str, float]) -> Iterator[None]:
-    """Adds up how long each stage's forward takes."""
-    begun: dict[str, float] = {}
-    handles = []
-    for name in STAGES:
-        stage = model.get_submodule(name)
-
-        def begin(*_: Any, name: str = name) -> None:
-            begun[name] = clock()
-
-        def end(*_: Any, name: str = name) -> None:
-            milliseconds[name] = milliseconds.get(name, 0.0) + (clock() - begun[name]) * 1e3
-
-        handles += [stage.register_forward_pre_hook(begin), stage.register_forward_hook(end)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def picture(size: tuple[int, int], num_classes: int, boxes: int = 8) -> dict[str, Any]:
-    """A picture of noise with boxes in a row, as the mapper gives it."""
-    height, width = size
-    instances = Instances((height, width))
-    left = torch.arange(boxes) * (width / boxes)
-    corners = torch.stack([left, left * 0 + height / 4, left + width / boxes, left * 0 + height / 2], dim=1)
-    instances.gt_boxes, instances.gt_classes = Boxes(corners), torch.arange(boxes) % num_classes
-    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
-    return {"image": image, "instances": instances, "height": height, "width": width}
-
-
-def evaluation(model: nn.Module, inputs: list[dict[str, Any]], precision: Callable[[], Any]) -> Callable[[], None]:
-    @torch.no_grad()
-    def step() -> None:
-        with precision():
-            model(inputs)
-
-    return step
-
-
-def training(model: nn.Module, inputs: list[dict[str, Any]], precision: Callable[[], Any]) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with precision():
-            losses = model(inputs)
-        sum(losses.values()).backward()
-        optimizer.step()
-
-    return step
-
-
-def measure(
-    model: nn.Module, steps: dict[str, Callable[[], None]], clock: Clock, device: str, repeats: int
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
-    """Rows for the whole model and the times of its stages; both forms take turns."""
-    times: dict[tuple[str, str], list[float]] = {}
-    stages: dict[str, dict[str, float]] = {form: {} for form in OPERATORS}
-    peaks: dict[tuple[str, str], float] = {}
-    for turn in tqdm(range(repeats + 1), desc="turns"):
-        for form, operator in OPERATORS.items():
-            for name, step in steps.items():
-                model.train(name == "training step")
-                if device == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-                record: dict[str, float] = {}
-                with operator(), stage_times(model, clock, record):
-                    begin = clock()
-                    step()
-                    elapsed = (clock() - begin) * 1e3
-                if not turn:  # the first warms up
-                    continue
-                times.setdefault((name, form), []).append(elapsed)
-                if device == "cuda":
-                    peaks[name, form] = torch.cuda.max_memory_allocated() / 2**20
-                if name == "evaluation":
-                    for stage, value in record.items():
-                        stages[form].setdefault(stage, value)
-                        stages[form][stage] = min(stages[form][stage], value)
+def cost_rows(report: Report) -> list[dict[str, Any]]:
+    """A row for each detector and mode; its columns are those of what was asked for."""
+    whole = {(m.name, m.mode): m.timings[0].median for m in report.measurements if m.timings}
     rows = []
-    for (name, form), values in times.items():
+    for measurement in report.measurements:
+        name, timings = measurement.name, {timing.batch_size: timing for timing in measurement.timings}
+        cost, first = report.costs[name], measurement.timings[0] if timings else None
         row = {
-            "step": name,
-            "operator": form,
-            "minimum (ms)": min(values),
-            "median (ms)": statistics.median(values),
-            "speed-up": min(times[name, "PyTorch"]) / min(values),
+            "detector": report.settings.label(name),
+            "mode": measurement.mode,
+            "parameters (M)": cost.parameters,
+            "GMACs": cost.count and cost.count.stages[-1].gmacs,
+            "median (ms)": first and first.median,
+            "p95 (ms)": first and first.p95,
         }
-        rows.append(row | ({"peak (MiB)": peaks[name, form]} if peaks else {}))
-    return rows, stages
+        if report.settings.compare:
+            ours = whole.get((OURS, measurement.mode))
+            row["of ours"] = first.median / ours if first and ours else None
+        for batch_size in report.settings.batch_sizes:
+            timing = timings.get(batch_size)
+            row[f"images/s, batch {batch_size}"] = timing and timing.images_per_second
+            row[f"MiB, batch {batch_size}"] = timing and timing.peak_mebibytes
+        rows.append(row | {"remarks": remarks(measurement, cost)})
+    if not any(row["remarks"] for row in rows):
+        for row in rows:
+            del row["remarks"]
+    return rows
 
 
-def own_times(step: Callable[[], None], device: str) -> Counter[str]:
-    """Milliseconds that each PyTorch operator takes in one step, without those that it calls."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profile:
-        step()
-    time_of = attrgetter("self_device_time_total" if device == "cuda" else "self_cpu_time_total")
-    times: Counter[str] = Counter()
-    for event in profile.key_averages():
-        # Its gradient, and what autograd wraps around both, have names of their own.
-        times[OURS if "ms_deform_attn" in event.key else event.key] += time_of(event) / 1e3
-    return times
+def remarks(measurement: Measurement, cost: Cost, longest: int = 200) -> str:
+    """Why figures of a row are missing, short enough for a table."""
+    reasons = [measurement.failure, cost.failure and f"GMACs: {cost.failure}"]
+    text = "; ".join(reason for reason in reasons if reason).replace("|", "/")
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
-def profile_by_operator(
-    model: nn.Module, steps: dict[str, Callable[[], None]], device: str, rows: int = 8
-) -> dict[str, list[dict[str, Any]]]:
-    """For each step the operators that take most of it in either form, and the attention's own."""
-    tables = {}
-    for name, step in steps.items():
-        model.train(name == "training step")
-        times: dict[str, Counter[str]] = {}
-        for form, operator in OPERATORS.items():
-            with operator():
-                times[form] = own_times(step, device)
-        longest: Counter[str] = Counter()
-        for own in times.values():
-            longest |= own
-        chosen = [OURS, *(key for key, _ in longest.most_common(rows))]
-        tables[name] = [
-            {f"operator ({name})": key, **{f"{form} (ms)": times[form][key] for form in OPERATORS}}
-            for key in dict.fromkeys(chosen)
-        ]
-    return tables
+def stage_rows(report: Report) -> list[dict[str, Any]]:
+    """A row for each stage of the config's model, with the milliseconds of each mode."""
+    times = {m.mode: m.stages for m in report.measurements if m.name == OURS and m.stages}
+    counted = report.costs[OURS].count
+    counts = {row.stage: row for row in counted.stages} if counted else {}
+    stages = dict.fromkeys([stage for stage in counts if stage != "total"])
+    stages |= dict.fromkeys(stage for found in times.values() for stage in found)
+    return [
+        {
+            "stage": stage,
+            "parameters (M)": counts[stage].parameters if stage in counts else None,
+            "GMACs": counts[stage].gmacs if stage in counts else None,
+            **{f"{mode} (ms)": found.get(stage) for mode, found in times.items()},
+        }
+        for stage in [*(stage for stage in stages if stage != "total"), "total"]
+    ]
+
+
+def machine(device: str) -> str:
+    """The GPU, or the processor and the threads that are used of it."""
+    if resolve_device(device).type == "cuda":
+        switches = {
+            "convolutions": torch.backends.cudnn.allow_tf32,
+            "matrix products": torch.backends.cuda.matmul.allow_tf32,
+        }
+        tf32 = ", ".join(f"{what} {'on' if allowed else 'off'}" for what, allowed in switches.items())
+        return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda} (TF32: {tf32})"
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.M) if info.is_file() else []
+    name = next(filter(None, (*names, platform.processor(), platform.machine())), "CPU")
+    return f"{name}, threads: {torch.get_num_threads()}"
+
+
+def circumstances(settings: Settings) -> dict[str, str]:
+    """On what, with what and when this was measured."""
+    packages = ["torch", *dict.fromkeys(OTHER_DETECTORS[name].package for name in settings.compare)]
+    amp = f", amp in {settings.dtype}" if any(mode.endswith("amp") for mode in settings.modes) else ""
+    return {
+        "machine": machine(settings.device),
+        "packages": ", ".join(f"{package} {version(package)}" for package in packages),
+        "dtype": f"float32{amp}",
+        "size": f"{settings.size[0]}x{settings.size[1]} pixels",
+        "calls": f"timed calls: {settings.repeats}, after {settings.warmup} to warm up",
+        "date": datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
+    }
+
+
+def explanations(report: Report) -> list[str]:
+    """What a reader has to know of the figures."""
+    settings, on_gpu = report.settings, resolve_device(report.settings.device).type == "cuda"
+    held = (
+        "what tensors were allocated at most, weights included"
+        if on_gpu
+        else "the weights, and the most that the process held above its memory before the first call (of compiled "
+        "modes with what the compiler keeps)"
+    )
+    lines = [
+        "Milliseconds: a whole call with one picture of noise, from a list of dictionaries to Instances; images/s: of "
+        "the median call with that many pictures.",
+        f"MiB: {held}.",
+        "GMACs: by fvcore, for one picture; convolutions, matrix products, attention, norms, sampling, interpolation.",
+    ]
+    for name, cost in report.costs.items():
+        if cost.count and cost.count.uncounted:
+            missing = ", ".join(f"{times} x {operator}" for operator, times in cost.count.uncounted.items())
+            lines.append(f"Not in the GMACs of {settings.label(name)}: {missing}.")
+    if settings.compare:
+        lines.append("of ours: median milliseconds over those of the config's model in the same mode.")
+    with_nms = [OTHER_DETECTORS[name].label for name in settings.compare if OTHER_DETECTORS[name].uses_nms]
+    if with_nms:
+        lines.append(
+            f"Random weights: {', '.join(with_nms)} select boxes by their scores, so how many reach NMS, and the heads "
+            "of a two-stage one, differs from a trained detector's."
+        )
+    return lines + report.notes
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """In Markdown; numbers have one decimal from 10 on, else three digits."""
+    cells = [
+        {name: f"{x:{'.1f' if abs(x) >= 10 else '#.3g'}}" if isinstance(x, float) else x for name, x in row.items()}
+        for row in rows
+    ]
+    sides = ["right" if any(isinstance(row[name], float) for row in rows) else "left" for name in rows[0]]
+    return tabulate(cells, headers="keys", tablefmt="github", colalign=sides, disable_numparse=True)
+
+
+def as_markdown(report: Report) -> str:
+    """The tables with what belongs to them; until something is measured only that."""
+    rows = cost_rows(report)
+    parts = ["; ".join(circumstances(report.settings).values()), table(rows) if rows else ""]
+    parts.append("\n".join(f"- {line}" for line in explanations(report)))
+    stages = stage_rows(report)
+    if len(stages) > 1:
+        parts += [f"{report.settings.label(OURS)}, one picture, with a wait after each stage:", table(stages)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def as_json(report: Report) -> str:
+    """All figures, each call's milliseconds too."""
+    content = {
+        "circumstances": circumstances(report.settings),
+        "settings": asdict(report.settings),
+        "costs": {
+            name: {
+                "parameters_millions": cost.parameters,
+                "stages": [row._asdict() for row in cost.count.stages] if cost.count else [],
+                "uncounted": cost.count.uncounted if cost.count else {},
+                "failure": cost.failure,
+            }
+            for name, cost in report.costs.items()
+        },
+        "measurements": [
+            {
+                "detector": report.settings.label(measurement.name),
+                **asdict(measurement),
+                "timings": [
+                    {**asdict(x), "median": x.median, "p95": x.p95, "images_per_second": x.images_per_second}
+                    for x in measurement.timings
+                ],
+            }
+            for measurement in report.measurements
+        ],
+        "notes": explanations(report),
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--config-file", default="configs/salience_detr_r50_4scale_12ep.py", metavar="FILE")
+    parser.add_argument("--weights", metavar="FILE", help="of the config's model (default: random)")
+    parser.add_argument("--size", type=int, nargs=2, default=(800, 1333), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--device", default="cuda" if on_gpu else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--batch-sizes", nargs="+", default=["1", "2", "4"], metavar="N", help="(default: 1 2 4)")
+    parser.add_argument("--modes", nargs="+", default=["eager", "amp"], metavar="MODE", help=f"of {', '.join(MODES)}")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16"), help="of the amp modes")
+    parser.add_argument("--repeats", type=int, default=20 if on_gpu else 5, metavar="N", help="timed calls of each")
+    parser.add_argument("--warmup", type=int, default=3 if on_gpu else 1, metavar="N", help="calls before them")
+    names = ", ".join(OTHER_DETECTORS)
+    parser.add_argument("--compare", nargs="+", default=[], metavar="NAME", help=f"all, or of {names}")
+    parser.add_argument("--compare-batch", action="store_true", help="these at all batch sizes too, not only at 1")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--markdown", metavar="FILE", help="write the tables there")
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
+    args = parser.parse_intermixed_args(argv)
+    for option in LISTS:  # they also take the overrides that follow them
+        words = getattr(args, option)
+        args.opts += [word for word in words if "=" in word]
+        setattr(args, option, [word for word in words if "=" not in word])
+    return args
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Raise ConfigError where an option cannot be."""
+    for option, known in (("modes", MODES), ("compare", ("all", *OTHER_DETECTORS))):
+        unknown = [word for word in getattr(args, option) if word not in known]
+        if unknown:
+            raise ConfigError(f"--{option} {unknown[0]!r} is unknown; use {', '.join(known)}")
+    if "all" in args.compare:
+        args.compare = list(OTHER_DETECTORS)
+    if not args.modes:
+        raise ConfigError(f"--modes has no mode; use some of {', '.join(MODES)}")
+    for word in args.batch_sizes:
+        if not (word.isdecimal() and int(word) >= 1):
+            raise ConfigError(f"--batch-sizes {word!r} is not a number of pictures; give numbers from 1 on")
+    for option, least in (("repeats", 1), ("warmup", 0)):
+        if getattr(args, option) < least:
+            raise ConfigError(f"--{option} is {getattr(args, option)}; it must be at least {least}")
+    if min(args.size) < 1:
+        raise ConfigError(f"--size is {args.size[0]} {args.size[1]}; a picture has at least one pixel")
+    for option in ("json", "markdown"):
+        if not getattr(args, option):
+            continue
+        path = Path(getattr(args, option))
+        if path.is_dir():
+            raise ConfigError(f"--{option} {path} is a folder; name a file")
+        if not path.parent.is_dir():
+            raise ConfigError(f"--{option} {path} is to lie in a folder that does not exist; make {path.parent} first")
+    resolve_device(args.device)
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """Checked settings; the config and the weights are tried at once.
+
+    Raises:
+        ConfigError, CheckpointError, ValueError: an option, the config or the weights cannot be used.
+    """
+    check_args(args)
+    settings = Settings(
+        config_file=args.config_file,
+        overrides=tuple(args.opts),
+        weights=args.weights,
+        num_classes=80,
+        size=tuple(args.size),
+        device=args.device,
+        dtype=args.dtype,
+        modes=tuple(dict.fromkeys(args.modes)),
+        batch_sizes=tuple(sorted({1, *map(int, args.batch_sizes)})),
+        compare=tuple(dict.fromkeys(args.compare)),
+        compare_batch=args.compare_batch,
+        warmup=args.warmup,
+        repeats=args.repeats,
+    )
+    return replace(settings, num_classes=getattr(build_ours(settings), "num_classes", settings.num_classes))
+
+
+def begin_report(settings: Settings) -> Report:
+    """An empty report, with notes on other work of the machine and in place of detectors that are not installed."""
+    present = tuple(name for name in settings.compare if find_spec(OTHER_DETECTORS[name].package))
+    report = Report(replace(settings, compare=present))
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores / 4:
+        report.notes.append(
+            f"Other work ran on the machine (load {load:.1f} on {cores} cores at the start): times vary."
+        )
+    for package in dict.fromkeys(OTHER_DETECTORS[name].package for name in settings.compare if name not in present):
+        names = ", ".join(OTHER_DETECTORS[x].label for x in settings.compare if OTHER_DETECTORS[x].package == package)
+        report.notes.append(f"{names}: {package} is not installed; pip install 'salience_detr[compare]'.")
+    return report
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", default="configs/salience_detr_r50_4scale_12ep.py", metavar="FILE")
-    parser.add_argument("--size", type=int, nargs=2, default=(800, 1333), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--train-size", type=int, nargs=2, default=(512, 640), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--train-batch", type=int, default=2)
-    parser.add_argument("--no-training", action="store_true", help="time evaluation only")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="by autocast")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", metavar="FILE", help="also write the figures there")
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
-    args = parser.parse_intermixed_args(argv)
-    if not is_compiled_for(args.device):
-        print(f"error: the operator is not compiled for {args.device}", file=sys.stderr)
-        return 1
+    args = parse_args(argv)
     try:
-        config = load_config(args.config_file, args.opts)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        report = begin_report(settings_of(args))
+    except (ConfigError, CheckpointError, ValueError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    torch.manual_seed(0)
-    model = instantiate(config.model).to(args.device)
-    dtype = getattr(torch, args.dtype)
-
-    def precision() -> Any:
-        return nullcontext() if dtype == torch.float32 else torch.autocast(args.device, dtype=dtype)
-
-    classes = config.model.num_classes
-    steps = {"evaluation": evaluation(model, [picture(args.size, classes)], precision)}
-    if not args.no_training:
-        batch = [picture(args.train_size, classes) for _ in range(args.train_batch)]
-        steps["training step"] = training(model, batch, precision)
-    rows, stages = measure(model, steps, Clock(args.device), args.device, args.repeats)
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(
-        f"{args.config_file}, {args.dtype} on {device}, PyTorch {torch.__version__}: evaluation of {args.size[0]}x"
-        f"{args.size[1]}, training step of {args.train_batch}x{args.train_size[0]}x{args.train_size[1]}\n"
-    )
-    print(tabulate(rows, headers="keys", floatfmt=".1f", tablefmt="github"))
-    by_stage = [{"stage (evaluation)": s, **{f"{f} (ms)": stages[f][s] for f in OPERATORS}} for s in STAGES]
-    print("\n" + tabulate(by_stage, headers="keys", floatfmt=".1f", tablefmt="github"))
-    operators = profile_by_operator(model, steps, args.device)
-    for table in operators.values():
-        print("\n" + tabulate(table, headers="keys", floatfmt=".1f", tablefmt="github"))
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump({"steps": rows, "stages": stages, "operators": operators}, file, indent=1)
-    return 0
+    finished = run(report)
+    tables = as_markdown(report)
+    print(tables, end="")
+    for file, text in ((args.markdown, tables), (args.json, as_json(report))):
+        if file:
+            with written_whole(file) as path:
+                path.write_text(text, encoding="utf-8")
+    return 0 if finished else 130
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from salience_detr.export.swin import make_swin_exportable
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy
 from salience_detr.layers.ms_deform_attn import MultiScaleDeformableAttention
 from salience_detr.modeling import SalienceDETR
-from salience_detr.modeling.encoder import BackgroundEmbedding
+from salience_detr.modeling.encoder import BackgroundEmbedding, SalienceEncoderLayer
 from salience_detr.modeling.query_selection import QuerySelection
 from salience_detr.modeling.salience import SalienceFilter
 from salience_detr.modeling.salience_detr import Encoding
@@ -172,6 +172,13 @@ def portion(size: int, ratio: float) -> int:
     return -(-size * exact.numerator // exact.denominator)
 
 
+class GraphEncoderLayer(SalienceEncoderLayer):
+    """Takes the minimum of a number and a side that is unknown."""
+
+    def count_important(self, slots: int) -> Any:
+        return torch.sym_min(self.num_important, slots)
+
+
 class GraphBackgroundEmbedding(BackgroundEmbedding):
     """Stretches tables by arithmetic; where they are large enough they come out as they are."""
 
@@ -251,6 +258,7 @@ EXPORTABLE: dict[type[nn.Module], type[nn.Module]] = {
     BackgroundEmbedding: GraphBackgroundEmbedding,
     TokenPyramidBuilder: GraphTokenPyramidBuilder,
     SalienceFilter: GraphSalienceFilter,
+    SalienceEncoderLayer: GraphEncoderLayer,
     QuerySelection: GraphQuerySelection,
     MultiScaleDeformableAttention: GridSampleAttention,
 }

@@ -85,10 +85,14 @@ class SalienceEncoderLayer(nn.Module):
         )
         return self.ffn(self.deformable_norm(query + attended))
 
+    def count_important(self, slots: int) -> int:
+        """How many of the slots take part in the first attention."""
+        return min(self.num_important, slots)
+
     def attend_important(self, query: Tensor, position: Tensor, importance: Tensor, slot_mask: Tensor) -> Tensor:
         """Self-attention among the ``num_important`` most important tokens, written back into the query."""
         importance = importance.masked_fill(~slot_mask, -torch.inf)
-        index = importance.topk(torch.sym_min(self.num_important, query.shape[1]), dim=1).indices
+        index = importance.topk(self.count_important(query.shape[1]), dim=1).indices
         value = gather_tokens(query, index)
         with_position = value + gather_tokens(position, index)
         attended = self.important_attention(

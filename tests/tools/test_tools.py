@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from salience_detr.engine.config import load_config
+from salience_detr.engine.profiling import STAGES, count
 from salience_detr.video import VideoReader
 from tools import (
     analyze_model,
-    benchmark,
+    benchmark_forms,
     benchmark_op,
     convert_checkpoint,
     evaluate_json,
@@ -125,19 +126,25 @@ def test_results_that_cannot_be_evaluated_are_named(tmp_path, content, message):
 def test_the_analysis_lists_every_stage(micro_config, capsys):
     assert analyze_model.main(["--config-file", micro_config, "--size", "64", "64"]) == 0
     printed = capsys.readouterr().out
-    assert all(stage in printed for stage in analyze_model.STAGES)
+    assert all(stage in printed for stage in STAGES)
     assert "total" in printed
+
+
+def test_the_analysis_of_another_architecture_lists_its_parts(capsys):
+    assert analyze_model.main(["--config-file", "configs/neu_det_retinanet_r18.py", "--size", "64", "64"]) == 0
+    rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert rows == ["stage", "backbone", "head", "anchor_generator", "total"]
 
 
 def test_a_stage_has_its_parameters_multiplications_and_activations_counted(micro_config):
     # Three 1x1 convolutions of 16, 24 and 32 channels to 32, on maps of 8x8, 4x4 and 2x2; norms count 5 each number.
     model = instantiate(load_config(micro_config).model)
-    rows = {name: numbers for name, *numbers in analyze_model.count(model, 64, 64)}
+    rows = {name: numbers for name, *numbers in count(model, 64, 64).stages}
     numbers_out = (64 + 16 + 4) * 32
     products = (64 * 16 + 16 * 24 + 4 * 32) * 32
     expected = ((16 + 24 + 32) * 32 + 3 * 2 * 32, products + 5 * numbers_out, numbers_out)
     assert rows["neck"] == pytest.approx([expected[0] / 1e6, expected[1] / 1e9, expected[2] / 1e6])
-    assert rows["total"][1] == pytest.approx(sum(rows[stage][1] for stage in analyze_model.STAGES), rel=1e-3)
+    assert rows["total"][1] == pytest.approx(sum(rows[stage][1] for stage in STAGES), rel=1e-3)
 
 
 @pytest.mark.slow
@@ -162,9 +169,9 @@ def test_the_operator_is_timed_in_all_forms(tmp_path, capsys):
 def test_the_model_is_timed_with_and_without_the_operator(tmp_path):
     words = ["--config-file", "configs/surface_defects_tiny.py", "--device", "cpu", "--repeats", "1"]
     sizes = ["--size", "64", "96", "--train-size", "64", "64", "--train-batch", "1"]
-    assert benchmark.main([*words, *sizes, "--json", f"{tmp_path}/model.json"]) == 0
+    assert benchmark_forms.main([*words, *sizes, "--json", f"{tmp_path}/model.json"]) == 0
     found = json.loads((tmp_path / "model.json").read_text())
     assert {(row["step"], row["operator"]) for row in found["steps"]} == {
         (step, operator) for step in ("evaluation", "training step") for operator in ("compiled", "PyTorch")
     }
-    assert found["stages"]["compiled"].keys() == set(benchmark.STAGES)
+    assert found["stages"]["compiled"].keys() == set(STAGES)
