@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from salience_detr.data.surface import render_surface
-from salience_detr.video import VideoWriter
+from salience_detr.inference.video import VideoWriter
 
 
 def make_video(path: Path, *, seconds: float, fps: int, side: int, seed: int) -> None:

@@ -28,7 +28,7 @@ from salience_detr.engine.checkpointing import check_output_dir
 from salience_detr.engine.config import ConfigError
 from salience_detr.errors import one_line
 from salience_detr.files import written_whole
-from salience_detr.inputs import collect_inputs, is_video
+from salience_detr.inference.inputs import collect_inputs, is_video
 from salience_detr.predictor import Predictor
 from salience_detr.visualization import (
     Inspection,

@@ -10,9 +10,26 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
+
+# PIL takes larger pictures for an attack: it warns of them, and refuses those of twice the size. Line-scan cameras and
+# scanners make pictures of 20,000 x 20,000 pixels, which its own limit refuses.
+MAX_PIXELS = 2**29
+if Image.MAX_IMAGE_PIXELS is not None:  # None is a user's "no limit"
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
+
+STRIP_PIXELS = 2**24  # that are converted at a time: large pictures need little memory beside themselves
 
 ORIENTATION = 0x0112  # the EXIF tag that says how a picture is turned
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # What PIL raises for files that are no pictures, broken ones, and ones too large.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, RuntimeError, Image.DecompressionBombError)
@@ -23,7 +40,7 @@ class ImageReadError(RuntimeError):
 
 
 def read_image(file_name: str, image_format: str = "RGB") -> np.ndarray:
-    """(H, W, 3) uint8 picture, turned as its EXIF data says.
+    """(H, W, 3) uint8 picture, as :func:`pil_to_rgb` makes it; of a file of several pages or frames the first.
 
     Raises:
         ImageReadError: naming the file.
@@ -31,23 +48,66 @@ def read_image(file_name: str, image_format: str = "RGB") -> np.ndarray:
     try:
         with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
             rgb = pil_to_rgb(image)
+    except UnidentifiedImageError as error:
+        raise unreadable(file_name, "it is empty, or of no kind of picture that is known") from error
     except UNREADABLE as error:
         # PIL's words are kept: they tell a missing file from a truncated one.
-        raise ImageReadError(
-            f"cannot read the picture {file_name}: {error}; replace the file or remove it from the data"
-        ) from error
+        raise unreadable(file_name, str(error) or type(error).__name__) from error
     return rgb[..., ::-1] if image_format == "BGR" else rgb
 
 
+def unreadable(file_name: str, reason: str) -> ImageReadError:
+    return ImageReadError(f"cannot read the picture {file_name}: {reason}; replace the file or remove it from the data")
+
+
 def pil_to_rgb(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a PIL image of any mode, turned as its EXIF data says; of 16 bits the upper 8 are kept."""
-    if image.getexif().get(ORIENTATION, 1) != 1:  # else it would be copied
-        image = ImageOps.exif_transpose(image)
+    """(H, W, 3) uint8 RGB of a PIL image, as a viewer shows it; training and detection see the same.
+
+    It is turned as its EXIF data says. What is transparent shows white, not the colours that happen to lie under it.
+    Of 16 bits the upper 8 are kept. Floating values lie in [0, 1], or else in 0..255, where they are cut off.
+    """
+    turn = TURNS.get(orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode == "F":
+        image = Image.fromarray(floating_to_grey(np.asarray(image)))
+    width, height = image.size
+    rows = max(1, STRIP_PIXELS // max(1, width))
+    if height <= rows:
+        return strip_to_rgb(image)
+    rgb = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        rgb[top:bottom] = strip_to_rgb(image.crop((0, top, width, bottom)))
+    return rgb
+
+
+def orientation(image: Image.Image) -> int:
+    """How a picture is turned; 1, not at all, where the EXIF data is broken, since the picture is not."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:
+        return 1
+
+
+def strip_to_rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a PIL image of any mode."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = (np.asarray(image).astype(np.int64).clip(0, 0xFFFF) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     # A copy, since PIL lends its memory for reading only.
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def floating_to_grey(values: np.ndarray) -> np.ndarray:
+    """(H, W) floating values in [0, 1], or else in 0..255 -> (H, W) uint8; NaN is black."""
+    finite = values[np.isfinite(values)]
+    in_unit = finite.min(initial=0) >= 0 and finite.max(initial=0) <= 1
+    scaled = np.nan_to_num(values * np.float32(255 if in_unit else 1), posinf=255, neginf=0)
+    return scaled.round().clip(0, 255).astype(np.uint8)
 
 
 class DetectionMapper:

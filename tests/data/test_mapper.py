@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
+import zlib
+
+import cv2
 import numpy as np
 import pytest
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
-from PIL import Image
+from PIL import Image, ImageOps
 
-from salience_detr.data import DetectionMapper, ImageReadError
+from salience_detr.data import DetectionMapper, ImageReadError, mapper, read_image
 from salience_detr.data.loader import StreamBatchSampler, build_train_loader
 
 
@@ -84,6 +89,114 @@ def test_a_truncated_picture_is_named(record, tmp_path):
 def test_a_picture_of_another_size_says_both(record):
     with pytest.raises(ImageReadError, match=r"is 80x60, but the annotations say 81x60"):
         DetectionMapper(is_train=True, augmentations=[])(record | {"width": 81})
+
+
+GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
+COLOURS = np.dstack([GREY, GREY[::-1], GREY.T])
+
+
+def saved(tmp_path, image, name, **options):
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(tmp_path / name, **options)
+    return read_image(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        (GREY, "l.png"),
+        (GREY.astype(np.uint16) * 257, "i16.png"),
+        (GREY.astype(np.uint16) * 257, "i16.tif"),
+        (GREY.astype(np.float32) / 255, "unit.tif"),
+        (GREY.astype(np.float32), "f255.tif"),
+        (Image.fromarray(GREY).convert("P"), "p.png"),
+    ],
+)
+def test_grey_pictures_of_all_depths_become_rgb(tmp_path, image, name):
+    found = saved(tmp_path, image, name)
+    assert found.dtype == np.uint8 and np.array_equal(found, np.dstack([GREY] * 3))
+
+
+def test_colours_of_print_and_of_sixteen_bits_become_rgb(tmp_path):
+    cmyk = Image.fromarray(COLOURS).convert("CMYK")
+    assert np.array_equal(saved(tmp_path, cmyk, "c.tif"), COLOURS)
+    photo = saved(tmp_path, cmyk, "c.jpg", quality=100)
+    assert np.array_equal(photo, np.asarray(Image.open(tmp_path / "c.jpg").convert("RGB")))
+    cv2.imwrite(str(tmp_path / "deep.png"), COLOURS[..., ::-1].astype(np.uint16) * 257)
+    assert np.array_equal(read_image(str(tmp_path / "deep.png")), COLOURS)
+    assert np.array_equal(read_image(str(tmp_path / "deep.png"), "BGR"), COLOURS[..., ::-1])
+
+
+def test_what_is_transparent_shows_white(tmp_path):
+    image = np.zeros((2, 3, 4), np.uint8)
+    image[..., 0] = 200
+    image[..., 3] = [0, 128, 255]
+    # 128 / 255 of 200 and of 0, the rest is white.
+    expected = [[255, 255, 255], [227, 127, 127], [200, 0, 0]]
+    assert saved(tmp_path, image, "rgba.png")[0].tolist() == expected
+    grey = saved(tmp_path, Image.fromarray(image[..., [0, 3]], "LA"), "la.png")
+    assert grey[0].tolist() == [[255] * 3, [227] * 3, [200] * 3]
+    palette = Image.fromarray(GREY).convert("P")
+    assert saved(tmp_path, palette, "p.png", transparency=5)[0, 4:7, 0].tolist() == [4, 255, 6]
+    assert saved(tmp_path, GREY, "t.png", transparency=5)[0, 4:7, 0].tolist() == [4, 255, 6]
+    opaque = np.dstack([COLOURS, np.full_like(GREY, 255)])
+    assert np.array_equal(saved(tmp_path, opaque, "opaque.png"), COLOURS)
+
+
+def test_floats_that_are_no_numbers_are_black(tmp_path):
+    values = np.array([[np.nan, 0.5], [1.0, np.inf]], np.float32)
+    assert saved(tmp_path, values, "nan.tif")[..., 0].tolist() == [[0, 128], [255, 255]]
+
+
+def test_of_several_pages_the_first_is_read(tmp_path):
+    pages = {"save_all": True, "append_images": [Image.new("L", (30, 40))]}
+    assert saved(tmp_path, GREY, "pages.tif", **pages).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_as_their_exif_data_says(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = saved(tmp_path, COLOURS[:10], "turned.png", exif=exif)
+    assert np.array_equal(found, np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "turned.png"))))
+
+
+def test_broken_exif_data_does_not_spoil_a_picture(tmp_path):
+    assert saved(tmp_path, COLOURS, "a.jpg", exif=b"Exif\0\0XX*\0garbage").shape == (16, 16, 3)
+
+
+def test_large_pictures_are_converted_in_strips(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapper, "STRIP_PIXELS", 50)  # three rows
+    assert np.array_equal(saved(tmp_path, COLOURS, "a.png"), COLOURS)
+    assert saved(tmp_path, np.dstack([COLOURS, GREY]), "b.png")[0, 0].tolist() == [255] * 3
+
+
+def test_pictures_of_400_million_pixels_are_not_refused(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Image.open(png_of_size(tmp_path / "large.png", 20_000, 20_000)) as image:
+            assert image.size == (20_000, 20_000)
+    with pytest.raises(ImageReadError, match=r"huge\.png: Image size \(1600000000 pixels\) exceeds limit"):
+        read_image(str(png_of_size(tmp_path / "huge.png", 40_000, 40_000)))
+
+
+def png_of_size(path, width, height):
+    """A PNG file that says it is so large, and has no pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(b"")
+    chunks = [struct.pack(">I", len(x) - 4) + x + struct.pack(">I", zlib.crc32(x)) for x in (header, data)]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return path
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (20_000, 2)])
+def test_pictures_of_any_shape_are_read(tmp_path, size):
+    assert saved(tmp_path, Image.new("RGB", size), "a.png").shape == (size[1], size[0], 3)
+
+
+def test_an_empty_file_is_told_as_such(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"")
+    with pytest.raises(ImageReadError, match=r"a\.jpg: it is empty, or of no kind of picture"):
+        read_image(str(tmp_path / "a.jpg"))
 
 
 def batches(count, *, start=0, rank=0, world_size=1, size=7):

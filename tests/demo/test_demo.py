@@ -1,14 +1,12 @@
-"""The demo's command line on pictures, videos and broken files."""
+"""The demo's command line on pictures and broken files."""
 
 from __future__ import annotations
 
-import importlib.util
+import csv
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -16,59 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
-from safetensors.torch import save_file
 
 from salience_detr import Predictor
 from salience_detr.data import register_coco_dataset
-from salience_detr.video import VideoReader, VideoWriter
+from tests.inference.fake_detector import paint
 from tools import evaluate_json
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def demo():
-    spec = importlib.util.spec_from_file_location("demo", ROOT / "demo" / "demo.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["demo"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def weights(micro_config, tmp_path):
-    path = tmp_path / "weights.safetensors"
-    save_file(Predictor(micro_config, None, device="cpu").model.state_dict(), path)
-    return path
-
-
-@pytest.fixture
-def pictures(surface_data, tmp_path):
-    """Two good pictures and one that is broken."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for i in (1, 2):
-        (folder / f"{i}.jpg").write_bytes((surface_data / "val" / f"00000{i}.jpg").read_bytes())
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
-    return folder
-
-
-@pytest.fixture
-def video(tmp_path):
-    path = tmp_path / "film.mp4"
-    with VideoWriter(path, fps=7) as writer:
-        for i in range(5):
-            writer.write(np.full((48, 80, 3), 40 * i, np.uint8))
-    return path
-
-
-@pytest.fixture
-def call(demo, micro_config, weights, tmp_path):
-    def run(*inputs, extra=()):
-        start = ["--config-file", micro_config, "--weights", str(weights), "--output", str(tmp_path / "out")]
-        return demo.main([*start, "--score-threshold", "0", *extra, "--input", *map(str, inputs)])
-
-    return run
 
 
 def outputs(tmp_path):
@@ -108,74 +60,12 @@ def test_the_threshold_leaves_out_what_is_below(call, pictures, tmp_path):
     assert json.loads(json_file.read_text())["annotations"] == []
 
 
-def test_a_video_keeps_rate_size_and_length(call, video, tmp_path):
-    assert call(video, extra=["--salience"]) == 0
-    for name in ("film.mp4", "film_salience.mp4"):
-        reader = VideoReader(tmp_path / "out" / name)
-        frames = list(reader)
-        assert reader.fps == 7 and len(frames) == 5 and frames[0].shape == (48, 80, 3)
-
-
 def test_pictures_and_videos_of_the_same_name_do_not_overwrite_each_other(call, pictures, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "1.jpg").write_bytes((pictures / "2.jpg").read_bytes())
     assert call(pictures / "1.jpg", other / "1.jpg") == 0
     assert outputs(tmp_path) == ["1.jpg", "1_2.jpg"]
-
-
-def test_a_video_that_is_none_is_passed_over(call, pictures, tmp_path):
-    (tmp_path / "bad.mp4").write_bytes(b"no video")
-    assert call(tmp_path / "bad.mp4", pictures / "1.jpg") == 0
-    assert call(tmp_path / "bad.mp4") == 1
-
-
-def test_an_interrupted_video_keeps_what_was_written(micro_config, weights, tmp_path):
-    with VideoWriter(tmp_path / "long.mp4", fps=10) as writer:
-        for i in range(2000):
-            writer.write(np.full((48, 80, 3), i % 255, np.uint8))
-    json_file, target = tmp_path / "found.json", tmp_path / "out" / "long.mp4"
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "demo" / "demo.py"), "--config-file", micro_config, "--weights", str(weights),
-         "--input", str(tmp_path / "long.mp4"), "--output", str(tmp_path / "out"), "--json", str(json_file)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not target.exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
-    count = len(list(VideoReader(target)))
-    assert 0 < count < 2000
-    assert len(json.loads(json_file.read_text())["images"]) == count
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_what_is_being_written_when_a_signal_comes_is_also_recorded(call, video, tmp_path, monkeypatch, number):
-    write = VideoWriter.write
-    written = []
-
-    def write_then_stop(writer, frame):
-        write(writer, frame)
-        written.append(writer)
-        if len(written) == 5:  # the drawing of the third frame, its salience is to come
-            signal.raise_signal(number)
-
-    monkeypatch.setattr(VideoWriter, "write", write_then_stop)
-    json_file = tmp_path / "found.json"
-    # Under nohup, SIGHUP would be ignored.
-    handlers = {stop: signal.signal(stop, signal.SIG_DFL) for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        assert call(video, extra=["--salience", "--json", str(json_file)]) == 130
-    finally:
-        for stop, handler in handlers.items():
-            signal.signal(stop, handler)
-    for name in ("film.mp4", "film_salience.mp4"):
-        assert len(list(VideoReader(tmp_path / "out" / name))) == 3
-    found = json.loads(json_file.read_text())
-    assert len(found["images"]) == 3 and {x["image_id"] for x in found["annotations"]} == {1, 2, 3}
 
 
 @pytest.mark.parametrize("name", ["grey.png", "alpha.png", "deep.png"])
@@ -193,6 +83,12 @@ def test_unusual_pictures_are_read(call, tmp_path, name):
         (["{picture}"], ["modle.num_classes=3"], "did you mean model.num_classes"),
         (["{picture}"], ["model.num_classes=3"], "6 classes, the model 3"),
         (["{picture}"], ["--output", "/dev/null/x"], "cannot be written to"),
+        (["{picture}"], ["--csv", "/dev/null/x.csv"], "set --csv"),
+        (["{picture}"], ["--classes", "pitt"], "--classes 'pitt' is unknown; did you mean pit?"),
+        (["{picture}"], ["--tile", "0"], "tile is 0"),
+        (["{picture}"], ["--tile", "64", "--tile-overlap", "1"], "overlap is 1.0"),
+        (["{picture}"], ["--batch-size", "0"], "batch_size is 0"),
+        (["{picture}"], ["--score-threshold", "2"], "score_threshold is 2.0"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_two(
@@ -223,21 +119,21 @@ def test_a_missing_file_is_listed_and_the_others_are_done(call, pictures, tmp_pa
     assert "none.jpg: there is no such picture" in capsys.readouterr().err
 
 
-def test_very_thin_and_very_large_pictures_do_not_stop_the_others(call, pictures, tmp_path, capsys):
+@pytest.mark.parametrize("extra", [[], ["--tile", "50"]])
+def test_pictures_of_strange_shapes_do_not_stop_the_others(call, pictures, tmp_path, capsys, extra):
     Image.new("1", (2000, 1)).save(tmp_path / "thin.png")
-    Image.new("1", (20000, 20000)).save(tmp_path / "bomb.png")
-    assert call(tmp_path / "thin.png", tmp_path / "bomb.png", pictures / "1.jpg") == 0
-    assert outputs(tmp_path) == ["1.jpg", "thin.png"]
-    assert "bomb.png" in capsys.readouterr().err
+    Image.new("L", (1, 1)).save(tmp_path / "pixel.png")
+    (tmp_path / "empty.png").write_bytes(b"")
+    names = ["thin.png", "pixel.png", "empty.png"]
+    assert call(*(tmp_path / name for name in names), pictures / "1.jpg", extra=extra) == 0
+    assert outputs(tmp_path) == ["1.jpg", "pixel.png", "thin.png"]
+    assert "empty.png: it is empty" in capsys.readouterr().err
 
 
-def test_a_video_of_odd_size_keeps_it(call, tmp_path):
-    with VideoWriter(tmp_path / "odd.avi", fps=5) as writer:
-        for i in range(4):
-            writer.write(np.full((41, 61, 3), 60 * i, np.uint8))
-    assert call(tmp_path / "odd.avi") == 0
-    reader = VideoReader(tmp_path / "out" / "odd.avi")
-    assert reader.fps == 5 and [x.shape for x in reader] == [(41, 61, 3)] * 4
+def test_a_large_picture_is_detected_on(call, tmp_path):
+    Image.new("L", (20_000, 400)).save(tmp_path / "large.png")
+    assert call(tmp_path / "large.png", extra=["--tile", "4000", "--salience"]) == 0
+    assert Image.open(tmp_path / "out" / "large.png").size == (20_000, 400)
 
 
 def test_a_json_file_that_cannot_be_written_is_said_before_the_work(call, pictures, tmp_path, capsys):
@@ -278,3 +174,115 @@ def test_own_classes_have_their_names_and_ids(demo, micro_config, weights, surfa
 def test_a_device_that_is_not_there_is_one_line(call, pictures, capsys, device):
     assert call(pictures / "1.jpg", extra=["--device", device]) == 2
     assert f"error: the device '{device}' cannot be used" in capsys.readouterr().err
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+def test_batches_give_the_same_as_single_pictures(call, pictures, surface_data, tmp_path):
+    found = []
+    for size in ("1", "4"):
+        file = tmp_path / f"{size}.json"
+        assert call(pictures, surface_data / "val", extra=["--batch-size", size, "--json", str(file)]) == 0
+        found.append(read_json(file))
+    assert found[0]["images"] == found[1]["images"] and len(found[0]["images"]) == 8
+    scores = [[x["score"] for x in content["annotations"]] for content in found]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_a_batch_that_fails_is_tried_picture_by_picture(call, pictures, tmp_path, monkeypatch, capsys):
+    (pictures / "broken.jpg").unlink()
+    infer = Predictor.infer
+    means = []
+
+    def fail_on_batches_and_white(predictor, inputs):
+        means.append([x["image"].float().mean().item() for x in inputs])
+        if len(inputs) > 1 or means[-1][0] > 250:
+            raise RuntimeError("CUDA out of memory.\nTried to allocate")
+        return infer(predictor, inputs)
+
+    monkeypatch.setattr(Predictor, "infer", fail_on_batches_and_white)
+    Image.new("RGB", (64, 64), "white").save(pictures / "0.jpg")
+    assert call(pictures, extra=["--batch-size", "4"]) == 0
+    assert outputs(tmp_path) == ["1.jpg", "2.jpg"] and [len(x) for x in means] == [3, 1, 1, 1]
+    assert "cannot detect on " in (errors := capsys.readouterr().err) and "0.jpg: CUDA out of memory." in errors
+
+
+def test_only_the_classes_that_are_asked_for_are_in_the_outputs(call, pictures, tmp_path):
+    file, table = tmp_path / "found.json", tmp_path / "found.csv"
+    extra = ["--json", str(file), "--csv", str(table), "--save-crops", "--classes", "pit", "6"]
+    assert call(pictures, extra=extra) == 0
+    annotations = read_json(file)["annotations"]
+    assert {x["category_id"] for x in annotations} == {2, 6}
+    assert len(annotations) == 2 * 2 * 20  # each query of both pictures with both classes
+    rows = list(csv.DictReader(table.open()))
+    assert {(x["class_id"], x["class_name"]) for x in rows} == {("2", "pit"), ("6", "dent")} and len(rows) == 80
+    assert {path.name for path in (tmp_path / "out" / "crops").iterdir()} <= {"pit", "dent"}
+
+
+def test_overrides_may_follow_classes(demo):
+    words = [
+        "--config-file",
+        "c",
+        "--weights",
+        "w",
+        "--output",
+        "o",
+        "--input",
+        "a.jpg",
+        "a.b=1",
+        "--classes",
+        "x",
+        "c=2",
+    ]
+    args = demo.parse_args(words)
+    assert args.input == ["a.jpg"] and args.classes == ["x"] and args.opts == ["a.b=1", "c=2"]
+
+
+def test_tiles_and_overlap_go_together(demo, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        start = ["--config-file", "c", "--weights", "w", "--output", "o", "--input", "a"]
+        demo.parse_args([*start, "--tile-overlap", "0.3"])
+    assert "need --tile SIZE" in capsys.readouterr().err
+
+
+def save_rgb(path, image):
+    cv2.imwrite(str(path), image[..., ::-1])
+    return path
+
+
+def test_what_is_found_is_cut_out_and_listed(call, rectangles, tmp_path):
+    image = paint(200, 300, (20, 20, 180, 60, 0), (250, 100, 270, 140, 2))
+    picture, table = save_rgb(tmp_path / "ä.png", image), tmp_path / "found.csv"
+    assert call(picture, extra=["--tile", "100", "--save-crops", "--csv", str(table), "--salience"]) == 0
+    crops = tmp_path / "out" / "crops"
+    assert Image.open(crops / "red" / "ä_1.jpg").size == (160, 40)
+    assert Image.open(crops / "blue" / "ä_2.jpg").size == (20, 40)
+    lines = table.read_text(encoding="utf-8").splitlines()
+    assert lines[1].startswith(f"{picture},,11,red,0.8999") and lines[1].endswith(",20.0,20.0,180.0,60.0,")
+    assert len(lines) == 3 and len(rectangles.batches) > 1  # the whole, then tiles
+
+
+def test_processes_share_the_inputs_and_give_the_results_of_one(
+    call, micro_config, weights, pictures, surface_data, tmp_path
+):
+    (pictures / "3.jpg").write_bytes((surface_data / "val" / "000003.jpg").read_bytes())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "1.jpg").write_bytes((surface_data / "val" / "000004.jpg").read_bytes())
+    inputs = [str(pictures), str(tmp_path / "other"), "nowhere.jpg"]
+    one = ["--json", str(tmp_path / "one.json"), "--csv", str(tmp_path / "one.csv")]
+    assert call(*inputs, extra=one) == 0
+    process = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         str(ROOT / "demo" / "demo.py"), "--config-file", micro_config, "--weights", str(weights),
+         "--score-threshold", "0", "--output", str(tmp_path / "two"), "--json", str(tmp_path / "two.json"),
+         "--csv", str(tmp_path / "two.csv"), "--input", *inputs],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("detections on 4 images") == 1 and "2 inputs were passed over" in process.stderr
+    for ending in ("json", "csv"):
+        assert (tmp_path / f"two.{ending}").read_text() == (tmp_path / f"one.{ending}").read_text()
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == outputs(tmp_path)
+    assert outputs(tmp_path) == ["1.jpg", "1_2.jpg", "2.jpg", "3.jpg"]

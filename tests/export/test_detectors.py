@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from PIL import Image
 
 from salience_detr import Predictor
 from salience_detr.export import DetectorInfo, ExportError, OnnxDetector, PackagedDetector
 from salience_detr.export.onnx import export_onnx
 from salience_detr.export.program import record
 from salience_detr.export.verification import compare
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def picture(height, width, seed=0):
@@ -132,3 +139,16 @@ def test_a_package_compiled_ahead_finds_the_same(predictor, tmp_path):
     detector = PackagedDetector(tmp_path / "model.pt2")
     for size in ((64, 64), (50, 333), (1, 1)):
         assert compare(predictor(picture(*size)), detector(picture(*size))).unmatched == 0
+
+
+def test_the_demo_takes_an_exported_model_without_a_config(exported, predictor, tmp_path):
+    spec = importlib.util.spec_from_file_location("exported_demo", ROOT / "demo" / "demo.py")
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    Image.fromarray(picture(50, 70)).save(tmp_path / "a.png")
+    call = ["--input", str(tmp_path / "a.png"), "--output", str(tmp_path / "out"), "--score-threshold", "0"]
+    call += ["--json", str(tmp_path / "found.json"), "--weights", str(exported / "model.onnx")]
+    assert demo.main(call) == 0
+    found = json.loads((tmp_path / "found.json").read_text())["annotations"]
+    assert [x["score"] for x in found] == pytest.approx(predictor(picture(50, 70)).scores.tolist(), abs=1e-5)
+    assert demo.main([*call, "model.num_classes=3"]) == 2

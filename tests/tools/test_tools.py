@@ -13,7 +13,7 @@ from torch import nn
 
 from salience_detr.engine.config import load_config
 from salience_detr.engine.profiling import STAGES, count
-from salience_detr.video import VideoReader
+from salience_detr.inference.video import VideoReader
 from tools import (
     analyze_model,
     benchmark_forms,

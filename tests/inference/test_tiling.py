@@ -11,12 +11,13 @@ import torch
 
 from salience_detr import Predictor, tiling
 from salience_detr.data.surface.dataset import render_sample
+from salience_detr.inference.merging import Found, Grid, drop_doubles, merge
+from salience_detr.inference.tiling import TiledDetector, Views, paint_highest, tile_grid, tile_starts
 from salience_detr.layers.box_ops import box_iou
-from salience_detr.merging import Found, cut_sides, drop_doubles, merge
-from salience_detr.tiling import TiledDetector, Views, paint_highest, tile_grid, tile_starts
-from tests.fake_detector import RectangleDetector, boxes_of, paint
+from tests.inference.fake_detector import RectangleDetector, boxes_of, paint
 
 ROOT = Path(__file__).resolve().parents[1]
+GRID = Grid(np.array([(0, 0, 100, 100), (80, 0, 180, 100)]), height=100, width=180, margin=2)
 
 
 @pytest.mark.parametrize(
@@ -99,37 +100,45 @@ def test_neighbours_are_not_joined():
     assert boxes_of(tiled(paint(100, 180, *apart))) == apart
     # Two parts of one height, but of different classes.
     parts = found_in_tiles([(20, 40, 100, 60), (80, 40, 160, 60)], classes=[0, 1])
-    assert len(merge(parts, margin=2)) == 2
+    assert len(merge(parts, GRID)) == 2
 
 
 def found_in_tiles(boxes, *, classes=(0, 0), scores=(0.9, 0.8)):
     """One box from each of the tiles 0 to 100 and 80 to 180 of a picture of 100 x 180."""
-    tiles = [(0, 0, 100, 100), (80, 0, 180, 100)]
     array = np.array(boxes, float)
-    cut = np.concatenate([cut_sides(array[[i]], tiles[i], (100, 180), 2) for i in range(2)])
-    return Found(array, np.array(scores), np.array(classes), np.arange(2), np.array(tiles), cut)
+    cut = np.concatenate([GRID.cut_sides(array[[i]], GRID.tiles[i]) for i in range(2)])
+    return Found(array, np.array(scores), np.array(classes), np.arange(2), GRID.tiles, cut)
 
 
 def test_sides_are_cut_where_the_picture_goes_on():
-    boxes = np.array([[0, 0, 99, 100], [81, 5, 180, 60], [90, 5, 95, 60]], float)
-    assert cut_sides(boxes, (80, 0, 180, 100), (100, 300), 2).tolist() == [
-        [True, False, False, False],  # beyond the left border
+    boxes = np.array([[80, 0, 99, 100], [81, 5, 180, 60], [90, 5, 95, 60]], float)
+    grid = Grid(np.array([[80, 0, 180, 100]]), height=100, width=300, margin=2)
+    assert grid.cut_sides(boxes, grid.tiles[0]).tolist() == [
+        [True, False, False, False],
         [True, False, True, False],
         [False, False, False, False],
     ]
 
 
 def test_a_part_is_dropped_for_what_shows_more_of_it_if_that_is_half_as_sure():
-    # The object lies in 60 to 98; the second tile begins at 80. Their IoU is 18 / 38 < 0.5.
-    boxes = [(60, 10, 97, 30), (80, 10, 97, 30)]
-    assert merge(found_in_tiles(boxes), margin=2).boxes.tolist() == [list(boxes[0])]
-    assert len(merge(found_in_tiles(boxes, scores=(0.46, 0.9)), margin=2)) == 1
-    assert len(merge(found_in_tiles(boxes, scores=(0.44, 0.9)), margin=2)) == 2
+    # Both are cut, the second one is smaller and lies in the first; their IoU is 152 / 780.
+    boxes = [(60, 10, 99, 30), (80, 10, 99, 18)]
+    assert merge(found_in_tiles(boxes), GRID).boxes.tolist() == [list(boxes[0])]
+    assert len(merge(found_in_tiles(boxes, scores=(0.46, 0.9)), GRID)) == 1
+    assert len(merge(found_in_tiles(boxes, scores=(0.44, 0.9)), GRID)) == 2
+
+
+def test_a_part_is_dropped_if_another_tile_shows_its_place_whole_and_nothing_there():
+    # The second tile begins at 80, the first one ends at 100.
+    far = (150, 50, 170, 70)
+    assert len(merge(found_in_tiles([(85, 10, 99, 30), far]), GRID)) == 1
+    assert len(merge(found_in_tiles([(81, 10, 99, 30), far]), GRID)) == 2  # cut by the second tile, too
+    assert len(merge(found_in_tiles([(85, 10, 97, 30), far]), GRID)) == 2  # not cut
 
 
 def test_of_doubles_from_two_views_the_surer_stays_and_a_cut_one_counts_half():
     whole = [(84, 10, 97, 30), (84, 10, 96, 30)]
-    assert merge(found_in_tiles(whole, scores=(0.5, 0.6)), margin=2).scores.tolist() == [0.6]
+    assert merge(found_in_tiles(whole, scores=(0.5, 0.6)), GRID).scores.tolist() == [0.6]
     cut = [(84, 10, 96, 30), (81, 10, 96, 30)]  # IoU 12 / 15, the second is cut on the left
     assert drop_doubles(found_in_tiles(cut, scores=(0.5, 0.9))).scores.tolist() == [0.5]
     assert drop_doubles(found_in_tiles(cut, scores=(0.4, 0.9))).scores.tolist() == [0.9]
@@ -138,11 +147,11 @@ def test_of_doubles_from_two_views_the_surer_stays_and_a_cut_one_counts_half():
 def test_what_overlaps_in_one_view_stays():
     found = found_in_tiles([(20, 10, 60, 30), (20, 10, 60, 31)])
     one_view = Found(found.boxes, found.scores, found.classes, np.zeros(2, int), found.tiles[[0, 0]], found.cut[[0, 0]])
-    assert len(merge(one_view, margin=2)) == 2
+    assert len(merge(one_view, GRID)) == 2
 
 
 def test_detections_come_by_falling_score():
-    found = merge(found_in_tiles([(10, 10, 30, 30), (120, 10, 150, 30)], scores=(0.3, 0.7)), margin=2)
+    found = merge(found_in_tiles([(10, 10, 30, 30), (120, 10, 150, 30)], scores=(0.3, 0.7)), GRID)
     assert found.scores.tolist() == [0.7, 0.3]
 
 

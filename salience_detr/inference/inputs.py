@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from salience_detr.data.mapper import UNREADABLE, ImageReadError, orientation, read_image
-from salience_detr.video import VIDEO_ENDINGS
+from salience_detr.inference.video import VIDEO_ENDINGS
 
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 

@@ -1,0 +1,220 @@
+"""Detection on overlapping tiles of a picture, for large pictures and small objects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from tqdm import tqdm
+
+from salience_detr.detections import Detection, Detections
+from salience_detr.images import ImageLike, to_rgb
+from salience_detr.inference.merging import Found, Grid, areas, concatenate, merge
+from salience_detr.predictor import Detector
+
+Tile = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the picture
+
+WHOLE = -1  # number of the view that is the whole picture
+MARGIN = 0.02  # part of a tile's side; boxes that come as near to a border may be cut by it
+MAX_WHOLE_PIXELS = 2**24  # of the whole picture as it is detected on, and of the salience that is kept
+MIN_TILES_OF_BAR = 16
+
+
+def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
+    """Where tiles begin along a side of ``length`` pixels; the last one is shifted to end where the side ends."""
+    if length <= tile:
+        return [0]
+    step = max(1, math.floor(tile * (1 - overlap)))
+    return [*range(0, length - tile, step), length - tile]
+
+
+def tile_grid(height: int, width: int, tile: int, overlap: float) -> list[Tile]:
+    """The tiles of a picture, row by row: squares of ``tile`` pixels, cut to the picture where it is smaller."""
+    columns, rows = tile_starts(width, tile, overlap), tile_starts(height, tile, overlap)
+    return [(x, y, min(x + tile, width), min(y + tile, height)) for y in rows for x in columns]
+
+
+class Views(Sequence[np.ndarray]):
+    """Tiles of an (H, W, 3) picture, not copied."""
+
+    def __init__(self, picture: np.ndarray, tiles: Sequence[Tile]) -> None:
+        self.picture = picture
+        self.tiles = tiles
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def __getitem__(self, item: Any) -> Any:
+        """(h, w, 3) of a number, Views of a slice."""
+        if isinstance(item, slice):
+            return Views(self.picture, self.tiles[item])
+        x0, y0, x1, y1 = self.tiles[item]
+        return self.picture[y0:y1, x0:x1]
+
+
+class TiledDetector(Detector):
+    """Detects on tiles with another detector, and puts together what they show (see the module ``merging``).
+
+    A picture that fits into one tile is given to the other detector as it is. Of the whole picture, which is looked at
+    besides, only what is longer than half a tile counts, and what lies whole in no tile: all else is larger on a tile,
+    and there are fewer false detections without it. The number of detections of a picture is not limited.
+
+    Beside the picture, memory is bounded: tiles are not copied, and of a picture of more than
+    :data:`MAX_WHOLE_PIXELS` the pass over the whole, and the salience that is kept, are of a smaller copy.
+
+    Args:
+        detector: that detects on each tile.
+        tile: side of the tiles in pixels; a good value is the size of the pictures that the model was trained on.
+        overlap: of neighbouring tiles, as part of a side; objects of less than that are whole in some tile.
+        with_whole: look at the whole picture, too, once, for what is larger than a tile.
+        progress: show a bar for a picture of many tiles.
+
+    Raises:
+        ValueError: a side or an overlap that cannot be.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        *,
+        tile: int,
+        overlap: float = 0.2,
+        with_whole: bool = True,
+        progress: bool = False,
+    ) -> None:
+        if tile < 2:
+            raise ValueError(f"tile is {tile}; the side of a tile is at least 2 pixels")
+        if not 0 <= overlap <= 0.9:
+            raise ValueError(f"overlap is {overlap}; tiles overlap by a part from 0 to 0.9 of their side")
+        super().__init__(
+            detector.classes, detector.mapper, score_threshold=detector.score_threshold, batch_size=detector.batch_size
+        )
+        self.detector = detector
+        self.tile = tile
+        self.overlap = overlap
+        self.with_whole = with_whole
+        self.progress = progress
+
+    def stream(self, images: Sequence[ImageLike], *, channel_order: str = "RGB") -> Iterator[Detection]:
+        for image in images:
+            picture = np.ascontiguousarray(to_rgb(image, channel_order))
+            tiles = tile_grid(picture.shape[0], picture.shape[1], self.tile, self.overlap)
+            if len(tiles) == 1:
+                found = self.detector.detect([picture])[0]
+                instances, salience = Instances(picture.shape[:2], **found.instances.get_fields()), found.salience
+            else:
+                instances, salience = self.detect_on_tiles(picture, tiles)
+            detections = Detections(instances, self.classes, partial(to_rgb, image, channel_order))
+            yield TiledDetection(detections, salience)
+
+    def infer(self, inputs: list[dict[str, Any]]) -> list[tuple[Instances, np.ndarray]]:
+        """As the other detector does; the inputs are not cut into tiles."""
+        return self.detector.infer(inputs)
+
+    def detect_on_tiles(self, picture: np.ndarray, tiles: list[Tile]) -> tuple[Instances, np.ndarray]:
+        """What is on an (H, W, 3) picture, and its salience, perhaps smaller than the picture."""
+        height, width = picture.shape[:2]
+        grid = Grid(np.array(tiles), height, width, margin=max(2.0, MARGIN * self.tile))
+        shrunk = shrink(picture)
+        salience = np.zeros(shrunk.shape[:2], np.float32)
+        views = [self.detect_on_whole(shrunk, grid, salience)] if self.with_whole else []
+        detections = self.detector.stream(Views(picture, tiles))
+        bar = tqdm(
+            zip(tiles, detections, strict=True), total=len(tiles), desc="tiles", unit="tile", leave=False,
+            disable=not self.progress or len(tiles) < MIN_TILES_OF_BAR,
+        )  # fmt: skip
+        for number, (tile, found) in enumerate(bar):
+            boxes = found.instances.pred_boxes.tensor.numpy().astype(np.float64) + [tile[0], tile[1]] * 2
+            boxes = boxes.clip([tile[0], tile[1]] * 2, [tile[2], tile[3]] * 2)
+            views.append(view_of(found, boxes, number, tile, grid.cut_sides(boxes, np.array(tile))))
+            paint_highest(salience, found.salience, tile, (height, width))
+        return as_instances(merge(concatenate(views), grid), (height, width)), salience
+
+    def detect_on_whole(self, shrunk: np.ndarray, grid: Grid, salience: np.ndarray) -> Found:
+        """What counts of that which a picture shows as a whole.
+
+        Args:
+            shrunk: (h, w, 3) the picture, perhaps in a smaller size.
+            grid: the tiles of the picture.
+            salience: (h, w); the picture's is written into it.
+        """
+        found = self.detector.detect([shrunk])[0]
+        salience[:] = found.salience
+        scale = [grid.width / shrunk.shape[1], grid.height / shrunk.shape[0]] * 2
+        boxes = found.instances.pred_boxes.tensor.numpy() * scale
+        view = view_of(found, boxes, WHOLE, (0, 0, grid.width, grid.height), np.zeros(boxes.shape, bool))
+        is_long = (view.boxes[:, 2:] - view.boxes[:, :2]).max(axis=1, initial=0) > self.tile / 2
+        return view[is_long | ~grid.has_whole(view.boxes)]
+
+
+class TiledDetection(Detection):
+    """A detection on a picture whose salience may be kept in a smaller size.
+
+    Args:
+        instances: the detections.
+        kept: (h, w) float32 in [0, 1]: the salience.
+    """
+
+    kept: np.ndarray
+
+    def __init__(self, instances: Detections, kept: np.ndarray) -> None:
+        object.__setattr__(self, "instances", instances)
+        object.__setattr__(self, "kept", kept)
+
+    @property
+    def salience(self) -> np.ndarray:
+        """(H, W) float32 in [0, 1]"""
+        height, width = self.instances.image_size
+        return self.kept if self.kept.shape == (height, width) else cv2.resize(self.kept, (width, height))
+
+
+def view_of(found: Detection, boxes: np.ndarray, number: int, tile: Tile, cut: np.ndarray) -> Found:
+    """The detections of a view, with their boxes in the frame of the picture, (N, 4); empty boxes are left out."""
+    count = len(boxes)
+    has_area = areas(boxes) > 0
+    scores, classes = found.instances.scores.numpy(), found.instances.pred_classes.numpy()
+    return Found(boxes, scores, classes, np.full(count, number), np.tile(tile, (count, 1)), cut)[has_area]
+
+
+def as_instances(found: Found, size: tuple[int, int]) -> Instances:
+    """On the CPU, for a picture of (height, width)."""
+    return Instances(
+        size,
+        pred_boxes=Boxes(torch.from_numpy(found.boxes.astype(np.float32))),
+        scores=torch.from_numpy(found.scores.astype(np.float32)),
+        pred_classes=torch.from_numpy(found.classes.astype(np.int64)),
+    )
+
+
+def shrink(picture: np.ndarray) -> np.ndarray:
+    """The picture itself, or a smaller one of :data:`MAX_WHOLE_PIXELS`."""
+    height, width = picture.shape[:2]
+    scale = math.sqrt(MAX_WHOLE_PIXELS / (height * width))
+    if scale >= 1:
+        return picture
+    size = (max(1, math.floor(width * scale)), max(1, math.floor(height * scale)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+def paint_highest(canvas: np.ndarray, salience: np.ndarray, tile: Tile, size: tuple[int, int]) -> None:
+    """Raise the salience of a picture of (height, width) to that of a tile, where it is lower.
+
+    Args:
+        canvas: (h, w) of the picture, perhaps smaller than it; changed in place.
+        salience: of the tile, in its size.
+        tile: where it is in the picture.
+        size: (height, width) of the picture.
+    """
+    rows, columns = canvas.shape[0] / size[0], canvas.shape[1] / size[1]
+    x0, y0 = math.floor(tile[0] * columns), math.floor(tile[1] * rows)
+    x1, y1 = math.ceil(tile[2] * columns), math.ceil(tile[3] * rows)
+    place = canvas[y0:y1, x0:x1]
+    if place.shape != salience.shape:
+        salience = cv2.resize(salience, place.shape[::-1], interpolation=cv2.INTER_AREA)
+    np.maximum(place, salience, out=place)

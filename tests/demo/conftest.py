@@ -1,0 +1,78 @@
+"""What the tests of the demo share: the program, a small model's weights, and inputs."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from salience_detr import Predictor
+from salience_detr.inference.tiling import TiledDetector
+from salience_detr.inference.video import VideoWriter
+from tests.inference.fake_detector import RectangleDetector
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "demo" / "demo.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["demo"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
+    torch.manual_seed(0)
+    save_file(Predictor(ROOT / "tests" / "configs" / "micro.py", None, device="cpu").model.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def pictures(surface_data, tmp_path):
+    """Two good pictures and one that is broken."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in (1, 2):
+        (folder / f"{i}.jpg").write_bytes((surface_data / "val" / f"00000{i}.jpg").read_bytes())
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    return folder
+
+
+@pytest.fixture
+def video(tmp_path):
+    path = tmp_path / "film.mp4"
+    with VideoWriter(path, fps=7) as writer:
+        for i in range(5):
+            writer.write(np.full((48, 80, 3), 40 * i, np.uint8))
+    return path
+
+
+@pytest.fixture
+def call(demo, micro_config, weights, tmp_path):
+    def run(*inputs, extra=()):
+        start = ["--config-file", micro_config, "--weights", str(weights), "--output", str(tmp_path / "out")]
+        return demo.main([*start, "--score-threshold", "0", *extra, "--input", *map(str, inputs)])
+
+    return run
+
+
+@pytest.fixture
+def rectangles(demo, monkeypatch):
+    """A detector of painted rectangles in place of the model."""
+    detector = RectangleDetector(batch_size=4)
+
+    def build(args):
+        detector.score_threshold = args.score_threshold
+        return TiledDetector(detector, tile=args.tile) if args.tile else detector
+
+    monkeypatch.setattr(demo, "build_detector", build)
+    return detector

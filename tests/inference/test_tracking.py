@@ -1,0 +1,85 @@
+"""Objects of a video keep their numbers."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+
+from salience_detr.detections import ClassTable, Detections
+from salience_detr.inference.tracking import Tracker, TrackingUnavailableError
+
+pytest.importorskip("trackers")
+
+
+def frame(*objects):
+    """Detections of x0, y0, side, class, score."""
+    rows = torch.tensor([[x, y, x + side, y + side] for x, y, side, _, _ in objects]).reshape(-1, 4)
+    instances = Instances(
+        (100, 400),
+        pred_boxes=Boxes(rows.float()),
+        pred_classes=torch.tensor([x[3] for x in objects], dtype=torch.int64),
+        scores=torch.tensor([x[4] for x in objects]),
+    )
+    return Detections(instances, ClassTable(("a", "b"), (1, 2)), lambda: None)
+
+
+def numbers(frames, **options):
+    tracker = Tracker(**{"fps": 25, "score_threshold": 0.5} | options)
+    return [tracker.update(found).track_ids.tolist() for found in frames]
+
+
+def test_an_object_keeps_its_number_from_its_second_frame_on():
+    assert numbers(frame((10 + 5 * i, 20, 30, 0, 0.9)) for i in range(5)) == [[-1], [1], [1], [1], [1]]
+
+
+def test_a_small_object_may_move_by_more_than_its_size():
+    assert numbers(frame((10 + 16 * i, 20, 12, 0, 0.9)) for i in range(5)) == [[-1], [1], [1], [1], [1]]
+
+
+def test_objects_that_cross_keep_their_numbers():
+    found = numbers(frame((10 + 10 * i, 20, 20, 0, 0.9), (200 - 10 * i, 30, 20, 0, 0.9)) for i in range(20))
+    assert found[1:] == [[1, 2]] * 19
+
+
+def test_classes_are_tracked_apart():
+    # Two classes at one place; from the third frame on in the other order.
+    frames = [frame((10, 20, 30, 0, 0.9), (10, 20, 30, 1, 0.8))] * 2 + [
+        frame((10, 20, 30, 1, 0.9), (10, 20, 30, 0, 0.8))
+    ]
+    assert numbers(frames) == [[-1, -1], [1, 2], [2, 1]]
+
+
+def test_a_number_outlives_frames_without_the_object():
+    at = [frame((10 + 5 * i, 20, 30, 0, 0.9)) for i in range(8)]
+    assert numbers([at[0], at[1], frame(), frame(), at[4]]) == [[-1], [1], [], [], [1]]
+
+
+def test_the_unsure_go_on_with_tracks_and_begin_none():
+    sure, unsure = (lambda i: (10 + 5 * i, 20, 30, 0, 0.9)), (lambda i: (10 + 5 * i, 20, 30, 0, 0.2))
+    assert numbers([frame(sure(0)), frame(sure(1)), frame(unsure(2)), frame(sure(3))]) == [[-1], [1], [1], [1]]
+    assert numbers(frame(unsure(i)) for i in range(4)) == [[-1]] * 4
+    assert numbers((frame(unsure(i)) for i in range(3)), score_threshold=0.1) == [[-1], [1], [1]]
+
+
+def test_every_video_counts_from_one():
+    for _ in range(2):
+        assert numbers([frame((10, 20, 30, 0, 0.9))] * 2) == [[-1], [1]]
+
+
+def test_the_detections_stay_as_they_are():
+    found = frame((10, 20, 30, 0, 0.9), (200, 20, 30, 1, 0.7))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tracked = Tracker(fps=25, score_threshold=0.5).update(found)
+    assert torch.equal(tracked.pred_boxes.tensor, found.pred_boxes.tensor) and tracked.labels == ["a", "b"]
+    assert not found.has("track_ids")
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackers", None)
+    with pytest.raises(TrackingUnavailableError, match=r"pip install 'salience_detr\[track\]'"):
+        Tracker(fps=25, score_threshold=0.5)
