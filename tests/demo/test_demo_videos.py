@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from salience_detr import video as video_module
+from salience_detr.inference import video as video_module
 from salience_detr.inference.video import VideoReader, VideoWriter
 from tests.inference.fake_detector import paint
 

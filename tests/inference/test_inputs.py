@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from salience_detr import inputs
 from salience_detr.data import ImageReadError
+from salience_detr.inference import inputs
 from salience_detr.inference.inputs import PictureReader, collect_inputs, picture_size
 
 

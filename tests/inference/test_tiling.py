@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from salience_detr import Predictor, tiling
+from salience_detr import Predictor
 from salience_detr.data.surface.dataset import render_sample
+from salience_detr.inference import tiling
 from salience_detr.inference.merging import Found, Grid, drop_doubles, merge
 from salience_detr.inference.tiling import TiledDetector, Views, paint_highest, tile_grid, tile_starts
 from salience_detr.layers.box_ops import box_iou

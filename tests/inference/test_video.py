@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from salience_detr import video
+from salience_detr.inference import video
 from salience_detr.inference.video import LatestFrames, VideoReader, VideoWriter, read_ahead
 
 
