@@ -44,7 +44,7 @@ demo: setup ## evaluate the shipped weights, detect on pictures and on a video
 	@echo "Detections as JSON   $(OUT)/predictions.json"
 
 test: setup ## run the tests
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 test-slow: setup ## run the long tests
 	$(RUN) -m pytest -q -m slow

@@ -10,6 +10,8 @@ from salience_detr import Predictor
 from salience_detr.export import PackagedDetector
 from tools import export
 
+pytestmark = pytest.mark.xdist_group("export")
+
 
 @pytest.fixture
 def weights(predictor, tmp_path):

@@ -17,7 +17,7 @@ from salience_detr.inference.tiling import TiledDetector, Views, paint_highest, 
 from salience_detr.layers.box_ops import box_iou
 from tests.inference.fake_detector import RectangleDetector, boxes_of, paint
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GRID = Grid(np.array([(0, 0, 100, 100), (80, 0, 180, 100)]), height=100, width=180, margin=2)
 
 
