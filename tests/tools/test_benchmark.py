@@ -117,7 +117,7 @@ def test_the_peak_is_of_weights_and_of_what_calls_take():
     # In a process of its own, as the tool measures: memory that tests before have freed may be taken again unseen.
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     peak, after = map(float, done.stdout.split())
-    assert 66 <= peak < 80 and after < 20  # the system counts in steps
+    assert 60 <= peak < 80 and after < 20  # the system counts in steps
 
 
 @pytest.mark.parametrize("name", ["retinanet", "fcos", "rt-detr"])
