@@ -22,8 +22,8 @@ from functools import partial
 from pathlib import Path
 
 from salience_detr.checkpoint import CheckpointError
-from salience_detr.engine.checkpointing import check_output_dir
-from salience_detr.engine.config import ConfigError
+from salience_detr.engine.checkpointing import check_output_dir, check_result_path
+from salience_detr.engine.config import ConfigError, is_override
 from salience_detr.engine.device import resolve_device
 from salience_detr.inference.class_filter import only_classes
 from salience_detr.inference.detection_run import DetectionRun, Ending, Job
@@ -83,11 +83,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def is_override(argument: str) -> bool:
-    """Whether a word is key=value rather than a path."""
-    return "=" in argument and not os.path.exists(argument) and "/" not in argument.partition("=")[0]
-
-
 def build_detector(args: argparse.Namespace) -> Detector:
     """What detects, as the arguments say."""
     default_batch = 1 if resolve_device(args.device).type == "cpu" else 4
@@ -108,19 +103,6 @@ def build_detector(args: argparse.Namespace) -> Detector:
         whole, progress = not args.tiles_only, bool(args.input)
         detector = TiledDetector(detector, tile=args.tile, overlap=overlap, with_whole=whole, progress=progress)
     return detector
-
-
-def check_result_path(path: Path | None, option: str) -> None:
-    """Find out before the work whether a result can be written.
-
-    Raises:
-        OSError: it cannot.
-    """
-    if path is None:
-        return
-    check_output_dir(path.parent, option=option)
-    if path.is_dir():
-        raise OSError(f"{option} {path} is a folder; name a file")
 
 
 def prepare(args: argparse.Namespace) -> tuple[list[Path], list[str], Detector]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 from detectron2.structures import Instances
 
 from salience_detr.visualization import Color, draw_detections
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,16 @@ class ClassTable:
         Args:
             metadata: of the data set.
             num_classes: of the model.
-            names: where the data set has none.
+            names: that the weights were trained with, if known.
         """
-        known = list(metadata.get("thing_classes", []) or names)
+        known = list(metadata.get("thing_classes", []))
+        if names and known and list(names) != known:
+            logger.warning(
+                "the weights were trained for %s, the data set has %s; check that both belong together",
+                ", ".join(names),
+                ", ".join(known),
+            )
+        known = list(names) or known
         ids: Mapping[int, int] = metadata.get("thing_dataset_id_to_contiguous_id", {})
         by_class = {contiguous: dataset_id for dataset_id, contiguous in ids.items()}
         colors = metadata.get("thing_colors", None)
@@ -94,7 +104,8 @@ class Detections(Instances):
         """The picture, (H, W, 3) uint8 RGB, with boxes, names and scores.
 
         Args:
-            image: another picture of the same size to draw on, such as a salience map.
+            image: another picture of the same size to draw on, such as a salience map; by default a file is read
+                again, and an array is taken as it is now.
 
         Raises:
             ImageReadError: the file of the picture is gone.

@@ -49,7 +49,7 @@ def array_to_colors(image: np.ndarray) -> np.ndarray:
     if image.dtype not in (np.uint8, np.uint16) or not (image.ndim == 2 or is_color) or 0 in image.shape:
         raise ValueError(
             f"an image is an array of shape (H, W), (H, W, 3) or (H, W, 4) of uint8 or uint16, "
-            f"not of shape {image.shape} and {image.dtype}"
+            f"not of shape {image.shape} and {image.dtype}; of values in [0, 1] pass (255 * image).astype(numpy.uint8)"
         )
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)

@@ -35,15 +35,25 @@ DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 class Detector(ABC):
     """What all that detects offers, whatever computes it; several threads may call one detector at a time.
 
+    Pictures are computed together only where that changes nothing: what lies beside a smaller picture in a batch has an
+    influence on it.
+
     Args:
         classes: that it tells apart.
         mapper: makes inputs of pictures.
+        size_divisibility: sides of a batch are rounded up to multiples of this.
         score_threshold: detections below it are left out.
         batch_size: pictures that are computed together, at most.
     """
 
     def __init__(
-        self, classes: ClassTable, mapper: DetectionMapper, *, score_threshold: float = 0.0, batch_size: int = 8
+        self,
+        classes: ClassTable,
+        mapper: DetectionMapper,
+        *,
+        size_divisibility: int = 32,
+        score_threshold: float = 0.0,
+        batch_size: int = 8,
     ) -> None:
         if not 0 <= score_threshold <= 1:
             raise ValueError(f"score_threshold is {score_threshold}; scores lie between 0 and 1")
@@ -51,6 +61,7 @@ class Detector(ABC):
             raise ValueError(f"batch_size is {batch_size}; at least one picture is computed at a time")
         self.classes = classes
         self.mapper = mapper
+        self.size_divisibility = size_divisibility
         self.score_threshold = score_threshold
         self.batch_size = batch_size
 
@@ -97,9 +108,20 @@ class Detector(ABC):
         for start in range(0, len(images), self.batch_size):
             chunk = list(images[start : start + self.batch_size])
             inputs = [prepare_input(self.mapper, to_rgb(image, channel_order)) for image in chunk]
-            for image, (instances, salience) in zip(chunk, self.infer(inputs), strict=True):
+            for image, (instances, salience) in zip(chunk, self.infer_alike(inputs), strict=True):
                 found = instances[instances.scores >= self.score_threshold]
                 yield Detection(Detections(found, self.classes, partial(to_rgb, image, channel_order)), salience)
+
+    def infer_alike(self, inputs: list[dict[str, Any]]) -> list[tuple[Instances, np.ndarray]]:
+        """The same as :meth:`infer` of each input alone: those that are padded to the same size go together."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, x in enumerate(inputs):
+            padded = tuple(math.ceil(side / self.size_divisibility) for side in x["image"].shape[1:])
+            groups.setdefault(padded, []).append(i)
+        results: dict[int, tuple[Instances, np.ndarray]] = {}
+        for group in groups.values():
+            results |= dict(zip(group, self.infer([inputs[i] for i in group]), strict=True))
+        return [results[i] for i in range(len(inputs))]
 
     @abstractmethod
     def infer(self, inputs: list[dict[str, Any]]) -> list[tuple[Instances, np.ndarray]]:
@@ -114,8 +136,8 @@ class Predictor(Detector):
         weights: a checkpoint that :func:`salience_detr.checkpoint.load_weights` reads, tensors only; None keeps random
             weights.
         device: "cpu", "cuda", ... or "auto": a GPU if there is one.
-        dtype: "float32", "bfloat16" or "float16": what the model computes in, by autocast; weights, coordinates and
-            results stay in float32.
+        dtype: "float32", "bfloat16" or "float16", or PyTorch's: what the model computes in, by autocast; weights,
+            coordinates and results stay in float32.
         score_threshold: detections below it are left out.
         batch_size: pictures that are computed together, at most.
         overrides: ``key=value`` changes of the config.
@@ -131,14 +153,15 @@ class Predictor(Detector):
         weights: str | Path | None,
         *,
         device: str = "auto",
-        dtype: str = "float32",
+        dtype: str | torch.dtype = "float32",
         score_threshold: float = 0.0,
         batch_size: int = 8,
         overrides: Sequence[str] = (),
     ) -> None:
-        if dtype not in DTYPES:
-            raise ConfigError(f"the dtype {dtype!r} is unknown; use {', '.join(DTYPES)}")
-        self.autocast_dtype = DTYPES[dtype]
+        name = str(dtype).removeprefix("torch.")
+        if name not in DTYPES:
+            raise ConfigError(f"the dtype {name!r} is unknown; use {', '.join(DTYPES)}")
+        self.autocast_dtype = DTYPES[name]
         self.config = config if isinstance(config, DictConfig) else load_config(config, overrides)
         self.model: SalienceDETR = instantiate(self.config.model).to(resolve_device(device)).eval()
         names = [] if weights is None else load_weights(self.model, weights)
@@ -146,6 +169,7 @@ class Predictor(Detector):
         super().__init__(
             ClassTable.from_metadata(self.metadata, self.model.num_classes, names),
             instantiate(self.config.dataloader.test.mapper),
+            size_divisibility=self.model.size_divisibility,
             score_threshold=score_threshold,
             batch_size=batch_size,
         )

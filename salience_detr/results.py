@@ -98,6 +98,10 @@ def check_detection(result: Any, where: str) -> None:
     box, score = result["bbox"], result["score"]
     if not isinstance(box, list) or len(box) != 4 or not all(is_number(x) for x in box):
         raise ResultsError(f"{where} has the bbox {box}, not four numbers (x, y, width, height)")
+    if min(box[2:]) < 0:
+        raise ResultsError(
+            f"{where} has the bbox {box}, whose width or height is negative; it is (x, y, width, height)"
+        )
     if not is_number(score):
         raise ResultsError(f"{where} has the score {score!r}, not a number")
     for key in ("image_id", "category_id"):
@@ -120,13 +124,17 @@ def with_ids_of(
     by_name: dict[str, list[Any]] = {}
     for image in content["images"]:
         by_name.setdefault(Path(image["file_name"]).name, []).append(image["id"])
-    ids = {}
+    ids: dict[Any, Any] = {}
     for image in found["images"]:
         matches = by_name.get(Path(image["file_name"]).name, [])
         if len(matches) != 1 or "frame" in image:
             raise ResultsError(
                 f"{results_file}: the picture {image['file_name']} is {len(matches)} times in the annotations by its "
                 "name, and must be once; evaluate detections of the data set's own pictures"
+            )
+        if matches[0] in ids.values():
+            raise ResultsError(
+                f"{results_file} has two pictures called {Path(image['file_name']).name}; keep one of them"
             )
         ids[image["id"]] = matches[0]
     detections = [{**x, "image_id": ids[x["image_id"]]} for x in found["annotations"]]

@@ -59,3 +59,10 @@ def test_classes_without_names_are_called_by_their_number():
     assert ClassTable.from_metadata(metadata, 2, ["a", "b"]).categories == [
         {"id": 0, "name": "a"}, {"id": 1, "name": "b"},
     ]  # fmt: skip
+
+
+def test_names_of_the_weights_win_over_those_of_the_data_and_the_difference_is_told(caplog):
+    metadata = MetadataCatalog.get("has_other_names").set(thing_classes=["a", "b"])
+    assert ClassTable.from_metadata(metadata, 2, ["a", "b"]).names == ("a", "b") and not caplog.records
+    assert ClassTable.from_metadata(metadata, 2, ["x", "y"]).names == ("x", "y")
+    assert "trained for x, y, the data set has a, b" in caplog.text

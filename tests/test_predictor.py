@@ -218,3 +218,17 @@ def test_classes_have_the_names_of_the_checkpoint_where_the_data_is_not_there(mi
     elsewhere = ["dataloader.test.dataset.names=unknown_to_this_machine"]
     found = Predictor(micro_config, tmp_path / "named.pth", device="cpu", overrides=elsewhere)
     assert found.class_names == names
+
+
+def test_pictures_of_other_sizes_in_a_list_change_nothing(predictor):
+    # Padded to 64 x 96, 64 x 64, 64 x 96 and 96 x 64.
+    sizes = [(64, 90), (64, 60), (60, 90), (90, 64)]
+    images = [np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8) for i, size in enumerate(sizes)]
+    for found, image in zip(predictor.detect(images), images, strict=True):
+        alone = predictor.detect([image])[0]
+        torch.testing.assert_close(found.instances.scores, alone.instances.scores, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.salience, alone.salience, atol=1e-5)
+
+
+def test_a_dtype_may_be_pytorchs(micro_config, surface_data):
+    assert Predictor(micro_config, None, device="cpu", dtype=torch.bfloat16).autocast_dtype == torch.bfloat16

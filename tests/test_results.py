@@ -7,7 +7,15 @@ import json
 import numpy as np
 import pytest
 
-from salience_detr.results import ResultsError, class_precisions, confusion_matrix, evaluate, load
+from salience_detr.results import (
+    ResultsError,
+    check_detection,
+    class_precisions,
+    confusion_matrix,
+    evaluate,
+    load,
+    with_ids_of,
+)
 
 NAMES = ["pit", "dent"]
 
@@ -128,3 +136,16 @@ def test_pictures_that_were_not_looked_at_are_not_confused(files):
     )
     assert images == [2]
     assert confusion_matrix(coco, detections, images=images)[0].tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
+
+
+def test_a_negative_side_is_no_box():
+    detection = {"image_id": 1, "category_id": 1, "bbox": [5, 5, -3, 2], "score": 0.5}
+    with pytest.raises(ResultsError, match="negative"):
+        check_detection(detection, "detection 0")
+
+
+def test_a_demo_file_with_two_pictures_of_one_name_is_refused(tmp_path):
+    images = [{"id": i, "file_name": f"{folder}/x.jpg", "height": 9, "width": 9} for i, folder in enumerate("ab")]
+    content = {"images": [{"id": 7, "file_name": "x.jpg"}]}
+    with pytest.raises(ResultsError, match=r"two pictures called x\.jpg"):
+        with_ids_of({"images": images, "annotations": []}, content, tmp_path / "found.json")

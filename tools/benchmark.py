@@ -27,6 +27,7 @@ from tabulate import tabulate
 
 from salience_detr.checkpoint import CheckpointError
 from salience_detr.engine.benchmarking import MODES, OURS, Cost, Measurement, Report, Settings, build_ours, run
+from salience_detr.engine.checkpointing import check_result_path
 from salience_detr.engine.config import ConfigError
 from salience_detr.engine.device import resolve_device
 from salience_detr.engine.other_detectors import OTHER_DETECTORS
@@ -222,8 +223,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     names = ", ".join(OTHER_DETECTORS)
     parser.add_argument("--compare", nargs="+", default=[], metavar="NAME", help=f"all, or of {names}")
     parser.add_argument("--compare-batch", action="store_true", help="these at all batch sizes too, not only at 1")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
-    parser.add_argument("--markdown", metavar="FILE", help="write the tables there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
     args = parser.parse_intermixed_args(argv)
     for option in LISTS:  # they also take the overrides that follow them
@@ -252,13 +253,7 @@ def check_args(args: argparse.Namespace) -> None:
     if min(args.size) < 1:
         raise ConfigError(f"--size is {args.size[0]} {args.size[1]}; a picture has at least one pixel")
     for option in ("json", "markdown"):
-        if not getattr(args, option):
-            continue
-        path = Path(getattr(args, option))
-        if path.is_dir():
-            raise ConfigError(f"--{option} {path} is a folder; name a file")
-        if not path.parent.is_dir():
-            raise ConfigError(f"--{option} {path} is to lie in a folder that does not exist; make {path.parent} first")
+        check_result_path(getattr(args, option), f"--{option}")
     resolve_device(args.device)
 
 

@@ -25,9 +25,10 @@ from salience_detr.checkpoint import CheckpointError
 from salience_detr.data import DatasetError
 from salience_detr.data.mapper import ImageReadError, read_image
 from salience_detr.data.surface import generate_surface_defects
-from salience_detr.engine.config import ConfigError
+from salience_detr.engine.checkpointing import check_result_path
+from salience_detr.engine.config import ConfigError, is_override
 from salience_detr.export import DetectorInfo, ExportedDetector, ExportError, OnnxDetector, PackagedDetector
-from salience_detr.export.onnx import DEFAULT_OPSET, export_onnx
+from salience_detr.export.onnx import DEFAULT_OPSET, LAST_OPSET, check_export, export_onnx
 from salience_detr.export.program import compile_package, record, save_program
 from salience_detr.export.verification import Difference, latency, verify
 from salience_detr.predictor import Predictor
@@ -41,7 +42,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", metavar="FILE", help="checkpoint; without it the weights are random")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="ends in .onnx or .pt2")
     parser.add_argument("--compile", action="store_true", help="compile a .pt2 for this kind of processor (minutes)")
-    parser.add_argument("--opset", type=int, default=DEFAULT_OPSET, help=f"of ONNX (default: {DEFAULT_OPSET})")
+    parser.add_argument(
+        "--opset", type=int, default=DEFAULT_OPSET, help=f"of ONNX, up to {LAST_OPSET} (default: {DEFAULT_OPSET})"
+    )
     parser.add_argument("--simplify", action="store_true", help="run onnxslim over the ONNX graph")
     parser.add_argument(
         "--verify", nargs="*", metavar="PICTURE", help="compare with PyTorch on these (default: on the test set's)"
@@ -49,7 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
     args = parser.parse_intermixed_args(argv)
     if args.verify:
-        args.opts += [x for x in args.verify if "=" in x and not Path(x).exists()]
+        args.opts += [x for x in args.verify if is_override(x)]
         args.verify = [x for x in args.verify if x not in args.opts]
     if args.output.suffix not in ENDINGS:
         parser.error(f"--output {args.output} must end in {' or '.join(ENDINGS)}")
@@ -117,6 +120,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns 0, 1 if the exported model finds something else, 2 on a wrong call."""
     args = parse_args(argv)
     try:
+        check_result_path(args.output, "--output")
+        if args.output.suffix == ".onnx":
+            check_export(args.opset)
         given = [read_image(path) for path in args.verify or []]
         predictor = Predictor(args.config_file, args.weights, device="cpu", overrides=args.opts)
         exported = write(predictor, args)

@@ -11,7 +11,6 @@ NAME_proposals.png tells the numbers of the best queries.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from salience_detr.checkpoint import CheckpointError
 from salience_detr.data.mapper import ImageReadError, read_image
 from salience_detr.engine.checkpointing import check_output_dir
-from salience_detr.engine.config import ConfigError
+from salience_detr.engine.config import ConfigError, is_override
 from salience_detr.errors import one_line
 from salience_detr.files import written_whole
 from salience_detr.inference.inputs import collect_inputs, is_video
@@ -89,11 +88,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.query is not None and args.query < 0:
         parser.error(f"--query is {args.query}; queries are numbered from 0")
     return args
-
-
-def is_override(word: str) -> bool:
-    """Whether a word is key=value rather than a path."""
-    return "=" in word and not os.path.exists(word) and "/" not in word.partition("=")[0]
 
 
 @dataclass

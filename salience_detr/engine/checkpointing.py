@@ -249,3 +249,16 @@ def check_output_dir(output_dir: str | Path, *, needed_bytes: int = 0, option: s
             f"the output folder {path} has {free / 2**20:.0f} MiB free, but the checkpoints need about "
             f"{needed_bytes / 2**20:.0f} MiB; make room or set {option}"
         )
+
+
+def check_result_path(path: Path | None, option: str) -> None:
+    """Find out before the work whether the file that an option names, if it names one, can be written.
+
+    Raises:
+        OSError: it cannot.
+    """
+    if path is None:
+        return
+    check_output_dir(path.parent, option=option)
+    if path.is_dir():
+        raise OSError(f"{option} {path} is a folder; name a file")

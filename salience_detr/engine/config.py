@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ COUNTS = (
 
 class ConfigError(ValueError):
     """A configuration or an override that cannot be used."""
+
+
+def is_override(word: str) -> bool:
+    """Whether a word of a command line is key=value rather than a path."""
+    return "=" in word and not os.path.exists(word) and "/" not in word.partition("=")[0]
 
 
 def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> DictConfig:

@@ -28,8 +28,13 @@ class ExportedDetector(Detector):
     """
 
     def __init__(self, info: DetectorInfo, *, score_threshold: float = 0.0, batch_size: int = 8) -> None:
-        super().__init__(info.classes, info.make_mapper(), score_threshold=score_threshold, batch_size=batch_size)
-        self.info = info
+        super().__init__(
+            info.classes,
+            info.make_mapper(),
+            size_divisibility=info.size_divisibility,
+            score_threshold=score_threshold,
+            batch_size=batch_size,
+        )
 
     @abstractmethod
     def run(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -38,7 +43,7 @@ class ExportedDetector(Detector):
     def infer(self, inputs: list[dict[str, Any]]) -> list[tuple[Instances, np.ndarray]]:
         images, sizes = collate(inputs)
         boxes, scores, labels, salience = self.run(images, sizes)
-        heat = salience_maps(salience, inputs, self.info.size_divisibility)
+        heat = salience_maps(salience, inputs, self.size_divisibility)
         results = []
         for i, x in enumerate(inputs):
             is_detection = scores[i] > 0
@@ -70,7 +75,7 @@ class OnnxDetector(ExportedDetector):
 
     Args:
         path: of the file.
-        device: "cpu", "cuda", or "auto": a GPU if ONNX Runtime can use one.
+        device: "cpu", "cuda", "cuda:N", or "auto": a GPU if ONNX Runtime can use one.
         threads: that one operator uses; 0 leaves it to ONNX Runtime.
         score_threshold: detections below it are left out.
         batch_size: pictures that are computed together, at most.
@@ -98,7 +103,7 @@ class OnnxDetector(ExportedDetector):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # its warnings are about nodes that it removes
-        providers = choose_providers(device, onnxruntime.get_available_providers())
+        providers = choose_providers(str(device), onnxruntime.get_available_providers())
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # its own kinds have no common base
@@ -114,19 +119,22 @@ class OnnxDetector(ExportedDetector):
         return boxes, scores, labels, salience
 
 
-def choose_providers(device: str, available: list[str]) -> list[str]:
-    """ONNX Runtime's names for a device, the CPU behind the others.
+def choose_providers(device: str, available: list[str]) -> list[Any]:
+    """ONNX Runtime's names for a device, with its number, the CPU behind the others.
 
     Raises:
         ExportError: this build of ONNX Runtime lacks it.
     """
     cpu, cuda = "CPUExecutionProvider", "CUDAExecutionProvider"
-    kind = device.partition(":")[0]
-    if kind not in ("auto", "cpu", "cuda"):
+    kind, _, number = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or not (number or "0").isdigit():
         raise ExportError(f"the device {device!r} is unknown to ONNX Runtime; use auto, cpu or cuda")
     if kind == "cuda" and cuda not in available:
         raise ExportError(f"this ONNX Runtime has no CUDA, only {', '.join(available)}; install onnxruntime-gpu")
-    return [cuda, cpu] if kind != "cpu" and cuda in available else [cpu]
+    if kind == "cpu" or cuda not in available:
+        return [cpu]
+    current = torch.cuda.current_device() if torch.cuda.is_available() else 0  # of torchrun's process, for example
+    return [(cuda, {"device_id": int(number or current)}), cpu]
 
 
 def check_names(session: Any, path: str) -> None:

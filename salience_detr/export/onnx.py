@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from salience_detr.errors import one_line
 from salience_detr.export.graph import INPUTS, OUTPUTS
 from salience_detr.export.info import KEY, DetectorInfo, ExportError
 from salience_detr.export.program import quiet
 from salience_detr.files import written_whole
 
 DEFAULT_OPSET = 18
+LAST_OPSET = 21
 AXES = {"images": {0: "batch", 2: "height", 3: "width"}}
 
 
@@ -33,28 +35,38 @@ def export_onnx(
         program: see :func:`salience_detr.export.program.record`.
         path: of the file.
         info: goes into the file's metadata.
-        opset: version of the operators, 18 at least.
+        opset: version of the operators, 18 to 21.
         simplify: run onnxslim over the graph.
 
     Raises:
-        ExportError: a package is missing, or the opset is too old.
+        ExportError: a package is missing, or the opset cannot be written.
     """
-    if opset < DEFAULT_OPSET:
-        raise ExportError(f"opset {opset} lacks operators that the model needs; use {DEFAULT_OPSET} or a later one")
-    try:
-        import onnx
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ExportError(f"the export needs {error.name}: pip install 'salience_detr[onnx]'") from error
+    check_export(opset)
+    import onnx
+
     model = to_onnx(program, opset)
     if simplify:
         model = simplified(model)
     name_axes(model)
     onnx.helper.set_model_props(model, {KEY: info.to_json()})
     model.producer_name = "salience_detr"
-    onnx.checker.check_model(model)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"no valid file of opset {opset} can be written: {one_line(error)}") from error
     with written_whole(path) as temporary:
         onnx.save(model, str(temporary))
+
+
+def check_export(opset: int) -> None:
+    """Raise ExportError if a package is missing, or the opset cannot be written."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ExportError(f"the export needs {error.name}: pip install 'salience_detr[onnx]'") from error
+    if not DEFAULT_OPSET <= opset <= LAST_OPSET:
+        raise ExportError(f"opset {opset} cannot be written; use {DEFAULT_OPSET} to {LAST_OPSET}")
 
 
 def to_onnx(program: ExportedProgram, opset: int) -> Any:

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.structures import Instances
 
-from salience_detr.detections import Detections
-from salience_detr.predictor import Detector
+from salience_detr.predictor import Detector, prepare_input
 
 SCORE_TOLERANCE = 1e-3
 BOX_TOLERANCE = 1e-3  # of the picture's longest side
 CERTAIN = 0.1  # score from which on no detection may differ
 DOUBTFUL_PART = 0.02  # of the detections below, which may
+BATCH_SIZE = 6
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Difference:
         return self.unmatched_score < CERTAIN and self.unmatched <= DOUBTFUL_PART * self.detections
 
 
-def compare(expected: Detections, found: Detections) -> Difference:
+def compare(expected: Instances, found: Instances) -> Difference:
     """Pair the detections of two models by class, box and score, one to one, best first.
 
     At the ends of two equally long lists different detections of nearly equal scores are not counted as unmatched.
@@ -80,11 +81,14 @@ def compare(expected: Detections, found: Detections) -> Difference:
 
 
 def verify(expected: Detector, found: Detector, pictures: Sequence[np.ndarray]) -> list[Difference]:
-    """Compare two detectors on (H, W, 3) RGB pictures one by one, and then on all of them in one batch."""
+    """Compare two detectors on (H, W, 3) RGB pictures one by one, and then on batches of them, padded to one size."""
     alone = [compare(expected(picture), found(picture)) for picture in pictures]
-    found.batch_size = expected.batch_size = max(1, len(pictures))
-    together = zip(expected.batch(pictures), found.batch(pictures), strict=True)
-    return alone + [compare(*pair) for pair in together]
+    inputs = [prepare_input(expected.mapper, picture) for picture in pictures]
+    together = []
+    for start in range(0, len(inputs), BATCH_SIZE):
+        batch = inputs[start : start + BATCH_SIZE]
+        together += [compare(x, y) for (x, _), (y, _) in zip(expected.infer(batch), found.infer(batch), strict=True)]
+    return alone + together
 
 
 def latency(detector: Detector, picture: np.ndarray, repeats: int = 5) -> float:

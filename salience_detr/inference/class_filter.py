@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -43,7 +44,7 @@ def only_classes(detector: Detector, words: Sequence[str]) -> ClassFilter:
     """A detector that finds some classes only, which are called by their names or category ids.
 
     A :class:`Predictor` finds at most as many detections as its model is set to, but no longer loses those of these
-    classes to others before they are chosen: the limit of its model is lifted.
+    classes to others before they are chosen: the limit is lifted in a copy of it.
 
     Raises:
         ValueError: an unknown class.
@@ -52,6 +53,8 @@ def only_classes(detector: Detector, words: Sequence[str]) -> ClassFilter:
     limit = None
     if isinstance(detector, Predictor):
         limit = detector.model.max_detections
+        detector = copy.copy(detector)
+        detector.model = copy.copy(detector.model)  # shares its weights with that of the caller, which keeps its limit
         detector.model.max_detections = detector.model.num_queries * detector.model.num_classes
     return ClassFilter(detector, wanted, max_detections=limit)
 

@@ -182,14 +182,19 @@ def write_picture(path: Path, image: np.ndarray) -> None:
     """
     if path.suffix.lower() in {".jpg", ".jpeg"} and max(image.shape[:2]) > MAX_JPEG_SIDE:
         raise ValueError(f"{path}: the sides of a JPEG picture have at most {MAX_JPEG_SIDE} pixels, not {image.shape}")
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")  # the ending says how it is written
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         for top in range(0, len(image), STRIP_ROWS):
             strip = image[top : top + STRIP_ROWS]
             strip[...] = strip[..., ::-1].copy()
-        if not cv2.imwrite(str(temporary), image):
-            raise OSError(f"cannot write the picture {path}")
+        # OpenCV's own writing takes no name that is not UTF-8.
+        is_encoded, data = cv2.imencode(path.suffix, image)
+        if not is_encoded:
+            raise OSError("OpenCV cannot encode it")
+        temporary.write_bytes(data)
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"cannot write the picture {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -19,6 +19,19 @@ class VideoError(RuntimeError):
     """A video that cannot be read or written."""
 
 
+def name_for_opencv(path: str | Path) -> str:
+    """A path as text.
+
+    Raises:
+        VideoError: its name is not UTF-8, which ends OpenCV's process.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise VideoError(f"the name of the video {str(path)!r} is not UTF-8; rename it") from error
+    return str(path)
+
+
 class VideoReader:
     """Frames of a video file (a path) or of a camera (a number).
 
@@ -29,7 +42,7 @@ class VideoReader:
     """
 
     def __init__(self, source: str | Path | int) -> None:
-        self.capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+        self.capture = cv2.VideoCapture(source if isinstance(source, int) else name_for_opencv(source))
         if not self.capture.isOpened():
             what = f"camera {source}" if isinstance(source, int) else f"the video {source}"
             raise VideoError(f"cannot open {what}; it is missing or of an unknown kind")
@@ -173,7 +186,9 @@ class VideoWriter:
             # FFmpeg would cut off the last row or column.
             library = cv2.CAP_OPENCV_MJPEG if is_odd else cv2.CAP_ANY
             codec = "MJPG" if is_odd else "XVID" if self.path.suffix.lower() == ".avi" else "mp4v"
-            self.writer = cv2.VideoWriter(str(self.path), library, cv2.VideoWriter.fourcc(*codec), self.fps, size)
+            self.writer = cv2.VideoWriter(
+                name_for_opencv(self.path), library, cv2.VideoWriter.fourcc(*codec), self.fps, size
+            )
             if not self.writer.isOpened():
                 raise VideoError(
                     f"cannot write the video {self.path} with the codec {codec}; use an output .mp4 or .avi"

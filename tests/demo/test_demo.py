@@ -286,3 +286,15 @@ def test_processes_share_the_inputs_and_give_the_results_of_one(
         assert (tmp_path / f"two.{ending}").read_text() == (tmp_path / f"one.{ending}").read_text()
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == outputs(tmp_path)
     assert outputs(tmp_path) == ["1.jpg", "1_2.jpg", "2.jpg", "3.jpg"]
+
+
+def test_a_name_that_is_not_utf8_is_written_like_any_other(call, pictures, tmp_path):
+    odd = pictures / os.fsdecode(b"odd\xff.jpg")
+    odd.write_bytes((pictures / "1.jpg").read_bytes())
+    (pictures / os.fsdecode(b"film\xff.mp4")).write_bytes(b"no video")
+    assert call(pictures) == 0
+    assert sorted(os.fsencode(path.name) for path in (tmp_path / "out").iterdir()) == [
+        b"1.jpg",
+        b"2.jpg",
+        b"odd\xff.jpg",
+    ]

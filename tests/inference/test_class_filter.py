@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,3 +50,10 @@ def test_a_predictor_does_not_lose_them_to_other_classes(micro_config, surface_d
     assert len(found) == 10 and set(found.labels) == {label}
     expected = everything.scores[everything.pred_classes == everything.pred_classes[-1]][:10]
     assert torch.equal(found.scores, expected)
+
+
+def test_the_predictor_of_the_caller_keeps_its_limit(micro_config, surface_data):
+    predictor = Predictor(micro_config, None, device="cpu", overrides=["model.max_detections=5"])
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert len(only_classes(predictor, ["pit"])(picture)) == 5
+    assert len(predictor(picture)) == 5

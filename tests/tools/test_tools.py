@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,3 +177,10 @@ def test_the_model_is_timed_with_and_without_the_operator(tmp_path):
         (step, operator) for step in ("evaluation", "training step") for operator in ("compiled", "PyTorch")
     }
     assert found["stages"]["compiled"].keys() == set(STAGES)
+
+
+def test_what_has_a_first_line_for_the_shell_can_be_run():
+    root = Path(__file__).resolve().parents[2]
+    programs = [path for path in [*root.glob("*.py"), *root.glob("tools/*"), *root.glob("demo/*.py")] if path.is_file()]
+    started = [path for path in programs if path.read_bytes().startswith(b"#!")]
+    assert len(started) > 15 and all(os.access(path, os.X_OK) for path in started)
