@@ -12,14 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 from tabulate import tabulate
 
@@ -42,6 +40,7 @@ from salience_detr.error_analysis import (
 )
 from salience_detr.files import written_whole
 from salience_detr.results import ResultsError, confusion_matrix, load, run_evaluation
+from salience_detr.visualization.confusion import plot_confusion
 
 CLASS_METRICS = ("boxes", "AP", "AP50", "AP75", "APs", "APm", "APl", "AR", "recall", "precision")
 CLASS_MISTAKES = ("correct", "localisation", "class confused", "duplicate", "background", "missed")
@@ -194,29 +193,6 @@ def confusion_table(matrix: np.ndarray, names: list[str]) -> str:
     found = [{"true": true[i], "detected": detected[j], "count": int(confused[i, j])} for i, j in pairs]
     found = [row for row in found if row["count"]]
     return f"The most frequent; all are in report.json.\n\n{table(found)}" if found else "No class is confused."
-
-
-def plot_confusion(matrix: np.ndarray, names: list[str], path: Path) -> None:
-    """Counts, coloured by the part of each true class."""
-    few = len(names) <= 30  # then there is room for the counts
-    side = min(45.0, max(5.0, (0.55 if few else 0.22) * len(names) + 2))
-    figure = Figure(figsize=(side + 1, side))
-    axes = figure.subplots()
-    parts = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
-    size = min(10.0, 40 * side / (len(names) + 1))  # of the text, in points: there are 72 to an inch
-    ticks = range(len(names) + 1)
-    axes.set_xticks(ticks, [*names, "(missed)"], rotation=90, parse_math=False, fontsize=size)
-    axes.set_yticks(ticks, [*names, "(nothing)"], parse_math=False, fontsize=size)
-    if few:
-        for (row, column), count in np.ndenumerate(matrix):
-            ink = "white" if parts[row, column] > 0.5 else "black"
-            axes.text(column, row, str(count) if count else "", ha="center", va="center", color=ink, fontsize=8)
-    axes.set_xlabel("detected")
-    axes.set_ylabel("true")
-    with written_whole(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name that the font cannot write
-        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
 
 
 def find_root(args: argparse.Namespace, coco: COCO) -> Path | None:

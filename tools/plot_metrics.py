@@ -21,6 +21,7 @@ from detectron2.data import MetadataCatalog
 
 from salience_detr.engine.config import ConfigError, load_config
 from salience_detr.results import ResultsError, class_precisions, confusion_matrix, evaluate, load
+from salience_detr.visualization.confusion import plot_confusion
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -121,24 +122,6 @@ def plot_precision_recall(precisions: dict[str, np.ndarray], path: Path) -> bool
     return True
 
 
-def plot_confusion(matrix: np.ndarray, names: list[str], path: Path) -> None:
-    """Counts, coloured by the part of each true class."""
-    side = max(5.0, 0.55 * len(names) + 2)
-    figure, axes = plt.subplots(figsize=(side + 1, side))
-    parts = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names) + 1), [*names, "(missed)"], rotation=90)
-    axes.set_yticks(range(len(names) + 1), [*names, "(nothing)"])
-    if len(names) <= 30:
-        for (row, column), count in np.ndenumerate(matrix):
-            ink = "white" if parts[row, column] > 0.5 else "black"
-            axes.text(column, row, str(count) if count else "", ha="center", va="center", color=ink, fontsize=8)
-    axes.set_xlabel("detected")
-    axes.set_ylabel("true")
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
-
-
 def finish(figure: Any, axes: Any, path: Path, x: str, y: str, *, logarithmic: bool = False) -> None:
     """Label and save a picture of curves."""
     axes.set_xlabel(x)
@@ -202,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
             if evaluation is not None:
                 if plot_precision_recall(class_precisions(evaluation), output / "precision_recall.png"):
                     written.append("precision_recall.png")
-                matrix, names = confusion_matrix(coco, detections, score_threshold=args.score_threshold)
+                matrix, names = confusion_matrix(coco, detections, score_threshold=args.score_threshold, images=images)
                 plot_confusion(matrix, names, output / "confusion.png")
                 written.append("confusion.png")
     except (ResultsError, OSError) as error:

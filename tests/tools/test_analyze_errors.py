@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools.analyze_errors import confusion_table, main, plot_confusion, table
+from salience_detr.visualization.confusion import plot_confusion
+from tools.analyze_errors import confusion_table, main, table
 
 NAMES = ["report.md", "report.json", "confusion.png", "worst.jpg"]
 
