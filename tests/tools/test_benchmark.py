@@ -220,7 +220,7 @@ def test_another_architecture_is_measured_by_its_own_parts(one_process, capsys):
         (["--batch-sizes", "0"], "--batch-sizes '0' is not a number of pictures"),
         (["--size", "0", "64"], "--size is 0 64"),
         (["--repeats", "0"], "--repeats is 0; it must be at least 1"),
-        (["--json", "none/there.json"], "make none first"),
+        (["--json", "/proc/there.json"], "/proc cannot be written to"),
         (["--weights", "none.pth"], "none.pth"),
         (["--modes", "eager", "model.num_querie=3"], "did you mean model.num_queries"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
