@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
+from demo import web as web_program
 from salience_detr.data.mapper import DetectionMapper
 from salience_detr.data.surface import generate_surface_defects
 from salience_detr.detections import ClassTable
@@ -41,11 +41,7 @@ CHROMIUM_FLAGS = (
 
 @pytest.fixture(scope="module")
 def web():
-    spec = importlib.util.spec_from_file_location("web", ROOT / "demo" / "web.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["web"] = module
-    spec.loader.exec_module(module)
-    return module
+    return web_program
 
 
 class Fixed(Detector):

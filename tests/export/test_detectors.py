@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,13 +11,12 @@ import torch
 from onnx import TensorProto, helper
 from PIL import Image
 
+from demo import demo
 from salience_detr import Predictor
 from salience_detr.export import DetectorInfo, ExportError, OnnxDetector, PackagedDetector
 from salience_detr.export.onnx import export_onnx
 from salience_detr.export.program import record
 from salience_detr.export.verification import compare
-
-ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.xdist_group("export")
 
@@ -144,9 +141,6 @@ def test_a_package_compiled_ahead_finds_the_same(predictor, tmp_path):
 
 
 def test_the_demo_takes_an_exported_model_without_a_config(exported, predictor, tmp_path):
-    spec = importlib.util.spec_from_file_location("exported_demo", ROOT / "demo" / "demo.py")
-    demo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(demo)
     Image.fromarray(picture(50, 70)).save(tmp_path / "a.png")
     call = ["--input", str(tmp_path / "a.png"), "--output", str(tmp_path / "out"), "--score-threshold", "0"]
     call += ["--json", str(tmp_path / "found.json"), "--weights", str(exported / "model.onnx")]
