@@ -30,7 +30,13 @@ from salience_detr.engine.config import ConfigError, is_override
 from salience_detr.export import DetectorInfo, ExportedDetector, ExportError, OnnxDetector, PackagedDetector
 from salience_detr.export.onnx import DEFAULT_OPSET, LAST_OPSET, check_export, export_onnx
 from salience_detr.export.program import compile_package, record, save_program
-from salience_detr.export.verification import Difference, latency, verify
+from salience_detr.export.verification import (
+    DOUBTFUL_PART,
+    DOUBTFUL_PART_OF_RANDOM,
+    Difference,
+    latency,
+    verify,
+)
 from salience_detr.predictor import Predictor
 
 ENDINGS = (".onnx", ".pt2")
@@ -137,7 +143,8 @@ def main(argv: list[str] | None = None) -> int:
     unmatched = sum(x.unmatched for x in differences)
     score, box = max(x.score for x in differences), max(x.box for x in differences)
     print(f"\nlargest differences: {score:.1e} in score, {box:.1e} px in boxes; {unmatched} detections differ")
-    return 0 if all(x.is_none for x in differences) else 1
+    doubtful_part = DOUBTFUL_PART if args.weights else DOUBTFUL_PART_OF_RANDOM
+    return 0 if all(x.is_rounding(doubtful_part=doubtful_part) for x in differences) else 1
 
 
 if __name__ == "__main__":
