@@ -19,7 +19,7 @@ from salience_detr.inference.video import VIDEO_ENDINGS
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
 PIXELS_AHEAD = 100_000_000  # of pictures in memory, unless one alone has more: 300 MB
-SIMILAR = 1.1  # ratio of the aspect ratios of pictures that are computed together: what is padded is computed, too
+SIMILAR = 1.1  # ratio of aspect ratios; only such pictures can be resized to one padded size, and be computed together
 
 
 def is_video(path: Path) -> bool:
