@@ -173,10 +173,13 @@ def portion(size: int, ratio: float) -> int:
 
 
 class GraphEncoderLayer(SalienceEncoderLayer):
-    """Takes the minimum of a number and a side that is unknown."""
+    """Takes the minimum of a number and a side that is unknown, and masks the surplus slots of a single image, too."""
 
     def count_important(self, slots: int) -> Any:
         return torch.sym_min(self.num_important, slots)
+
+    def surplus_keys(self, is_token: Tensor) -> Tensor:
+        return ~is_token
 
 
 class GraphBackgroundEmbedding(BackgroundEmbedding):

@@ -89,6 +89,10 @@ class SalienceEncoderLayer(nn.Module):
         """How many of the slots take part in the first attention."""
         return min(self.num_important, slots)
 
+    def surplus_keys(self, is_token: Tensor) -> Tensor | None:
+        """(B, n) False for surplus slots -> True for them; None for one image, whose slots are all filled."""
+        return ~is_token if is_token.shape[0] > 1 else None
+
     def attend_important(self, query: Tensor, position: Tensor, importance: Tensor, slot_mask: Tensor) -> Tensor:
         """Self-attention among the ``num_important`` most important tokens, written back into the query."""
         importance = importance.masked_fill(~slot_mask, -torch.inf)
@@ -99,7 +103,7 @@ class SalienceEncoderLayer(nn.Module):
             with_position,
             with_position,
             value,
-            key_padding_mask=~slot_mask.gather(1, index) if query.shape[0] > 1 else None,
+            key_padding_mask=self.surplus_keys(slot_mask.gather(1, index)),
             need_weights=False,
         )[0]
         return scatter_tokens(query, index, self.important_norm(value + attended))

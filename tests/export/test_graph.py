@@ -25,6 +25,19 @@ def test_the_graph_equals_the_model_on_padded_pictures(predictor):
         assert torch.equal(labels[i], instances.pred_classes)
 
 
+def test_queries_that_a_small_picture_lacks_are_masked(predictor):
+    # 32 x 32 padded pixels have 16 + 4 + 1 tokens, of which fewer than the 20 queries survive their neighbours.
+    image = torch.randint(0, 256, (1, 3, 30, 25)).float()
+    with torch.no_grad():
+        boxes, scores, labels, _ = DetectionGraph(predictor.model)(image, torch.tensor([[30, 25]]))
+        expected = predictor.model([{"image": image[0]}])[0]["instances"]
+    count = len(expected)
+    assert count < scores.shape[1] and not scores[0, count:].any()
+    torch.testing.assert_close(scores[0, :count], expected.scores)
+    torch.testing.assert_close(boxes[0, :count], expected.pred_boxes.tensor, rtol=1e-4, atol=1e-3)
+    assert torch.equal(labels[0, :count], expected.pred_classes)
+
+
 def test_the_copy_shares_its_weights_and_leaves_the_model_as_it_was(predictor):
     graph = DetectionGraph(predictor.model)
     kinds = {type(module) for module in predictor.model.modules()}
