@@ -31,15 +31,15 @@ $(VENV)/.ready: $(VENV)/.python pyproject.toml setup.py constraints.txt tools/in
 	$(RUN) tools/install_detectron2.py
 	@touch $@
 
-demo: setup ## evaluate the shipped weights, detect on pictures and on a video
+demo: setup ## evaluate the shipped weights, detect on images and on a video
 	@$(RUN) tools/make_surface_defects.py --output $(DATA) --splits val
-	@$(RUN) tools/make_demo_inputs.py --output $(OUT)/inputs --pictures $(DATA)/val
+	@$(RUN) tools/make_demo_inputs.py --output $(OUT)/inputs --images $(DATA)/val
 	@$(RUN) train_net.py --config-file $(CONFIG) --eval-only train.init_checkpoint=$(WEIGHTS) train.output_dir=$(OUT)/evaluation
 	@$(RUN) demo/demo.py --config-file $(CONFIG) --weights $(WEIGHTS) --input $(OUT)/inputs --output $(OUT)/detections \
 		--salience --json $(OUT)/predictions.json
 	@echo
 	@echo "Average precision    $(OUT)/evaluation/log.txt (table above)"
-	@echo "Annotated pictures   $(OUT)/detections/*.jpg, salience beside them as *_salience.jpg"
+	@echo "Annotated images   $(OUT)/detections/*.jpg, salience beside them as *_salience.jpg"
 	@echo "Annotated video      $(OUT)/detections/conveyor.mp4"
 	@echo "Detections as JSON   $(OUT)/predictions.json"
 

@@ -29,7 +29,9 @@ class BuildWithOperator(build_py):
         package = Path(self.build_lib) / "salience_detr"
         for folder in ("_ops", "_operator"):  # of an earlier build
             shutil.rmtree(package / folder, ignore_errors=True)
-        shutil.copytree(ROOT / "ops", package / "_ops", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / "ops", package / "_ops", ignore=shutil.ignore_patterns("__pycache__")
+        )
         self.build_operator(package / "_operator")
         for lock in (package / "_operator").glob("*.lock"):
             lock.unlink()
@@ -39,7 +41,10 @@ class BuildWithOperator(build_py):
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         command = [sys.executable, str(ROOT / "ops" / "build.py"), "--output", str(folder)]
         if subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode:
-            print("The operator is not built ahead of time; the first use will try again.", file=sys.stderr)
+            print(
+                "The operator is not built ahead of time; the first use will try again.",
+                file=sys.stderr,
+            )
 
 
 class PlatformDistribution(Distribution):

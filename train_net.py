@@ -20,14 +20,14 @@ from omegaconf import DictConfig
 from torch.multiprocessing import ProcessExitedException
 
 from salience_detr.checkpoint import CheckpointError, load_weights
+from salience_detr.config import ConfigError, load_config
 from salience_detr.data import DatasetError, DataWorkerError, ImageReadError
-from salience_detr.engine.config import ConfigError, load_config
-from salience_detr.engine.evaluation import check_show_dir, evaluate, show_evaluation
 from salience_detr.engine.launch import launch, share_cpu_threads
 from salience_detr.engine.own_data import add_data_arguments, use_own_data
 from salience_detr.engine.train import build_model, save_config, setup_run, train
 from salience_detr.engine.trainer import FetchError
-from salience_detr.errors import one_line
+from salience_detr.evaluation.coco_evaluation import check_show_dir, evaluate, show_evaluation
+from salience_detr.utils.errors import one_line
 
 USER_ERRORS = (
     CheckpointError, ConfigError, DatasetError, DataWorkerError, FloatingPointError, ImageReadError, OSError, ValueError
@@ -35,22 +35,53 @@ USER_ERRORS = (
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a LazyConfig file, such as configs/*.py")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in train.output_dir")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="a LazyConfig file, such as configs/*.py",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in train.output_dir"
+    )
     parser.add_argument("--eval-only", action="store_true", help="evaluate the weights")
-    parser.add_argument("--show-dir", type=Path, metavar="DIR", help="with --eval-only: draw truth and detections here")
-    parser.add_argument("--weights", metavar="FILE", help="to start from, or to evaluate; sets train.init_checkpoint")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine (without a GPU: on the CPU)")
+    parser.add_argument(
+        "--show-dir",
+        type=Path,
+        metavar="DIR",
+        help="with --eval-only: draw truth and detections here",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="to start from, or to evaluate; sets train.init_checkpoint",
+    )
+    parser.add_argument(
+        "--num-gpus",
+        type=int,
+        default=1,
+        help="processes on this machine (without a GPU: on the CPU)",
+    )
     parser.add_argument("--num-machines", type=int, default=1)
-    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
-    parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, help="number of this machine, from 0"
+    )
+    parser.add_argument(
+        "--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines"
+    )
     add_data_arguments(parser)
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides, such as train.max_iter=1000")
+    parser.add_argument(
+        "opts", nargs="*", metavar="key=value", help="overrides, such as train.max_iter=1000"
+    )
     args = parser.parse_intermixed_args(argv)
     for name in ("num_gpus", "num_machines"):
         if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+            parser.error(
+                f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}"
+            )
     if args.show_dir is not None and not args.eval_only:
         parser.error(f"--show-dir {args.show_dir} draws what --eval-only finds: add --eval-only")
     return args
@@ -90,7 +121,9 @@ def log_traceback() -> None:
     """Write the traceback of the current exception to log.txt, but not to the console."""
     logger = logging.getLogger("salience_detr")
     logging.raiseExceptions = False  # the disk may be full
-    record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "stopped", (), sys.exc_info())
+    record = logger.makeRecord(
+        logger.name, logging.ERROR, __file__, 0, "stopped", (), sys.exc_info()
+    )
     for handler in logger.handlers:
         if getattr(handler, "stream", None) is not sys.stdout:
             handler.emit(record)

@@ -22,7 +22,7 @@ for _loader, _split in ((dataloader.train, "train"), (dataloader.test, "val")):
 # Large defects of vague outline: more of the tokens are salient than of small ones on plain metal.
 model.salience_filter.level_ratios = [0.5, 0.8, 1.0]
 
-# Most windows show a part of a picture: 1,260 pictures are few for a training from scratch.
+# Most windows show a part of an image: 1,260 images are few for a training from scratch.
 dataloader.train.mapper.augmentations = [
     L(RandomFlip)(horizontal=False, vertical=True),
     L(T.RandomBrightness)(intensity_min=0.8, intensity_max=1.2),

@@ -30,7 +30,7 @@ model = L(RetinaNet)(
         prior_prob=0.01,
         num_anchors=9,
     ),
-    # Half as large as for COCO, for pictures of 200 pixels.
+    # Half as large as for COCO, for images of 200 pixels.
     anchor_generator=L(DefaultAnchorGenerator)(
         sizes=[[x * 2 ** (i / 3) for i in range(3)] for x in (16, 32, 64, 128, 256)],
         aspect_ratios=[0.5, 1.0, 2.0],
@@ -38,7 +38,9 @@ model = L(RetinaNet)(
         offset=0.0,
     ),
     box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
-    anchor_matcher=L(Matcher)(thresholds=[0.4, 0.5], labels=[0, -1, 1], allow_low_quality_matches=True),
+    anchor_matcher=L(Matcher)(
+        thresholds=[0.4, 0.5], labels=[0, -1, 1], allow_low_quality_matches=True
+    ),
     num_classes=6,
     head_in_features=LEVELS,
     focal_loss_alpha=0.25,

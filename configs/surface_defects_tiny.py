@@ -1,4 +1,4 @@
-"""A small Salience DETR for 320-pixel pictures that trains on two CPU cores: the same code, only other numbers."""
+"""A small Salience DETR for 320-pixel images that trains on two CPU cores: the same code, only other numbers."""
 
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
@@ -34,7 +34,10 @@ model.neck.num_extra_levels = 0
 # Three levels, of 40, 20 and 10 tokens a side.
 model.num_classes, model.num_queries, model.embed_dim = 6, 60, 96
 model.token_pyramid.num_levels = model.feature_fusion.num_levels = 3
-model.salience_filter.level_ratios, model.salience_filter.layer_ratios = [0.25, 0.5, 1.0], [1.0, 0.5]
+model.salience_filter.level_ratios, model.salience_filter.layer_ratios = (
+    [0.25, 0.5, 1.0],
+    [1.0, 0.5],
+)
 model.salience_criterion.level_ranges = [(-1, 32), (32, 64), (64, 99999)]
 model.encoder.layers = model.encoder.layers[:2]
 model.decoder.layers = model.decoder.layers[:3]
@@ -48,7 +51,10 @@ model.denoising.denoising_queries = 30
 for _loader, _split in ((dataloader.train, "train"), (dataloader.test, "val")):
     _loader.dataset.names = f"surface_defects_{_split}"
     _loader.num_workers = 0
-dataloader.train.mapper.augmentations = [L(RandomFlip)(), L(RandomFlip)(horizontal=False, vertical=True)]
+dataloader.train.mapper.augmentations = [
+    L(RandomFlip)(),
+    L(RandomFlip)(horizontal=False, vertical=True),
+]
 dataloader.test.mapper.augmentations = [L(ResizeShortestEdge)(short_edge_length=320, max_size=533)]
 dataloader.train.total_batch_size = 8
 

@@ -58,7 +58,9 @@ def cache_root() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "salience_detr"
     except RuntimeError as error:
-        raise BuildError(f"{error} Set SALIENCE_DETR_CACHE to a folder for the operator.") from error
+        raise BuildError(
+            f"{error} Set SALIENCE_DETR_CACHE to a folder for the operator."
+        ) from error
 
 
 def compiler() -> str:
@@ -76,14 +78,18 @@ def compiler() -> str:
     for name in ("c++", "g++", "clang++"):
         if shutil.which(name):
             return name
-    raise BuildError("no C++ compiler was found (c++, g++, clang++ or $CXX); install one, for example g++")
+    raise BuildError(
+        "no C++ compiler was found (c++, g++, clang++ or $CXX); install one, for example g++"
+    )
 
 
 def nvcc() -> str | None:
     """CUDA's compiler, where PyTorch looks for it too."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     homes = [home for home in homes if home] or ["/usr/local/cuda"]
-    return shutil.which("nvcc") or next((found for home in homes if (found := shutil.which(f"{home}/bin/nvcc"))), None)
+    return shutil.which("nvcc") or next(
+        (found for home in homes if (found := shutil.which(f"{home}/bin/nvcc"))), None
+    )
 
 
 def architectures() -> str | None:
@@ -99,7 +105,11 @@ def architectures() -> str | None:
     if not torch.cuda.is_available() and os.environ.get("FORCE_CUDA") != "1":
         return None
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";")
-    at_hand = [f"{major}.{minor}" for major, minor in sorted(set(capabilities())) if not serves(listed, (major, minor))]
+    at_hand = [
+        f"{major}.{minor}"
+        for major, minor in sorted(set(capabilities()))
+        if not serves(listed, (major, minor))
+    ]
     return ";".join(filter(None, [*listed.split(";"), *at_hand])) or CUDA_ARCHITECTURES
 
 
@@ -138,7 +148,9 @@ def common_key() -> str:
 
 def build_key(architectures: str | None) -> str:
     """Name of the folder of a library: for CUDA devices of these architectures too, or for the CPU alone."""
-    return f"{common_key()}-" + (f"cuda-{architectures.replace(';', '_')}" if architectures else "cpu")
+    return f"{common_key()}-" + (
+        f"cuda-{architectures.replace(';', '_')}" if architectures else "cpu"
+    )
 
 
 def find(roots: Sequence[Path], architectures: str | None) -> Path | None:
@@ -151,7 +163,9 @@ def find(roots: Sequence[Path], architectures: str | None) -> Path | None:
     libraries = [library for root in roots for library in sorted(root.glob(f"{prefix}*/{LIBRARY}"))]
     for library in libraries:
         kind, _, listed = library.parent.name.removeprefix(prefix).partition("-")
-        if kind == "cuda" and all(serves(listed.replace("_", ";"), capability) for capability in capabilities()):
+        if kind == "cuda" and all(
+            serves(listed.replace("_", ";"), capability) for capability in capabilities()
+        ):
             return library
     if architectures is not None:
         return None
@@ -179,8 +193,16 @@ def build(root: Path, architectures: str | None) -> Path:
                 return library
             for left in root.glob(f"{key}.building-*"):
                 shutil.rmtree(left, ignore_errors=True)
-            parts = f"C++, and CUDA for {architectures}: some minutes" if architectures else "C++: about half a minute"
-            print(f"Building the deformable-attention operator in {root} ({parts})", file=sys.stderr, flush=True)
+            parts = (
+                f"C++, and CUDA for {architectures}: some minutes"
+                if architectures
+                else "C++: about half a minute"
+            )
+            print(
+                f"Building the deformable-attention operator in {root} ({parts})",
+                file=sys.stderr,
+                flush=True,
+            )
             folder = Path(tempfile.mkdtemp(prefix=f"{key}.building-", dir=root))
             try:
                 compile_into(folder, architectures)
@@ -201,7 +223,13 @@ def build(root: Path, architectures: str | None) -> Path:
 
 def compile_into(folder: Path, architectures: str | None) -> None:
     """Compile in a process of its own; what it prints goes into a log, and is quoted if it fails."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--compile-into", str(folder), architectures or ""]
+    command = [
+        sys.executable,
+        str(Path(__file__).resolve()),
+        "--compile-into",
+        str(folder),
+        architectures or "",
+    ]
     with open(folder / LOG, "w") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
     if code or not (folder / LIBRARY).exists():
@@ -215,13 +243,17 @@ def run_compiler(folder: Path, architectures: str) -> None:
     """What the process of :func:`compile_into` does, by PyTorch's own builder."""
     from torch.utils import cpp_extension
 
-    if shutil.which("ninja") is None:  # its package is there, but not on the PATH of an environment that is not active
+    if (
+        shutil.which("ninja") is None
+    ):  # its package is there, but not on the PATH of an environment that is not active
         import ninja
 
         os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", "")])
     os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
     os.environ["CXX"] = compiler()
-    sources = sorted(SOURCES.rglob("*.cpp")) + (sorted(SOURCES.rglob("*.cu")) if architectures else [])
+    sources = sorted(SOURCES.rglob("*.cpp")) + (
+        sorted(SOURCES.rglob("*.cu")) if architectures else []
+    )
     define = ["-DSALIENCE_DETR_CUDA"] if architectures else []
     cpp_extension.load(
         name=Path(LIBRARY).stem,
@@ -247,7 +279,9 @@ def link_cuda_runtime(folder: Path) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="where to put the folder of the library (default: the cache)")
+    parser.add_argument(
+        "--output", type=Path, help="where to put the folder of the library (default: the cache)"
+    )
     parser.add_argument("--compile-into", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.compile_into:

@@ -1,4 +1,4 @@
-"""What was found on a picture, with the names of the classes at hand."""
+"""What was found on an image, with the names of the classes at hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from detectron2.structures import Instances
 
-from salience_detr.visualization import Color, draw_detections
+from salience_detr.utils.drawing import Color, draw_detections
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,9 @@ class ClassTable:
     colors: tuple[Color, ...] | None = None
 
     @classmethod
-    def from_metadata(cls, metadata: Any, num_classes: int, names: Sequence[str] = ()) -> ClassTable:
+    def from_metadata(
+        cls, metadata: Any, num_classes: int, names: Sequence[str] = ()
+    ) -> ClassTable:
         """Of a data set of detectron2; classes without a name are called by their number.
 
         Args:
@@ -58,23 +60,27 @@ class ClassTable:
     @property
     def categories(self) -> list[dict[str, Any]]:
         """As COCO's annotation files have them."""
-        return [{"id": i, "name": name} for i, name in zip(self.category_ids, self.names, strict=True)]
+        return [
+            {"id": i, "name": name} for i, name in zip(self.category_ids, self.names, strict=True)
+        ]
 
 
 class Detections(Instances):
-    """detectron2's Instances with ``pred_boxes`` (absolute xyxy in the frame of the picture, not clipped), ``scores``
-    and ``pred_classes``, by falling score, on the CPU; they know their classes and their picture.
+    """detectron2's Instances with ``pred_boxes`` (absolute xyxy in the frame of the image, not clipped), ``scores``
+    and ``pred_classes``, by falling score, on the CPU; they know their classes and their image.
 
     Args:
         instances: what was found.
         classes: of the model.
-        read_picture: gives the (H, W, 3) uint8 RGB picture.
+        read_image: gives the (H, W, 3) uint8 RGB image.
     """
 
-    def __init__(self, instances: Instances, classes: ClassTable, read_picture: Callable[[], np.ndarray]) -> None:
+    def __init__(
+        self, instances: Instances, classes: ClassTable, read_image: Callable[[], np.ndarray]
+    ) -> None:
         super().__init__(instances.image_size, **instances.get_fields())
         self._classes = classes
-        self._read_picture = read_picture
+        self._read_image = read_image
 
     @property
     def class_names(self) -> list[str]:
@@ -97,38 +103,42 @@ class Detections(Instances):
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "score": score,
             }
-            for (x0, y0, x1, y1), score, label in zip(boxes, scores, self.pred_classes.tolist(), strict=True)
+            for (x0, y0, x1, y1), score, label in zip(
+                boxes, scores, self.pred_classes.tolist(), strict=True
+            )
         ]
 
     def draw(self, image: np.ndarray | None = None) -> np.ndarray:
-        """The picture, (H, W, 3) uint8 RGB, with boxes, names and scores.
+        """The image, (H, W, 3) uint8 RGB, with boxes, names and scores.
 
         Args:
-            image: another picture of the same size to draw on, such as a salience map; by default a file is read
+            image: another image of the same size to draw on, such as a salience map; by default a file is read
                 again, and an array is taken as it is now.
 
         Raises:
-            ImageReadError: the file of the picture is gone.
-            ValueError: a picture of another size.
+            ImageReadError: the file of the image is gone.
+            ValueError: an image of another size.
         """
-        picture = self._read_picture() if image is None else image
-        if picture.shape[:2] != self.image_size:
+        pixels = self._read_image() if image is None else image
+        if pixels.shape[:2] != self.image_size:
             raise ValueError(
-                f"the detections are of a picture of {self.image_size[0]}x{self.image_size[1]} (height x width), "
-                f"this one has {picture.shape[0]}x{picture.shape[1]}"
+                f"the detections are of an image of {self.image_size[0]}x{self.image_size[1]} (height x width), "
+                f"this one has {pixels.shape[0]}x{pixels.shape[1]}"
             )
-        return draw_detections(picture, self, class_names=self._classes.names, colors=self._classes.colors)
+        return draw_detections(
+            pixels, self, class_names=self._classes.names, colors=self._classes.colors
+        )
 
     def __getitem__(self, item: Any) -> Detections:
-        return Detections(super().__getitem__(item), self._classes, self._read_picture)
+        return Detections(super().__getitem__(item), self._classes, self._read_image)
 
     def to(self, *args: Any, **kwargs: Any) -> Detections:
-        return Detections(super().to(*args, **kwargs), self._classes, self._read_picture)
+        return Detections(super().to(*args, **kwargs), self._classes, self._read_image)
 
 
 @dataclass(frozen=True)
 class Detection:
-    """What was found on one picture.
+    """What was found on one image.
 
     Attributes:
         instances: the detections.

@@ -1,4 +1,4 @@
-"""Detection on single pictures and batches, in a few lines of Python."""
+"""Detection on single images and batches, in a few lines of Python."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from salience_detr.checkpoint import load_weights
+from salience_detr.config import ConfigError, load_config, resolve_device
 from salience_detr.data.datasets import ensure_class_names, register_coco_dataset
+from salience_detr.data.images import ImageLike, as_batch, to_rgb
 from salience_detr.data.mapper import DetectionMapper
 from salience_detr.detections import ClassTable, Detection, Detections
-from salience_detr.engine.config import ConfigError, load_config
-from salience_detr.engine.device import resolve_device
-from salience_detr.images import ImageLike, as_batch, to_rgb
 from salience_detr.modeling import SalienceDETR
 from salience_detr.modeling.salience_detr import padding_mask
 
@@ -35,15 +34,15 @@ DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 class Detector(ABC):
     """What all that detects offers, whatever computes it; several threads may call one detector at a time.
 
-    Pictures are computed together only where that changes nothing: what lies beside a smaller picture in a batch has an
+    Images are computed together only where that changes nothing: what lies beside a smaller image in a batch has an
     influence on it.
 
     Args:
         classes: that it tells apart.
-        mapper: makes inputs of pictures.
+        mapper: makes inputs of images.
         size_divisibility: sides of a batch are rounded up to multiples of this.
         score_threshold: detections below it are left out.
-        batch_size: pictures that are computed together, at most.
+        batch_size: images that are computed together, at most.
     """
 
     def __init__(
@@ -58,7 +57,9 @@ class Detector(ABC):
         if not 0 <= score_threshold <= 1:
             raise ValueError(f"score_threshold is {score_threshold}; scores lie between 0 and 1")
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; at least one picture is computed at a time")
+            raise ValueError(
+                f"batch_size is {batch_size}; at least one image is computed at a time"
+            )
         self.classes = classes
         self.mapper = mapper
         self.size_divisibility = size_divisibility
@@ -74,12 +75,14 @@ class Detector(ABC):
     def __call__(self, image: ImageLike, *, channel_order: str = "RGB") -> Detections: ...
 
     @overload
-    def __call__(self, image: Sequence[ImageLike], *, channel_order: str = "RGB") -> list[Detections]: ...
+    def __call__(
+        self, image: Sequence[ImageLike], *, channel_order: str = "RGB"
+    ) -> list[Detections]: ...
 
     def __call__(
         self, image: ImageLike | Sequence[ImageLike], *, channel_order: str = "RGB"
     ) -> Detections | list[Detections]:
-        """Detections on one picture, or on each of several.
+        """Detections on one image, or on each of several.
 
         Args:
             image: a path, a PIL image, an array or a tensor (see :func:`salience_detr.images.to_rgb`); or a list of
@@ -88,7 +91,7 @@ class Detector(ABC):
 
         Raises:
             ImageReadError: a file cannot be read.
-            ValueError, TypeError: no picture.
+            ValueError, TypeError: no image.
         """
         images = as_batch(image)
         if images is None:
@@ -96,27 +99,33 @@ class Detector(ABC):
         return self.batch(images, channel_order=channel_order)
 
     def batch(self, images: Sequence[ImageLike], *, channel_order: str = "RGB") -> list[Detections]:
-        """Detections on several pictures, :attr:`batch_size` of them computed together."""
+        """Detections on several images, :attr:`batch_size` of them computed together."""
         return [found.instances for found in self.detect(images, channel_order=channel_order)]
 
     def detect(self, images: Sequence[ImageLike], *, channel_order: str = "RGB") -> list[Detection]:
-        """Detections and salience maps of several pictures."""
+        """Detections and salience maps of several images."""
         return list(self.stream(images, channel_order=channel_order))
 
-    def stream(self, images: Sequence[ImageLike], *, channel_order: str = "RGB") -> Iterator[Detection]:
+    def stream(
+        self, images: Sequence[ImageLike], *, channel_order: str = "RGB"
+    ) -> Iterator[Detection]:
         """The same one by one: no more than a batch is held in memory."""
         for start in range(0, len(images), self.batch_size):
             chunk = list(images[start : start + self.batch_size])
             inputs = [prepare_input(self.mapper, to_rgb(image, channel_order)) for image in chunk]
             for image, (instances, salience) in zip(chunk, self.infer_alike(inputs), strict=True):
                 found = instances[instances.scores >= self.score_threshold]
-                yield Detection(Detections(found, self.classes, partial(to_rgb, image, channel_order)), salience)
+                yield Detection(
+                    Detections(found, self.classes, partial(to_rgb, image, channel_order)), salience
+                )
 
     def infer_alike(self, inputs: list[dict[str, Any]]) -> list[tuple[Instances, np.ndarray]]:
         """The same as :meth:`infer` of each input alone: those that are padded to the same size go together."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, x in enumerate(inputs):
-            padded = tuple(math.ceil(side / self.size_divisibility) for side in x["image"].shape[1:])
+            padded = tuple(
+                math.ceil(side / self.size_divisibility) for side in x["image"].shape[1:]
+            )
             groups.setdefault(padded, []).append(i)
         results: dict[int, tuple[Instances, np.ndarray]] = {}
         for group in groups.values():
@@ -129,7 +138,7 @@ class Detector(ABC):
 
 
 class Predictor(Detector):
-    """Runs a model of a LazyConfig file on pictures, exactly as evaluation does.
+    """Runs a model of a LazyConfig file on images, exactly as evaluation does.
 
     Args:
         config: a LazyConfig file, or what it holds.
@@ -139,7 +148,7 @@ class Predictor(Detector):
         dtype: "float32", "bfloat16" or "float16", or PyTorch's: what the model computes in, by autocast; weights,
             coordinates and results stay in float32.
         score_threshold: detections below it are left out.
-        batch_size: pictures that are computed together, at most.
+        batch_size: images that are computed together, at most.
         overrides: ``key=value`` changes of the config.
 
     Raises:
@@ -196,7 +205,7 @@ def dataset_metadata(config: DictConfig) -> Any:
 
 
 def prepare_input(mapper: DetectionMapper, rgb: np.ndarray) -> dict[str, Any]:
-    """What the model is given for an (H, W, 3) RGB picture."""
+    """What the model is given for an (H, W, 3) RGB image."""
     return mapper.prepare_image(rgb[..., ::-1] if mapper.image_format == "BGR" else rgb)
 
 
@@ -206,30 +215,39 @@ def infer(model: SalienceDETR, inputs: list[dict[str, Any]]) -> list[tuple[Insta
     images = model.preprocess_images(inputs)
     encoding = model.encode(images.tensor, padding_mask(images))
     outputs = model.postprocess(model.decode(encoding), encoding.proposals, images, inputs)
-    heat = salience_maps(merge_salience(encoding.selection.score_maps), inputs, model.size_divisibility)
-    return [(output["instances"].to("cpu"), salience) for output, salience in zip(outputs, heat, strict=True)]
+    heat = salience_maps(
+        merge_salience(encoding.selection.score_maps), inputs, model.size_divisibility
+    )
+    return [
+        (output["instances"].to("cpu"), salience)
+        for output, salience in zip(outputs, heat, strict=True)
+    ]
 
 
 def merge_salience(score_maps: Sequence[Tensor]) -> Tensor:
     """L maps (B, H_l, W_l) of logits, finest first -> (B, H_0, W_0) in [0, 1]: the highest salience over the levels."""
     finest = score_maps[0].shape[-2:]
     levels = [
-        F.interpolate(x[:, None].float().sigmoid(), size=finest, mode="bilinear", align_corners=False)
+        F.interpolate(
+            x[:, None].float().sigmoid(), size=finest, mode="bilinear", align_corners=False
+        )
         for x in score_maps
     ]
     return torch.stack(levels).amax(0)[:, 0]
 
 
-def salience_maps(salience: Tensor, inputs: Sequence[dict[str, Any]], size_divisibility: int) -> list[np.ndarray]:
-    """One heat map per picture.
+def salience_maps(
+    salience: Tensor, inputs: Sequence[dict[str, Any]], size_divisibility: int
+) -> list[np.ndarray]:
+    """One heat map per image.
 
     Args:
         salience: (B, H_0, W_0) in [0, 1], over the padded batch.
-        inputs: what the model was given: ``image`` (3, h, w), and ``height`` and ``width`` of the picture.
+        inputs: what the model was given: ``image`` (3, h, w), and ``height`` and ``width`` of the image.
         size_divisibility: the padded batch has the largest sides, rounded up to multiples of this.
 
     Returns:
-        (height, width) float32 in [0, 1] of each picture.
+        (height, width) float32 in [0, 1] of each image.
     """
     longest = max(x["image"].shape[1] for x in inputs)
     stride = math.ceil(longest / size_divisibility) * size_divisibility / salience.shape[1]
@@ -237,6 +255,8 @@ def salience_maps(salience: Tensor, inputs: Sequence[dict[str, Any]], size_divis
     for one, x in zip(salience, inputs, strict=True):
         rows, columns = (max(1, round(size / stride)) for size in x["image"].shape[1:])
         unpadded = one[None, None, :rows, :columns]
-        resized = F.interpolate(unpadded, size=(x["height"], x["width"]), mode="bilinear", align_corners=False)
+        resized = F.interpolate(
+            unpadded, size=(x["height"], x["width"]), mode="bilinear", align_corners=False
+        )
         heat.append(resized[0, 0].cpu().numpy())
     return heat

@@ -45,26 +45,30 @@ def shared() -> Callable[[str], Path]:
 
 @pytest.fixture
 def micro_config() -> str:
-    """A LazyConfig of a model with a few thousand parameters for 64-pixel pictures."""
+    """A LazyConfig of a model with a few thousand parameters for 64-pixel images."""
     return str(ROOT / "tests" / "configs" / "micro.py")
 
 
 @pytest.fixture(scope="session")
 def surface_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for DETECTRON2_DATASETS with 12 + 6 surface-defect pictures of 64 pixels."""
+    """A folder for DETECTRON2_DATASETS with 12 + 6 surface-defect images of 64 pixels."""
     from salience_detr.data.surface import generate_surface_defects
 
     root = tmp_path_factory.mktemp("datasets")
     for split, count in (("train", 12), ("val", 6)):
         generate_surface_defects(
-            root / "surface_defects", split=split, num_images=count, image_size=(64, 64), progress=False
+            root / "surface_defects",
+            split=split,
+            num_images=count,
+            image_size=(64, 64),
+            progress=False,
         )
     return root
 
 
 @pytest.fixture
 def surface_data(surface_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The small surface-defect pictures, registered in this process and, by the environment, in its children."""
+    """The small surface-defect images, registered in this process and, by the environment, in its children."""
     from salience_detr.data import register_surface_defects
 
     monkeypatch.setenv("DETECTRON2_DATASETS", str(surface_root))
@@ -73,7 +77,7 @@ def surface_data(surface_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make_input(height: int, width: int, boxes: list[list[float]], classes: list[int]) -> dict:
-    """A model input with a random picture and ground truth in absolute xyxy."""
+    """A model input with a random image and ground truth in absolute xyxy."""
     instances = Instances((height, width))
     instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     instances.gt_classes = torch.tensor(classes, dtype=torch.int64)

@@ -11,7 +11,7 @@ from salience_detr.modeling import SalienceDETR
 
 
 def build_frozen_model(**parts: Any) -> nn.Module:
-    """With fixed BatchNorm, so that no layer mixes the pictures of a batch."""
+    """With fixed BatchNorm, so that no layer mixes the images of a batch."""
     return FrozenBatchNorm2d.convert_frozen_batchnorm(build_model(**parts))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
-from salience_detr.engine.config import load_config
+from salience_detr.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("salience_detr_*.py"))
@@ -56,17 +56,25 @@ def test_the_model_has_the_parameters_of_the_published_one(shared, name):
         if not parameter.endswith(buffers) and ".enhance_mcsp." not in parameter  # a repetition
     )
     if name == "r50_4scale_12ep" or name == "r50_5scale_12ep":
-        frozen = [p for p in shapes if p.startswith("backbone.") and (".bn" in p or ".downsample.1." in p)]
-        expected -= sum(torch.Size(shapes[p]).numel() for p in frozen if not p.endswith(buffers))  # buffers in ours
+        frozen = [
+            p for p in shapes if p.startswith("backbone.") and (".bn" in p or ".downsample.1." in p)
+        ]
+        expected -= sum(
+            torch.Size(shapes[p]).numel() for p in frozen if not p.endswith(buffers)
+        )  # buffers in ours
     config = load_config(ROOT / f"configs/salience_detr_{name}.py", ["model.num_classes=91"])
-    with torch.device("cpu" if name.startswith("swin") else "meta"):  # detectron2's needs numbers while it is built
+    with torch.device(
+        "cpu" if name.startswith("swin") else "meta"
+    ):  # detectron2's needs numbers while it is built
         model = instantiate(config.model)
     assert sum(p.numel() for p in model.parameters()) == expected
 
 
 def test_a_timm_model_is_one_override_away(micro_config):
     recipe = ROOT / "configs/salience_detr_convnext_t_12ep.py"
-    config = load_config(recipe, ["model.backbone.name=efficientnet_b0", "model.backbone.drop_path_rate=0"])
+    config = load_config(
+        recipe, ["model.backbone.name=efficientnet_b0", "model.backbone.drop_path_rate=0"]
+    )
     with torch.device("meta"):
         model = instantiate(config.model)
     assert [conv.in_channels for conv in model.neck.projections] == [40, 112, 320]

@@ -1,4 +1,4 @@
-"""Detections that know their classes and their picture."""
+"""Detections that know their classes and their image."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
+from salience_detr.data.images import to_rgb
 from salience_detr.detections import ClassTable, Detections
-from salience_detr.images import to_rgb
 
 CLASSES = ClassTable(("nick", "burr"), (3, 7))
-PICTURE = np.zeros((40, 60, 3), np.uint8)
+IMAGE = np.zeros((40, 60, 3), np.uint8)
 
 
 @pytest.fixture
 def found():
-    instances = Instances((40, 60), scores=torch.tensor([0.75, 0.5, 0.25]), pred_classes=torch.tensor([1, 0, 1]))
+    instances = Instances(
+        (40, 60), scores=torch.tensor([0.75, 0.5, 0.25]), pred_classes=torch.tensor([1, 0, 1])
+    )
     instances.pred_boxes = Boxes(torch.tensor([[1.0, 2, 11, 32], [5, 5, 20, 20], [0, 0, 4, 4]]))
-    return Detections(instances, CLASSES, partial(to_rgb, PICTURE))
+    return Detections(instances, CLASSES, partial(to_rgb, IMAGE))
 
 
 def test_labels_are_the_names_of_the_classes(found):
@@ -30,18 +32,23 @@ def test_labels_are_the_names_of_the_classes(found):
 
 
 def test_coco_has_the_ids_of_the_data_set_and_width_and_height(found):
-    assert found.to_coco("a7")[0] == {"image_id": "a7", "category_id": 7, "bbox": [1, 2, 10, 30], "score": 0.75}
+    assert found.to_coco("a7")[0] == {
+        "image_id": "a7",
+        "category_id": 7,
+        "bbox": [1, 2, 10, 30],
+        "score": 0.75,
+    }
     assert [x["category_id"] for x in found.to_coco()] == [7, 3, 7]
 
 
-def test_a_part_of_them_still_knows_names_and_picture(found):
+def test_a_part_of_them_still_knows_names_and_image(found):
     part = found[found.scores > 0.6]
     assert part.labels == ["burr"] and len(part.to("cpu").to_coco()) == 1
     assert part.draw().any() and not found[found.scores > 1].draw().any()
 
 
-def test_they_are_drawn_on_their_picture_or_on_another_of_its_size(found):
-    assert found.draw().shape == (40, 60, 3) and not PICTURE.any()
+def test_they_are_drawn_on_their_image_or_on_another_of_its_size(found):
+    assert found.draw().shape == (40, 60, 3) and not IMAGE.any()
     white = np.full((40, 60, 3), 255, np.uint8)
     assert (found.draw(white)[39] == 255).all()
     with pytest.raises(ValueError, match=r"40x60 .* this one has 20x60"):
@@ -63,6 +70,8 @@ def test_classes_without_names_are_called_by_their_number():
 
 def test_names_of_the_weights_win_over_those_of_the_data_and_the_difference_is_told(caplog):
     metadata = MetadataCatalog.get("has_other_names").set(thing_classes=["a", "b"])
-    assert ClassTable.from_metadata(metadata, 2, ["a", "b"]).names == ("a", "b") and not caplog.records
+    assert (
+        ClassTable.from_metadata(metadata, 2, ["a", "b"]).names == ("a", "b") and not caplog.records
+    )
     assert ClassTable.from_metadata(metadata, 2, ["x", "y"]).names == ("x", "y")
     assert "trained for x, y, the data set has a, b" in caplog.text

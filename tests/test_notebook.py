@@ -1,4 +1,4 @@
-"""The notebook runs from a fresh kernel, and shows pictures."""
+"""The notebook runs from a fresh kernel, and shows images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_notebook_is_kept_without_outputs(notebook):
     assert cells and all(not cell.outputs and cell.execution_count is None for cell in cells)
 
 
-def test_the_notebook_runs_and_shows_every_kind_of_picture(notebook, tmp_path, monkeypatch):
+def test_the_notebook_runs_and_shows_every_kind_of_image(notebook, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     # The kernel of this environment, whatever the user has installed at home.
@@ -33,16 +33,24 @@ def test_the_notebook_runs_and_shows_every_kind_of_picture(notebook, tmp_path, m
     for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     client = nbclient.NotebookClient(
-        notebook, kernel_name="python3", timeout=120, resources={"metadata": {"path": str(ROOT / "docs")}}
+        notebook,
+        kernel_name="python3",
+        timeout=120,
+        resources={"metadata": {"path": str(ROOT / "docs")}},
     )
     client.execute()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in cells)
     shown = [
-        output.data["image/png"] for cell in cells for output in cell.outputs if "image/png" in output.get("data", {})
+        output.data["image/png"]
+        for cell in cells
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
     ]
     sizes = [Image.open(io.BytesIO(base64.b64decode(x))).size for x in shown]
     # Detections, salience, tokens, proposals, sampling points, attribution, figures.
     assert len(sizes) == 7 and sizes[0] == (320, 320) and all(min(size) > 300 for size in sizes)
-    text = "".join(output.text for cell in cells for output in cell.outputs if output.output_type == "stream")
+    text = "".join(
+        output.text for cell in cells for output in cell.outputs if output.output_type == "stream"
+    )
     assert "700 tokens refined, 60 queries, 3 decoder layers" in text

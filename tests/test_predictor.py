@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 
 from salience_detr import Predictor
 from salience_detr.checkpoint import CheckpointError
-from salience_detr.engine.config import load_config
-from salience_detr.images import to_rgb
+from salience_detr.config import load_config
+from salience_detr.data.images import to_rgb
 from salience_detr.predictor import merge_salience, salience_maps
-from salience_detr.visualization import class_colors, draw_detections, draw_salience
+from salience_detr.utils.drawing import class_colors, draw_detections, draw_salience
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,7 +46,7 @@ def test_paths_pil_images_and_arrays_give_the_same(predictor, surface_data):
     assert all(torch.equal(results[0], x) for x in results[1:])
 
 
-def test_a_batch_equals_its_pictures(predictor, surface_data):
+def test_a_batch_equals_its_images(predictor, surface_data):
     paths = [surface_data / "val" / f"00000{i}.jpg" for i in (1, 2, 3)]
     together = predictor.batch(paths)
     assert [len(x) for x in together] == [len(predictor(path)) for path in paths]
@@ -75,23 +75,25 @@ def test_other_arrays_become_rgb(image, expected):
     assert found.shape == (2, 3, 3) and found.dtype == np.uint8 and (found == expected).all()
 
 
-@pytest.mark.parametrize("image", [np.zeros((2, 3, 5), np.uint8), np.zeros((2, 3, 3)), np.zeros((0, 3, 3), np.uint8)])
-def test_arrays_that_are_no_pictures_are_described(image):
+@pytest.mark.parametrize(
+    "image", [np.zeros((2, 3, 5), np.uint8), np.zeros((2, 3, 3)), np.zeros((0, 3, 3), np.uint8)]
+)
+def test_arrays_that_are_no_images_are_described(image):
     with pytest.raises(ValueError, match="an image is an array of shape"):
         to_rgb(image)
 
 
-def test_salience_is_cut_to_the_picture_and_takes_the_highest_level():
+def test_salience_is_cut_to_the_image_and_takes_the_highest_level():
     fine, coarse = torch.full((1, 4, 4), -20.0), torch.full((1, 2, 2), -20.0)
     fine[0, 0, 0], coarse[0, 1, 1] = 20.0, 20.0
-    # The picture fills the left half of a padded 32 x 32 one; it was 64 x 32 before it was resized.
+    # The image fills the left half of a padded 32 x 32 one; it was 64 x 32 before it was resized.
     inputs = [{"image": torch.zeros(3, 32, 16), "height": 64, "width": 32}]
     heat = salience_maps(merge_salience([fine, coarse]), inputs, 32)[0]
     assert heat.shape == (64, 32) and heat.max() > 0.5
     assert np.unravel_index(heat.argmax(), heat.shape)[0] < 16  # the token at the upper left
 
 
-def test_drawing_marks_the_box_in_its_colour_and_leaves_the_picture_alone(predictor, surface_data):
+def test_drawing_marks_the_box_in_its_color_and_leaves_the_image_alone(predictor, surface_data):
     image = np.zeros((100, 120, 3), np.uint8)
     instances = Instances((100, 120), scores=torch.tensor([0.9]), pred_classes=torch.tensor([2]))
     instances.pred_boxes = Boxes(torch.tensor([[20.0, 30.0, 80.0, 90.0]]))
@@ -103,16 +105,18 @@ def test_drawing_marks_the_box_in_its_colour_and_leaves_the_picture_alone(predic
 
 
 def test_salience_is_drawn_from_dark_to_bright():
-    drawn = draw_salience(np.zeros((2, 2, 3), np.uint8), np.array([[0.0, 1.0], [0.0, 1.0]], np.float32))
+    drawn = draw_salience(
+        np.zeros((2, 2, 3), np.uint8), np.array([[0.0, 1.0], [0.0, 1.0]], np.float32)
+    )
     assert drawn[0, 1].sum() > drawn[0, 0].sum()
 
 
-def test_colours_differ_and_known_ones_come_first():
+def test_colors_differ_and_known_ones_come_first():
     colors = class_colors(20, known=[[1, 2, 3]])
     assert colors[0] == (1, 2, 3) and len(set(colors)) == 20
 
 
-def test_pictures_of_sixteen_bits_keep_their_upper_eight(tmp_path):
+def test_images_of_sixteen_bits_keep_their_upper_eight(tmp_path):
     deep = np.linspace(0, 65535, 12 * 16).astype(np.uint16).reshape(12, 16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     for image in (tmp_path / "deep.png", Image.open(tmp_path / "deep.png"), deep):
@@ -122,9 +126,13 @@ def test_pictures_of_sixteen_bits_keep_their_upper_eight(tmp_path):
 def test_a_pil_image_is_turned_as_its_file_is(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by 90 degrees
-    Image.fromarray(np.random.randint(0, 255, (20, 30, 3), np.uint8)).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(np.random.randint(0, 255, (20, 30, 3), np.uint8)).save(
+        tmp_path / "turned.png", exif=exif
+    )
     assert to_rgb(tmp_path / "turned.png").shape == (30, 20, 3)
-    assert np.array_equal(to_rgb(tmp_path / "turned.png"), to_rgb(Image.open(tmp_path / "turned.png")))
+    assert np.array_equal(
+        to_rgb(tmp_path / "turned.png"), to_rgb(Image.open(tmp_path / "turned.png"))
+    )
 
 
 def test_a_salience_map_leaves_padding_out_on_both_sides():
@@ -140,11 +148,16 @@ def test_the_shipped_weights_name_the_defects_of_real_photographs(shared):
     content = json.loads((root / "annotations" / "instances_val.json").read_text())
     names = {x["id"]: x["name"] for x in content["categories"]}
     truth = {x["image_id"]: names[x["category_id"]] for x in content["annotations"]}
-    predictor = Predictor(ROOT / "configs/neu_det_r18.py", ROOT / "demo/neu_det_r18.safetensors", device="cpu")
+    predictor = Predictor(
+        ROOT / "configs/neu_det_r18.py", ROOT / "demo/neu_det_r18.safetensors", device="cpu"
+    )
     chosen = content["images"][::15]  # 24 of all classes
     found = predictor.batch([root / "images" / "val" / image["file_name"] for image in chosen])
     order = sorted(names.values())
-    right = sum(order[x.pred_classes[0]] == truth[image["id"]] for image, x in zip(chosen, found, strict=True))
+    right = sum(
+        order[x.pred_classes[0]] == truth[image["id"]]
+        for image, x in zip(chosen, found, strict=True)
+    )
     assert right >= 18  # by chance 4
 
 
@@ -154,10 +167,12 @@ def test_a_bgr_array_a_tensor_and_a_float_tensor_give_the_same_as_the_file(predi
     expected = predictor(path).scores
     assert torch.equal(predictor(rgb[..., ::-1], channel_order="BGR").scores, expected)
     tensor = torch.from_numpy(rgb).permute(2, 0, 1)
-    assert torch.equal(predictor(tensor).scores, expected) and torch.equal(predictor(tensor / 255).scores, expected)
+    assert torch.equal(predictor(tensor).scores, expected) and torch.equal(
+        predictor(tensor / 255).scores, expected
+    )
 
 
-def test_a_list_or_a_stack_of_pictures_gives_a_list(predictor):
+def test_a_list_or_a_stack_of_images_gives_a_list(predictor):
     stack = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     one_by_one = [predictor(x).scores for x in stack]
     for batch in (stack, list(stack), stack.permute(0, 2, 3, 1).numpy()):
@@ -168,7 +183,10 @@ def test_a_list_or_a_stack_of_pictures_gives_a_list(predictor):
 def test_no_more_than_a_batch_is_computed_together(micro_config, surface_data):
     predictor = Predictor(micro_config, None, device="cpu", batch_size=2)
     sizes = []
-    predictor.infer = lambda inputs, infer=predictor.infer: (sizes.append(len(inputs)), infer(inputs))[1]
+    predictor.infer = lambda inputs, infer=predictor.infer: (
+        sizes.append(len(inputs)),
+        infer(inputs),
+    )[1]
     assert len(predictor.batch([np.zeros((20, 20, 3), np.uint8)] * 5)) == 5
     assert sizes == [2, 2, 1]
 
@@ -179,12 +197,16 @@ def test_half_precision_changes_little(micro_config, surface_data):
     torch.manual_seed(0)
     half = Predictor(micro_config, None, device="cpu", dtype="bfloat16")
     path = surface_data / "val" / "000001.jpg"
-    assert half(path).scores.dtype == torch.float32 and not torch.equal(half(path).scores, full(path).scores)
+    assert half(path).scores.dtype == torch.float32 and not torch.equal(
+        half(path).scores, full(path).scores
+    )
     torch.testing.assert_close(half(path).scores, full(path).scores, rtol=0, atol=0.02)
 
 
 def test_threads_share_a_predictor(predictor):
-    images = [np.random.default_rng(i).integers(0, 256, (40 + i, 64, 3), dtype=np.uint8) for i in range(8)]
+    images = [
+        np.random.default_rng(i).integers(0, 256, (40 + i, 64, 3), dtype=np.uint8) for i in range(8)
+    ]
     expected = [predictor.detect([image])[0] for image in images]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda image: predictor.detect([image])[0], images))
@@ -206,29 +228,48 @@ def test_settings_that_cannot_be_are_named(micro_config, surface_data, settings,
         Predictor(micro_config, None, device="cpu", **settings)
 
 
-def test_weights_of_another_number_of_classes_are_described(micro_config, surface_data, predictor, tmp_path):
+def test_weights_of_another_number_of_classes_are_described(
+    micro_config, surface_data, predictor, tmp_path
+):
     save_file(predictor.model.state_dict(), tmp_path / "six.safetensors")
     with pytest.raises(CheckpointError, match=r"six\.safetensors.*class"):
-        Predictor(micro_config, tmp_path / "six.safetensors", device="cpu", overrides=["model.num_classes=4"])
+        Predictor(
+            micro_config,
+            tmp_path / "six.safetensors",
+            device="cpu",
+            overrides=["model.num_classes=4"],
+        )
 
 
-def test_classes_have_the_names_of_the_checkpoint_where_the_data_is_not_there(micro_config, predictor, tmp_path):
+def test_classes_have_the_names_of_the_checkpoint_where_the_data_is_not_there(
+    micro_config, predictor, tmp_path
+):
     names = ["a", "b", "c", "d", "e", "f"]
-    torch.save({"model": predictor.model.state_dict(), "class_names": names}, tmp_path / "named.pth")
+    torch.save(
+        {"model": predictor.model.state_dict(), "class_names": names}, tmp_path / "named.pth"
+    )
     elsewhere = ["dataloader.test.dataset.names=unknown_to_this_machine"]
     found = Predictor(micro_config, tmp_path / "named.pth", device="cpu", overrides=elsewhere)
     assert found.class_names == names
 
 
-def test_pictures_of_other_sizes_in_a_list_change_nothing(predictor):
+def test_images_of_other_sizes_in_a_list_change_nothing(predictor):
     # Padded to 64 x 96, 64 x 64, 64 x 96 and 96 x 64.
     sizes = [(64, 90), (64, 60), (60, 90), (90, 64)]
-    images = [np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8) for i, size in enumerate(sizes)]
+    images = [
+        np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8)
+        for i, size in enumerate(sizes)
+    ]
     for found, image in zip(predictor.detect(images), images, strict=True):
         alone = predictor.detect([image])[0]
-        torch.testing.assert_close(found.instances.scores, alone.instances.scores, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            found.instances.scores, alone.instances.scores, rtol=1e-5, atol=1e-6
+        )
         np.testing.assert_allclose(found.salience, alone.salience, atol=1e-5)
 
 
 def test_a_dtype_may_be_pytorchs(micro_config, surface_data):
-    assert Predictor(micro_config, None, device="cpu", dtype=torch.bfloat16).autocast_dtype == torch.bfloat16
+    assert (
+        Predictor(micro_config, None, device="cpu", dtype=torch.bfloat16).autocast_dtype
+        == torch.bfloat16
+    )

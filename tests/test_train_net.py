@@ -20,9 +20,9 @@ from detectron2.config import instantiate
 
 import train_net
 from salience_detr.checkpoint import load_weights, read_checkpoint
+from salience_detr.config import load_config
 from salience_detr.data import read_image, register_surface_defects
 from salience_detr.data.surface import SURFACE_DEFECT_CLASSES, generate_surface_defects
-from salience_detr.engine.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "demo" / "surface_defects_tiny.safetensors"
@@ -75,7 +75,10 @@ def test_a_run_trains_evaluates_and_leaves_its_records(full_run):
 def test_a_killed_run_resumes_exactly(full_run, micro_config, surface_data, tmp_path):
     output = tmp_path / "killed"
     process = subprocess.Popen(
-        command(micro_config, output), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(micro_config, output),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         deadline = time.monotonic() + 90
@@ -90,9 +93,13 @@ def test_a_killed_run_resumes_exactly(full_run, micro_config, surface_data, tmp_
     (output / "model_final.pth").unlink(missing_ok=True)
     assert run(micro_config, output, "--resume") == 0
     expected, found = (read_checkpoint(x / "model_final.pth") for x in (full_run, output))
-    assert all(torch.equal(expected["model"][name], found["model"][name]) for name in expected["model"])
+    assert all(
+        torch.equal(expected["model"][name], found["model"][name]) for name in expected["model"]
+    )
     assert expected["iteration"] == found["iteration"] == 6
-    iterations = [json.loads(line)["iteration"] for line in (output / "metrics.json").read_text().splitlines()]
+    iterations = [
+        json.loads(line)["iteration"] for line in (output / "metrics.json").read_text().splitlines()
+    ]
     assert iterations == sorted(iterations) and len(iterations) <= 7  # six steps and the evaluation
     resumed = losses(output)
     assert {i: resumed[i] for i in (4, 5)} == {i: losses(full_run)[i] for i in (4, 5)}
@@ -101,7 +108,9 @@ def test_a_killed_run_resumes_exactly(full_run, micro_config, surface_data, tmp_
 def test_a_terminated_run_saves_and_exits_cleanly(micro_config, surface_data, tmp_path):
     output = tmp_path / "stopped"
     words = command(micro_config, output, "train.max_iter=100000", "train.checkpointer.period=0")
-    process = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     wait_for_steps(output, process)
     process.terminate()
     assert process.wait(30) == 0
@@ -118,8 +127,16 @@ def wait_for_steps(output, process, count=1):
         time.sleep(0.05)
 
 
-def test_several_processes_in_mixed_precision_stop_cleanly_with_their_parent(micro_config, surface_data, tmp_path):
-    words = ["--num-gpus", "2", "train.max_iter=100000", "train.checkpointer.period=0", "train.amp.enabled=True"]
+def test_several_processes_in_mixed_precision_stop_cleanly_with_their_parent(
+    micro_config, surface_data, tmp_path
+):
+    words = [
+        "--num-gpus",
+        "2",
+        "train.max_iter=100000",
+        "train.checkpointer.period=0",
+        "train.amp.enabled=True",
+    ]
     process = subprocess.Popen(
         command(micro_config, tmp_path, *words),
         env=environment(CUDA_VISIBLE_DEVICES=""),
@@ -134,22 +151,26 @@ def test_several_processes_in_mixed_precision_stop_cleanly_with_their_parent(mic
     assert read_checkpoint(tmp_path / (tmp_path / "last_checkpoint").read_text())["iteration"] > 0
 
 
-def test_a_broken_picture_of_another_process_costs_no_step(micro_config, surface_root, tmp_path):
+def test_a_broken_image_of_another_process_costs_no_step(micro_config, surface_root, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(surface_root, root)
     environ = environment(DETECTRON2_DATASETS=str(root), CUDA_VISIBLE_DEVICES="")
     output = tmp_path / "out"
     words = ["--num-gpus", "2", "train.max_iter=100000", "train.checkpointer.period=0"]
     process = subprocess.Popen(
-        command(micro_config, output, *words), env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command(micro_config, output, *words),
+        env=environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_for_steps(output, process)
-    # Only the second process comes to this picture within the next steps, or both do: each has to save.
-    picture = root / "surface_defects" / "train" / "000001.jpg"
-    picture.write_bytes(picture.read_bytes()[:300])
+    # Only the second process comes to this image within the next steps, or both do: each has to save.
+    image = root / "surface_defects" / "train" / "000001.jpg"
+    image.write_bytes(image.read_bytes()[:300])
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2 and "Traceback" not in errors
-    assert re.search(r"^error: .*cannot read the picture .*000001\.jpg", errors, re.M)
+    assert re.search(r"^error: .*cannot read the image .*000001\.jpg", errors, re.M)
     saved = read_checkpoint(output / (output / "last_checkpoint").read_text())["iteration"]
     assert saved == len(losses(output)) > 0
 
@@ -162,7 +183,9 @@ def test_a_refused_run_leaves_the_config_of_the_folder(full_run, micro_config, s
     assert (full_run / "config.yaml").read_text() == before and not list(full_run.glob("new.*"))
 
 
-def test_a_run_is_resumed_where_a_new_one_has_no_room(full_run, micro_config, surface_data, monkeypatch, capsys):
+def test_a_run_is_resumed_where_a_new_one_has_no_room(
+    full_run, micro_config, surface_data, monkeypatch, capsys
+):
     size = (full_run / "model_final.pth").stat().st_size
     usage = SimpleNamespace(free=2 * size)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
@@ -173,9 +196,17 @@ def test_a_run_is_resumed_where_a_new_one_has_no_room(full_run, micro_config, su
 
 
 def test_another_detector_resumes_exactly(surface_data, tmp_path):
-    data = [f"--val-json={surface_data / 'annotations' / 'val.json'}", f"--val-images={surface_data / 'val'}"]
+    data = [
+        f"--val-json={surface_data / 'annotations' / 'val.json'}",
+        f"--val-images={surface_data / 'val'}",
+    ]
     data += [x.replace("val", "train") for x in data]
-    words = [*data, "dataloader.train.total_batch_size=2", "train.max_iter=4", "train.checkpointer.period=2"]
+    words = [
+        *data,
+        "dataloader.train.total_batch_size=2",
+        "train.max_iter=4",
+        "train.checkpointer.period=2",
+    ]
     words += ["train.eval_period=0", "train.log_period=1", "train.previews=0"]
     config = ROOT / "configs" / "neu_det_retinanet_r18.py"
     for output in ("full", "part"):
@@ -202,10 +233,20 @@ def test_a_disk_that_fills_up_costs_no_checkpoint(full_run, micro_config, surfac
 
     words = command(micro_config, output, "--resume")
     result = subprocess.run(
-        words, env=environment(), preexec_fn=fill_disk, capture_output=True, text=True, timeout=120, check=False
+        words,
+        env=environment(),
+        preexec_fn=fill_disk,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert result.returncode == 2
-    assert re.search(r"^error: .*cannot write the checkpoint .*earlier checkpoints are intact", result.stderr, re.M)
+    assert re.search(
+        r"^error: .*cannot write the checkpoint .*earlier checkpoints are intact",
+        result.stderr,
+        re.M,
+    )
     assert (output / "model_0000002.pth").read_bytes() == before and not list(output.glob("*.tmp"))
     assert run(micro_config, output, "--resume") == 0
     assert losses(output) == losses(full_run)
@@ -213,9 +254,9 @@ def test_a_disk_that_fills_up_costs_no_checkpoint(full_run, micro_config, surfac
 
 @pytest.fixture
 def equal_boxes(tmp_path, monkeypatch):
-    """Surface-defect pictures with exactly three boxes each, so that any split of a batch has equal denoising slots."""
+    """Surface-defect images with exactly three boxes each, so that any split of a batch has equal denoising slots."""
     root = tmp_path / "data" / "surface_defects"
-    # Five validation pictures: two processes have shares of different size.
+    # Five validation images: two processes have shares of different size.
     for split, count in (("train", 60), ("val", 5)):
         path = generate_surface_defects(root, split=split, num_images=count, progress=False)
         content = json.loads(path.read_text())
@@ -234,7 +275,10 @@ def equal_boxes(tmp_path, monkeypatch):
 def ap_table(output, *words, launcher=(), builder="build_model"):
     """The AP table, as printed, of a run of the small model that was started by ``launcher``."""
     # float64, because sums over processes round differently and the tables are compared to the last digit.
-    options = [f"train.init_checkpoint={WEIGHTS}", f"model._target_=tests.double_precision.{builder}"]
+    options = [
+        f"train.init_checkpoint={WEIGHTS}",
+        f"model._target_=tests.double_precision.{builder}",
+    ]
     call = command(ROOT / "configs/surface_defects_tiny.py", output, *words, *options)
     result = subprocess.run(
         [call[0], *launcher, *call[1:]],
@@ -260,7 +304,8 @@ def test_two_processes_train_and_evaluate_like_one_however_they_are_started(equa
     assert one == two == other
     assert float(one.split(",")[0]) > 30
     expected, found, again = (
-        read_checkpoint(tmp_path / name / "model_final.pth")["model"] for name in ("one", "two", "torchrun")
+        read_checkpoint(tmp_path / name / "model_final.pth")["model"]
+        for name in ("one", "two", "torchrun")
     )
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-7, rtol=1e-7, msg=name)
@@ -275,7 +320,9 @@ def test_processes_that_accumulate_train_like_one_that_does_not(equal_boxes, tmp
     one = ap_table(tmp_path / "one", *options, builder="build_frozen_model")
     options += ["--num-gpus", "2", "train.accumulate=2"]
     assert ap_table(tmp_path / "two", *options, builder="build_frozen_model") == one
-    expected, found = (read_checkpoint(tmp_path / name / "model_final.pth")["model"] for name in ("one", "two"))
+    expected, found = (
+        read_checkpoint(tmp_path / name / "model_final.pth")["model"] for name in ("one", "two")
+    )
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-7, rtol=1e-7, msg=name)
     plain = losses(tmp_path / "one")
@@ -307,46 +354,88 @@ def test_the_saved_results_evaluate_to_the_same_table(surface_data, micro_config
         (["model.num_queries=-3"], "model.num_queries is -3; it must be at least 1"),
         (["train.output_dir=5"], "train.output_dir is a text"),
         (["train.device=nonsense"], "the device 'nonsense' cannot be used"),
-        (["train.ema.enabled=True", "train.ema.decay=1.5"], "train.ema.decay is 1.5; it lies between 0 and 1"),
+        (
+            ["train.ema.enabled=True", "train.ema.decay=1.5"],
+            "train.ema.decay is 1.5; it lies between 0 and 1",
+        ),
         (["train.accumulate=0"], "train.accumulate is 0; it must be at least 1"),
         (["train.amp=true"], "train.amp is a group of settings"),
-        (["train.compile=True", "model.backbone.use_checkpoint=True"], "set model.backbone.use_checkpoint=False"),
+        (
+            ["train.compile=True", "model.backbone.use_checkpoint=True"],
+            "set model.backbone.use_checkpoint=False",
+        ),
         (["model.num_classes=9"], "has 6 classes, but the model has 9; set model.num_classes=6"),
         (["train.amp.enabled=True", "train.amp.dtype=fp8"], "use auto, bf16 or fp16"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_two(surface_data, micro_config, tmp_path, capsys, words, message):
+def test_mistakes_are_one_line_and_exit_code_two(
+    surface_data, micro_config, tmp_path, capsys, words, message
+):
     code = train_net.run(["--config-file", micro_config, f"train.output_dir={tmp_path}", *words])
     printed = capsys.readouterr()
-    errors = [line for line in printed.err.splitlines() if "Warning" not in line and not line.startswith(" ")]
+    errors = [
+        line
+        for line in printed.err.splitlines()
+        if "Warning" not in line and not line.startswith(" ")
+    ]
     assert code == 2
     assert len(errors) == 1 and errors[0].startswith("error:") and message in errors[0]
     assert "Traceback" not in printed.out + printed.err
 
 
-def test_a_model_of_other_classes_is_fine_tuned_by_one_override(surface_data, micro_config, tmp_path, capsys):
+def test_a_model_of_other_classes_is_fine_tuned_by_one_override(
+    surface_data, micro_config, tmp_path, capsys
+):
     four = instantiate(load_config(micro_config, ["model.num_classes=4"]).model)
     torch.save(four.state_dict(), tmp_path / "four.pth")
     output = tmp_path / "run"
-    assert run(micro_config, output, "train.max_iter=1", f"train.init_checkpoint={tmp_path / 'four.pth'}") == 0
+    assert (
+        run(
+            micro_config,
+            output,
+            "train.max_iter=1",
+            f"train.init_checkpoint={tmp_path / 'four.pth'}",
+        )
+        == 0
+    )
     log = (output / "log.txt").read_text()
     assert log.count("4 classes in the file, 6 in the model; these start with random weights") == 1
-    assert read_checkpoint(output / "model_final.pth")["class_names"] == list(SURFACE_DEFECT_CLASSES)
+    assert read_checkpoint(output / "model_final.pth")["class_names"] == list(
+        SURFACE_DEFECT_CLASSES
+    )
     matched = ["train.match_classes=True", f"train.init_checkpoint={output / 'model_final.pth'}"]
     assert run(micro_config, tmp_path / "again", "train.max_iter=1", *matched) == 0
     assert "kept the rows of 6 with the same name" in (tmp_path / "again" / "log.txt").read_text()
-    assert run(micro_config, tmp_path / "wrong", matched[0], f"train.init_checkpoint={tmp_path / 'four.pth'}") == 2
+    assert (
+        run(
+            micro_config,
+            tmp_path / "wrong",
+            matched[0],
+            f"train.init_checkpoint={tmp_path / 'four.pth'}",
+        )
+        == 2
+    )
     assert "does not say what its 4 classes are called" in capsys.readouterr().err
 
 
-def test_weights_of_another_backbone_are_refused_by_their_name(surface_data, micro_config, tmp_path, capsys):
+def test_weights_of_another_backbone_are_refused_by_their_name(
+    surface_data, micro_config, tmp_path, capsys
+):
     torch.save({"features.1.0.layer_scale": torch.ones(1)}, tmp_path / "convnext.pth")
     assert run(micro_config, tmp_path, f"train.init_checkpoint={tmp_path / 'convnext.pth'}") == 2
     assert "looks like a torchvision ConvNeXt" in capsys.readouterr().err
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_terms_and_images(surface_data, micro_config, tmp_path, capsys):
-    code = run(micro_config, tmp_path, "optimizer.lr=1e38", "train.clip_grad_norm=0", "train.checkpointer.period=1")
+def test_a_loss_that_is_not_finite_stops_with_step_terms_and_images(
+    surface_data, micro_config, tmp_path, capsys
+):
+    code = run(
+        micro_config,
+        tmp_path,
+        "optimizer.lr=1e38",
+        "train.clip_grad_norm=0",
+        "train.checkpointer.period=1",
+    )
     error = next(x for x in capsys.readouterr().err.splitlines() if x.startswith("error:"))
     assert code == 2
     assert re.search(r"not finite at iteration \d; images \d+, \d+; .*loss_class=", error)
@@ -359,17 +448,21 @@ def test_a_folder_with_another_runs_checkpoints_is_not_mixed_up(full_run, micro_
     assert "of an earlier run" in capsys.readouterr().err
 
 
-def test_a_missing_picture_is_one_line_even_from_a_worker_of_two_processes(micro_config, surface_root, tmp_path):
+def test_a_missing_image_is_one_line_even_from_a_worker_of_two_processes(
+    micro_config, surface_root, tmp_path
+):
     root = tmp_path / "data"
     shutil.copytree(surface_root, root)
-    for picture in (root / "surface_defects" / "train").glob("*.jpg"):
-        picture.unlink()
-    words = command(micro_config, tmp_path / "out", "--num-gpus", "2", "dataloader.train.num_workers=1")
+    for image in (root / "surface_defects" / "train").glob("*.jpg"):
+        image.unlink()
+    words = command(
+        micro_config, tmp_path / "out", "--num-gpus", "2", "dataloader.train.num_workers=1"
+    )
     environ = environment(DETECTRON2_DATASETS=str(root), CUDA_VISIBLE_DEVICES="")
     result = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
-    assert re.search(r"^error: .*cannot read the picture .*train/0000\d\d\.jpg", result.stderr, re.M)
+    assert re.search(r"^error: .*cannot read the image .*train/0000\d\d\.jpg", result.stderr, re.M)
 
 
 @pytest.mark.slow
@@ -379,8 +472,19 @@ def test_compiled_stages_train_alike(full_run, micro_config, surface_data, tmp_p
     assert losses(tmp_path) == {i: pytest.approx(plain[i], rel=1e-3) for i in (0, 1)}
 
 
-def test_the_average_of_the_weights_is_evaluated_kept_and_preferred(surface_data, micro_config, tmp_path):
-    assert run(micro_config, tmp_path, "train.ema.enabled=True", "train.eval_period=2", "train.max_iter=4") == 0
+def test_the_average_of_the_weights_is_evaluated_kept_and_preferred(
+    surface_data, micro_config, tmp_path
+):
+    assert (
+        run(
+            micro_config,
+            tmp_path,
+            "train.ema.enabled=True",
+            "train.eval_period=2",
+            "train.max_iter=4",
+        )
+        == 0
+    )
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert all(name in lines[-1] for name in ("bbox/AP", "ema/bbox/AP"))
     for folder in ("inference", "inference_ema"):
@@ -402,7 +506,10 @@ def test_a_resumed_average_goes_on_exactly(surface_data, micro_config, tmp_path,
     (tmp_path / "part" / "last_checkpoint").write_text("model_0000002.pth")
     assert run(micro_config, tmp_path / "part", *words, "--resume") == 0
     assert run(micro_config, tmp_path / "part", "--resume") == 2
-    assert "holds an average of the weights: resume with train.ema.enabled=True" in capsys.readouterr().err
+    assert (
+        "holds an average of the weights: resume with train.ema.enabled=True"
+        in capsys.readouterr().err
+    )
     full, part = (read_checkpoint(tmp_path / x / "model_final.pth") for x in ("full", "part"))
     assert all(torch.equal(full["ema"][name], part["ema"][name]) for name in full["ema"])
 
@@ -411,26 +518,35 @@ def test_the_learning_rate_follows_the_batch_size_if_asked(surface_data, micro_c
     for name, reference, expected in (("as_is", 0, 4e-4), ("scaled", 16, 4e-4 * 2 / 16)):
         words = ["train.max_iter=4", f"train.reference_batch_size={reference}"]
         assert run(micro_config, tmp_path / name, *words) == 0
-        lines = [json.loads(line) for line in (tmp_path / name / "metrics.json").read_text().splitlines()]
+        lines = [
+            json.loads(line) for line in (tmp_path / name / "metrics.json").read_text().splitlines()
+        ]
         assert max(line["lr"] for line in lines if "lr" in line) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_mixed_precision_trains(surface_data, micro_config, tmp_path, dtype):
-    words = ["train.amp.enabled=True", f"train.amp.dtype={dtype}", "train.accumulate=2", "train.max_iter=2"]
+    words = [
+        "train.amp.enabled=True",
+        f"train.amp.dtype={dtype}",
+        "train.accumulate=2",
+        "train.max_iter=2",
+    ]
     assert run(micro_config, tmp_path, *words) == 0
     assert len(losses(tmp_path)) == 2
 
 
-def test_a_failed_evaluation_costs_no_training_and_is_made_up_for(surface_root, micro_config, tmp_path, monkeypatch):
+def test_a_failed_evaluation_costs_no_training_and_is_made_up_for(
+    surface_root, micro_config, tmp_path, monkeypatch
+):
     shutil.copytree(surface_root, tmp_path / "data")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
     register_surface_defects()
-    picture = tmp_path / "data" / "surface_defects" / "val" / "000002.jpg"
-    whole = picture.read_bytes()
-    picture.write_bytes(whole[:300])
+    image = tmp_path / "data" / "surface_defects" / "val" / "000002.jpg"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:300])
     assert run(micro_config, tmp_path / "out") == 2
-    picture.write_bytes(whole)
+    image.write_bytes(whole)
     assert run(micro_config, tmp_path / "out", "--resume") == 0
     assert len(losses(tmp_path / "out")) == 6
     assert AP_ROW.search((tmp_path / "out" / "log.txt").read_text())
@@ -440,25 +556,29 @@ def test_a_failed_evaluation_costs_no_training_and_is_made_up_for(surface_root, 
     assert (tmp_path / "out" / "metrics.json").read_text() == before
 
 
-def test_a_broken_training_picture_costs_no_step(surface_root, micro_config, tmp_path, monkeypatch, capsys):
+def test_a_broken_training_image_costs_no_step(
+    surface_root, micro_config, tmp_path, monkeypatch, capsys
+):
     shutil.copytree(surface_root, tmp_path / "data")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
     register_surface_defects()
     assert run(micro_config, tmp_path / "whole", "train.checkpointer.period=0") == 0
-    pictures = sorted((tmp_path / "data" / "surface_defects" / "train").glob("*.jpg"))
-    picture = pictures[-1]
-    whole = picture.read_bytes()
-    picture.write_bytes(whole[:300])
+    images = sorted((tmp_path / "data" / "surface_defects" / "train").glob("*.jpg"))
+    image = images[-1]
+    whole = image.read_bytes()
+    image.write_bytes(whole[:300])
     assert run(micro_config, tmp_path / "out", "train.checkpointer.period=0") == 2
-    assert picture.name in capsys.readouterr().err
-    picture.write_bytes(whole)
-    done = read_checkpoint(tmp_path / "out" / (tmp_path / "out" / "last_checkpoint").read_text())["iteration"]
+    assert image.name in capsys.readouterr().err
+    image.write_bytes(whole)
+    done = read_checkpoint(tmp_path / "out" / (tmp_path / "out" / "last_checkpoint").read_text())[
+        "iteration"
+    ]
     assert 0 < done < 6
     assert run(micro_config, tmp_path / "out", "train.checkpointer.period=0", "--resume") == 0
     assert losses(tmp_path / "out") == losses(tmp_path / "whole")
 
 
-def test_each_evaluation_shows_the_same_pictures(surface_data, micro_config, tmp_path):
+def test_each_evaluation_shows_the_same_images(surface_data, micro_config, tmp_path):
     assert run(micro_config, tmp_path, "train.eval_period=3", "train.previews=2") == 0
     names = sorted(path.name for path in (tmp_path / "previews").iterdir())
     assert names == [f"00000{i}_000000{n}.jpg" for i in (1, 4) for n in (3, 6)]
@@ -466,7 +586,9 @@ def test_each_evaluation_shows_the_same_pictures(surface_data, micro_config, tmp
     assert (height, width) == (64, 3 * 64)
 
 
-def test_annotations_without_area_and_crowd_are_evaluated(surface_root, micro_config, tmp_path, monkeypatch):
+def test_annotations_without_area_and_crowd_are_evaluated(
+    surface_root, micro_config, tmp_path, monkeypatch
+):
     shutil.copytree(surface_root, tmp_path / "data")
     file = tmp_path / "data" / "surface_defects" / "annotations" / "val.json"
     content = json.loads(file.read_text())
@@ -488,15 +610,22 @@ def test_a_run_is_not_resumed_with_another_order_of_the_data(full_run, micro_con
 def test_a_config_that_is_none_is_one_line(tmp_path, capsys, content):
     (tmp_path / "config.py").write_text(content)
     assert train_net.run(["--config-file", str(tmp_path / "config.py")]) == 2
-    assert re.match("error: .*config.py (cannot be loaded: SyntaxError|defines no model)", capsys.readouterr().err)
+    assert re.match(
+        "error: .*config.py (cannot be loaded: SyntaxError|defines no model)",
+        capsys.readouterr().err,
+    )
 
 
 def test_overrides_may_stand_on_both_sides_of_a_flag(micro_config):
-    args = train_net.parse_args(["--config-file", micro_config, "train.seed=1", "--eval-only", "train.max_iter=2"])
+    args = train_net.parse_args(
+        ["--config-file", micro_config, "train.seed=1", "--eval-only", "train.max_iter=2"]
+    )
     assert args.opts == ["train.seed=1", "train.max_iter=2"] and args.eval_only
 
 
-def test_an_evaluation_draws_truth_and_detections_of_each_picture(surface_data, micro_config, tmp_path):
+def test_an_evaluation_draws_truth_and_detections_of_each_image(
+    surface_data, micro_config, tmp_path
+):
     weights = tmp_path / "weights.pth"
     torch.save(instantiate(load_config(micro_config).model).state_dict(), weights)
     shown = tmp_path / "shown"
@@ -506,13 +635,17 @@ def test_an_evaluation_draws_truth_and_detections_of_each_picture(surface_data, 
     assert sorted(path.name for path in shown.iterdir()) == names
     height, width, _ = read_image(str(shown / names[0])).shape
     assert width == 2 * 480 + 8 and height > 480
-    assert "6 pictures drawn in" in (tmp_path / "out" / "log.txt").read_text()
+    assert "6 images drawn in" in (tmp_path / "out" / "log.txt").read_text()
 
 
-def test_drawings_need_an_evaluation_that_writes_its_detections(surface_data, micro_config, tmp_path, capsys):
+def test_drawings_need_an_evaluation_that_writes_its_detections(
+    surface_data, micro_config, tmp_path, capsys
+):
     with pytest.raises(SystemExit):
         train_net.parse_args(["--config-file", micro_config, "--show-dir", "shown"])
-    assert "--show-dir shown draws what --eval-only finds: add --eval-only" in capsys.readouterr().err
+    assert (
+        "--show-dir shown draws what --eval-only finds: add --eval-only" in capsys.readouterr().err
+    )
     weights = tmp_path / "weights.pth"
     torch.save(instantiate(load_config(micro_config).model).state_dict(), weights)
     words = ["--eval-only", "--weights", str(weights), "--show-dir"]

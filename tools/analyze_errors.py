@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What a detector gets wrong: classes, sizes, crowding, kinds of mistakes, confusions, and the worst pictures.
+"""What a detector gets wrong: classes, sizes, crowding, kinds of mistakes, confusions, and the worst images.
 
 tools/analyze_errors.py output/mine/inference/coco_instances_results.json data/mine/annotations/instances_val.json
 
@@ -21,12 +21,17 @@ import numpy as np
 from pycocotools.coco import COCO
 from tabulate import tabulate
 
-from salience_detr.comparison import SCORE_THRESHOLD, find_pictures, worst_sheet, write_picture
-from salience_detr.engine.checkpointing import check_output_dir
-from salience_detr.error_analysis import (
+from salience_detr.evaluation.comparison import (
+    SCORE_THRESHOLD,
+    find_images,
+    worst_sheet,
+    write_image,
+)
+from salience_detr.evaluation.confusion import plot_confusion
+from salience_detr.evaluation.error_analysis import (
     LOOSE_IOU,
     TOUCHING_IOU,
-    PictureErrors,
+    ImageErrors,
     Row,
     class_rows,
     crowd_counts,
@@ -38,15 +43,14 @@ from salience_detr.error_analysis import (
     ranked,
     size_rows,
 )
-from salience_detr.files import written_whole
-from salience_detr.results import ResultsError, confusion_matrix, load, run_evaluation
-from salience_detr.visualization.confusion import plot_confusion
+from salience_detr.evaluation.results import ResultsError, confusion_matrix, load, run_evaluation
+from salience_detr.utils.files import check_output_dir, written_whole
 
 CLASS_METRICS = ("boxes", "AP", "AP50", "AP75", "APs", "APm", "APl", "AR", "recall", "precision")
-CLASS_MISTAKES = ("correct", "localisation", "class confused", "duplicate", "background", "missed")
+CLASS_MISTAKES = ("correct", "localization", "class confused", "duplicate", "background", "missed")
 # A matrix of more classes is no table that anyone reads: the most frequent confusions are listed instead.
 TABLE_CLASSES, CONFUSIONS = 20, 20
-MOST_WORST = 400  # pictures on one sheet
+MOST_WORST = 400  # images on one sheet
 
 
 @dataclass(frozen=True)
@@ -57,66 +61,94 @@ class Report:
         content: settings, metrics and rows of the tables; None where there is nothing to measure.
         matrix: (K + 1, K + 1) confusion matrix.
         names: of the K classes.
-        ranking: the pictures with mistakes, worst first.
+        ranking: the images with mistakes, worst first.
     """
 
     content: dict[str, Any]
     matrix: np.ndarray
     names: list[str]
-    ranking: list[PictureErrors]
+    ranking: list[ImageErrors]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("results", type=Path, metavar="RESULTS.json")
     parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS.json")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="the pictures (default: looked for by ANNOTATIONS)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="(default: the folder errors beside RESULTS)")
-    parser.add_argument("--worst", type=int, default=16, metavar="N", help="pictures on the sheet (default: 16)")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="the images (default: looked for by ANNOTATIONS)",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="(default: the folder errors beside RESULTS)"
+    )
+    parser.add_argument(
+        "--worst", type=int, default=16, metavar="N", help="images on the sheet (default: 16)"
+    )
     parser.add_argument(
         "--score-threshold", type=float, default=SCORE_THRESHOLD, metavar="S",
         help=f"of the detections whose mistakes are counted (default: {SCORE_THRESHOLD}); AP and AR take all",
     )  # fmt: skip
     parser.add_argument(
-        "--iou-threshold", type=float, default=0.5, metavar="IOU", help="of detection and box (default: 0.5)"
+        "--iou-threshold",
+        type=float,
+        default=0.5,
+        metavar="IOU",
+        help="of detection and box (default: 0.5)",
     )
     args = parser.parse_args(argv)
     if not 0 <= args.score_threshold <= 1:
         parser.error(f"--score-threshold is {args.score_threshold:g}; it lies between 0 and 1")
     if not LOOSE_IOU < args.iou_threshold <= 1:
-        parser.error(f"--iou-threshold is {args.iou_threshold:g}; it lies above {LOOSE_IOU} and not above 1")
+        parser.error(
+            f"--iou-threshold is {args.iou_threshold:g}; it lies above {LOOSE_IOU} and not above 1"
+        )
     if not 1 <= args.worst <= MOST_WORST:
         parser.error(f"--worst is {args.worst}; it lies between 1 and {MOST_WORST}")
     return args
 
 
-def analyze(coco: COCO, results: list[dict[str, Any]], images: list[Any] | None, args: argparse.Namespace) -> Report:
+def analyze(
+    coco: COCO, results: list[dict[str, Any]], images: list[Any] | None, args: argparse.Namespace
+) -> Report:
     """Everything but the drawings."""
     thresholds = {"score_threshold": args.score_threshold, "iou_threshold": args.iou_threshold}
     evaluation = run_evaluation(coco, results, images)
-    pictures = examine(coco, results, images, **thresholds)
+    image_rows = examine(coco, results, images, **thresholds)
     matrix, names = confusion_matrix(coco, results, images=images, **thresholds)
-    ranking = ranked(pictures)
+    ranking = ranked(image_rows)
     content = {
-        "settings": {"results": str(args.results), "annotations": str(args.annotations), **thresholds},
-        "pictures": len(pictures),
+        "settings": {
+            "results": str(args.results),
+            "annotations": str(args.annotations),
+            **thresholds,
+        },
+        "pictures": len(image_rows),
         "metrics": overall(evaluation),
-        "classes": class_rows(evaluation, pictures),
-        "sizes": size_rows(evaluation, pictures),
-        "density": density_rows(coco, results, pictures),
-        "overlap": overlap_rows(pictures),
-        "crowd": crowd_counts(pictures),
-        "errors": error_counts(pictures),
+        "classes": class_rows(evaluation, image_rows),
+        "sizes": size_rows(evaluation, image_rows),
+        "density": density_rows(coco, results, image_rows),
+        "overlap": overlap_rows(image_rows),
+        "crowd": crowd_counts(image_rows),
+        "errors": error_counts(image_rows),
         "confusion": {"classes": names, "matrix": matrix.tolist()},
         "worst": [worst_row(errors, coco) for errors in ranking[: args.worst]],
     }
     return Report(content, matrix, names, ranking)
 
 
-def worst_row(errors: PictureErrors, coco: COCO) -> Row:
+def worst_row(errors: ImageErrors, coco: COCO) -> Row:
     counts = {"boxes": errors.num_boxes, "missed": errors.num_missed, "false": errors.num_false}
     name = coco.imgs[errors.image_id]["file_name"]
-    return {"picture": name, "mistakes": errors.num_missed + errors.num_false, **counts, "correct": errors.num_found}
+    return {
+        "picture": name,
+        "mistakes": errors.num_missed + errors.num_false,
+        **counts,
+        "correct": errors.num_found,
+    }
 
 
 def markdown(report: Report) -> str:
@@ -127,7 +159,7 @@ def markdown(report: Report) -> str:
     detections, boxes = content["errors"]["detections"], content["errors"]["boxes"]
     sections = [
         f"# Errors of {content['settings']['results']}",
-        f"Against {content['settings']['annotations']}: {content['pictures']} pictures. AP and AR, in percent, are "
+        f"Against {content['settings']['annotations']}: {content['pictures']} images. AP and AR, in percent, are "
         f"COCO's, over all detections; all else counts detections with a score of at least {score:g} and takes a "
         f"detection for right from an IoU of {iou:g} with a box of its class. recall is the part of the boxes that was "
         "found so, precision the part of these detections that is right.",
@@ -138,39 +170,48 @@ def markdown(report: Report) -> str:
         "small: an area below 32 x 32 pixels, large: from 96 x 96 on, as annotated.",
         table(content["sizes"]),
         "## Crowding",
-        "Pictures by their number of boxes (crowd regions do not count):",
+        "Images by their number of boxes (crowd regions do not count):",
         table(content["density"]),
-        f"Boxes by whether they overlap another one of their picture, of any class, by an IoU of at least "
+        f"Boxes by whether they overlap another one of their image, of any class, by an IoU of at least "
         f"{TOUCHING_IOU:g}:",
         table(content["overlap"]),
         table([content["crowd"]]),
         "## Kinds of mistakes",
         "By falling score, a detection takes the free box of its class that it overlaps most. Of the others, ignored "
         "is one in a crowd region of its class, duplicate one on a box of its class that is taken, class confused one "
-        "on a box of another class, localisation one that overlaps a box of its class by an IoU of at least "
+        "on a box of another class, localization one that overlaps a box of its class by an IoU of at least "
         f"{LOOSE_IOU:g}, but too little, and background the rest.",
         table([{"detections": kind, "count": count} for kind, count in detections.items()]),
-        "A missed box is overlooked if no class confused and no localisation detection lies on it.",
+        "A missed box is overlooked if no class confused and no localization detection lies on it.",
         table([{"boxes": fate, "count": count} for fate, count in boxes.items()]),
         "By the class of the detection, and missed by that of the box:",
         table([{"class": x["class"]} | {key: x[key] for key in CLASS_MISTAKES} for x in classes]),
         "## Confusions",
         "Here a detection takes the free box that it overlaps most, of whatever class.",
         confusion_table(report.matrix, report.names),
-        "## Worst pictures",
+        "## Worst images",
         "By missed boxes plus false detections; the first are drawn in worst.jpg.",
-        table(content["worst"]) if content["worst"] else "There is no mistake in any picture.",
+        table(content["worst"]) if content["worst"] else "There is no mistake in any image.",
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def table(rows: Sequence[Row]) -> str:
     """A Markdown table of rows with the same keys: texts as they are, numbers with one digit, - where there is none."""
-    texts = [i for i, key in enumerate(rows[0]) if any(isinstance(row[key], str) for row in rows)] if rows else []
-    cells = [[escaped(value) if isinstance(value, str) else value for value in row.values()] for row in rows]
+    texts = (
+        [i for i, key in enumerate(rows[0]) if any(isinstance(row[key], str) for row in rows)]
+        if rows
+        else []
+    )
+    cells = [
+        [escaped(value) if isinstance(value, str) else value for value in row.values()]
+        for row in rows
+    ]
     headers = [escaped(key) for key in rows[0]] if rows else []
     # A class may be called 1e5: that is no number.
-    return tabulate(cells, headers, tablefmt="github", floatfmt=".1f", missingval="-", disable_numparse=texts)
+    return tabulate(
+        cells, headers, tablefmt="github", floatfmt=".1f", missingval="-", disable_numparse=texts
+    )
 
 
 def escaped(text: str) -> str:
@@ -185,20 +226,28 @@ def confusion_table(matrix: np.ndarray, names: list[str]) -> str:
         headers = ["true \\ detected", *detected]
         rows = [[name, *counts] for name, counts in zip(true, matrix.tolist(), strict=True)]
         cells = [[escaped(name), *counts] for name, *counts in rows]
-        return tabulate(cells, [escaped(x) for x in headers], tablefmt="github", disable_numparse=[0])
+        return tabulate(
+            cells, [escaped(x) for x in headers], tablefmt="github", disable_numparse=[0]
+        )
     confused = matrix[:-1, :-1].copy()
     np.fill_diagonal(confused, 0)
     order = np.argsort(-confused, axis=None, kind="stable")[:CONFUSIONS]
     pairs = zip(*np.unravel_index(order, confused.shape), strict=True)
-    found = [{"true": true[i], "detected": detected[j], "count": int(confused[i, j])} for i, j in pairs]
+    found = [
+        {"true": true[i], "detected": detected[j], "count": int(confused[i, j])} for i, j in pairs
+    ]
     found = [row for row in found if row["count"]]
-    return f"The most frequent; all are in report.json.\n\n{table(found)}" if found else "No class is confused."
+    return (
+        f"The most frequent; all are in report.json.\n\n{table(found)}"
+        if found
+        else "No class is confused."
+    )
 
 
 def find_root(args: argparse.Namespace, coco: COCO) -> Path | None:
-    """The folder of the pictures; None, with a note, if the default finds none."""
+    """The folder of the images; None, with a note, if the default finds none."""
     try:
-        return find_pictures(args.annotations, coco, args.images)
+        return find_images(args.annotations, coco, args.images)
     except ResultsError as error:
         if args.images is not None:
             raise
@@ -211,8 +260,10 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_sheet(report: Report, coco: COCO, image_root: Path | None, args: argparse.Namespace, path: Path) -> bool:
-    """Draw the worst pictures; False if there is nothing to draw, and then no older sheet is left."""
+def write_sheet(
+    report: Report, coco: COCO, image_root: Path | None, args: argparse.Namespace, path: Path
+) -> bool:
+    """Draw the worst images; False if there is nothing to draw, and then no older sheet is left."""
     sheet = None
     if image_root is not None:
         sheet, notes = worst_sheet(coco, report.ranking, image_root, count=args.worst)
@@ -221,7 +272,7 @@ def write_sheet(report: Report, coco: COCO, image_root: Path | None, args: argpa
     if sheet is None:
         path.unlink(missing_ok=True)
         return False
-    write_picture(path, sheet)
+    write_image(path, sheet)
     return True
 
 

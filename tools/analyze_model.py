@@ -11,14 +11,18 @@ from detectron2.config import instantiate
 from tabulate import tabulate
 from tqdm import tqdm
 
-from salience_detr.engine.config import ConfigError, load_config
-from salience_detr.engine.profiling import count
+from salience_detr.benchmark.profiling import count
+from salience_detr.config import ConfigError, load_config
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", required=True, action="append", metavar="FILE", help="may be repeated")
-    parser.add_argument("--size", type=int, nargs=2, default=(800, 1333), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument(
+        "--config-file", required=True, action="append", metavar="FILE", help="may be repeated"
+    )
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(800, 1333), metavar=("HEIGHT", "WIDTH")
+    )
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the configs")
     args = parser.parse_intermixed_args(argv)
     headers = ("parameters (M)", "GMACs", "activations (M)")
@@ -31,9 +35,15 @@ def main(argv: list[str] | None = None) -> int:
             return 2
         found = count(model, *args.size)
         print(f"{config_file} at {args.size[0]}x{args.size[1]}")
-        print(tabulate(found.stages, headers=("stage", *headers), floatfmt=".2f", tablefmt="github"), flush=True)
+        print(
+            tabulate(found.stages, headers=("stage", *headers), floatfmt=".2f", tablefmt="github"),
+            flush=True,
+        )
         if found.uncounted:
-            print("not counted: " + ", ".join(f"{times} x {name}" for name, times in found.uncounted.items()))
+            print(
+                "not counted: "
+                + ", ".join(f"{times} x {name}" for name, times in found.uncounted.items())
+            )
         print()
         totals.append((Path(config_file).stem, *found.stages[-1][1:]))
     if len(totals) > 1:

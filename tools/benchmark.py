@@ -3,7 +3,7 @@
 
 tools/benchmark.py [--config-file F] [--size H W] [--device cpu|cuda] [--modes eager amp] [--compare all] [key=value]
 
-Parameters, GMACs, latency, pictures per second over batch sizes, peak memory, and milliseconds by stage. Every
+Parameters, GMACs, latency, images per second over batch sizes, peak memory, and milliseconds by stage. Every
 measurement runs in a process of its own; one that fails is a row that says why. Ctrl-C prints what there is by then.
 """
 
@@ -25,14 +25,21 @@ from typing import Any, NoReturn
 import torch
 from tabulate import tabulate
 
+from salience_detr.benchmark.benchmarking import (
+    MODES,
+    OURS,
+    Cost,
+    Measurement,
+    Report,
+    Settings,
+    build_ours,
+    run,
+)
+from salience_detr.benchmark.other_detectors import OTHER_DETECTORS
 from salience_detr.checkpoint import CheckpointError
-from salience_detr.engine.benchmarking import MODES, OURS, Cost, Measurement, Report, Settings, build_ours, run
-from salience_detr.engine.checkpointing import check_result_path
-from salience_detr.engine.config import ConfigError
-from salience_detr.engine.device import resolve_device
-from salience_detr.engine.other_detectors import OTHER_DETECTORS
-from salience_detr.errors import one_line
-from salience_detr.files import written_whole
+from salience_detr.config import ConfigError, resolve_device
+from salience_detr.utils.errors import one_line
+from salience_detr.utils.files import check_result_path, written_whole
 
 LISTS = ("batch_sizes", "modes", "compare")  # options that take several words
 
@@ -42,7 +49,10 @@ def cost_rows(report: Report) -> list[dict[str, Any]]:
     whole = {(m.name, m.mode): m.timings[0].median for m in report.measurements if m.timings}
     rows = []
     for measurement in report.measurements:
-        name, timings = measurement.name, {timing.batch_size: timing for timing in measurement.timings}
+        name, timings = (
+            measurement.name,
+            {timing.batch_size: timing for timing in measurement.timings},
+        )
         cost, first = report.costs[name], measurement.timings[0] if timings else None
         row = {
             "detector": report.settings.label(name),
@@ -98,7 +108,9 @@ def machine(device: str) -> str:
             "convolutions": torch.backends.cudnn.allow_tf32,
             "matrix products": torch.backends.cuda.matmul.allow_tf32,
         }
-        tf32 = ", ".join(f"{what} {'on' if allowed else 'off'}" for what, allowed in switches.items())
+        tf32 = ", ".join(
+            f"{what} {'on' if allowed else 'off'}" for what, allowed in switches.items()
+        )
         return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda} (TF32: {tf32})"
     info = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.M) if info.is_file() else []
@@ -109,7 +121,9 @@ def machine(device: str) -> str:
 def circumstances(settings: Settings) -> dict[str, str]:
     """On what, with what and when this was measured."""
     packages = ["torch", *dict.fromkeys(OTHER_DETECTORS[name].package for name in settings.compare)]
-    amp = f", amp in {settings.dtype}" if any(mode.endswith("amp") for mode in settings.modes) else ""
+    amp = (
+        f", amp in {settings.dtype}" if any(mode.endswith("amp") for mode in settings.modes) else ""
+    )
     return {
         "machine": machine(settings.device),
         "packages": ", ".join(f"{package} {version(package)}" for package in packages),
@@ -130,18 +144,24 @@ def explanations(report: Report) -> list[str]:
         "modes with what the compiler keeps)"
     )
     lines = [
-        "Milliseconds: a whole call with one picture of noise, from a list of dictionaries to Instances; images/s: of "
-        "the median call with that many pictures.",
+        "Milliseconds: a whole call with one image of noise, from a list of dictionaries to Instances; images/s: of "
+        "the median call with that many images.",
         f"MiB: {held}.",
-        "GMACs: by fvcore, for one picture; convolutions, matrix products, attention, norms, sampling, interpolation.",
+        "GMACs: by fvcore, for one image; convolutions, matrix products, attention, norms, sampling, interpolation.",
     ]
     for name, cost in report.costs.items():
         if cost.count and cost.count.uncounted:
-            missing = ", ".join(f"{times} x {operator}" for operator, times in cost.count.uncounted.items())
+            missing = ", ".join(
+                f"{times} x {operator}" for operator, times in cost.count.uncounted.items()
+            )
             lines.append(f"Not in the GMACs of {settings.label(name)}: {missing}.")
     if settings.compare:
-        lines.append("of ours: median milliseconds over those of the config's model in the same mode.")
-    with_nms = [OTHER_DETECTORS[name].label for name in settings.compare if OTHER_DETECTORS[name].uses_nms]
+        lines.append(
+            "of ours: median milliseconds over those of the config's model in the same mode."
+        )
+    with_nms = [
+        OTHER_DETECTORS[name].label for name in settings.compare if OTHER_DETECTORS[name].uses_nms
+    ]
     if with_nms:
         lines.append(
             f"Random weights: {', '.join(with_nms)} select boxes by their scores, so how many reach NMS, and the heads "
@@ -153,10 +173,15 @@ def explanations(report: Report) -> list[str]:
 def table(rows: list[dict[str, Any]]) -> str:
     """In Markdown; numbers have one decimal from 10 on, else three digits."""
     cells = [
-        {name: f"{x:{'.1f' if abs(x) >= 10 else '#.3g'}}" if isinstance(x, float) else x for name, x in row.items()}
+        {
+            name: f"{x:{'.1f' if abs(x) >= 10 else '#.3g'}}" if isinstance(x, float) else x
+            for name, x in row.items()
+        }
         for row in rows
     ]
-    sides = ["right" if any(isinstance(row[name], float) for row in rows) else "left" for name in rows[0]]
+    sides = [
+        "right" if any(isinstance(row[name], float) for row in rows) else "left" for name in rows[0]
+    ]
     return tabulate(cells, headers="keys", tablefmt="github", colalign=sides, disable_numparse=True)
 
 
@@ -167,7 +192,10 @@ def as_markdown(report: Report) -> str:
     parts.append("\n".join(f"- {line}" for line in explanations(report)))
     stages = stage_rows(report)
     if len(stages) > 1:
-        parts += [f"{report.settings.label(OURS)}, one picture, with a wait after each stage:", table(stages)]
+        parts += [
+            f"{report.settings.label(OURS)}, one image, with a wait after each stage:",
+            table(stages),
+        ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -190,7 +218,12 @@ def as_json(report: Report) -> str:
                 "detector": report.settings.label(measurement.name),
                 **asdict(measurement),
                 "timings": [
-                    {**asdict(x), "median": x.median, "p95": x.p95, "images_per_second": x.images_per_second}
+                    {
+                        **asdict(x),
+                        "median": x.median,
+                        "p95": x.p95,
+                        "images_per_second": x.images_per_second,
+                    }
                     for x in measurement.timings
                 ],
             }
@@ -211,18 +244,40 @@ class Parser(argparse.ArgumentParser):
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     on_gpu = torch.cuda.is_available()
-    parser.add_argument("--config-file", default="configs/salience_detr_r50_4scale_12ep.py", metavar="FILE")
+    parser.add_argument(
+        "--config-file", default="configs/salience_detr_r50_4scale_12ep.py", metavar="FILE"
+    )
     parser.add_argument("--weights", metavar="FILE", help="of the config's model (default: random)")
-    parser.add_argument("--size", type=int, nargs=2, default=(800, 1333), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(800, 1333), metavar=("HEIGHT", "WIDTH")
+    )
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--batch-sizes", nargs="+", default=["1", "2", "4"], metavar="N", help="(default: 1 2 4)")
-    parser.add_argument("--modes", nargs="+", default=["eager", "amp"], metavar="MODE", help=f"of {', '.join(MODES)}")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16"), help="of the amp modes")
-    parser.add_argument("--repeats", type=int, default=20 if on_gpu else 5, metavar="N", help="timed calls of each")
-    parser.add_argument("--warmup", type=int, default=3 if on_gpu else 1, metavar="N", help="calls before them")
+    parser.add_argument(
+        "--batch-sizes", nargs="+", default=["1", "2", "4"], metavar="N", help="(default: 1 2 4)"
+    )
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        default=["eager", "amp"],
+        metavar="MODE",
+        help=f"of {', '.join(MODES)}",
+    )
+    parser.add_argument(
+        "--dtype", default="bfloat16", choices=("bfloat16", "float16"), help="of the amp modes"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=20 if on_gpu else 5, metavar="N", help="timed calls of each"
+    )
+    parser.add_argument(
+        "--warmup", type=int, default=3 if on_gpu else 1, metavar="N", help="calls before them"
+    )
     names = ", ".join(OTHER_DETECTORS)
-    parser.add_argument("--compare", nargs="+", default=[], metavar="NAME", help=f"all, or of {names}")
-    parser.add_argument("--compare-batch", action="store_true", help="these at all batch sizes too, not only at 1")
+    parser.add_argument(
+        "--compare", nargs="+", default=[], metavar="NAME", help=f"all, or of {names}"
+    )
+    parser.add_argument(
+        "--compare-batch", action="store_true", help="these at all batch sizes too, not only at 1"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
@@ -246,12 +301,16 @@ def check_args(args: argparse.Namespace) -> None:
         raise ConfigError(f"--modes has no mode; use some of {', '.join(MODES)}")
     for word in args.batch_sizes:
         if not (word.isdecimal() and int(word) >= 1):
-            raise ConfigError(f"--batch-sizes {word!r} is not a number of pictures; give numbers from 1 on")
+            raise ConfigError(
+                f"--batch-sizes {word!r} is not a number of images; give numbers from 1 on"
+            )
     for option, least in (("repeats", 1), ("warmup", 0)):
         if getattr(args, option) < least:
             raise ConfigError(f"--{option} is {getattr(args, option)}; it must be at least {least}")
     if min(args.size) < 1:
-        raise ConfigError(f"--size is {args.size[0]} {args.size[1]}; a picture has at least one pixel")
+        raise ConfigError(
+            f"--size is {args.size[0]} {args.size[1]}; an image has at least one pixel"
+        )
     for option in ("json", "markdown"):
         check_result_path(getattr(args, option), f"--{option}")
     resolve_device(args.device)
@@ -279,7 +338,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
         warmup=args.warmup,
         repeats=args.repeats,
     )
-    return replace(settings, num_classes=getattr(build_ours(settings), "num_classes", settings.num_classes))
+    return replace(
+        settings, num_classes=getattr(build_ours(settings), "num_classes", settings.num_classes)
+    )
 
 
 def begin_report(settings: Settings) -> Report:
@@ -291,9 +352,17 @@ def begin_report(settings: Settings) -> Report:
         report.notes.append(
             f"Other work ran on the machine (load {load:.1f} on {cores} cores at the start): times vary."
         )
-    for package in dict.fromkeys(OTHER_DETECTORS[name].package for name in settings.compare if name not in present):
-        names = ", ".join(OTHER_DETECTORS[x].label for x in settings.compare if OTHER_DETECTORS[x].package == package)
-        report.notes.append(f"{names}: {package} is not installed; pip install 'salience_detr[compare]'.")
+    for package in dict.fromkeys(
+        OTHER_DETECTORS[name].package for name in settings.compare if name not in present
+    ):
+        names = ", ".join(
+            OTHER_DETECTORS[x].label
+            for x in settings.compare
+            if OTHER_DETECTORS[x].package == package
+        )
+        report.notes.append(
+            f"{names}: {package} is not installed; pip install 'salience_detr[compare]'."
+        )
     return report
 
 

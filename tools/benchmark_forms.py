@@ -21,8 +21,8 @@ from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
 
-from salience_detr.engine.config import ConfigError, load_config
-from salience_detr.engine.profiling import STAGES, Clock, noise_picture, stage_times
+from salience_detr.benchmark.profiling import STAGES, Clock, noise_image, stage_times
+from salience_detr.config import ConfigError, load_config
 from salience_detr.layers import ms_deform_attn as attention
 from salience_detr.layers.operator import is_compiled_for
 
@@ -33,17 +33,21 @@ OPERATORS: dict[str, Callable[[], Any]] = {
 }
 
 
-def picture(size: tuple[int, int], num_classes: int, boxes: int = 8) -> dict[str, Any]:
-    """A picture of noise with boxes in a row, as the mapper gives it."""
+def image(size: tuple[int, int], num_classes: int, boxes: int = 8) -> dict[str, Any]:
+    """An image of noise with boxes in a row, as the mapper gives it."""
     height, width = size
     instances = Instances((height, width))
     left = torch.arange(boxes) * (width / boxes)
-    corners = torch.stack([left, left * 0 + height / 4, left + width / boxes, left * 0 + height / 2], dim=1)
+    corners = torch.stack(
+        [left, left * 0 + height / 4, left + width / boxes, left * 0 + height / 2], dim=1
+    )
     instances.gt_boxes, instances.gt_classes = Boxes(corners), torch.arange(boxes) % num_classes
-    return {**noise_picture(height, width), "instances": instances}
+    return {**noise_image(height, width), "instances": instances}
 
 
-def evaluation(model: nn.Module, inputs: list[dict[str, Any]], precision: Callable[[], Any]) -> Callable[[], None]:
+def evaluation(
+    model: nn.Module, inputs: list[dict[str, Any]], precision: Callable[[], Any]
+) -> Callable[[], None]:
     @torch.no_grad()
     def step() -> None:
         with precision():
@@ -52,7 +56,9 @@ def evaluation(model: nn.Module, inputs: list[dict[str, Any]], precision: Callab
     return step
 
 
-def training(model: nn.Module, inputs: list[dict[str, Any]], precision: Callable[[], Any]) -> Callable[[], None]:
+def training(
+    model: nn.Module, inputs: list[dict[str, Any]], precision: Callable[[], Any]
+) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
 
     def step() -> None:
@@ -144,13 +150,23 @@ def profile_by_operator(
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", default="configs/salience_detr_r50_4scale_12ep.py", metavar="FILE")
-    parser.add_argument("--size", type=int, nargs=2, default=(800, 1333), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--train-size", type=int, nargs=2, default=(512, 640), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument(
+        "--config-file", default="configs/salience_detr_r50_4scale_12ep.py", metavar="FILE"
+    )
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(800, 1333), metavar=("HEIGHT", "WIDTH")
+    )
+    parser.add_argument(
+        "--train-size", type=int, nargs=2, default=(512, 640), metavar=("HEIGHT", "WIDTH")
+    )
     parser.add_argument("--train-batch", type=int, default=2)
     parser.add_argument("--no-training", action="store_true", help="time evaluation only")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="by autocast")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda")
+    )
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="by autocast"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
@@ -171,18 +187,24 @@ def main(argv: list[str] | None = None) -> int:
         return nullcontext() if dtype == torch.float32 else torch.autocast(args.device, dtype=dtype)
 
     classes = config.model.num_classes
-    steps = {"evaluation": evaluation(model, [picture(args.size, classes)], precision)}
+    steps = {"evaluation": evaluation(model, [image(args.size, classes)], precision)}
     if not args.no_training:
-        batch = [picture(args.train_size, classes) for _ in range(args.train_batch)]
+        batch = [image(args.train_size, classes) for _ in range(args.train_batch)]
         steps["training step"] = training(model, batch, precision)
     rows, stages = measure(model, steps, Clock(args.device), args.device, args.repeats)
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    device = (
+        torch.cuda.get_device_name()
+        if args.device == "cuda"
+        else f"{torch.get_num_threads()} CPU threads"
+    )
     print(
         f"{args.config_file}, {args.dtype} on {device}, PyTorch {torch.__version__}: evaluation of {args.size[0]}x"
         f"{args.size[1]}, training step of {args.train_batch}x{args.train_size[0]}x{args.train_size[1]}\n"
     )
     print(tabulate(rows, headers="keys", floatfmt=".1f", tablefmt="github"))
-    by_stage = [{"stage (evaluation)": s, **{f"{f} (ms)": stages[f][s] for f in OPERATORS}} for s in STAGES]
+    by_stage = [
+        {"stage (evaluation)": s, **{f"{f} (ms)": stages[f][s] for f in OPERATORS}} for s in STAGES
+    ]
     print("\n" + tabulate(by_stage, headers="keys", floatfmt=".1f", tablefmt="github"))
     operators = profile_by_operator(model, steps, args.device)
     for table in operators.values():

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from salience_detr.layers import ms_deform_attn as attention
 from salience_detr.layers.operator import is_compiled_for
 
-# Levels of a padded 800x1333 picture at strides 8 to 64, and of stride 128 besides.
+# Levels of a padded 800x1333 image at strides 8 to 64, and of stride 128 besides.
 LEVELS = [(100, 167), (50, 84), (25, 42), (13, 21), (7, 11)]
 
 
@@ -51,16 +51,22 @@ def make_inputs(shape: Shape, device: str, dtype: torch.dtype) -> tuple[Tensor, 
     shapes = torch.tensor(shape.levels)
     sizes = shapes.prod(1)
     grid = (shape.batch, shape.queries, 8, len(shape.levels), 4)
-    centres = torch.rand(shape.batch, shape.queries, 1, 2, generator=generator)
-    # In the order of their places, as the tokens of a picture are.
-    order = ((centres[..., 1] * 100).floor() + centres[..., 0]).squeeze(-1).argsort(1)
-    centres = centres.gather(1, order[..., None, None].expand(-1, -1, 1, 2)).expand(-1, -1, len(shape.levels), -1)
-    box_sizes = torch.rand(centres.shape, generator=generator) * 0.3 if shape.dims == 4 else centres[..., :0]
+    centers = torch.rand(shape.batch, shape.queries, 1, 2, generator=generator)
+    # In the order of their places, as the tokens of an image are.
+    order = ((centers[..., 1] * 100).floor() + centers[..., 0]).squeeze(-1).argsort(1)
+    centers = centers.gather(1, order[..., None, None].expand(-1, -1, 1, 2)).expand(
+        -1, -1, len(shape.levels), -1
+    )
+    box_sizes = (
+        torch.rand(centers.shape, generator=generator) * 0.3
+        if shape.dims == 4
+        else centers[..., :0]
+    )
     tensors = (
         torch.randn(shape.batch, int(sizes.sum()), 8, 32, generator=generator).to(device, dtype),
         shapes.to(device),
         (sizes.cumsum(0) - sizes).to(device),
-        torch.cat([centres, box_sizes], -1).to(device),
+        torch.cat([centers, box_sizes], -1).to(device),
         (2 * torch.randn(*grid, 2, generator=generator)).to(device, dtype),
         torch.randn(*grid, generator=generator).to(device, dtype),
     )
@@ -88,7 +94,9 @@ def peak_megabytes(step: Callable[[], object], device: str) -> float:
         torch.cuda.reset_peak_memory_stats()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         step()
     held = peak = 0
     for event in sorted(
@@ -101,7 +109,12 @@ def peak_megabytes(step: Callable[[], object], device: str) -> float:
 
 
 def unfused(
-    value: Tensor, shapes: Tensor, starts: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor
+    value: Tensor,
+    shapes: Tensor,
+    starts: Tensor,
+    reference: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
 ) -> Tensor:
     """Locations and softmax by PyTorch, sampling by the operator."""
     locations = attention.sampling_locations_from_offsets(reference, offsets, shapes)
@@ -127,7 +140,9 @@ def measure(shape: Shape, device: str, dtype: torch.dtype, repeats: int) -> list
     steps: dict[tuple[str, str], Callable[[], object]] = {}
     for name, form in FORMS.items():
         steps[name, "forward"] = partial(without_gradients, form, inputs)
-        steps[name, "backward"] = partial(torch.autograd.grad, outputs[name], wanted, grad, retain_graph=True)
+        steps[name, "backward"] = partial(
+            torch.autograd.grad, outputs[name], wanted, grad, retain_graph=True
+        )
     times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
     for turn in range(repeats + 1):
         for key, step in steps.items():
@@ -158,10 +173,16 @@ def without_gradients(form: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--dtype", default="float32", choices=("float64", "float32", "float16", "bfloat16"))
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda")
+    )
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float64", "float32", "float16", "bfloat16")
+    )
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--shapes", nargs="*", type=int, default=range(len(SHAPES)), help="numbers of the shapes")
+    parser.add_argument(
+        "--shapes", nargs="*", type=int, default=range(len(SHAPES)), help="numbers of the shapes"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the rows there")
     args = parser.parse_args(argv)
     if not is_compiled_for(args.device):
@@ -170,7 +191,11 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for index in tqdm(args.shapes, desc="shapes"):
         rows += measure(SHAPES[index], args.device, getattr(torch, args.dtype), args.repeats)
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    device = (
+        torch.cuda.get_device_name()
+        if args.device == "cuda"
+        else f"{torch.get_num_threads()} CPU threads"
+    )
     print(f"{args.dtype} on {device}, PyTorch {torch.__version__}, {args.repeats} turns")
     print(tabulate(rows, headers="keys", floatfmt=".2f", tablefmt="github"))
     if args.json:

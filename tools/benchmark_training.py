@@ -3,7 +3,7 @@
 
 tools/benchmark_training.py --config-file F --data-dir D [--steps 5] [--only plain] key=value ...
 
-Each variant trains on the same pictures in a process of its own. The second table is what the loader alone delivers.
+Each variant trains on the same images in a process of its own. The second table is what the loader alone delivers.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 from tqdm import tqdm
 
+from salience_detr.config import ConfigError, load_config, resolve_amp, resolve_device
 from salience_detr.data import DatasetError, batches
-from salience_detr.engine.config import ConfigError, load_config
-from salience_detr.engine.device import resolve_amp, resolve_device
 from salience_detr.engine.own_data import add_data_arguments, use_own_data
 from salience_detr.engine.train import arrange, build_model
 from salience_detr.engine.trainer import Trainer
@@ -51,10 +50,17 @@ VARIANTS = {
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--steps", type=int, default=5, help="timed, after one that is not")
-    parser.add_argument("--only", action="append", choices=VARIANTS, help="may be repeated (default: all but compile)")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=VARIANTS,
+        help="may be repeated (default: all but compile)",
+    )
     add_data_arguments(parser)
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
     args = parser.parse_intermixed_args(argv)
@@ -100,14 +106,14 @@ def train_variant(args: argparse.Namespace, overrides: list[str]) -> dict[str, f
     return {"seconds": statistics.median(times[1:]), "peak": peak}
 
 
-def load_only(args: argparse.Namespace, workers: int, pictures: int = 200) -> float:
+def load_only(args: argparse.Namespace, workers: int, images: int = 200) -> float:
     """Images per second that the loader delivers."""
     config = configure(args, [f"dataloader.train.num_workers={workers}"])
     loader = instantiate(config.dataloader.train)
     batch = config.dataloader.train.total_batch_size
     stream = batches(loader, 0)
     next(stream)  # starts the workers
-    count = -(-pictures // batch)
+    count = -(-images // batch)
     start = time.perf_counter()
     for _ in itertools.islice(stream, count):
         pass
@@ -125,14 +131,25 @@ def main(argv: list[str] | None = None) -> int:
     spawn = multiprocessing.get_context("spawn")
     for name in tqdm(args.only, desc="variants"):
         with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-            found = pool.submit(train_variant, args, ["train.amp.enabled=False", *VARIANTS[name]]).result()
+            found = pool.submit(
+                train_variant, args, ["train.amp.enabled=False", *VARIANTS[name]]
+            ).result()
         rows.append((name, batch / found["seconds"], found["seconds"], found["peak"]))
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{torch.get_num_threads()} CPU threads"
+    )
     print(f"{args.config_file}, batch {batch}, {device}, PyTorch {torch.__version__}\n")
     headers = ("training", "images/s", "s/step", "peak memory (MiB)")
     print(tabulate(rows, headers=headers, floatfmt=("", ".2f", ".2f", ".0f"), tablefmt="github"))
     loading = [(workers, load_only(args, workers)) for workers in (0, 1, 2)]
-    print("\n" + tabulate(loading, headers=("loader workers", "images/s"), floatfmt=".0f", tablefmt="github"))
+    print(
+        "\n"
+        + tabulate(
+            loading, headers=("loader workers", "images/s"), floatfmt=".0f", tablefmt="github"
+        )
+    )
     return 0
 
 

@@ -14,23 +14,47 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from salience_detr.comparison import SCORE_THRESHOLD, find_pictures, write_comparisons
-from salience_detr.engine.checkpointing import check_output_dir
-from salience_detr.results import METRICS, ResultsError, class_precisions, evaluate, load, summary
+from salience_detr.evaluation.comparison import SCORE_THRESHOLD, find_images, write_comparisons
+from salience_detr.evaluation.results import (
+    METRICS,
+    ResultsError,
+    class_precisions,
+    evaluate,
+    load,
+    summary,
+)
+from salience_detr.utils.files import check_output_dir
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("results", type=Path, metavar="RESULTS.json")
     parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS.json")
     parser.add_argument("--classes", action="store_true", help="print AP per class too")
     group = parser.add_argument_group("drawings")
-    group.add_argument("--show-dir", type=Path, metavar="DIR", help="draw ground truth beside detections, into here")
-    group.add_argument("--images", type=Path, metavar="DIR", help="the pictures (default: looked for by ANNOTATIONS)")
     group.add_argument(
-        "--score-threshold", type=float, metavar="S", help=f"of drawn detections (default: {SCORE_THRESHOLD})"
+        "--show-dir",
+        type=Path,
+        metavar="DIR",
+        help="draw ground truth beside detections, into here",
     )
-    group.add_argument("--show-count", type=int, metavar="N", help="draw the first N pictures (default: all)")
+    group.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="the images (default: looked for by ANNOTATIONS)",
+    )
+    group.add_argument(
+        "--score-threshold",
+        type=float,
+        metavar="S",
+        help=f"of drawn detections (default: {SCORE_THRESHOLD})",
+    )
+    group.add_argument(
+        "--show-count", type=int, metavar="N", help="draw the first N images (default: all)"
+    )
     args = parser.parse_args(argv)
     for option in ("images", "score_threshold", "show_count"):
         if args.show_dir is None and getattr(args, option) is not None:
@@ -49,22 +73,28 @@ def main(argv: list[str] | None = None) -> int:
     try:
         coco, results, images = load(args.results, args.annotations)
         if args.show_dir is not None:
-            image_root = find_pictures(args.annotations, coco, args.images)
+            image_root = find_images(args.annotations, coco, args.images)
             check_output_dir(args.show_dir, option="--show-dir")
         evaluation = evaluate(coco, results, images)
         print(tabulate([summary(evaluation)], headers=METRICS, floatfmt=".1f", tablefmt="github"))
         if args.classes and evaluation is not None:
-            per_class = [(name, 100 * float(np.mean(x))) for name, x in class_precisions(evaluation).items()]
+            per_class = [
+                (name, 100 * float(np.mean(x))) for name, x in class_precisions(evaluation).items()
+            ]
             headers = ("class", "AP")
-            print(tabulate(per_class, headers, floatfmt=".1f", tablefmt="github", disable_numparse=[0]))
+            print(
+                tabulate(
+                    per_class, headers, floatfmt=".1f", tablefmt="github", disable_numparse=[0]
+                )
+            )
         if args.show_dir is not None:
             drawn, notes = write_comparisons(
                 coco, results, image_root, args.show_dir,
                 images=images, score_threshold=args.score_threshold, count=args.show_count,
             )  # fmt: skip
-            print(f"{drawn} pictures drawn in {args.show_dir}: ground truth left, detections right")
+            print(f"{drawn} images drawn in {args.show_dir}: ground truth left, detections right")
             if notes:
-                print(f"{len(notes)} pictures were passed over:", *notes, sep="\n  ", file=sys.stderr)
+                print(f"{len(notes)} images were passed over:", *notes, sep="\n  ", file=sys.stderr)
     except (ResultsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

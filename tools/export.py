@@ -22,12 +22,17 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from salience_detr.checkpoint import CheckpointError
+from salience_detr.config import ConfigError, is_override
 from salience_detr.data import DatasetError
-from salience_detr.data.mapper import ImageReadError, read_image
+from salience_detr.data.images import ImageReadError, read_image
 from salience_detr.data.surface import generate_surface_defects
-from salience_detr.engine.checkpointing import check_result_path
-from salience_detr.engine.config import ConfigError, is_override
-from salience_detr.export import DetectorInfo, ExportedDetector, ExportError, OnnxDetector, PackagedDetector
+from salience_detr.export import (
+    DetectorInfo,
+    ExportedDetector,
+    ExportError,
+    OnnxDetector,
+    PackagedDetector,
+)
 from salience_detr.export.onnx import DEFAULT_OPSET, LAST_OPSET, check_export, export_onnx
 from salience_detr.export.program import compile_package, record, save_program
 from salience_detr.export.verification import (
@@ -38,22 +43,39 @@ from salience_detr.export.verification import (
     verify,
 )
 from salience_detr.predictor import Predictor
+from salience_detr.utils.files import check_result_path
 
 ENDINGS = (".onnx", ".pt2")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="the LazyConfig file of the model")
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint; without it the weights are random")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="ends in .onnx or .pt2")
-    parser.add_argument("--compile", action="store_true", help="compile a .pt2 for this kind of processor (minutes)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--opset", type=int, default=DEFAULT_OPSET, help=f"of ONNX, up to {LAST_OPSET} (default: {DEFAULT_OPSET})"
+        "--config-file", required=True, metavar="FILE", help="the LazyConfig file of the model"
+    )
+    parser.add_argument(
+        "--weights", metavar="FILE", help="checkpoint; without it the weights are random"
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FILE", help="ends in .onnx or .pt2"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile a .pt2 for this kind of processor (minutes)"
+    )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        default=DEFAULT_OPSET,
+        help=f"of ONNX, up to {LAST_OPSET} (default: {DEFAULT_OPSET})",
     )
     parser.add_argument("--simplify", action="store_true", help="run onnxslim over the ONNX graph")
     parser.add_argument(
-        "--verify", nargs="*", metavar="PICTURE", help="compare with PyTorch on these (default: on the test set's)"
+        "--verify",
+        nargs="*",
+        metavar="IMAGE",
+        help="compare with PyTorch on these (default: on the test set's)",
     )
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
     args = parser.parse_intermixed_args(argv)
@@ -67,22 +89,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def test_pictures(predictor: Predictor, count: int = 4) -> tuple[list[np.ndarray], str]:
-    """Pictures to compare on, and what they are: the test set's, or generated ones where it is not there."""
+def test_images(predictor: Predictor, count: int = 4) -> tuple[list[np.ndarray], str]:
+    """Images to compare on, and what they are: the test set's, or generated ones where it is not there."""
     try:
         records = instantiate(predictor.config.dataloader.test.dataset)
         chosen = records[:: max(1, len(records) // count)][:count]
-        return [read_image(record["file_name"]) for record in chosen], "pictures of the test set"
+        return [read_image(record["file_name"]) for record in chosen], "images of the test set"
     except (DatasetError, ImageReadError):
         with tempfile.TemporaryDirectory() as folder:
             generate_surface_defects(Path(folder), split="val", num_images=count, progress=False)
-            return [read_image(str(path)) for path in sorted(Path(folder).rglob("*.jpg"))], "generated pictures"
+            return [
+                read_image(str(path)) for path in sorted(Path(folder).rglob("*.jpg"))
+            ], "generated images"
 
 
-def several_shapes(pictures: list[np.ndarray]) -> list[np.ndarray]:
-    """The pictures, and of the first also its left half and its upper third: landscape, portrait and long ones."""
-    height, width = pictures[0].shape[:2]
-    return [*pictures, pictures[0][:, : max(1, width // 2)], pictures[0][: max(1, height // 3)]]
+def several_shapes(images: list[np.ndarray]) -> list[np.ndarray]:
+    """The images, and of the first also its left half and its upper third: landscape, portrait and long ones."""
+    height, width = images[0].shape[:2]
+    return [*images, images[0][:, : max(1, width // 2)], images[0][: max(1, height // 3)]]
 
 
 def write(predictor: Predictor, args: argparse.Namespace) -> ExportedDetector:
@@ -98,9 +122,11 @@ def write(predictor: Predictor, args: argparse.Namespace) -> ExportedDetector:
     return PackagedDetector(args.output)
 
 
-def report(predictor: Predictor, exported: ExportedDetector, pictures: list[np.ndarray], what: str) -> list[Difference]:
+def report(
+    predictor: Predictor, exported: ExportedDetector, images: list[np.ndarray], what: str
+) -> list[Difference]:
     """Compare and print a table."""
-    shapes = several_shapes(pictures)
+    shapes = several_shapes(images)
     differences = verify(predictor, exported, shapes)
     labels = [f"{x.shape[0]}x{x.shape[1]}" for x in shapes]
     labels += [f"{label} in a batch" for label in labels]
@@ -109,15 +135,21 @@ def report(predictor: Predictor, exported: ExportedDetector, pictures: list[np.n
         for label, d in zip(labels, differences, strict=True)
     ]
     headers = (
-        "picture", "detections", "not in both", "their highest score", "largest difference of scores", "of boxes (px)"
+        "image", "detections", "not in both", "their highest score", "largest difference of scores", "of boxes (px)"
     )  # fmt: skip
     print(f"\nagainst PyTorch on {what}:")
-    print(tabulate(rows, headers=headers, floatfmt=("", "", "", ".3f", ".1e", ".1e"), tablefmt="github"))
+    print(
+        tabulate(
+            rows, headers=headers, floatfmt=("", "", "", ".3f", ".1e", ".1e"), tablefmt="github"
+        )
+    )
     times = [
-        (name, latency(detector, pictures[0]))
-        for name, detector in tqdm((("PyTorch", predictor), (type(exported).__name__, exported)), desc="timing")
+        (name, latency(detector, images[0]))
+        for name, detector in tqdm(
+            (("PyTorch", predictor), (type(exported).__name__, exported)), desc="timing"
+        )
     ]
-    print(f"\none picture of {labels[0]}, reading and resizing included, median of 5:")
+    print(f"\none image of {labels[0]}, reading and resizing included, median of 5:")
     print(tabulate(times, headers=("", "ms"), floatfmt=".1f", tablefmt="github"))
     return differences
 
@@ -132,17 +164,28 @@ def main(argv: list[str] | None = None) -> int:
         given = [read_image(path) for path in args.verify or []]
         predictor = Predictor(args.config_file, args.weights, device="cpu", overrides=args.opts)
         exported = write(predictor, args)
-        print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB, {len(exported.class_names)} classes")
+        print(
+            f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB, {len(exported.class_names)} classes"
+        )
         if args.verify is None:
             return 0
-        pictures, what = (given, "the given pictures") if given else test_pictures(predictor)
-        differences = report(predictor, exported, pictures, what)
-    except (CheckpointError, ConfigError, ExportError, ImageReadError, OSError, ValueError) as error:
+        images, what = (given, "the given images") if given else test_images(predictor)
+        differences = report(predictor, exported, images, what)
+    except (
+        CheckpointError,
+        ConfigError,
+        ExportError,
+        ImageReadError,
+        OSError,
+        ValueError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     unmatched = sum(x.unmatched for x in differences)
     score, box = max(x.score for x in differences), max(x.box for x in differences)
-    print(f"\nlargest differences: {score:.1e} in score, {box:.1e} px in boxes; {unmatched} detections differ")
+    print(
+        f"\nlargest differences: {score:.1e} in score, {box:.1e} px in boxes; {unmatched} detections differ"
+    )
     doubtful_part = DOUBTFUL_PART if args.weights else DOUBTFUL_PART_OF_RANDOM
     return 0 if all(x.is_rounding(doubtful_part=doubtful_part) for x in differences) else 1
 

@@ -90,28 +90,47 @@ class Installer:
         environ = {**self.environ, "GIT_TERMINAL_PROMPT": "0"}
         try:
             probe = self.run(
-                ["git", "ls-remote", GIT_REPOSITORY, "HEAD"], env=environ, timeout=20, capture_output=True, text=True
+                ["git", "ls-remote", GIT_REPOSITORY, "HEAD"],
+                env=environ,
+                timeout=20,
+                capture_output=True,
+                text=True,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise SourceFailed(f"{GIT_REPOSITORY} cannot be reached ({type(error).__name__})") from error
+            raise SourceFailed(
+                f"{GIT_REPOSITORY} cannot be reached ({type(error).__name__})"
+            ) from error
         if probe.returncode:
             reason = (probe.stderr or "").strip().splitlines() or ["no reason given"]
             raise SourceFailed(f"{GIT_REPOSITORY} cannot be reached ({reason[-1]})")
-        self.pip_install("--no-build-isolation", f"git+{GIT_REPOSITORY}@{GIT_COMMIT}", what="the Git repository")
+        self.pip_install(
+            "--no-build-isolation", f"git+{GIT_REPOSITORY}@{GIT_COMMIT}", what="the Git repository"
+        )
         return f"detectron2 from {GIT_REPOSITORY} at {GIT_COMMIT[:10]}"
 
     def install_from_wheel(self) -> str:
         """The pure-Python copy inside the labgym wheel, repacked as a wheel of its own."""
         with tempfile.TemporaryDirectory() as folder:
-            arguments = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--python-version", WHEEL_PYTHON]
-            self.pip(*arguments, "-d", folder, WHEEL_REQUIREMENT, what=f"downloading {WHEEL_REQUIREMENT}")
+            arguments = [
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--only-binary=:all:",
+                "--python-version",
+                WHEEL_PYTHON,
+            ]
+            self.pip(
+                *arguments, "-d", folder, WHEEL_REQUIREMENT, what=f"downloading {WHEEL_REQUIREMENT}"
+            )
             downloaded = next(Path(folder).glob("*.whl"), None)
             if downloaded is None:
                 raise SourceFailed(f"pip downloaded no wheel for {WHEEL_REQUIREMENT}")
             verify_sha256(downloaded, self.wheel_sha256)
             wheel = repack_wheel(downloaded, Path(folder) / "repacked")
             self.pip_install("--no-deps", str(wheel), what="the repacked wheel")
-        return f"detectron2 {VERSION}, the pure-Python copy in {WHEEL_REQUIREMENT} (no compiled parts)"
+        return (
+            f"detectron2 {VERSION}, the pure-Python copy in {WHEEL_REQUIREMENT} (no compiled parts)"
+        )
 
     def pip_install(self, *arguments: str, what: str) -> None:
         self.pip("install", *arguments, what=f"installing {what}")
@@ -121,7 +140,9 @@ class Installer:
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
         result = self.run(command, env=dict(self.environ), capture_output=True, text=True)
         if result.returncode:
-            lines = (result.stderr or result.stdout or "").strip().splitlines() or ["no reason given"]
+            lines = (result.stderr or result.stdout or "").strip().splitlines() or [
+                "no reason given"
+            ]
             raise SourceFailed(f"{what} failed: {lines[-1]}")
 
 
@@ -137,7 +158,9 @@ def verify_sha256(path: Path, expected: str) -> None:
     """Raise SourceFailed unless the file hashes to ``expected``."""
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != expected:
-        raise SourceFailed(f"{path.name} has sha256 {found}, not {expected}; it is not the file that was tested")
+        raise SourceFailed(
+            f"{path.name} has sha256 {found}, not {expected}; it is not the file that was tested"
+        )
 
 
 def repack_wheel(source: Path, folder: Path) -> Path:
@@ -184,7 +207,9 @@ def pack_wheel(tree: Path, info: Path, wheel: Path) -> Path:
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(p for p in tree.rglob("*") if p.is_file()):
             name, content = path.relative_to(tree).as_posix(), path.read_bytes()
-            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+            digest = (
+                base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+            )
             record.append(f"{name},sha256={digest},{len(content)}")
             archive.writestr(name, content)
         record_name = f"{info.name}/RECORD"
@@ -193,7 +218,9 @@ def pack_wheel(tree: Path, info: Path, wheel: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(argv)
     try:
         print(Installer().install())
     except SourceFailed as error:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Put together what the demo runs on: a few pictures, and a short video of a plate that slides past a camera."""
+"""Put together what the demo runs on: a few images, and a short video of a plate that slides past a camera."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from salience_detr.inference.video import VideoWriter
 def make_video(path: Path, *, seconds: float, fps: int, side: int, seed: int) -> None:
     """A square camera window of ``side`` pixels moves along a plate; the same seed draws the same plate."""
     frames = round(seconds * fps)
-    speed = max(1, side // (2 * fps))  # pixels per frame: two seconds until a point has crossed the window
+    speed = max(
+        1, side // (2 * fps)
+    )  # pixels per frame: two seconds until a point has crossed the window
     rng = np.random.default_rng(seed)
     length = side + frames * speed
     # Segments of the size that the model was trained on, laid side by side, each with its own light.
@@ -33,8 +35,8 @@ def make_video(path: Path, *, seconds: float, fps: int, side: int, seed: int) ->
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="folder to take pictures from")
-    parser.add_argument("--num-pictures", type=int, default=8)
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder to take images from")
+    parser.add_argument("--num-images", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--fps", type=int, default=10)
     parser.add_argument("--size", type=int, default=320, help="side of the video in pixels")
@@ -42,16 +44,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         args.output.mkdir(parents=True, exist_ok=True)
-        pictures = sorted(args.pictures.glob("*.jpg"))[: args.num_pictures] if args.pictures else []
-        for picture in pictures:
-            shutil.copy(picture, args.output / picture.name)
+        images = sorted(args.images.glob("*.jpg"))[: args.num_images] if args.images else []
+        for image in images:
+            shutil.copy(image, args.output / image.name)
         video = args.output / "conveyor.mp4"
         if not video.is_file():
             make_video(video, seconds=args.seconds, fps=args.fps, side=args.size, seed=args.seed)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{len(pictures)} pictures and a video in {args.output}")
+    print(f"{len(images)} images and a video in {args.output}")
     return 0
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make the generated "surface defects" data set: train and val pictures with COCO annotations."""
+"""Make the generated "surface defects" data set: train and val images with COCO annotations."""
 
 from __future__ import annotations
 
@@ -19,20 +19,37 @@ def image_size(text: str) -> tuple[int, int]:
         height, _, width = text.partition("x")
         return int(height), int(width or height)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a side nor HEIGHTxWIDTH in pixels") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a side nor HEIGHTxWIDTH in pixels"
+        ) from None
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
-    parser.add_argument("--output", type=Path, default=root / "surface_defects", help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=root / "surface_defects",
+        help="folder (default: %(default)s)",
+    )
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS)
-    parser.add_argument("--num-train", type=int, default=4000, help="pictures to train on (default: %(default)s)")
-    parser.add_argument("--num-val", type=int, default=300, help="pictures to validate on (default: %(default)s)")
-    parser.add_argument("--size", type=image_size, default=(320, 320), help="side or HEIGHTxWIDTH (default: 320)")
+    parser.add_argument(
+        "--num-train", type=int, default=4000, help="images to train on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--num-val", type=int, default=300, help="images to validate on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size", type=image_size, default=(320, 320), help="side or HEIGHTxWIDTH (default: 320)"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
-    parser.add_argument("--force", action="store_true", help="replace a data set made with other arguments")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace a data set made with other arguments"
+    )
     return parser.parse_args(argv)
 
 
@@ -51,7 +68,9 @@ def main(argv: list[str] | None = None) -> int:
                 force=args.force,
             )
             content = json.loads(path.read_text())
-            print(f"{split}: {len(content['images'])} pictures, {len(content['annotations'])} defects, {path}")
+            print(
+                f"{split}: {len(content['images'])} images, {len(content['annotations'])} defects, {path}"
+            )
     except (DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,9 +2,9 @@
 """Draw what training runs left behind, as PNG files.
 
 tools/plot_metrics.py output/mine                    losses, AP, precision-recall, confusion matrix
-tools/plot_metrics.py output/one output/other        the losses and AP of several runs in one picture
+tools/plot_metrics.py output/one output/other        the losses and AP of several runs in one image
 
-The last two pictures need the detections of an evaluation (RUN/inference*) and the annotations (from RUN/config.yaml).
+The last two images need the detections of an evaluation (RUN/inference*) and the annotations (from RUN/config.yaml).
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ import matplotlib
 import numpy as np
 from detectron2.data import MetadataCatalog
 
-from salience_detr.engine.config import ConfigError, load_config
-from salience_detr.results import ResultsError, class_precisions, confusion_matrix, evaluate, load
-from salience_detr.visualization.confusion import plot_confusion
+from salience_detr.config import ConfigError, load_config
+from salience_detr.evaluation.confusion import plot_confusion
+from salience_detr.evaluation.results import (
+    ResultsError,
+    class_precisions,
+    confusion_matrix,
+    evaluate,
+    load,
+)
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -31,12 +37,24 @@ SMOOTHING = 25  # log lines, of which the median is drawn
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of train_net.py")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="for the pictures (default: RUN/plots)")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="detections (default: those in RUN)")
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="(default: those of RUN/config.yaml)")
-    parser.add_argument("--score-threshold", type=float, default=0.3, help="for the confusion matrix (default: 0.3)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="output folder of train_net.py"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="for the images (default: RUN/plots)"
+    )
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", help="detections (default: those in RUN)"
+    )
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="(default: those of RUN/config.yaml)"
+    )
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.3, help="for the confusion matrix (default: 0.3)"
+    )
     return parser.parse_args(argv)
 
 
@@ -69,7 +87,9 @@ def series(lines: Lines, name: str) -> tuple[np.ndarray, np.ndarray]:
 def smoothed(values: np.ndarray) -> np.ndarray:
     """Running median, of fewer values at the ends."""
     half = SMOOTHING // 2
-    return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
+    return np.array(
+        [np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+    )
 
 
 def plot_losses(runs: dict[str, Lines], path: Path) -> None:
@@ -78,11 +98,15 @@ def plot_losses(runs: dict[str, Lines], path: Path) -> None:
     for run, lines in runs.items():
         names = ["total_loss"]
         if len(runs) == 1:
-            names += sorted({name for line in lines for name in line if name.startswith("loss_groups/")})
+            names += sorted(
+                {name for line in lines for name in line if name.startswith("loss_groups/")}
+            )
         for name in names:
             label = name.removeprefix("loss_groups/")
             iterations, values = series(lines, name)
-            axes.plot(iterations, smoothed(values), label=f"{run}: {label}" if len(runs) > 1 else label)
+            axes.plot(
+                iterations, smoothed(values), label=f"{run}: {label}" if len(runs) > 1 else label
+            )
     finish(figure, axes, path, "iteration", "loss", logarithmic=True)
 
 
@@ -91,14 +115,25 @@ def plot_ap(runs: dict[str, Lines], path: Path) -> bool:
     figure, axes = plt.subplots(figsize=(8, 5))
     drawn = False
     for run, lines in runs.items():
-        for name, style in (("bbox/AP50", "--"), ("bbox/AP", "-"), ("ema/bbox/AP50", "--"), ("ema/bbox/AP", "-")):
+        for name, style in (
+            ("bbox/AP50", "--"),
+            ("bbox/AP", "-"),
+            ("ema/bbox/AP50", "--"),
+            ("ema/bbox/AP", "-"),
+        ):
             iterations, values = series(lines, name)
             if not len(values):
                 continue
             drawn = True
             label = name.replace("bbox/", "").replace("ema/", "average of weights, ")
             label = f"{label}: {values[-1]:.1f}"
-            axes.plot(iterations, values, style, marker=".", label=f"{run}: {label}" if len(runs) > 1 else label)
+            axes.plot(
+                iterations,
+                values,
+                style,
+                marker=".",
+                label=f"{run}: {label}" if len(runs) > 1 else label,
+            )
     if drawn:
         finish(figure, axes, path, "iteration", "average precision, %")
     plt.close(figure)
@@ -114,22 +149,34 @@ def plot_precision_recall(precisions: dict[str, np.ndarray], path: Path) -> bool
         plt.close(figure)
         return False
     for name in sorted(known, key=lambda name: -ap50[name]):
-        label = f"{name} {ap50[name]:.1f}" if len(known) <= 20 else None  # of 80 classes nobody reads a legend
+        label = (
+            f"{name} {ap50[name]:.1f}" if len(known) <= 20 else None
+        )  # of 80 classes nobody reads a legend
         axes.plot(np.linspace(0, 1, 101), precisions[name][0], label=label, linewidth=1)
     mean = np.mean([precisions[name][0] for name in known], axis=0)
-    axes.plot(np.linspace(0, 1, 101), mean, "k", linewidth=2.5, label=f"mean {np.mean([ap50[n] for n in known]):.1f}")
+    axes.plot(
+        np.linspace(0, 1, 101),
+        mean,
+        "k",
+        linewidth=2.5,
+        label=f"mean {np.mean([ap50[n] for n in known]):.1f}",
+    )
     finish(figure, axes, path, "recall", "precision at IoU 0.5")
     return True
 
 
-def finish(figure: Any, axes: Any, path: Path, x: str, y: str, *, logarithmic: bool = False) -> None:
-    """Label and save a picture of curves."""
+def finish(
+    figure: Any, axes: Any, path: Path, x: str, y: str, *, logarithmic: bool = False
+) -> None:
+    """Label and save an image of curves."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if logarithmic:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
-    beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if len(axes.lines) > 4 else {}  # not over the curves
+    beside = (
+        {"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if len(axes.lines) > 4 else {}
+    )  # not over the curves
     axes.legend(fontsize=8, **beside)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
@@ -138,7 +185,14 @@ def finish(figure: Any, axes: Any, path: Path, x: str, y: str, *, logarithmic: b
 def run_names(runs: list[Path]) -> list[str]:
     """The names of the folders, with as many of the folders above as tell them apart."""
     parts = [run.resolve().parts for run in runs]
-    depth = next((n for n in range(1, max(map(len, parts))) if len({x[-n:] for x in parts}) == len(set(parts))), 1)
+    depth = next(
+        (
+            n
+            for n in range(1, max(map(len, parts)))
+            if len({x[-n:] for x in parts}) == len(set(parts))
+        ),
+        1,
+    )
     return ["/".join(x[-depth:]) for x in parts]
 
 
@@ -164,7 +218,9 @@ def find_annotations(run: Path) -> Path:
     name = dataset.names if isinstance(dataset.names, str) else dataset.names[0]
     path = dataset.get("json_file") or MetadataCatalog.get(name).get("json_file")
     if not path:
-        raise ResultsError(f"the annotations of the data set {name!r} are not known; name them with --annotations")
+        raise ResultsError(
+            f"the annotations of the data set {name!r} are not known; name them with --annotations"
+        )
     return Path(path)
 
 
@@ -173,19 +229,28 @@ def main(argv: list[str] | None = None) -> int:
     output = args.output or args.runs[0] / "plots"
     written = ["losses.png"]
     try:
-        runs = {name: read_metrics(run) for name, run in zip(run_names(args.runs), args.runs, strict=True)}
+        runs = {
+            name: read_metrics(run)
+            for name, run in zip(run_names(args.runs), args.runs, strict=True)
+        }
         output.mkdir(parents=True, exist_ok=True)
         plot_losses(runs, output / "losses.png")
         if plot_ap(runs, output / "ap.png"):
             written.append("ap.png")
         results = args.results or find_results(args.runs[0])
         if len(runs) == 1 and results is not None:
-            coco, detections, images = load(results, args.annotations or find_annotations(args.runs[0]))
+            coco, detections, images = load(
+                results, args.annotations or find_annotations(args.runs[0])
+            )
             evaluation = evaluate(coco, detections, images)
             if evaluation is not None:
-                if plot_precision_recall(class_precisions(evaluation), output / "precision_recall.png"):
+                if plot_precision_recall(
+                    class_precisions(evaluation), output / "precision_recall.png"
+                ):
                     written.append("precision_recall.png")
-                matrix, names = confusion_matrix(coco, detections, score_threshold=args.score_threshold, images=images)
+                matrix, names = confusion_matrix(
+                    coco, detections, score_threshold=args.score_threshold, images=images
+                )
                 plot_confusion(matrix, names, output / "confusion.png")
                 written.append("confusion.png")
     except (ResultsError, OSError) as error:

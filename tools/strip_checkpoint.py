@@ -9,15 +9,22 @@ from pathlib import Path
 
 from torch import Tensor
 
-from salience_detr.checkpoint import CheckpointError, read_checkpoint, save_weights, state_dict_of
+from salience_detr.checkpoint import CheckpointError, read_checkpoint, save_weights
+from salience_detr.checkpoint.loading import state_dict_of
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("input", metavar="IN", help="a checkpoint of train_net.py")
     parser.add_argument("output", metavar="OUT", type=Path, help=".safetensors or .pth")
-    parser.add_argument("--half", action="store_true", help="store float16: half the size, about three digits")
-    parser.add_argument("--raw", action="store_true", help="the weights themselves, where there is an average of them")
+    parser.add_argument(
+        "--half", action="store_true", help="store float16: half the size, about three digits"
+    )
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="the weights themselves, where there is an average of them",
+    )
     args = parser.parse_args(argv)
     try:
         content = read_checkpoint(args.input)

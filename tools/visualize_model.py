@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw what happens inside a model on pictures: NAME_salience_levels.png, NAME_tokens.png, NAME_proposals.png,
+"""Draw what happens inside a model on images: NAME_salience_levels.png, NAME_tokens.png, NAME_proposals.png,
 NAME_sampling.png and NAME_cam.png of each, and queries.png, figures of the queries of all of them together.
 
     visualize_model.py --config-file F --weights W --input a.jpg folder 'shots/*.png' --output out
@@ -22,13 +22,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from salience_detr.checkpoint import CheckpointError
-from salience_detr.data.mapper import ImageReadError, read_image
-from salience_detr.engine.checkpointing import check_output_dir
-from salience_detr.engine.config import ConfigError, is_override
-from salience_detr.errors import one_line
-from salience_detr.files import written_whole
+from salience_detr.config import ConfigError, is_override
+from salience_detr.data.images import ImageReadError, read_image
 from salience_detr.inference.inputs import collect_inputs, is_video
 from salience_detr.predictor import Predictor
+from salience_detr.utils.errors import one_line
+from salience_detr.utils.files import check_output_dir, written_whole
 from salience_detr.visualization import (
     Inspection,
     QueryStatistics,
@@ -42,7 +41,7 @@ from salience_detr.visualization import (
     plot_query_statistics,
 )
 
-# Each part and what its files are called behind the name of the picture; that of the queries is one for all pictures.
+# Each part and what its files are called behind the name of the image; that of the queries is one for all images.
 ENDINGS = {
     "salience": "_salience_levels.png",
     "tokens": "_tokens.png",
@@ -54,11 +53,19 @@ PARTS = [*ENDINGS, "queries"]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="the LazyConfig file of the model")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help="the LazyConfig file of the model"
+    )
     parser.add_argument("--weights", required=True, metavar="FILE", help=".pth or .safetensors")
-    parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="pictures, folders or patterns")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where drawings go")
+    parser.add_argument(
+        "--input", required=True, nargs="+", metavar="PATH", help="images, folders or patterns"
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="where drawings go"
+    )
     parser.add_argument(
         "--parts",
         nargs="+",
@@ -72,7 +79,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="number of the query for sampling and cam, from 0 (default: those of the best detections)",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)"
+    )
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
     args = parser.parse_intermixed_args(argv)
     # A list of paths or parts swallows the overrides that follow it.
@@ -101,8 +110,8 @@ class Run:
         query: for sampling and cam; None is that of the best detection.
         taken: paths that no drawing may have: those of the inputs and of other drawings.
         failed: a message for each input that was passed over.
-        statistics: of the queries of each picture.
-        succeeded: how many pictures were drawn.
+        statistics: of the queries of each image.
+        succeeded: how many images were drawn.
     """
 
     predictor: Predictor
@@ -114,8 +123,8 @@ class Run:
     statistics: list[QueryStatistics] = field(default_factory=list)
     succeeded: int = 0
 
-    def draw(self, picture: np.ndarray) -> dict[str, np.ndarray]:
-        """The drawings of one (H, W, 3) RGB picture by their part; the figures of its queries are kept."""
+    def draw(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """The drawings of one (H, W, 3) RGB image by their part; the figures of its queries are kept."""
         draw: dict[str, Callable[[Inspection], np.ndarray]] = {
             "salience": draw_salience_levels,
             "tokens": draw_selected_tokens,
@@ -124,11 +133,13 @@ class Run:
         }
         drawings = {}
         if self.parts - {"cam"}:
-            inspection = inspect(self.predictor, picture)
+            inspection = inspect(self.predictor, image)
             drawings = {part: draw[part](inspection) for part in draw if part in self.parts}
         if "cam" in self.parts:
             queries = None if self.query is None else [self.query]
-            drawings["cam"] = draw_attribution(class_activation(self.predictor, picture, queries=queries))
+            drawings["cam"] = draw_attribution(
+                class_activation(self.predictor, image, queries=queries)
+            )
         if "queries" in self.parts:
             self.statistics.append(QueryStatistics.of(inspection))
         return drawings
@@ -151,15 +162,23 @@ class Run:
         Raises:
             OSError: a drawing cannot be written.
         """
-        for path in tqdm(files, unit="picture", desc="looking inside"):
+        for path in tqdm(files, unit="image", desc="looking inside"):
             try:
                 drawings = self.draw(read_image(str(path)))
             except ImageReadError as error:
                 self.failed.append(str(error))
-            except (IndexError, RuntimeError, ValueError, MemoryError, cv2.error) as error:  # too large, for example
+            except (
+                IndexError,
+                RuntimeError,
+                ValueError,
+                MemoryError,
+                cv2.error,
+            ) as error:  # too large, for example
                 self.failed.append(f"cannot look inside on {path}: {one_line(error)}")
             else:
-                self.write(path.stem, {ENDINGS[part]: drawing for part, drawing in drawings.items()})
+                self.write(
+                    path.stem, {ENDINGS[part]: drawing for part, drawing in drawings.items()}
+                )
                 self.succeeded += 1
 
     def write(self, stem: str, drawings: dict[str, np.ndarray]) -> None:
@@ -169,9 +188,11 @@ class Run:
                 Image.fromarray(drawing).save(temporary, format="PNG")
 
     def finish(self) -> None:
-        """Write the figures of the queries of all pictures."""
+        """Write the figures of the queries of all images."""
         if self.statistics:
-            self.write("queries", {".png": plot_query_statistics(QueryStatistics.joined(self.statistics))})
+            self.write(
+                "queries", {".png": plot_query_statistics(QueryStatistics.joined(self.statistics))}
+            )
 
 
 def check_query(query: int | None, predictor: Predictor) -> None:
@@ -181,7 +202,9 @@ def check_query(query: int | None, predictor: Predictor) -> None:
         ValueError: it cannot.
     """
     if query is not None and query >= predictor.model.num_queries:
-        raise ValueError(f"--query is {query}, but the model has {predictor.model.num_queries}, numbered from 0")
+        raise ValueError(
+            f"--query is {query}, but the model has {predictor.model.num_queries}, numbered from 0"
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -189,12 +212,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         files, missing = collect_inputs(args.input)
-        pictures = [path for path in files if not is_video(path)]
-        missing += [f"{path} is a video; demo/demo.py takes those" for path in files if is_video(path)]
-        if not pictures:
+        images = [path for path in files if not is_video(path)]
+        missing += [
+            f"{path} is a video; demo/demo.py takes those" for path in files if is_video(path)
+        ]
+        if not images:
             raise FileNotFoundError("; ".join(missing))
         check_output_dir(args.output, option="--output")
-        predictor = Predictor(args.config_file, args.weights, device=args.device, overrides=args.opts)
+        predictor = Predictor(
+            args.config_file, args.weights, device=args.device, overrides=args.opts
+        )
         check_query(args.query, predictor)
     except (CheckpointError, ConfigError, OSError, ValueError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -204,16 +231,18 @@ def main(argv: list[str] | None = None) -> int:
     interrupted = False
     try:
         try:
-            run.work_through(pictures)
+            run.work_through(images)
         except KeyboardInterrupt:
             interrupted = True
         run.finish()
     except OSError as error:
         print(f"error: cannot write to {args.output}: {error.strerror or error}", file=sys.stderr)
         return 2
-    print(f"{run.succeeded} pictures looked into, drawn in {args.output}")
+    print(f"{run.succeeded} images looked into, drawn in {args.output}")
     if run.failed:
-        print(f"{len(run.failed)} inputs were passed over:", *run.failed, sep="\n  ", file=sys.stderr)
+        print(
+            f"{len(run.failed)} inputs were passed over:", *run.failed, sep="\n  ", file=sys.stderr
+        )
     if interrupted:
         print("interrupted: what was done until then is written", file=sys.stderr)
         return 130

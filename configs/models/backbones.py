@@ -77,7 +77,9 @@ def use_timm(model, name, output_norms=False, **options):
         options=options,
     )
     model.neck.in_channels = L(timm_channels)(
-        name="${...backbone.name}", out_features="${...backbone.out_features}", options="${...backbone.options}"
+        name="${...backbone.name}",
+        out_features="${...backbone.out_features}",
+        options="${...backbone.options}",
     )
 
 

@@ -2,18 +2,23 @@
 
 from detectron2.config import LazyCall as L
 
+from salience_detr.layers.heads import bbox_head, class_head
 from salience_detr.modeling.criterion import SetCriterion
-from salience_detr.modeling.decoder import SalienceDecoder, SalienceDecoderLayer, bbox_head, class_head
+from salience_detr.modeling.decoder import SalienceDecoder, SalienceDecoderLayer
 from salience_detr.modeling.denoising import DenoisingGenerator
-from salience_detr.modeling.encoder import BackgroundEmbedding, SalienceEncoder, SalienceEncoderLayer
+from salience_detr.modeling.encoder import (
+    BackgroundEmbedding,
+    SalienceEncoder,
+    SalienceEncoderLayer,
+)
 from salience_detr.modeling.feature_fusion import FeatureFusion
 from salience_detr.modeling.matcher import HungarianMatcher
 from salience_detr.modeling.neck import ChannelMapper
-from salience_detr.modeling.query_selection import QuerySelection, TokenProjection
+from salience_detr.modeling.query_selection import QuerySelection
 from salience_detr.modeling.salience import SalienceFilter
 from salience_detr.modeling.salience_detr import SalienceDETR
 from salience_detr.modeling.salience_loss import SalienceCriterion
-from salience_detr.modeling.token_pyramid import TokenPyramidBuilder
+from salience_detr.modeling.token_pyramid import TokenProjection, TokenPyramidBuilder
 
 from .backbones import resnet
 
@@ -39,7 +44,9 @@ model = L(SalienceDETR)(
     ),
     encoder=L(SalienceEncoder)(
         layers=[
-            L(SalienceEncoderLayer)(embed_dim="${....embed_dim}", num_heads=8, ffn_dim=2048, num_important=300)
+            L(SalienceEncoderLayer)(
+                embed_dim="${....embed_dim}", num_heads=8, ffn_dim=2048, num_important=300
+            )
             for _ in range(6)
         ],
         background_embedding=L(BackgroundEmbedding)(embed_dim="${...embed_dim}", size=200),
@@ -52,7 +59,10 @@ model = L(SalienceDETR)(
         num_queries="${..num_queries}",
     ),
     decoder=L(SalienceDecoder)(
-        layers=[L(SalienceDecoderLayer)(embed_dim="${....embed_dim}", num_heads=8, ffn_dim=2048) for _ in range(6)],
+        layers=[
+            L(SalienceDecoderLayer)(embed_dim="${....embed_dim}", num_heads=8, ffn_dim=2048)
+            for _ in range(6)
+        ],
         embed_dim="${..embed_dim}",
         num_classes="${..num_classes}",
     ),

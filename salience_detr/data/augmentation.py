@@ -1,4 +1,4 @@
-"""Augmentations that detectron2 lacks or that fail on some pictures; configs/common/augmentation.py composes them."""
+"""Augmentations that detectron2 lacks or that fail on some images; configs/common/augmentation.py composes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from detectron2.data import transforms as T
 
 
 def keep_a_pixel(transform: T.Transform) -> T.Transform:
-    """detectron2 rounds the short side of a very long picture to no pixels at all; here one is left."""
+    """detectron2 rounds the short side of a very long image to no pixels at all; here one is left."""
     if isinstance(transform, T.ResizeTransform):
         transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
     return transform
@@ -36,15 +36,17 @@ class FlipTransform(T.HFlipTransform):
 
 
 class RandomFlip(T.RandomFlip):
-    """detectron2's, also for pictures of one pixel's width."""
+    """detectron2's, also for images of one pixel's width."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         transform = super().get_transform(image)
-        return FlipTransform(transform.width) if isinstance(transform, T.HFlipTransform) else transform
+        return (
+            FlipTransform(transform.width) if isinstance(transform, T.HFlipTransform) else transform
+        )
 
 
 class QuarterTurnTransform(T.Transform):
-    """Turns a picture of ``width`` and ``height`` counter-clockwise by ``turns`` times 90 degrees, pixel for pixel."""
+    """Turns an image of ``width`` and ``height`` counter-clockwise by ``turns`` times 90 degrees, pixel for pixel."""
 
     def __init__(self, turns: int, width: int, height: int) -> None:
         super().__init__()
@@ -72,14 +74,14 @@ class QuarterTurnTransform(T.Transform):
 
 
 class RandomQuarterTurn(T.Augmentation):
-    """Turns by 0, 90, 180 or 270 degrees, for pictures without an up: defects, cells, views from above."""
+    """Turns by 0, 90, 180 or 270 degrees, for images without an up: defects, cells, views from above."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         return QuarterTurnTransform(int(np.random.randint(4)), image.shape[1], image.shape[0])
 
 
 class RandomHue(T.Augmentation):
-    """Moves the hue of an (H, W, 3) uint8 RGB picture by up to ``max_degrees`` of 360, either way."""
+    """Moves the hue of an (H, W, 3) uint8 RGB image by up to ``max_degrees`` of 360, either way."""
 
     def __init__(self, max_degrees: float) -> None:
         super().__init__()
@@ -87,11 +89,11 @@ class RandomHue(T.Augmentation):
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         degrees = np.random.uniform(-self.max_degrees, self.max_degrees)
-        return T.ColorTransform(lambda picture: shift_hue(picture, degrees))
+        return T.ColorTransform(lambda pixels: shift_hue(pixels, degrees))
 
 
 def shift_hue(image: np.ndarray, degrees: float) -> np.ndarray:
-    """(H, W, 3) uint8 RGB -> the same with another hue; greys stay."""
+    """(H, W, 3) uint8 RGB -> the same with another hue; grays stay."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)  # 256 steps of hue
     hsv[..., 0] += np.uint8(round(degrees / 360 * 256) % 256)  # wraps around
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)

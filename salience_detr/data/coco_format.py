@@ -28,10 +28,14 @@ def read_json(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not encoded in UTF-8 ({error}); save it as UTF-8") from error
     except (OSError, ValueError) as error:
-        remedy = "save it without a byte order mark" if "BOM" in str(error) else "it may be truncated"
+        remedy = (
+            "save it without a byte order mark" if "BOM" in str(error) else "it may be truncated"
+        )
         raise DatasetError(f"{path} is not valid JSON ({error}); {remedy}") from error
     if not isinstance(content, dict):
-        raise DatasetError(f"{path} holds a {type(content).__name__}, not an object with {', '.join(LISTS)}")
+        raise DatasetError(
+            f"{path} holds a {type(content).__name__}, not an object with {', '.join(LISTS)}"
+        )
     return content
 
 
@@ -46,7 +50,9 @@ def read_coco(path: Path) -> dict[str, Any]:
     content = read_json(path)
     for key in LISTS:
         if not isinstance(content.get(key), list):
-            raise DatasetError(f"{path} has no list {key!r}; COCO's format needs {', '.join(LISTS)}")
+            raise DatasetError(
+                f"{path} has no list {key!r}; COCO's format needs {', '.join(LISTS)}"
+            )
     return content
 
 
@@ -56,7 +62,11 @@ def is_whole(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number of a size that occurs."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST < value < LARGEST
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and -LARGEST < value < LARGEST
+    )
 
 
 def is_side(value: Any) -> bool:
@@ -142,7 +152,11 @@ def first_fault(content: dict[str, list[Any]], path: Path) -> str | None:
         for number, entry in enumerate(content[kind]):
             fault = entry_fault(kind, entry)
             if fault is not None:
-                which = f"id {entry['id']}" if isinstance(entry, dict) and "id" in entry else f"number {number}"
+                which = (
+                    f"id {entry['id']}"
+                    if isinstance(entry, dict) and "id" in entry
+                    else f"number {number}"
+                )
                 return f"the entry {which} of {kind!r} in {path} {fault}"
         counts = Counter(entry["id"] for entry in content[kind])
         repeated = [entry_id for entry_id, count in counts.items() if count > 1]
@@ -150,9 +164,13 @@ def first_fault(content: dict[str, list[Any]], path: Path) -> str | None:
             return f"{path} has several {kind} with id {repeated[0]!r}; ids must be unique"
     if not content["categories"]:
         return f"{path} has no categories"
-    image_ids, category_ids = ({entry["id"] for entry in content[kind]} for kind in ("images", "categories"))
+    image_ids, category_ids = (
+        {entry["id"] for entry in content[kind]} for kind in ("images", "categories")
+    )
     if len({type(image_id) for image_id in image_ids}) > 1:
-        return f"{path} has image ids that are numbers and others that are texts; make all of one kind"
+        return (
+            f"{path} has image ids that are numbers and others that are texts; make all of one kind"
+        )
     for annotation in content["annotations"]:
         where = f"annotation {annotation['id']} in {path}"
         if annotation["category_id"] not in category_ids:
@@ -188,8 +206,8 @@ def prepare_for_evaluation(annotations: list[dict[str, Any]]) -> None:
             annotation["id"] = number
 
 
-def picture_path(image_root: Path, file_name: str) -> Path:
-    """Where the picture of an entry is; the separators may be those of Windows."""
+def image_path(image_root: Path, file_name: str) -> Path:
+    """Where the image of an entry is; the separators may be those of Windows."""
     path = image_root / file_name
     if "\\" in file_name and not path.is_file():
         return image_root / file_name.replace("\\", "/")

@@ -14,8 +14,8 @@ from detectron2.structures import BoxMode
 from salience_detr.data.coco_format import (
     DatasetError,
     first_fault,
+    image_path,
     is_ignored,
-    picture_path,
     read_coco,
     read_json,
 )
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def register_coco_dataset(name: str, json_file: str | Path, image_root: str | Path) -> None:
-    """Register a data set in COCO's JSON format under ``name`` in detectron2's catalogues; repeating it is harmless.
+    """Register a data set in COCO's JSON format under ``name`` in detectron2's catalogs; repeating it is harmless.
 
     Nothing is read before the data set is first loaded.
     """
@@ -32,9 +32,13 @@ def register_coco_dataset(name: str, json_file: str | Path, image_root: str | Pa
         metadata = MetadataCatalog.get(name)
         if (metadata.json_file, metadata.image_root) == (str(json_file), str(image_root)):
             return
-        raise DatasetError(f"a data set {name!r} is registered already, for {metadata.json_file}; choose another name")
+        raise DatasetError(
+            f"a data set {name!r} is registered already, for {metadata.json_file}; choose another name"
+        )
     DatasetCatalog.register(name, lambda: read_records(name, Path(json_file), Path(image_root)))
-    MetadataCatalog.get(name).set(json_file=str(json_file), image_root=str(image_root), evaluator_type="coco")
+    MetadataCatalog.get(name).set(
+        json_file=str(json_file), image_root=str(image_root), evaluator_type="coco"
+    )
 
 
 def load_dataset(
@@ -44,11 +48,11 @@ def load_dataset(
     json_file: str | None = None,
     image_root: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The records of registered data sets in detectron2's format, pictures without boxes included.
+    """The records of registered data sets in detectron2's format, images without boxes included.
 
     With ``json_file`` and ``image_root`` the one that ``names`` names is registered first.
 
-    For training, boxes are clipped to their picture, boxes without area and crowd regions are dropped, and the log
+    For training, boxes are clipped to their image, boxes without area and crowd regions are dropped, and the log
     says how many; evaluation uses the annotations of the JSON file untouched.
 
     Raises:
@@ -70,7 +74,14 @@ def load_dataset(
         try:
             found = get_detection_dataset_dicts(name, filter_empty=False)
             records += clean_annotations(found) if is_train else found
-        except (LookupError, TypeError, AttributeError, AssertionError, OSError, ValueError) as error:
+        except (
+            LookupError,
+            TypeError,
+            AttributeError,
+            AssertionError,
+            OSError,
+            ValueError,
+        ) as error:
             raise DatasetError(f"data set {name!r}: {error}") from error
     if not isinstance(names, str):
         check_same_classes(names)
@@ -113,7 +124,9 @@ def set_class_names(name: str, categories: list[dict[str, Any]]) -> None:
     ordered = sorted(categories, key=lambda category: category["id"])
     metadata = MetadataCatalog.get(name)
     metadata.thing_classes = [category["name"] for category in ordered]
-    metadata.thing_dataset_id_to_contiguous_id = {category["id"]: i for i, category in enumerate(ordered)}
+    metadata.thing_dataset_id_to_contiguous_id = {
+        category["id"]: i for i, category in enumerate(ordered)
+    }
 
 
 def diagnose(name: str) -> str | None:
@@ -121,13 +134,18 @@ def diagnose(name: str) -> str | None:
     metadata = MetadataCatalog.get(name)
     path = Path(metadata.get("json_file", ""))
     if not path.is_file():
-        remedy = metadata.get("how_to_get", "check the path, or set DETECTRON2_DATASETS to the folder of the data")
+        remedy = metadata.get(
+            "how_to_get", "check the path, or set DETECTRON2_DATASETS to the folder of the data"
+        )
         return f"there is no annotation file {path}; {remedy}"
     try:
         fault = first_fault(read_coco(path), path)
     except DatasetError as error:
         return str(error)
-    return fault and f"{fault}; tools/check_dataset.py lists all such mistakes, and mends them with --fix"
+    return (
+        fault
+        and f"{fault}; tools/check_dataset.py lists all such mistakes, and mends them with --fix"
+    )
 
 
 def read_records(name: str, json_file: Path, image_root: Path) -> list[dict[str, Any]]:
@@ -150,7 +168,7 @@ def read_records(name: str, json_file: Path, image_root: Path) -> list[dict[str,
         )
     return [
         {
-            "file_name": str(picture_path(image_root, image["file_name"])),
+            "file_name": str(image_path(image_root, image["file_name"])),
             "height": int(image["height"]),
             "width": int(image["width"]),
             "image_id": image["id"],
@@ -161,7 +179,7 @@ def read_records(name: str, json_file: Path, image_root: Path) -> list[dict[str,
 
 
 def clean_annotations(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Copies of the records with usable boxes only: xyxy, inside the picture, with area, no crowds."""
+    """Copies of the records with usable boxes only: xyxy, inside the image, with area, no crowds."""
     counts: Counter[str] = Counter()
     cleaned = []
     for record in records:
@@ -173,7 +191,7 @@ def clean_annotations(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         cleaned.append({**record, "annotations": annotations})
     if counts["clipped"] or counts["dropped"]:
         logger.warning(
-            "%d boxes reached out of their picture and were clipped, %d boxes without area inside it were dropped",
+            "%d boxes reached out of their image and were clipped, %d boxes without area inside it were dropped",
             counts["clipped"],
             counts["dropped"],
         )
@@ -188,7 +206,9 @@ def clean_annotation(
         return None
     box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
     limits = (width, height, width, height)
-    clipped = [min(max(float(value), 0.0), float(limit)) for value, limit in zip(box, limits, strict=True)]
+    clipped = [
+        min(max(float(value), 0.0), float(limit)) for value, limit in zip(box, limits, strict=True)
+    ]
     has_area = clipped[2] > clipped[0] and clipped[3] > clipped[1]  # False for NaN as well
     if not has_area:
         counts["dropped"] += 1
@@ -199,17 +219,17 @@ def clean_annotation(
 
 
 def check_files(records: Sequence[dict[str, Any]]) -> None:
-    """Raise DatasetError if pictures are missing, with how many and the first."""
+    """Raise DatasetError if images are missing, with how many and the first."""
     missing = [record["file_name"] for record in records if is_missing(record["file_name"])]
     if missing:
         raise DatasetError(
-            f"{len(missing)} of {len(records)} pictures are missing, the first is {missing[0]}; check the folder of "
-            "the pictures, or remove them from the annotations with tools/check_dataset.py --fix"
+            f"{len(missing)} of {len(records)} images are missing, the first is {missing[0]}; check the folder of "
+            "the images, or remove them from the annotations with tools/check_dataset.py --fix"
         )
 
 
 def is_missing(file_name: str) -> bool:
-    """Whether a local picture is not there; of one that a path handler fetches it is not known."""
+    """Whether a local image is not there; of one that a path handler fetches it is not known."""
     return "://" not in file_name and not Path(file_name).is_file()
 
 

@@ -1,4 +1,4 @@
-"""Loaders that name the picture at which a worker died; the training stream depends on the seed alone."""
+"""Loaders that name the image at which a worker died; the training stream depends on the seed alone."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
         groups: np.ndarray | None = None,
     ) -> None:
         if total_batch_size % world_size:
-            raise ValueError(f"total_batch_size ({total_batch_size}) must be a multiple of the {world_size} processes")
+            raise ValueError(
+                f"total_batch_size ({total_batch_size}) must be a multiple of the {world_size} processes"
+            )
         self.size = size
         self.total_batch_size = total_batch_size
         self.seed = seed
@@ -87,7 +89,11 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
         for group in np.unique(self.groups):
             own = order[first:][self.groups[order[first:]] == group]
             end = len(own) // self.total_batch_size * self.total_batch_size
-            whole += np.split(own[:end], range(self.total_batch_size, end, self.total_batch_size)) if end else []
+            whole += (
+                np.split(own[:end], range(self.total_batch_size, end, self.total_batch_size))
+                if end
+                else []
+            )
             left.append(own[end:])
         whole = [whole[i] for i in generator.permutation(len(whole))]
         return np.concatenate([order[:first], *whole, *left])
@@ -97,7 +103,10 @@ class TrackedDataset(Dataset[Any]):
     """Maps records, and notes which one each worker is at."""
 
     def __init__(
-        self, records: list[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], num_workers: int = 0
+        self,
+        records: list[dict[str, Any]],
+        mapper: Callable[[dict[str, Any]], Any],
+        num_workers: int = 0,
     ) -> None:
         self.records = DatasetFromList(records, copy=False)
         self.mapper = mapper
@@ -120,7 +129,11 @@ class SeededDataset(TrackedDataset):
     """Maps records with random state that depends on the seed and the position in the stream only."""
 
     def __init__(
-        self, records: list[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], seed: int, num_workers: int = 0
+        self,
+        records: list[dict[str, Any]],
+        mapper: Callable[[dict[str, Any]], Any],
+        seed: int,
+        num_workers: int = 0,
     ) -> None:
         super().__init__(records, mapper, num_workers)
         self.seed = seed
@@ -158,7 +171,7 @@ def batches(loader: DataLoader[Any], start_iteration: int) -> Iterator[list[dict
 
 
 class WatchedLoader:
-    """A loader that raises DataWorkerError, with the picture, where the data of a worker that died are missed.
+    """A loader that raises DataWorkerError, with the image, where the data of a worker that died are missed.
 
     PyTorch would raise as soon as it hears of the death, in the middle of a step for example, which is lost then.
     """
@@ -171,7 +184,10 @@ class WatchedLoader:
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         iterator = iter(self.loader)
-        if getattr(self.loader, "num_workers", 0) and threading.current_thread() is threading.main_thread():
+        if (
+            getattr(self.loader, "num_workers", 0)
+            and threading.current_thread() is threading.main_thread()
+        ):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         while True:
             try:
@@ -202,15 +218,15 @@ def end_with_parents_signal() -> None:
 
 
 def describe_death(dataset: Any, iterator: Any, error: str) -> str:
-    """What happened to a worker, at which picture, and what to do."""
+    """What happened to a worker, at which image, and what to do."""
     at: list[int] = dataset.at.tolist() if isinstance(dataset, TrackedDataset) else []
     workers = getattr(iterator, "_workers", [])
     dead = [i for i, worker in zip(at, workers, strict=False) if i >= 0 and not worker.is_alive()]
     files = [str(dataset.records[i].get("file_name")) for i in dead or at if i >= 0]
     reason = error.splitlines()[0]
     return (
-        f"a data worker died while it read {' or '.join(files) or 'an unknown picture'} ({reason}); if memory ran out, "
-        "lower num_workers of the loader, else look at the picture; then go on with --resume"
+        f"a data worker died while it read {' or '.join(files) or 'an unknown image'} ({reason}); if memory ran out, "
+        "lower num_workers of the loader, else look at the image; then go on with --resume"
     )
 
 
@@ -223,20 +239,22 @@ def build_train_loader(
     seed: int = 0,
     aspect_ratio_grouping: bool = False,
 ) -> DataLoader[Any]:
-    """The loader of this process, for its part of ``total_batch_size`` pictures per iteration.
+    """The loader of this process, for its part of ``total_batch_size`` images per iteration.
 
     The stream is the same for any number of processes and workers. With ``aspect_ratio_grouping`` a batch holds
-    upright or wide pictures, which need less padding than both together.
+    upright or wide images, which need less padding than both together.
     """
     if not dataset:
-        raise DatasetError("the training data set holds no pictures")
+        raise DatasetError("the training data set holds no images")
     sampler = StreamBatchSampler(
         size=len(dataset),
         total_batch_size=total_batch_size,
         seed=seed,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
-        groups=np.array([x["width"] > x["height"] for x in dataset]) if aspect_ratio_grouping else None,
+        groups=np.array([x["width"] > x["height"] for x in dataset])
+        if aspect_ratio_grouping
+        else None,
     )
     return DataLoader(
         SeededDataset(dataset, mapper, seed, num_workers),
@@ -251,7 +269,7 @@ def build_train_loader(
 def build_test_loader(
     *, dataset: list[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], num_workers: int = 0
 ) -> DataLoader[Any]:
-    """The loader of this process, for its part of the pictures, one at a time and in order."""
+    """The loader of this process, for its part of the images, one at a time and in order."""
     return DataLoader(
         TrackedDataset(dataset, mapper, num_workers),
         sampler=InferenceSampler(len(dataset)),

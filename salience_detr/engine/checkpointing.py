@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from salience_detr.checkpoint import CheckpointError, load_state_dict_strictly, read_checkpoint
-from salience_detr.files import written_whole
+from salience_detr.utils.files import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +50,9 @@ class TrainingCheckpointer:
         path = self.output_dir / f"{name}.pth"
         state = {key: value.state_dict() for key, value in self.stateful.items()}
         named = {"class_names": self.class_names} if self.class_names else {}
-        write_atomically({"model": self.model.state_dict(), "iteration": iteration, **named, **state}, path)
+        write_atomically(
+            {"model": self.model.state_dict(), "iteration": iteration, **named, **state}, path
+        )
         if resumable:
             pointer = self.output_dir / "last_checkpoint"
             with written_whole(pointer) as temporary:
@@ -70,7 +70,11 @@ class TrainingCheckpointer:
         Raises:
             FileExistsError: the folder holds checkpoints.
         """
-        named = [path for name in ("model_final.pth", "model_best.*") for path in self.output_dir.glob(name)]
+        named = [
+            path
+            for name in ("model_final.pth", "model_best.*")
+            for path in self.output_dir.glob(name)
+        ]
         earlier = [*self.periodic_files(), *named]
         if earlier:
             raise FileExistsError(
@@ -89,7 +93,11 @@ class TrainingCheckpointer:
 
     def periodic_files(self) -> list[Path]:
         """Periodic checkpoints, those of the fewest iterations first."""
-        found = (path for path in self.output_dir.glob("model_*.pth") if re.fullmatch(r"model_\d+", path.stem))
+        found = (
+            path
+            for path in self.output_dir.glob("model_*.pth")
+            if re.fullmatch(r"model_\d+", path.stem)
+        )
         return sorted(found, key=iteration_of)
 
     def bytes_on_disk(self) -> int:
@@ -125,7 +133,9 @@ class TrainingCheckpointer:
             self.restore(state, path)
             return int(state["iteration"])
         if candidates:
-            raise CheckpointError(f"none of the checkpoints in {self.output_dir} can be read; start without --resume")
+            raise CheckpointError(
+                f"none of the checkpoints in {self.output_dir} can be read; start without --resume"
+            )
         logger.info("no checkpoint in %s: starting from the beginning", self.output_dir)
         return 0
 
@@ -133,11 +143,17 @@ class TrainingCheckpointer:
         """Load the model and all that was saved beside it."""
         missing = sorted({"model", "iteration", *self.stateful} - state.keys())
         if missing == ["ema"]:
-            raise CheckpointError(f"{path} holds no average of the weights: resume with train.ema.enabled=False")
+            raise CheckpointError(
+                f"{path} holds no average of the weights: resume with train.ema.enabled=False"
+            )
         if missing:
-            raise CheckpointError(f"{path} cannot be resumed from: it holds no {', '.join(missing)}")
+            raise CheckpointError(
+                f"{path} cannot be resumed from: it holds no {', '.join(missing)}"
+            )
         if "ema" in state and "ema" not in self.stateful:
-            raise CheckpointError(f"{path} holds an average of the weights: resume with train.ema.enabled=True")
+            raise CheckpointError(
+                f"{path} holds an average of the weights: resume with train.ema.enabled=True"
+            )
         load_state_dict_strictly(self.model, state["model"], source=str(path))
         for key, value in self.stateful.items():
             try:
@@ -172,7 +188,9 @@ class LossNormalizer:
 class DataOrder:
     """What the order of the data depends on: a run that is resumed with another one would not be the same run."""
 
-    def __init__(self, *, seed: int, total_batch_size: int, num_images: int, grouped: bool = False) -> None:
+    def __init__(
+        self, *, seed: int, total_batch_size: int, num_images: int, grouped: bool = False
+    ) -> None:
         self.values = {
             "train.seed": seed,
             "total_batch_size": total_batch_size,
@@ -190,7 +208,9 @@ class DataOrder:
             ValueError: naming what differs, with both values.
         """
         differing = [
-            f"{key} was {saved.get(key)}, is {value}" for key, value in self.values.items() if saved.get(key) != value
+            f"{key} was {saved.get(key)}, is {value}"
+            for key, value in self.values.items()
+            if saved.get(key) != value
         ]
         if differing:
             raise ValueError("; ".join(differing))
@@ -223,42 +243,10 @@ def write_atomically(state: dict[str, Any], path: Path) -> None:
             torch.save(state, temporary)
     except OSError as error:
         raise OSError(
-            error.errno, f"cannot write the checkpoint {path} ({error.strerror}); earlier checkpoints are intact"
+            error.errno,
+            f"cannot write the checkpoint {path} ({error.strerror}); earlier checkpoints are intact",
         ) from error
     except RuntimeError as error:  # what torch.save raises when the disk is full
-        raise OSError(f"cannot write the checkpoint {path} ({error}); earlier checkpoints are intact") from error
-
-
-def check_output_dir(output_dir: str | Path, *, needed_bytes: int = 0, option: str = "train.output_dir") -> None:
-    """Make the folder, which ``option`` named, and make sure that it can be written to and has room.
-
-    Raises:
-        OSError: saying what is wrong with the folder.
-    """
-    path = Path(output_dir)
-    probe = path / f".write_test.{os.getpid()}"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x")
-        probe.unlink()
-    except OSError as error:
-        raise OSError(f"the output folder {path} cannot be written to ({error.strerror}); set {option}") from error
-    free = shutil.disk_usage(path).free
-    if free < needed_bytes:
         raise OSError(
-            f"the output folder {path} has {free / 2**20:.0f} MiB free, but the checkpoints need about "
-            f"{needed_bytes / 2**20:.0f} MiB; make room or set {option}"
-        )
-
-
-def check_result_path(path: Path | None, option: str) -> None:
-    """Find out before the work whether the file that an option names, if it names one, can be written.
-
-    Raises:
-        OSError: it cannot.
-    """
-    if path is None:
-        return
-    check_output_dir(path.parent, option=option)
-    if path.is_dir():
-        raise OSError(f"{option} {path} is a folder; name a file")
+            f"cannot write the checkpoint {path} ({error}); earlier checkpoints are intact"
+        ) from error

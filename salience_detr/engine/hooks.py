@@ -21,10 +21,10 @@ from PIL import Image
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from salience_detr.config import ConfigError
 from salience_detr.engine.checkpointing import TrainingCheckpointer
-from salience_detr.engine.config import ConfigError
 from salience_detr.engine.launch import any_process
-from salience_detr.files import written_whole
+from salience_detr.utils.files import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +72,16 @@ class BestCheckpointHook(HookBase):
         """Compare the results of an evaluation after ``iteration`` steps."""
         value = results.get(self.metric)
         if value is None and results:
-            logger.warning("train.best_metric: there is no %s; there are %s", self.metric, ", ".join(results))
+            logger.warning(
+                "train.best_metric: there is no %s; there are %s", self.metric, ", ".join(results)
+            )
         if value is None or not comm.is_main_process() or not value > self.best():
             return
         self.checkpointer.save("model_best", iteration=iteration, resumable=False)
         with written_whole(self.record) as temporary:
-            temporary.write_text(json.dumps({"metric": self.metric, "value": value, "iteration": iteration}))
+            temporary.write_text(
+                json.dumps({"metric": self.metric, "value": value, "iteration": iteration})
+            )
         logger.info("best %s so far: %.3f after %d iterations", self.metric, value, iteration)
 
     def best(self) -> float:
@@ -87,7 +91,9 @@ class BestCheckpointHook(HookBase):
         try:
             return float(json.loads(self.record.read_text())["value"])
         except (ValueError, KeyError, TypeError):
-            logger.warning("%s cannot be read: the next evaluation counts as the best so far", self.record)
+            logger.warning(
+                "%s cannot be read: the next evaluation counts as the best so far", self.record
+            )
             return float("-inf")
 
 
@@ -128,23 +134,33 @@ class EvaluationHook(HookBase):
 
     def is_due(self, finished: int) -> bool:
         """Whether the state after so many steps is evaluated."""
-        return finished == self.trainer.max_iter or (self.period > 0 and finished % self.period == 0)
+        return finished == self.trainer.max_iter or (
+            self.period > 0 and finished % self.period == 0
+        )
 
     def is_recorded(self, finished: int) -> bool:
         """Whether metrics.json has the result of the evaluation after so many steps."""
         if not self.metrics_file.is_file():
             return False
         lines = [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
-        return any(line["iteration"] >= finished - 1 and any("/AP" in name for name in line) for line in lines)
+        return any(
+            line["iteration"] >= finished - 1 and any("/AP" in name for name in line)
+            for line in lines
+        )
 
     def run(self, finished: int) -> None:
         """Evaluate the state after so many steps."""
         results = self.evaluate()
         if results and comm.is_main_process():
             storage = self.trainer.storage
-            before, storage.iter = storage.iter, finished - 1  # one that is made up for belongs to the step before
+            before, storage.iter = (
+                storage.iter,
+                finished - 1,
+            )  # one that is made up for belongs to the step before
             storage.put_scalars(**results, smoothing_hint=False)
-            for writer in self.writers:  # at once: the next one may come before the next period of the writers
+            for writer in (
+                self.writers
+            ):  # at once: the next one may come before the next period of the writers
                 writer.write()
             storage.iter = before
             self.best.update(finished, results)
@@ -152,27 +168,31 @@ class EvaluationHook(HookBase):
 
 
 class PreviewHook(HookBase):
-    """Draws what the model finds on a few pictures at each evaluation: into ``previews`` and the event storage.
+    """Draws what the model finds on a few images at each evaluation: into ``previews`` and the event storage.
 
     Args:
-        draw: gives (H, W, 3) uint8 RGB pictures by name.
+        draw: gives (H, W, 3) uint8 RGB images by name.
         period: of the evaluations.
-        output_dir: of the run; the pictures are ``previews/NAME_ITERATION.jpg``.
+        output_dir: of the run; the images are ``previews/NAME_ITERATION.jpg``.
     """
 
-    def __init__(self, draw: Callable[[], dict[str, np.ndarray]], period: int, output_dir: str | Path) -> None:
+    def __init__(
+        self, draw: Callable[[], dict[str, np.ndarray]], period: int, output_dir: str | Path
+    ) -> None:
         self.draw = draw
         self.period = period
         self.folder = Path(output_dir) / "previews"
 
     def after_step(self) -> None:
         finished = self.trainer.iter + 1
-        if finished != self.trainer.max_iter and not (self.period > 0 and finished % self.period == 0):
+        if finished != self.trainer.max_iter and not (
+            self.period > 0 and finished % self.period == 0
+        ):
             return
         self.folder.mkdir(exist_ok=True)
-        for name, picture in self.draw().items():
-            Image.fromarray(picture).save(self.folder / f"{name}_{finished:07d}.jpg", quality=90)
-            self.trainer.storage.put_image(f"previews/{name}", picture.transpose(2, 0, 1))
+        for name, image in self.draw().items():
+            Image.fromarray(image).save(self.folder / f"{name}_{finished:07d}.jpg", quality=90)
+            self.trainer.storage.put_image(f"previews/{name}", image.transpose(2, 0, 1))
 
 
 class Interrupted(SystemExit):
@@ -207,7 +227,9 @@ class SignalHook(HookBase):
             return
         self.received, self.received_at = number, time.monotonic()
         name = signal.Signals(number).name
-        logger.warning("%s: finishing this step and saving; again after %d s ends at once", name, PATIENCE)
+        logger.warning(
+            "%s: finishing this step and saving; again after %d s ends at once", name, PATIENCE
+        )
 
 
 class InterruptHook(HookBase):
@@ -246,8 +268,16 @@ class ConsoleWriter(EventWriter):
         finished = iteration + 1
         seconds = storage.history("time").global_avg() if "time" in latest else 0.0
         eta = datetime.timedelta(seconds=int(seconds * (self.max_iter - finished)))
-        groups = {k.removeprefix("loss_groups/"): v for k, v in smooth.items() if k.startswith("loss_groups/")}
-        memory = f"  {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB" if torch.cuda.is_available() else ""
+        groups = {
+            k.removeprefix("loss_groups/"): v
+            for k, v in smooth.items()
+            if k.startswith("loss_groups/")
+        }
+        memory = (
+            f"  {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB"
+            if torch.cuda.is_available()
+            else ""
+        )
         logger.info(
             "%d/%d  eta %s  loss %.3f (%s)  grad %.2f  lr %.2e  %.2f images/s  data %.3f s%s",
             finished,

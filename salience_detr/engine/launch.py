@@ -40,7 +40,9 @@ def signals_for_children() -> Iterator[None]:
             if child.pid is not None:
                 os.kill(child.pid, number)
 
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
@@ -58,7 +60,9 @@ def any_process(flag: bool) -> bool:
     return bool(flags)
 
 
-def _run_under_torchrun(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+def _run_under_torchrun(
+    main: Callable[[argparse.Namespace], None], args: argparse.Namespace
+) -> None:
     local_rank, local_size = (
         int(os.environ["LOCAL_RANK"]),
         int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])),

@@ -31,7 +31,9 @@ def get_parameter_groups(
     Returns:
         Groups for a torch optimizer: ``params``, ``lr``, ``weight_decay``, and their ``names`` for the log.
     """
-    groups: dict[tuple[float, float], dict[str, Any]] = defaultdict(lambda: {"params": [], "names": []})
+    groups: dict[tuple[float, float], dict[str, Any]] = defaultdict(
+        lambda: {"params": [], "names": []}
+    )
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):

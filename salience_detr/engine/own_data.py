@@ -9,9 +9,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from salience_detr.config import ConfigError
 from salience_detr.data.coco_format import LARGEST, DatasetError, entry_fault, read_coco
-from salience_detr.data.layouts import Split, find_splits
-from salience_detr.engine.config import ConfigError
+from salience_detr.data.preparation.layouts import Split, find_splits
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +22,18 @@ LONGEST_WARMUP = 0.1
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that :func:`use_own_data` reads."""
     group = parser.add_argument_group("own data, in COCO's format")
-    group.add_argument("--data-dir", metavar="DIR", help="a folder with both parts in a usual layout")
+    group.add_argument(
+        "--data-dir", metavar="DIR", help="a folder with both parts in a usual layout"
+    )
     for split, words in (("train", "to train on"), ("val", "to evaluate on")):
         group.add_argument(f"--{split}-json", metavar="FILE", help=f"annotations {words}")
-        group.add_argument(f"--{split}-images", metavar="DIR", help="the folder of their pictures")
-    group.add_argument("--epochs", type=float, metavar="N", help="times to see all pictures (default: as the config)")
+        group.add_argument(f"--{split}-images", metavar="DIR", help="the folder of their images")
+    group.add_argument(
+        "--epochs",
+        type=float,
+        metavar="N",
+        help="times to see all images (default: as the config)",
+    )
 
 
 def use_own_data(
@@ -52,13 +59,17 @@ def use_own_data(
     splits = chosen_splits(args)
     if not splits:
         if args.epochs is not None:
-            raise ConfigError("--epochs goes with --data-dir or --train-json; set train.max_iter for a config's data")
+            raise ConfigError(
+                "--epochs goes with --data-dir or --train-json; set train.max_iter for a config's data"
+            )
         return
     for name, purpose in (("val", "evaluate"), ("train", "train")):
         if name in splits or name not in needed:
             continue
         where = f"none are in {args.data_dir}" if args.data_dir else "none are given"
-        raise ConfigError(f"data to {purpose} on: {where}; add --{name}-json FILE --{name}-images DIR")
+        raise ConfigError(
+            f"data to {purpose} on: {where}; add --{name}-json FILE --{name}-images DIR"
+        )
     categories = {name: read_categories(split.json_file) for name, split in splits.items()}
     if len(splits) == 2:
         check_equal(splits, categories)
@@ -69,7 +80,9 @@ def use_own_data(
     if "model.num_classes" not in overridden:
         config.model.num_classes = len(next(iter(categories.values())))
     if "train" in needed:
-        fit_schedule(config, len(read_coco(splits["train"].json_file)["images"]), args.epochs, overridden)
+        fit_schedule(
+            config, len(read_coco(splits["train"].json_file)["images"]), args.epochs, overridden
+        )
 
 
 def chosen_splits(args: argparse.Namespace) -> dict[str, Split]:
@@ -83,7 +96,7 @@ def chosen_splits(args: argparse.Namespace) -> dict[str, Split]:
         if json_file is None:
             continue
         if not Path(images).is_dir():
-            raise DatasetError(f"there is no folder of pictures {images} (--{split}-images)")
+            raise DatasetError(f"there is no folder of images {images} (--{split}-images)")
         splits[split] = Split(Path(json_file), Path(images))
     return splits
 
@@ -115,18 +128,24 @@ def check_equal(splits: dict[str, Split], categories: dict[str, dict[int, str]])
         )
 
 
-def fit_schedule(config: DictConfig, images: int, epochs: float | None, overridden: Collection[str]) -> None:
-    """Give a run over ``images`` pictures the epochs of the config, or others, and its proportions."""
+def fit_schedule(
+    config: DictConfig, images: int, epochs: float | None, overridden: Collection[str]
+) -> None:
+    """Give a run over ``images`` images the epochs of the config, or others, and its proportions."""
     if not images:
-        raise DatasetError("the training data set holds no pictures")
+        raise DatasetError("the training data set holds no images")
     if epochs is not None and not 0 < epochs < LARGEST:
         raise ConfigError(f"--epochs is {epochs:g}; it must be positive and finite")
     settings, before = config.train, config.train.max_iter
     if "train.max_iter" not in overridden:
         wanted = settings.get("epochs") if epochs is None else epochs
         if wanted is None:
-            raise ConfigError("the config does not say for how many epochs it trains (train.epochs); add --epochs N")
-        settings.max_iter = max(1, round(wanted * images / config.dataloader.train.total_batch_size))
+            raise ConfigError(
+                "the config does not say for how many epochs it trains (train.epochs); add --epochs N"
+            )
+        settings.max_iter = max(
+            1, round(wanted * images / config.dataloader.train.total_batch_size)
+        )
         settings.epochs = wanted
     factor = settings.max_iter / before
     for key, group in (("eval_period", settings), ("period", settings.checkpointer)):

@@ -1,4 +1,4 @@
-"""Pictures of what a model in training sees and finds."""
+"""Images of what a model in training sees and finds."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from detectron2.structures import BoxMode
 from omegaconf import DictConfig
 from torch import nn
 
-from salience_detr.data.mapper import read_image
+from salience_detr.data.images import read_image
 from salience_detr.modeling import SalienceDETR
 from salience_detr.predictor import infer, prepare_input
-from salience_detr.visualization import class_colors, draw_boxes, draw_detections, draw_salience
+from salience_detr.utils.drawing import class_colors, draw_boxes, draw_detections, draw_salience
 
 SCORE_THRESHOLD = 0.3
 
 
-def preview_pictures(config: DictConfig, model: nn.Module) -> dict[str, np.ndarray]:
-    """Ground truth, detections and salience, side by side, of ``train.previews`` pictures of the test set.
+def preview_images(config: DictConfig, model: nn.Module) -> dict[str, np.ndarray]:
+    """Ground truth, detections and salience, side by side, of ``train.previews`` images of the test set.
 
     They are always the same, spread evenly over the set.
 
     Returns:
-        (H, 3 * W, 3) uint8 RGB pictures, by the stem of their file; none for models without salience.
+        (H, 3 * W, 3) uint8 RGB images, by the stem of their file; none for models without salience.
     """
     if not isinstance(model, SalienceDETR):
         return {}
@@ -38,18 +38,23 @@ def preview_pictures(config: DictConfig, model: nn.Module) -> dict[str, np.ndarr
     colors = class_colors(len(class_names))
     was_training = model.training
     model.eval()
-    pictures: dict[str, np.ndarray] = {}
+    images: dict[str, np.ndarray] = {}
     for record in chosen:
         image = read_image(record["file_name"])
         instances, heat = infer(model, [prepare_input(mapper, image)])[0]
         found = instances[instances.scores >= SCORE_THRESHOLD]
-        boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in record.get("annotations", [])]
+        boxes = [
+            BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS)
+            for x in record.get("annotations", [])
+        ]
         classes = [x["category_id"] for x in record.get("annotations", [])]
-        truth = draw_boxes(image, boxes, [class_names[c] for c in classes], [colors[c] for c in classes])
+        truth = draw_boxes(
+            image, boxes, [class_names[c] for c in classes], [colors[c] for c in classes]
+        )
         detections = draw_detections(image, found, class_names=class_names, colors=colors)
         salience = draw_salience(image, heat)
         stem = Path(record["file_name"]).stem
-        name = stem if stem not in pictures else f"{stem}_{len(pictures)}"
-        pictures[name] = np.concatenate([truth, detections, salience], axis=1)
+        name = stem if stem not in images else f"{stem}_{len(images)}"
+        images[name] = np.concatenate([truth, detections, salience], axis=1)
     model.train(was_training)
-    return pictures
+    return images

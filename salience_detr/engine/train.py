@@ -25,17 +25,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from salience_detr.checkpoint import start_from
+from salience_detr.config import ConfigError, resolve_amp, resolve_device
 from salience_detr.data.datasets import check_class_count, check_files, class_names_of
 from salience_detr.engine.checkpointing import (
     DataOrder,
     LossNormalizer,
     TrainingCheckpointer,
-    check_output_dir,
     cut_metrics,
 )
-from salience_detr.engine.config import ConfigError
-from salience_detr.engine.device import resolve_amp, resolve_device
-from salience_detr.engine.evaluation import evaluate_with_average
 from salience_detr.engine.hooks import (
     AverageHook,
     BestCheckpointHook,
@@ -47,15 +44,25 @@ from salience_detr.engine.hooks import (
     SignalHook,
     WandbWriter,
 )
-from salience_detr.engine.previews import preview_pictures
+from salience_detr.engine.previews import preview_images
 from salience_detr.engine.sync_batch_norm import use_cpu_sync_batch_norm
 from salience_detr.engine.trainer import FetchError, Trainer
+from salience_detr.evaluation.coco_evaluation import evaluate_with_average
 from salience_detr.layers.recompute import recomputes_batch_norm
+from salience_detr.utils.files import check_output_dir
 
 logger = logging.getLogger(__name__)
 
 # Those of plain tensors; losses, matching and the making of queries depend on the numbers of boxes.
-COMPILED_STAGES = ("backbone", "neck", "token_projection", "salience_filter", "encoder", "feature_fusion", "decoder")
+COMPILED_STAGES = (
+    "backbone",
+    "neck",
+    "token_projection",
+    "salience_filter",
+    "encoder",
+    "feature_fusion",
+    "decoder",
+)
 
 
 def setup_run(config: DictConfig) -> None:
@@ -70,7 +77,9 @@ def setup_run(config: DictConfig) -> None:
     for name in ("detectron2", "fvcore", "salience_detr"):
         setup_logger(str(output_dir), distributed_rank=rank, name=name)
     # The exception itself is reported by whoever catches it.
-    logging.getLogger("detectron2.engine.train_loop").addFilter(lambda record: "Exception during" not in record.msg)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(
+        lambda record: "Exception during" not in record.msg
+    )
     seed_all_rng(config.train.seed)
 
 
@@ -84,7 +93,7 @@ def save_config(config: DictConfig) -> None:
 
 
 def build_model(config: DictConfig) -> nn.Module:
-    """The model of a config, randomly initialised, on its device."""
+    """The model of a config, randomly initialized, on its device."""
     return instantiate(config.model).to(resolve_device(config.train.device))
 
 
@@ -100,7 +109,9 @@ def build_average(config: DictConfig, model: nn.Module) -> ModelEmaV3 | None:
     if not config.train.ema.enabled:
         return None
     if not 0 < config.train.ema.decay < 1:
-        raise ConfigError(f"train.ema.decay is {config.train.ema.decay}; it lies between 0 and 1, such as 0.9998")
+        raise ConfigError(
+            f"train.ema.decay is {config.train.ema.decay}; it lies between 0 and 1, such as 0.9998"
+        )
     return ModelEmaV3(model, decay=config.train.ema.decay, use_warmup=True)
 
 
@@ -112,7 +123,12 @@ def build_optimizer(config: DictConfig, model: nn.Module) -> torch.optim.Optimiz
     reference, batch = config.train.reference_batch_size, config.dataloader.train.total_batch_size
     if reference:
         config.optimizer.lr *= batch / reference
-        logger.info("learning rate %.3g, times %d / %d for the batch size", config.optimizer.lr, batch, reference)
+        logger.info(
+            "learning rate %.3g, times %d / %d for the batch size",
+            config.optimizer.lr,
+            batch,
+            reference,
+        )
     config.optimizer.params.model = model
     optimizer: torch.optim.Optimizer = instantiate(config.optimizer)
     config.optimizer.params.model = None
@@ -144,13 +160,18 @@ def distribute(model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     on_gpu = next(model.parameters()).is_cuda
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_gpu else use_cpu_sync_batch_norm(model)
+    model = (
+        nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_gpu else use_cpu_sync_batch_norm(model)
+    )
     device_ids = [torch.cuda.current_device()] if on_gpu else None
     return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
 
 
 def check_room(
-    config: DictConfig, model: nn.Module, average: ModelEmaV3 | None, checkpointer: TrainingCheckpointer
+    config: DictConfig,
+    model: nn.Module,
+    average: ModelEmaV3 | None,
+    checkpointer: TrainingCheckpointer,
 ) -> None:
     """Make sure that the output folder has room for the checkpoints, beside those that are there.
 
@@ -160,7 +181,10 @@ def check_room(
     parameter_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     # A checkpoint holds the parameters, two moments of AdamW, the average; best, final, one being written come on top.
     checkpoint_bytes = (3 if average is None else 4) * parameter_bytes
-    needed = checkpoint_bytes * (config.train.checkpointer.max_to_keep + 3) - checkpointer.bytes_on_disk()
+    needed = (
+        checkpoint_bytes * (config.train.checkpointer.max_to_keep + 3)
+        - checkpointer.bytes_on_disk()
+    )
     check_output_dir(config.train.output_dir, needed_bytes=max(checkpoint_bytes, needed))
 
 
@@ -189,7 +213,9 @@ def start_or_resume(
         start = checkpointer.resume()
     else:
         checkpointer.start_afresh()
-    if comm.is_main_process():  # a run may have ended after its last checkpoint, or before its first
+    if (
+        comm.is_main_process()
+    ):  # a run may have ended after its last checkpoint, or before its first
         cut_metrics(Path(config.train.output_dir) / "metrics.json", start)
     if start == 0 and config.train.init_checkpoint:
         start_from(
@@ -207,7 +233,7 @@ def check_test_set(config: DictConfig) -> None:
     """Find before the first step what an evaluation would stop at hours later.
 
     Raises:
-        DatasetError: the annotations have a mistake, a picture is missing, or the classes are not the model's.
+        DatasetError: the annotations have a mistake, an image is missing, or the classes are not the model's.
     """
     check_files(instantiate(config.dataloader.test.dataset))
     check_class_count(config.dataloader.test.dataset.names, config.model.get("num_classes"))
@@ -219,7 +245,7 @@ def train(config: DictConfig, *, resume: bool) -> None:
     Raises:
         DatasetError, CheckpointError, OSError: what is wrong with the data, the weights or the output folder, found
             before the first step where that is possible.
-        FetchError: a picture cannot be read; the finished steps are saved.
+        FetchError: an image cannot be read; the finished steps are saved.
         FloatingPointError: the loss is not finite.
     """
     check_test_set(config)
@@ -239,10 +265,14 @@ def train(config: DictConfig, *, resume: bool) -> None:
     if start >= max_iter:
         logger.info("all %d iterations are done already", max_iter)
     if comm.is_main_process():
-        save_config(config)  # not before: that of a run in this folder stays if this one may not go on with it
+        save_config(
+            config
+        )  # not before: that of a run in this folder stays if this one may not go on with it
     trainer.register_hooks(build_hooks(config, model, average, scheduler, checkpointer, start))
     batch = config.dataloader.train.total_batch_size
-    logger.info("%d images, %d iterations, %.1f epochs", images, max_iter, max_iter * batch / max(1, images))
+    logger.info(
+        "%d images, %d iterations, %.1f epochs", images, max_iter, max_iter * batch / max(1, images)
+    )
     run_steps(trainer, checkpointer, start, max_iter)
 
 
@@ -277,7 +307,9 @@ def build_checkpointer(
     )
 
 
-def run_steps(trainer: Trainer, checkpointer: TrainingCheckpointer, start: int, max_iter: int) -> None:
+def run_steps(
+    trainer: Trainer, checkpointer: TrainingCheckpointer, start: int, max_iter: int
+) -> None:
     """Train from an iteration to another one; data that cannot be read, or a full disk, costs no finished step.
 
     Raises:
@@ -304,7 +336,9 @@ def build_writers(config: DictConfig, start: int) -> list[EventWriter]:
     writers = [
         ConsoleWriter(config.train.max_iter),
         JSONWriter(str(Path(output_dir) / "metrics.json")),
-        TensorboardXWriter(str(output_dir), purge_step=start),  # what was written after the last checkpoint
+        TensorboardXWriter(
+            str(output_dir), purge_step=start
+        ),  # what was written after the last checkpoint
     ]
     if config.train.wandb.enabled:
         settings = {key: value for key, value in config.train.wandb.items() if key != "enabled"}
@@ -321,12 +355,16 @@ def build_hooks(
     start: int,
 ) -> list[HookBase]:
     """The hooks of a run, in the order in which they act after a step."""
-    best = BestCheckpointHook(checkpointer, f"{'' if average is None else 'ema/'}{config.train.best_metric}")
+    best = BestCheckpointHook(
+        checkpointer, f"{'' if average is None else 'ema/'}{config.train.best_metric}"
+    )
     output_dir = config.train.output_dir
     shown = model if average is None else average.module
     previews = []
     if comm.is_main_process() and config.train.previews > 0:
-        previews = [PreviewHook(lambda: preview_pictures(config, shown), config.train.eval_period, output_dir)]
+        previews = [
+            PreviewHook(lambda: preview_images(config, shown), config.train.eval_period, output_dir)
+        ]
     signals, writers = SignalHook(), build_writers(config, start)
     return [
         signals,
@@ -342,6 +380,8 @@ def build_hooks(
             writers,
         ),
         *previews,
-        hooks.PeriodicWriter(writers, period=min(config.train.log_period, max(1, math.ceil(config.train.max_iter)))),
+        hooks.PeriodicWriter(
+            writers, period=min(config.train.log_period, max(1, math.ceil(config.train.max_iter)))
+        ),
         InterruptHook(signals, checkpointer),
     ]

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from salience_detr.data.images import ImageReadError
 from salience_detr.data.loader import DataWorkerError, batches
-from salience_detr.data.mapper import ImageReadError
 from salience_detr.engine.launch import any_process
 
 # After 20 steps in a row whose gradients are not finite; one that overflows once in a while halves it once.
@@ -33,7 +33,9 @@ class FetchError(RuntimeError):
     """
 
     def __init__(self, reason: Exception | None) -> None:
-        super().__init__("the data of another process cannot be read" if reason is None else str(reason))
+        super().__init__(
+            "the data of another process cannot be read" if reason is None else str(reason)
+        )
         self.reason = reason
 
 
@@ -84,7 +86,9 @@ class Trainer(TrainerBase):
         self.seed = seed
         self.device_type = next(model.parameters()).device.type
         # Only fp16 underflows without scaling of the loss.
-        self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == torch.float16)
+        self.grad_scaler = torch.amp.GradScaler(
+            self.device_type, enabled=amp_dtype == torch.float16
+        )
         self._data: Iterator[list[dict[str, Any]]] | None = None
         model.train()
 
@@ -98,7 +102,9 @@ class Trainer(TrainerBase):
         self.grad_scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.clip_grad_norm or float("inf"))
-        if not self.grad_scaler.is_enabled():  # with scaling such a step is left out, and the scale lowered
+        if (
+            not self.grad_scaler.is_enabled()
+        ):  # with scaling such a step is left out, and the scale lowered
             self.check_finite(values | {"grad_norm": float(norm)}, batch)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
@@ -137,7 +143,9 @@ class Trainer(TrainerBase):
                 values.update(self.backward(part, batch, whole))
         return dict(values)
 
-    def backward(self, part: list[dict[str, Any]], batch: list[dict[str, Any]], *whole: Any) -> dict[str, float]:
+    def backward(
+        self, part: list[dict[str, Any]], batch: list[dict[str, Any]], *whole: Any
+    ) -> dict[str, float]:
         """Add the gradients of a part of a batch to the parameters; returns its losses by name."""
         with self.autocast():
             losses = self.model(part, *whole)
@@ -156,14 +164,14 @@ class Trainer(TrainerBase):
         """Stop on a loss or gradient norm that is not finite; the weights and checkpoints stay as they are.
 
         Raises:
-            FloatingPointError: with the step, the loss terms and the pictures.
+            FloatingPointError: with the step, the loss terms and the images.
         """
         if all(np.isfinite(value) for value in losses.values()):
             return
         terms = ", ".join(f"{name}={value:.4g}" for name, value in losses.items())
-        pictures = ", ".join(str(x.get("image_id", x.get("file_name"))) for x in batch)
+        images = ", ".join(str(x.get("image_id", x.get("file_name"))) for x in batch)
         raise FloatingPointError(
-            f"the loss or its gradient is not finite at iteration {self.iter}; images {pictures}; {terms}; "
+            f"the loss or its gradient is not finite at iteration {self.iter}; images {images}; {terms}; "
             "the last checkpoint stays: look at these images, lower the learning rate, or train without fp16, "
             "and go on with --resume"
         )
@@ -172,12 +180,19 @@ class Trainer(TrainerBase):
         """Stop where fp16 leaves out step after step, because no scale makes the gradients finite.
 
         Raises:
-            FloatingPointError: with the step and the pictures.
+            FloatingPointError: with the step and the images.
         """
         if self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() < SMALLEST_SCALE:
             self.check_finite({"grad_norm": float("nan")}, batch)
 
-    def record(self, losses: dict[str, float], norm: Tensor, data_time: float, step_time: float, images: int) -> None:
+    def record(
+        self,
+        losses: dict[str, float],
+        norm: Tensor,
+        data_time: float,
+        step_time: float,
+        images: int,
+    ) -> None:
         """Hand the numbers of this step to the event storage, averaged over the processes."""
         numbers = losses | {"grad_norm": float(norm), "data_time": data_time}
         if comm.get_world_size() > 1:

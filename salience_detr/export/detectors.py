@@ -24,10 +24,12 @@ class ExportedDetector(Detector):
     Args:
         info: from the file.
         score_threshold: detections below it are left out.
-        batch_size: pictures that are computed together, at most.
+        batch_size: images that are computed together, at most.
     """
 
-    def __init__(self, info: DetectorInfo, *, score_threshold: float = 0.0, batch_size: int = 8) -> None:
+    def __init__(
+        self, info: DetectorInfo, *, score_threshold: float = 0.0, batch_size: int = 8
+    ) -> None:
         super().__init__(
             info.classes,
             info.make_mapper(),
@@ -78,7 +80,7 @@ class OnnxDetector(ExportedDetector):
         device: "cpu", "cuda", "cuda:N", or "auto": a GPU if ONNX Runtime can use one.
         threads: that one operator uses; 0 leaves it to ONNX Runtime.
         score_threshold: detections below it are left out.
-        batch_size: pictures that are computed together, at most.
+        batch_size: images that are computed together, at most.
 
     Raises:
         ExportError: the file is missing, not ONNX, or not a model of this project; ONNX Runtime is not installed or
@@ -97,7 +99,9 @@ class OnnxDetector(ExportedDetector):
         try:
             import onnxruntime
         except ImportError as error:
-            raise ExportError("ONNX files need onnxruntime: pip install 'salience_detr[onnx]'") from error
+            raise ExportError(
+                "ONNX files need onnxruntime: pip install 'salience_detr[onnx]'"
+            ) from error
         if not Path(path).is_file():
             raise ExportError(f"there is no file {path}")
         options = onnxruntime.SessionOptions()
@@ -110,12 +114,16 @@ class OnnxDetector(ExportedDetector):
             reason = " ".join(str(error).split())[:200]
             raise ExportError(f"{path} is not an ONNX file that can be run: {reason}") from error
         check_names(self.session, str(path))
-        info = DetectorInfo.from_json(self.session.get_modelmeta().custom_metadata_map.get(KEY), str(path))
+        info = DetectorInfo.from_json(
+            self.session.get_modelmeta().custom_metadata_map.get(KEY), str(path)
+        )
         super().__init__(info, score_threshold=score_threshold, batch_size=batch_size)
 
     def run(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         feed = dict(zip(INPUTS, (images.numpy(), image_sizes.numpy()), strict=True))
-        boxes, scores, labels, salience = (torch.from_numpy(x) for x in self.session.run(list(OUTPUTS), feed))
+        boxes, scores, labels, salience = (
+            torch.from_numpy(x) for x in self.session.run(list(OUTPUTS), feed)
+        )
         return boxes, scores, labels, salience
 
 
@@ -128,18 +136,27 @@ def choose_providers(device: str, available: list[str]) -> list[Any]:
     cpu, cuda = "CPUExecutionProvider", "CUDAExecutionProvider"
     kind, _, number = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or not (number or "0").isdigit():
-        raise ExportError(f"the device {device!r} is unknown to ONNX Runtime; use auto, cpu or cuda")
+        raise ExportError(
+            f"the device {device!r} is unknown to ONNX Runtime; use auto, cpu or cuda"
+        )
     if kind == "cuda" and cuda not in available:
-        raise ExportError(f"this ONNX Runtime has no CUDA, only {', '.join(available)}; install onnxruntime-gpu")
+        raise ExportError(
+            f"this ONNX Runtime has no CUDA, only {', '.join(available)}; install onnxruntime-gpu"
+        )
     if kind == "cpu" or cuda not in available:
         return [cpu]
-    current = torch.cuda.current_device() if torch.cuda.is_available() else 0  # of torchrun's process, for example
+    current = (
+        torch.cuda.current_device() if torch.cuda.is_available() else 0
+    )  # of torchrun's process, for example
     return [(cuda, {"device_id": int(number or current)}), cpu]
 
 
 def check_names(session: Any, path: str) -> None:
     """Raise ExportError if a graph has other inputs or outputs."""
-    inputs, outputs = [x.name for x in session.get_inputs()], [x.name for x in session.get_outputs()]
+    inputs, outputs = (
+        [x.name for x in session.get_inputs()],
+        [x.name for x in session.get_outputs()],
+    )
     if set(inputs) != set(INPUTS) or not set(OUTPUTS) <= set(outputs):
         raise ExportError(
             f"{path} is not a model of this project: its inputs are {', '.join(inputs)} and its outputs "
@@ -155,13 +172,15 @@ class PackagedDetector(ExportedDetector):
     Args:
         path: of the file.
         score_threshold: detections below it are left out.
-        batch_size: pictures that are computed together, at most.
+        batch_size: images that are computed together, at most.
 
     Raises:
         ExportError: the file is missing, broken, or not a model of this project.
     """
 
-    def __init__(self, path: str | Path, *, score_threshold: float = 0.0, batch_size: int = 8) -> None:
+    def __init__(
+        self, path: str | Path, *, score_threshold: float = 0.0, batch_size: int = 8
+    ) -> None:
         if not zipfile.is_zipfile(path):
             raise ExportError(f"{path} is not a .pt2 file, or it is truncated or missing")
         with zipfile.ZipFile(path) as archive:
@@ -171,7 +190,9 @@ class PackagedDetector(ExportedDetector):
         except ExportError:
             raise
         except Exception as error:  # a damaged file can fail in any way
-            raise ExportError(f"{path} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
+            raise ExportError(
+                f"{path} cannot be loaded: {' '.join(str(error).split())[:200]}"
+            ) from error
         info = DetectorInfo.from_json(text, str(path))
         super().__init__(info, score_threshold=score_threshold, batch_size=batch_size)
 

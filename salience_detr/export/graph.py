@@ -1,8 +1,8 @@
-"""The model as one graph from tensors to tensors, for any number of pictures of any size.
+"""The model as one graph from tensors to tensors, for any number of images of any size.
 
 Exporters record what a model computes for one input. Here are the few parts of the model whose work depends on what
 is in the tensors, in forms whose shapes depend on those of the inputs alone; they take the place of the originals in a
-copy of the model. Where the model cuts its tensors to what the pictures of a batch need, they keep as many slots as the
+copy of the model. Where the model cuts its tensors to what the images of a batch need, they keep as many slots as the
 size of the batch allows for, and mask the surplus.
 
 Symbols: B images, L levels, S tokens, D channels, K classes, N queries, M heads of C channels, P points per head and
@@ -59,8 +59,8 @@ class DetectionGraph(nn.Module):
 
         Args:
             images: (B, 3, H, W) float32, channels as the model's ``input_format`` says, 0..255, of any height and
-                width; pictures smaller than the batch are at its upper left, what lies beside them does not matter.
-            image_sizes: (B, 2) int64 (height, width) of each picture in pixels, at most (H, W).
+                width; images smaller than the batch are at its upper left, what lies beside them does not matter.
+            image_sizes: (B, 2) int64 (height, width) of each image in pixels, at most (H, W).
 
         Returns:
             ``boxes``: (B, n, 4) float32, absolute xyxy in pixels of ``images``, by falling score, not clipped;
@@ -72,7 +72,7 @@ class DetectionGraph(nn.Module):
         padded, padding = self.preprocess(images, image_sizes)
         encoding = self.model.encode(padded, padding)
         logits, boxes = self.decode(encoding)
-        # (width, height, width, height), which undoes the normalisation
+        # (width, height, width, height), which undoes the normalization
         scale = image_sizes.flip(-1).repeat(1, 2)[:, None].to(boxes.dtype)
         scores, index = logits.sigmoid().flatten(1).topk(self.num_detections, dim=1)
         query = (index // self.model.num_classes)[..., None].expand(-1, -1, 4)
@@ -82,19 +82,21 @@ class DetectionGraph(nn.Module):
 
     @property
     def num_detections(self) -> int:
-        """n, detections per picture."""
+        """n, detections per image."""
         return min(self.model.max_detections, self.model.num_queries * self.model.num_classes)
 
     def preprocess(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images, 0 where padded, of sides divisible by the model's divisor, and their padding mask."""
+        """Normalized images, 0 where padded, of sides divisible by the model's divisor, and their padding mask."""
         divisor = self.model.size_divisibility
         height, width = ((side + divisor - 1) // divisor * divisor for side in images.shape[-2:])
         missing = (width - images.shape[-1], height - images.shape[-2])
-        normalised = F.pad((images - self.pixel_mean) / self.pixel_std, [0, missing[0], 0, missing[1]])
+        normalized = F.pad(
+            (images - self.pixel_mean) / self.pixel_std, [0, missing[0], 0, missing[1]]
+        )
         rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
         limits = image_sizes[:, :, None, None]
         padding = (rows[:, None] >= limits[:, 0]) | (columns >= limits[:, 1])
-        return normalised.masked_fill(padding[:, None], 0.0), padding
+        return normalized.masked_fill(padding[:, None], 0.0), padding
 
     def decode(self, encoding: Encoding) -> tuple[Tensor, Tensor]:
         """(B, N, K) logits, -inf in surplus slots, and (B, N, 4) boxes of the last decoder layer."""
@@ -102,9 +104,15 @@ class DetectionGraph(nn.Module):
         query = self.model.query_embedding.expand(is_query.shape[0], -1, -1)
         surplus = ~is_query[:, None].expand(-1, is_query.shape[1], -1)
         predictions = self.model.decoder(
-            query, encoding.proposals.boxes, encoding.memory, encoding.tokens, attention_mask=surplus
+            query,
+            encoding.proposals.boxes,
+            encoding.memory,
+            encoding.tokens,
+            attention_mask=surplus,
         )
-        return predictions.logits[-1].masked_fill(~is_query[..., None], -torch.inf), predictions.boxes[-1]
+        return predictions.logits[-1].masked_fill(
+            ~is_query[..., None], -torch.inf
+        ), predictions.boxes[-1]
 
 
 def exportable_copy(model: SalienceDETR) -> Any:
@@ -136,7 +144,9 @@ class GraphTokens(TokenPyramid):
     @cached_property
     def token_level(self) -> Tensor:
         device = self.features.device
-        return torch.cat([torch.full((size,), i, device=device) for i, size in enumerate(self.level_sizes)])
+        return torch.cat(
+            [torch.full((size,), i, device=device) for i, size in enumerate(self.level_sizes)]
+        )
 
     @cached_property
     def valid_ratios(self) -> Tensor:
@@ -159,8 +169,11 @@ class GraphSalienceFilter(SalienceFilter):
     """Counts slots by the shapes of the levels."""
 
     def count_slots(self, level_counts: Tensor, tokens: TokenPyramid) -> int:
-        """Enough for pictures without padding."""
-        return sum(portion(size, ratio) for size, ratio in zip(tokens.level_sizes, self.level_ratios, strict=True))
+        """Enough for images without padding."""
+        return sum(
+            portion(size, ratio)
+            for size, ratio in zip(tokens.level_sizes, self.level_ratios, strict=True)
+        )
 
     def count_layer_slots(self, slots: int, layer: int) -> int:
         return portion(slots, self.layer_ratios[layer])
@@ -196,19 +209,25 @@ class GraphBackgroundEmbedding(BackgroundEmbedding):
 
 
 class GraphQuerySelection(QuerySelection):
-    """Suppresses the neighbours of all images at once and always gives N slots."""
+    """Suppresses the neighbors of all images at once and always gives N slots."""
 
     def select_tokens(self, scores: Tensor, tokens: TokenPyramid) -> tuple[Tensor, Tensor]:
         """(B, S) scores -> (B, N) tokens, best first, and (B, N) False for surplus slots."""
         # There may be fewer tokens than candidates.
         padded = F.pad(scores, [0, self.num_candidates], value=-torch.inf)
-        values, candidates = (x[:, : self.num_candidates] for x in padded.sort(dim=1, descending=True, stable=True))
+        values, candidates = (
+            x[:, : self.num_candidates] for x in padded.sort(dim=1, descending=True, stable=True)
+        )
         is_token = values > -torch.inf
         candidates = candidates.masked_fill(~is_token, 0)
         kept = self.suppress(values, candidates, tokens) & is_token
         rank = kept.cumsum(1) - 1
-        slot = torch.where(kept & (rank < self.num_queries), rank, self.num_queries)  # the last slot is thrown away
-        token_index = torch.zeros_like(candidates[:, : self.num_queries + 1]).scatter(1, slot, candidates)
+        slot = torch.where(
+            kept & (rank < self.num_queries), rank, self.num_queries
+        )  # the last slot is thrown away
+        token_index = torch.zeros_like(candidates[:, : self.num_queries + 1]).scatter(
+            1, slot, candidates
+        )
         slots = torch.arange(self.num_queries, device=scores.device)
         return token_index[:, : self.num_queries], slots < kept.sum(1, keepdim=True)
 
@@ -219,8 +238,10 @@ class GraphQuerySelection(QuerySelection):
         side = torch.sym_max(height, width) + 3
         points = (tokens.token_xy + tokens.token_level[:, None] * side)[candidates]
         image = torch.arange(batch, device=scores.device)[:, None] * side * len(tokens.level_shapes)
-        centres = torch.stack([points[..., 0], points[..., 1] + image], dim=-1).flatten(0, 1).float()
-        boxes = torch.cat([centres - 1, centres + 1], dim=1)
+        centers = (
+            torch.stack([points[..., 0], points[..., 1] + image], dim=-1).flatten(0, 1).float()
+        )
+        boxes = torch.cat([centers - 1, centers + 1], dim=1)
         kept = nms(boxes, scores.flatten().float(), self.iou_threshold)
         marks = torch.zeros(batch * count, dtype=torch.bool, device=scores.device)
         return marks.index_fill(0, kept, True).view(batch, count)
@@ -245,13 +266,22 @@ class GridSampleAttention(MultiScaleDeformableAttention):
         levels = maps.split([height * width for height, width in spatial_shapes], dim=2)
         output = value.new_zeros(batch * heads, channels, queries)
         for level, (height, width) in enumerate(spatial_shapes):
-            reference, offsets = reference_points[:, :, None, level, None], sampling_offsets[:, :, :, level]
+            reference, offsets = (
+                reference_points[:, :, None, level, None],
+                sampling_offsets[:, :, :, level],
+            )
             if reference.shape[-1] == 2:
-                locations = reference + torch.stack([offsets[..., 0] / width, offsets[..., 1] / height], dim=-1)
+                locations = reference + torch.stack(
+                    [offsets[..., 0] / width, offsets[..., 1] / height], dim=-1
+                )
             else:
-                locations = reference[..., :2] + offsets / self.num_points * reference[..., 2:] * 0.5
+                locations = (
+                    reference[..., :2] + offsets / self.num_points * reference[..., 2:] * 0.5
+                )
             grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B*M, Q, P, 2)
-            samples = F.grid_sample(levels[level].unflatten(2, (height, width)), grid, align_corners=False)
+            samples = F.grid_sample(
+                levels[level].unflatten(2, (height, width)), grid, align_corners=False
+            )
             weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B*M, Q, P)
             output = output + (samples * weight[:, None]).sum(-1)
         return output.view(batch, heads * channels, queries).transpose(1, 2)

@@ -22,11 +22,11 @@ class ExportError(ValueError):
 
 @dataclass(frozen=True)
 class DetectorInfo:
-    """How pictures become inputs of the graph, and what its outputs mean.
+    """How images become inputs of the graph, and what its outputs mean.
 
     Attributes:
         classes: of the model.
-        short_edge_length, max_size: pictures are resized to this shortest side in pixels, unless the longest would
+        short_edge_length, max_size: images are resized to this shortest side in pixels, unless the longest would
             exceed the other.
         image_format: order of the channels that the graph takes, "RGB" or "BGR".
         size_divisibility: salience maps cover the batch, its sides rounded up to multiples of this.
@@ -43,10 +43,12 @@ class DetectorInfo:
         """Of what a config describes.
 
         Raises:
-            ExportError: the test pictures are changed in another way than by one resize.
+            ExportError: the test images are changed in another way than by one resize.
         """
         steps = list(predictor.mapper.augmentations.augs)
-        resize: Any = steps[0] if len(steps) == 1 and isinstance(steps[0], ResizeShortestEdge) else None
+        resize: Any = (
+            steps[0] if len(steps) == 1 and isinstance(steps[0], ResizeShortestEdge) else None
+        )
         if resize is None or len(set(resize.short_edge_length)) != 1:
             raise ExportError(
                 "dataloader.test.mapper.augmentations is not one ResizeShortestEdge with one length: an exported model "
@@ -81,11 +83,17 @@ class DetectorInfo:
                 raise ValueError
             table = content.pop("classes")
             colors = table["colors"] and tuple(tuple(color) for color in table["colors"])
-            return cls(ClassTable(tuple(table["names"]), tuple(table["category_ids"]), colors), **content)
+            return cls(
+                ClassTable(tuple(table["names"]), tuple(table["category_ids"]), colors), **content
+            )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ExportError(f"{source} was exported by another version; export it again") from error
+            raise ExportError(
+                f"{source} was exported by another version; export it again"
+            ) from error
 
     def make_mapper(self) -> DetectionMapper:
-        """Makes inputs of pictures as the model's config does."""
+        """Makes inputs of images as the model's config does."""
         resize = ResizeShortestEdge(self.short_edge_length, max_size=self.max_size)
-        return DetectionMapper(is_train=False, augmentations=[resize], image_format=self.image_format)
+        return DetectionMapper(
+            is_train=False, augmentations=[resize], image_format=self.image_format
+        )

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from salience_detr.errors import one_line
 from salience_detr.export.graph import INPUTS, OUTPUTS
 from salience_detr.export.info import KEY, DetectorInfo, ExportError
 from salience_detr.export.program import quiet
-from salience_detr.files import written_whole
+from salience_detr.utils.errors import one_line
+from salience_detr.utils.files import written_whole
 
 DEFAULT_OPSET = 18
 LAST_OPSET = 21
@@ -25,7 +25,12 @@ AXES = {"images": {0: "batch", 2: "height", 3: "width"}}
 
 
 def export_onnx(
-    program: ExportedProgram, path: Path, info: DetectorInfo, *, opset: int = DEFAULT_OPSET, simplify: bool = False
+    program: ExportedProgram,
+    path: Path,
+    info: DetectorInfo,
+    *,
+    opset: int = DEFAULT_OPSET,
+    simplify: bool = False,
 ) -> None:
     """Write an ONNX file with free batch size, height and width, that :class:`salience_detr.export.OnnxDetector` reads.
 
@@ -53,7 +58,9 @@ def export_onnx(
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"no valid file of opset {opset} can be written: {one_line(error)}") from error
+        raise ExportError(
+            f"no valid file of opset {opset} can be written: {one_line(error)}"
+        ) from error
     with written_whole(path) as temporary:
         onnx.save(model, str(temporary))
 
@@ -64,7 +71,9 @@ def check_export(opset: int) -> None:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ExportError(f"the export needs {error.name}: pip install 'salience_detr[onnx]'") from error
+        raise ExportError(
+            f"the export needs {error.name}: pip install 'salience_detr[onnx]'"
+        ) from error
     if not DEFAULT_OPSET <= opset <= LAST_OPSET:
         raise ExportError(f"opset {opset} cannot be written; use {DEFAULT_OPSET} to {LAST_OPSET}")
 
@@ -73,9 +82,13 @@ def to_onnx(program: ExportedProgram, opset: int) -> Any:
     """The program as a model in memory."""
     from onnxscript import opset18
 
-    def stable_sort(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+    def stable_sort(
+        x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False
+    ) -> Any:
         # TopK gives equal values in the order of their indices.
-        return opset18.TopK(x, opset18.Shape(x, start=dim, end=dim + 1 or None), axis=dim, largest=int(descending))
+        return opset18.TopK(
+            x, opset18.Shape(x, start=dim, end=dim + 1 or None), axis=dim, largest=int(descending)
+        )
 
     with quiet(), silent():
         exported = torch.onnx.export(
@@ -95,7 +108,7 @@ def to_onnx(program: ExportedProgram, opset: int) -> Any:
 def optimized(model: Any) -> Any:
     """The model without what is computed twice or never changes.
 
-    A recorded graph computes the same sides anew at every place. PyTorch's own optimisation takes minutes over that;
+    A recorded graph computes the same sides anew at every place. PyTorch's own optimization takes minutes over that;
     after equal nodes have been joined it takes seconds.
     """
     import onnx_ir

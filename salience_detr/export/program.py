@@ -14,10 +14,13 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from salience_detr.export.graph import DetectionGraph
 from salience_detr.export.info import KEY, DetectorInfo, ExportError
-from salience_detr.files import written_whole
 from salience_detr.predictor import Predictor
+from salience_detr.utils.files import written_whole
 
-EXAMPLE_SIDES = (480, 640)  # of several windows of a Swin at every level, or one would be taken for the rule
+EXAMPLE_SIDES = (
+    480,
+    640,
+)  # of several windows of a Swin at every level, or one would be taken for the rule
 MAX_SIDE = 16384
 
 
@@ -29,16 +32,30 @@ def record(predictor: Predictor) -> ExportedProgram:
     """
     if predictor.model.device.type != "cpu":
         raise ExportError("a model is recorded on the CPU; give the Predictor device='cpu'")
-    if "prefer_deferred_runtime_asserts_over_guards" not in inspect.signature(torch.export.export).parameters:
-        raise ExportError(f"exporting needs a newer PyTorch than {torch.__version__}; it was tested with 2.15")
+    if (
+        "prefer_deferred_runtime_asserts_over_guards"
+        not in inspect.signature(torch.export.export).parameters
+    ):
+        raise ExportError(
+            f"exporting needs a newer PyTorch than {torch.__version__}; it was tested with 2.15"
+        )
     height, width = EXAMPLE_SIDES
-    example = (torch.zeros(2, 3, height, width), torch.tensor([[height, width], [height - 20, width - 50]]))
-    batch, *sides = (Dim("batch"), *(Dim(name, min=65, max=MAX_SIDE) for name in ("height", "width")))
+    example = (
+        torch.zeros(2, 3, height, width),
+        torch.tensor([[height, width], [height - 20, width - 50]]),
+    )
+    batch, *sides = (
+        Dim("batch"),
+        *(Dim(name, min=65, max=MAX_SIDE) for name in ("height", "width")),
+    )
     with torch.no_grad(), quiet():
         program = torch.export.export(
             DetectionGraph(predictor.model).eval(),
             example,
-            dynamic_shapes={"images": {0: batch, 2: sides[0], 3: sides[1]}, "image_sizes": {0: batch}},
+            dynamic_shapes={
+                "images": {0: batch, 2: sides[0], 3: sides[1]},
+                "image_sizes": {0: batch},
+            },
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
@@ -80,6 +97,8 @@ def compile_package(program: ExportedProgram, path: Path, info: DetectorInfo) ->
     with written_whole(path) as temporary, quiet():
         package = temporary.with_suffix(".pt2")  # the only ending that it takes
         torch._inductor.aoti_compile_and_package(
-            program, package_path=str(package), inductor_configs={"aot_inductor.metadata": {KEY: info.to_json()}}
+            program,
+            package_path=str(package),
+            inductor_configs={"aot_inductor.metadata": {KEY: info.to_json()}},
         )
         package.replace(temporary)

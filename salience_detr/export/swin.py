@@ -1,4 +1,4 @@
-"""detectron2's Swin Transformer for pictures whose sides are unknown: it decides by them what to pad and what to mask.
+"""detectron2's Swin Transformer for images whose sides are unknown: it decides by them what to pad and what to mask.
 
 Symbols: B images, H and W sides of a map, R by C windows of w by w places, D channels.
 """
@@ -25,8 +25,12 @@ class GraphSwinBlock(SwinTransformerBlock):
         y = F.pad(y, [0, 0, 0, columns * side - width, 0, rows * side - height])
         if self.shift_size:
             y = torch.roll(y, shifts=(-self.shift_size, -self.shift_size), dims=(1, 2))
-        windows = y.unflatten(2, (columns, side)).unflatten(1, (rows, side)).transpose(2, 3)  # (B, R, C, w, w, D)
-        attended = self.attn(windows.flatten(3, 4).flatten(0, 2), mask_matrix if self.shift_size else None)
+        windows = (
+            y.unflatten(2, (columns, side)).unflatten(1, (rows, side)).transpose(2, 3)
+        )  # (B, R, C, w, w, D)
+        attended = self.attn(
+            windows.flatten(3, 4).flatten(0, 2), mask_matrix if self.shift_size else None
+        )
         y = attended.unflatten(1, (side, side)).unflatten(0, (x.shape[0], rows, columns))
         y = y.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, R * w, C * w, D)
         if self.shift_size:
@@ -38,7 +42,9 @@ class GraphSwinBlock(SwinTransformerBlock):
 class GraphSwinLayer(BasicLayer):
     """Computes the mask of shifted windows from the places themselves."""
 
-    def forward(self, x: Tensor, height: int, width: int) -> tuple[Tensor, int, int, Tensor, int, int]:
+    def forward(
+        self, x: Tensor, height: int, width: int
+    ) -> tuple[Tensor, int, int, Tensor, int, int]:
         """(B, H * W, D) of a map -> its output and sides, and those of the next stage's input"""
         mask = self.shift_mask(height, width, x.device)
         for block in self.blocks:
@@ -46,7 +52,14 @@ class GraphSwinLayer(BasicLayer):
             x = block(x, mask)
         if self.downsample is None:
             return x, height, width, x, height, width
-        return x, height, width, self.downsample(x, height, width), (height + 1) // 2, (width + 1) // 2
+        return (
+            x,
+            height,
+            width,
+            self.downsample(x, height, width),
+            (height + 1) // 2,
+            (width + 1) // 2,
+        )
 
     def shift_mask(self, height: int, width: int, device: torch.device) -> Tensor:
         """(R * C, w * w, w * w) -100 between places that the shift brought together, else 0."""

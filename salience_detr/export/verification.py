@@ -14,7 +14,7 @@ from detectron2.structures import Instances
 from salience_detr.predictor import Detector, prepare_input
 
 SCORE_TOLERANCE = 1e-3
-BOX_TOLERANCE = 1e-3  # of the picture's longest side
+BOX_TOLERANCE = 1e-3  # of the image's longest side
 CERTAIN = 0.1  # score from which on no detection may differ
 DOUBTFUL_PART = 0.02  # of the detections below, which may
 DOUBTFUL_PART_OF_RANDOM = 0.1  # the same with random weights, which rank many tokens nearly equal
@@ -23,7 +23,7 @@ BATCH_SIZE = 6
 
 @dataclass(frozen=True)
 class Difference:
-    """How the detections of two models on one picture differ.
+    """How the detections of two models on one image differ.
 
     Attributes:
         detections: of the first.
@@ -83,20 +83,23 @@ def compare(expected: Instances, found: Instances) -> Difference:
     )
 
 
-def verify(expected: Detector, found: Detector, pictures: Sequence[np.ndarray]) -> list[Difference]:
-    """Compare two detectors on (H, W, 3) RGB pictures one by one, and then on batches of them, padded to one size."""
-    alone = [compare(expected(picture), found(picture)) for picture in pictures]
-    inputs = [prepare_input(expected.mapper, picture) for picture in pictures]
+def verify(expected: Detector, found: Detector, images: Sequence[np.ndarray]) -> list[Difference]:
+    """Compare two detectors on (H, W, 3) RGB images one by one, and then on batches of them, padded to one size."""
+    alone = [compare(expected(image), found(image)) for image in images]
+    inputs = [prepare_input(expected.mapper, image) for image in images]
     together = []
     for start in range(0, len(inputs), BATCH_SIZE):
         batch = inputs[start : start + BATCH_SIZE]
-        together += [compare(x, y) for (x, _), (y, _) in zip(expected.infer(batch), found.infer(batch), strict=True)]
+        together += [
+            compare(x, y)
+            for (x, _), (y, _) in zip(expected.infer(batch), found.infer(batch), strict=True)
+        ]
     return alone + together
 
 
-def latency(detector: Detector, picture: np.ndarray, repeats: int = 5) -> float:
-    """Median milliseconds from a picture to its detections, after one call that warms up."""
-    return median_milliseconds(lambda: detector(picture), repeats)
+def latency(detector: Detector, image: np.ndarray, repeats: int = 5) -> float:
+    """Median milliseconds from an image to its detections, after one call that warms up."""
+    return median_milliseconds(lambda: detector(image), repeats)
 
 
 def median_milliseconds(call: Callable[[], Any], repeats: int) -> float:

@@ -1,1 +1,1 @@
-"""From files to files: reading pictures and videos, detecting in tiles, tracking, and writing what was found."""
+"""From files to files: reading images and videos, detecting in tiles, tracking, and writing what was found."""

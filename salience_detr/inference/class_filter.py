@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from detectron2.structures import Instances
 
+from salience_detr.data.images import ImageLike
 from salience_detr.detections import ClassTable, Detection
-from salience_detr.images import ImageLike
 from salience_detr.predictor import Detector, Predictor
 
 
@@ -36,7 +36,9 @@ def find_class(word: str, classes: ClassTable) -> int:
         return [str(i) for i in classes.category_ids].index(word)
     similar = difflib.get_close_matches(word.casefold(), folded, n=1)
     guess = f"did you mean {classes.names[folded.index(similar[0])]}? The" if similar else "the"
-    known = ", ".join(f"{name} ({i})" for name, i in zip(classes.names, classes.category_ids, strict=True))
+    known = ", ".join(
+        f"{name} ({i})" for name, i in zip(classes.names, classes.category_ids, strict=True)
+    )
     raise ValueError(f"--classes {word!r} is unknown; {guess} classes are {known}")
 
 
@@ -54,7 +56,9 @@ def only_classes(detector: Detector, words: Sequence[str]) -> ClassFilter:
     if isinstance(detector, Predictor):
         limit = detector.model.max_detections
         detector = copy.copy(detector)
-        detector.model = copy.copy(detector.model)  # shares its weights with that of the caller, which keeps its limit
+        detector.model = copy.copy(
+            detector.model
+        )  # shares its weights with that of the caller, which keeps its limit
         detector.model.max_detections = detector.model.num_queries * detector.model.num_classes
     return ClassFilter(detector, wanted, max_detections=limit)
 
@@ -65,21 +69,32 @@ class ClassFilter(Detector):
     Args:
         detector: that detects.
         classes: indices of those that are wanted.
-        max_detections: of a picture; those with the highest scores stay.
+        max_detections: of an image; those with the highest scores stay.
     """
 
-    def __init__(self, detector: Detector, classes: Sequence[int], *, max_detections: int | None = None) -> None:
+    def __init__(
+        self, detector: Detector, classes: Sequence[int], *, max_detections: int | None = None
+    ) -> None:
         super().__init__(
-            detector.classes, detector.mapper, score_threshold=detector.score_threshold, batch_size=detector.batch_size
+            detector.classes,
+            detector.mapper,
+            score_threshold=detector.score_threshold,
+            batch_size=detector.batch_size,
         )
         self.detector = detector
         self.wanted = torch.tensor(sorted(classes), dtype=torch.int64)
         self.max_detections = max_detections
 
-    def stream(self, images: Sequence[ImageLike], *, channel_order: str = "RGB") -> Iterator[Detection]:
+    def stream(
+        self, images: Sequence[ImageLike], *, channel_order: str = "RGB"
+    ) -> Iterator[Detection]:
         for found in self.detector.stream(images, channel_order=channel_order):
             instances = found.instances
-            kept = torch.isin(instances.pred_classes, self.wanted).nonzero().flatten()[: self.max_detections]
+            kept = (
+                torch.isin(instances.pred_classes, self.wanted)
+                .nonzero()
+                .flatten()[: self.max_detections]
+            )
             yield Detection(instances[kept], found.salience)
 
     def infer(self, inputs: list[dict[str, Any]]) -> list[tuple[Instances, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Detection on a list of pictures and videos, or on a camera, with all that is written of it."""
+"""Detection on a list of images and videos, or on a camera, with all that is written of it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,32 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from salience_detr.data.mapper import ImageReadError
+from salience_detr.data.images import ImageReadError
 from salience_detr.detections import Detection, Detections
-from salience_detr.errors import one_line
-from salience_detr.inference.inputs import PictureRead, PictureReader, is_video
-from salience_detr.inference.outputs import AnnotatedVideo, OutputFolder, Targets, draw_salience_map, write_picture
+from salience_detr.inference.inputs import ImageRead, ImageReader, is_video
+from salience_detr.inference.outputs import (
+    AnnotatedVideo,
+    OutputFolder,
+    Targets,
+    draw_salience_map,
+    write_image,
+)
 from salience_detr.inference.records import Record, Recorder
-from salience_detr.inference.stop_signals import StopSignals
 from salience_detr.inference.tracking import Tracker
-from salience_detr.inference.video import LatestFrames, VideoError, VideoReader, output_ending, read_ahead
+from salience_detr.inference.video import (
+    LatestFrames,
+    VideoError,
+    VideoReader,
+    output_ending,
+    read_ahead,
+)
 from salience_detr.predictor import Detector
+from salience_detr.utils.errors import one_line
+from salience_detr.utils.signals import StopSignals
 
 T = TypeVar("T")
 
-# What a picture that is too large for the memory, for example, fails with.
+# What an image that is too large for the memory, for example, fails with.
 FAILURES = (RuntimeError, ValueError, MemoryError, cv2.error)
 
 
@@ -67,7 +79,7 @@ class DetectionRun:
         score_threshold: what is less sure is neither drawn nor noted.
         make_tracker: makes a tracker for a video, of its ``fps``; None does not track.
         stops: the signals that may interrupt it.
-        num_threads: that read pictures.
+        num_threads: that read images.
         show_progress: whether bars are shown.
     """
 
@@ -80,7 +92,7 @@ class DetectionRun:
     show_progress: bool = True
 
     def work(self, jobs: Sequence[Job], recorder: Recorder, *, camera: int | None = None) -> Ending:
-        """Detect on pictures and videos, or on a camera, until all is done or a signal comes.
+        """Detect on images and videos, or on a camera, until all is done or a signal comes.
 
         Args:
             jobs: in order; for a camera the one of its video, or none.
@@ -103,34 +115,40 @@ class DetectionRun:
         return ending
 
     def inputs(self, jobs: Sequence[Job]) -> None:
-        """Work through pictures and videos, in order."""
+        """Work through images and videos, in order."""
         has_own_bar = len(jobs) == 1 and is_video(jobs[0].source)
         with self.bar(total=len(jobs), unit="image", desc="detecting", disable=has_own_bar) as bar:
             for of_videos, group in groupby(jobs, key=lambda job: is_video(job.source)):
-                for _ in self.videos(group) if of_videos else self.pictures([*group]):
+                for _ in self.videos(group) if of_videos else self.images([*group]):
                     bar.update()
 
     def bar(self, *args: Any, disable: bool = False, **kwargs: Any) -> tqdm:
         return tqdm(*args, disable=disable or not self.show_progress, **kwargs)
 
-    def pictures(self, jobs: Sequence[Job]) -> Iterator[None]:
-        """Work through pictures; yields after each."""
+    def images(self, jobs: Sequence[Job]) -> Iterator[None]:
+        """Work through images; yields after each."""
         paths = [job.source for job in jobs]
-        for batch in PictureReader(paths, batch_size=self.detector.batch_size, num_threads=self.num_threads):
-            yield from self.picture_batch(jobs, batch)
+        for batch in ImageReader(
+            paths, batch_size=self.detector.batch_size, num_threads=self.num_threads
+        ):
+            yield from self.image_batch(jobs, batch)
 
-    def picture_batch(self, jobs: Sequence[Job], batch: Sequence[PictureRead]) -> Iterator[None]:
-        found = iter(self.detect([read.image for read in batch if not isinstance(read.image, ImageReadError)]))
+    def image_batch(self, jobs: Sequence[Job], batch: Sequence[ImageRead]) -> Iterator[None]:
+        found = iter(
+            self.detect(
+                [read.image for read in batch if not isinstance(read.image, ImageReadError)]
+            )
+        )
         for read in batch:
             job = jobs[read.position]
             if isinstance(read.image, ImageReadError):
                 self.recorder.failed(job.position, str(read.image))
             else:
-                self.finish_picture(job, read.image, next(found))
+                self.finish_image(job, read.image, next(found))
             yield
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Detection | str]:
-        """Detections on each picture, or why there are none; a batch that fails is tried picture by picture."""
+        """Detections on each image, or why there are none; a batch that fails is tried image by image."""
         try:
             return list(self.detector.detect(images))
         except FAILURES as error:
@@ -141,8 +159,8 @@ class DetectionRun:
             torch.cuda.empty_cache()
         return [found for image in images for found in self.detect([image])]
 
-    def finish_picture(self, job: Job, image: np.ndarray, found: Detection | str) -> None:
-        """Write and note what was found on a picture."""
+    def finish_image(self, job: Job, image: np.ndarray, found: Detection | str) -> None:
+        """Write and note what was found on an image."""
         try:
             if isinstance(found, str):
                 raise RuntimeError(found)
@@ -150,9 +168,9 @@ class DetectionRun:
             with self.stops.after_this():
                 if self.folder.crops:
                     self.folder.write_crops(image, instances, job.targets)
-                write_picture(job.targets.drawing, self.folder.draw(image, instances))
+                write_image(job.targets.drawing, self.folder.draw(image, instances))
                 if self.folder.salience:
-                    write_picture(job.targets.salience, draw_salience_map(image, found.salience))
+                    write_image(job.targets.salience, draw_salience_map(image, found.salience))
                 self.recorder.found(job.position, Record.of(instances, str(job.source)))
                 self.recorder.done(job.position)
         except FAILURES as error:
@@ -200,7 +218,13 @@ class DetectionRun:
         except FAILURES as error:
             self.recorder.failed(job.position, f"cannot detect on {job.source}: {one_line(error)}")
 
-    def frames(self, job: Job, reader: VideoReader, numbered: Iterable[tuple[int, np.ndarray]], batch_size: int) -> int:
+    def frames(
+        self,
+        job: Job,
+        reader: VideoReader,
+        numbered: Iterable[tuple[int, np.ndarray]],
+        batch_size: int,
+    ) -> int:
         """Detect on frames, each with its place in the video, ``batch_size`` together; returns how many there were.
 
         Raises:
@@ -212,17 +236,27 @@ class DetectionRun:
         count = 0
         with AnnotatedVideo(targets, fps=reader.fps) as video:
             for batch in batches(bar, batch_size):
-                for (place, image), found in zip(batch, self.detect([image for _, image in batch]), strict=True):
+                for (place, image), found in zip(
+                    batch, self.detect([image for _, image in batch]), strict=True
+                ):
                     if isinstance(found, str):
                         raise RuntimeError(found)
                     instances = tracker.update(found.instances) if tracker else found.instances
-                    self.finish_frame(job, video, place, image, Detection(self.confident(instances), found.salience))
+                    self.finish_frame(
+                        job,
+                        video,
+                        place,
+                        image,
+                        Detection(self.confident(instances), found.salience),
+                    )
                     count += 1
         if count == 0:
             raise VideoError(f"no frame of the video {job.source} can be decoded")
         return count
 
-    def finish_frame(self, job: Job, video: AnnotatedVideo, place: int, image: np.ndarray, found: Detection) -> None:
+    def finish_frame(
+        self, job: Job, video: AnnotatedVideo, place: int, image: np.ndarray, found: Detection
+    ) -> None:
         """Write and note what was found on a frame."""
         with self.stops.after_this():
             drawings = [self.folder.draw(image, found.instances)]

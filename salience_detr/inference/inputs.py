@@ -1,4 +1,4 @@
-"""What a run detects on: finding the files, and reading pictures ahead of the work."""
+"""What a run detects on: finding the files, and reading images ahead of the work."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from salience_detr.data.mapper import UNREADABLE, ImageReadError, orientation, read_image
+from salience_detr.data.images import UNREADABLE, ImageReadError, orientation, read_image
 from salience_detr.inference.video import VIDEO_ENDINGS
 
-PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
-PIXELS_AHEAD = 100_000_000  # of pictures in memory, unless one alone has more: 300 MB
-SIMILAR = 1.1  # ratio of aspect ratios; only such pictures can be resized to one padded size, and be computed together
+PIXELS_AHEAD = 100_000_000  # of images in memory, unless one alone has more: 300 MB
+SIMILAR = 1.1  # ratio of aspect ratios; only such images can be resized to one padded size, and be computed together
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file is a video, by its ending; all others are taken for pictures."""
+    """Whether a file is a video, by its ending; all others are taken for images."""
     return path.suffix.lower() in VIDEO_ENDINGS
 
 
@@ -33,26 +33,32 @@ def collect_inputs(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
     Returns:
         The files, and a message for each pattern that nothing fits.
     """
-    endings = PICTURE_ENDINGS | VIDEO_ENDINGS
+    endings = IMAGE_ENDINGS | VIDEO_ENDINGS
     files: list[Path] = []
     missing: list[str] = []
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file())
+            found = sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file()
+            )
         elif path.is_file():
             found = [path]
         else:
-            found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
+            found = [
+                Path(name)
+                for name in sorted(glob.glob(pattern, recursive=True))
+                if os.path.isfile(name)
+            ]
         if not found:
-            missing.append(f"--input {pattern}: there is no such picture, video, folder or match")
+            missing.append(f"--input {pattern}: there is no such image, video, folder or match")
         files += found
     return list(dict.fromkeys(files)), missing
 
 
 @dataclass(frozen=True)
-class PictureRead:
-    """A picture that was read, or why it could not be.
+class ImageRead:
+    """An image that was read, or why it could not be.
 
     Attributes:
         position: in the list that was read from.
@@ -65,10 +71,10 @@ class PictureRead:
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """Pictures to be computed together.
+    """Images to be computed together.
 
     Attributes:
-        positions: of the pictures in the list.
+        positions: of the images in the list.
         pixels: of all together.
     """
 
@@ -76,31 +82,36 @@ class PlannedBatch:
     pixels: int
 
 
-class PictureReader:
-    """Reads pictures by a pool of threads, ahead of the work on those before, and yields them in order, in batches.
+class ImageReader:
+    """Reads images by a pool of threads, ahead of the work on those before, and yields them in order, in batches.
 
-    Pictures of a batch follow each other in the list and have about the same shape. The pictures in memory, the batch
+    Images of a batch follow each other in the list and have about the same shape. The images in memory, the batch
     that was yielded last among them, have ``max_pixels`` together at most, unless one alone has more.
 
     Args:
-        paths: of the pictures.
-        batch_size: pictures of a batch, at most.
+        paths: of the images.
+        batch_size: images of a batch, at most.
         num_threads: that read.
-        max_pixels: of the pictures in memory.
+        max_pixels: of the images in memory.
     """
 
     def __init__(
-        self, paths: Sequence[Path], *, batch_size: int = 1, num_threads: int = 2, max_pixels: int = PIXELS_AHEAD
+        self,
+        paths: Sequence[Path],
+        *,
+        batch_size: int = 1,
+        num_threads: int = 2,
+        max_pixels: int = PIXELS_AHEAD,
     ) -> None:
         self.paths = paths
         self.batch_size = batch_size
         self.num_threads = num_threads
         self.max_pixels = max_pixels
 
-    def __iter__(self) -> Iterator[list[PictureRead]]:
+    def __iter__(self) -> Iterator[list[ImageRead]]:
         """Batches, each of which is emptied when the next one is asked for, so that its memory is free."""
         pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="read")
-        pending: deque[tuple[int, list[Future[PictureRead]]]] = deque()
+        pending: deque[tuple[int, list[Future[ImageRead]]]] = deque()
         batches = self.plan()
         upcoming = next(batches, None)
         in_memory = 0  # pixels
@@ -108,7 +119,9 @@ class PictureReader:
             while pending or upcoming is not None:
                 while upcoming is not None and self.may_begin(upcoming, in_memory, len(pending)):
                     in_memory += upcoming.pixels
-                    pending.append((upcoming.pixels, [pool.submit(self.read, i) for i in upcoming.positions]))
+                    pending.append(
+                        (upcoming.pixels, [pool.submit(self.read, i) for i in upcoming.positions])
+                    )
                     upcoming = next(batches, None)
                 pixels, futures = pending.popleft()
                 batch = [future.result() for future in futures]
@@ -130,7 +143,7 @@ class PictureReader:
         positions: list[int] = []
         pixels, first_aspect = 0, 0.0
         for position, path in enumerate(self.paths):
-            width, height = picture_size(path)
+            width, height = image_size(path)
             aspect = width / height if height else 0.0
             fits = len(positions) < self.batch_size and pixels + width * height <= self.max_pixels
             if positions and not (fits and is_similar(aspect, first_aspect)):
@@ -143,20 +156,20 @@ class PictureReader:
         if positions:
             yield PlannedBatch(positions, pixels)
 
-    def read(self, position: int) -> PictureRead:
+    def read(self, position: int) -> ImageRead:
         try:
-            return PictureRead(position, read_image(str(self.paths[position])))
+            return ImageRead(position, read_image(str(self.paths[position])))
         except ImageReadError as error:
-            return PictureRead(position, error)
+            return ImageRead(position, error)
 
 
 def is_similar(aspect: float, other: float) -> bool:
-    """Whether pictures of two aspect ratios are worth computing together; 0 is of none that can be read."""
+    """Whether images of two aspect ratios are worth computing together; 0 is of none that can be read."""
     return min(aspect, other) > 0 and max(aspect, other) <= SIMILAR * min(aspect, other)
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """(width, height) of a picture, as it will be turned, from the beginning of its file; zeros where there is none."""
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image, as it will be turned, from the beginning of its file; zeros where there is none."""
     try:
         with Image.open(path) as image:
             width, height = image.size

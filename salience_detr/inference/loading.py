@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from salience_detr.engine.config import ConfigError
+from salience_detr.config import ConfigError
 from salience_detr.export import OnnxDetector, PackagedDetector
 from salience_detr.predictor import Detector, Predictor
 
@@ -35,7 +35,7 @@ def load_detector(
         device: "cpu", "cuda", ... or "auto": a GPU if there is one. A .pt2 file runs where it was exported for.
         dtype: that a checkpoint's model computes in, see :class:`salience_detr.Predictor`.
         score_threshold: detections below it are left out.
-        batch_size: pictures that are computed together, at most.
+        batch_size: images that are computed together, at most.
         overrides: ``key=value`` changes of the config.
 
     Raises:
@@ -46,9 +46,13 @@ def load_detector(
     if is_exported(weights):
         check_nothing_to_change(config, weights, dtype=dtype, overrides=overrides)
         if Path(weights).suffix.lower() == ".onnx":
-            return OnnxDetector(weights, device=device, score_threshold=score_threshold, batch_size=batch_size)
+            return OnnxDetector(
+                weights, device=device, score_threshold=score_threshold, batch_size=batch_size
+            )
         if device not in ("auto", "cpu"):
-            raise ConfigError(f"{weights} runs on the device that it was exported for, not on {device}; use auto")
+            raise ConfigError(
+                f"{weights} runs on the device that it was exported for, not on {device}; use auto"
+            )
         return PackagedDetector(weights, score_threshold=score_threshold, batch_size=batch_size)
     if config is None:
         raise ConfigError(
@@ -72,6 +76,10 @@ def check_nothing_to_change(
     """Raise ConfigError where an exported model is given what only the export could have followed."""
     if config is not None or overrides:
         found = f"the override {overrides[0]!r}" if config is None else f"the config {config}"
-        raise ConfigError(f"{weights} is an exported model, which is as it is: leave out {found}, or export it again")
+        raise ConfigError(
+            f"{weights} is an exported model, which is as it is: leave out {found}, or export it again"
+        )
     if dtype != "float32":
-        raise ConfigError(f"{weights} computes in what it was exported in, not in {dtype}; leave the dtype out")
+        raise ConfigError(
+            f"{weights} computes in what it was exported in, not in {dtype}; leave the dtype out"
+        )

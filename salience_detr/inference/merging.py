@@ -1,16 +1,16 @@
-"""From what is found on overlapping views of a picture to what is on the picture, once each.
+"""From what is found on overlapping views of an image to what is on the image, once each.
 
-Views are the tiles of a grid and, perhaps, the whole picture. The rule, for each class by itself:
+Views are the tiles of a grid and, perhaps, the whole image. The rule, for each class by itself:
 
 1. A detection of a tile is *cut* on each side on which its box comes within a margin of a border of the tile that is
-   not a border of the picture: the object may go on there. What a view of the whole picture shows is never cut.
+   not a border of the image: the object may go on there. What a view of the whole image shows is never cut.
 2. Of two detections from different views the one that is cut on more sides, or on as many and is smaller, is dropped
    if most of its box (:data:`COVERED`) lies in the other one's: the other view shows more of the object. This is
    intersection over the smaller, since a part overlaps a whole by little in terms of IoU. A detection that is less than
    half as sure drops nothing: a guess is no reason to give up what is certain.
 3. What is cut is dropped if its box lies in another tile and is cut by none of its sides: that tile shows how the
    object goes on, and has not found it, or less sure. (Parts of objects are often taken for other objects. Of a plate
-   with 256 flaws, tiles of 320 pixels gave 49 such detections without this rule and 11 with it; no flaw was lost.)
+   with 256 defects, tiles of 320 pixels gave 49 such detections without this rule and 11 with it; no defect was lost.)
 4. Parts of an object that no view has whole are joined: two detections from tiles beside each other, each cut on the
    side towards the other, that both fill the overlap of the tiles and agree in the other direction (:data:`SAME`). The
    joined box spans both and has the score of the surer one. Then rule 2 is applied again.
@@ -19,7 +19,7 @@ Views are the tiles of a grid and, perhaps, the whole picture. The rule, for eac
 
 Detections of one view never drop each other: within it the detector has decided, and objects in a crowd overlap.
 
-Symbols: N detections, P pairs. Boxes are absolute xyxy in the frame of the picture.
+Symbols: N detections, P pairs. Boxes are absolute xyxy in the frame of the image.
 """
 
 from __future__ import annotations
@@ -69,16 +69,18 @@ class Found:
 
 def concatenate(views: Sequence[Found]) -> Found:
     """The detections of all views, of which there is at least one."""
-    return Found(*(np.concatenate([getattr(view, field.name) for view in views]) for field in fields(Found)))
+    return Found(
+        *(np.concatenate([getattr(view, field.name) for view in views]) for field in fields(Found))
+    )
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The tiles of a picture.
+    """The tiles of an image.
 
     Attributes:
         tiles: (T, 4) boxes.
-        height: of the picture in pixels.
+        height: of the image in pixels.
         width: likewise.
         margin: distance in pixels from the border of a tile at which a box counts as reaching it.
     """
@@ -94,7 +96,7 @@ class Grid:
         return result
 
     def is_inner(self, tile: np.ndarray) -> np.ndarray:
-        """(4,) bool: which sides of a tile are not sides of the picture."""
+        """(4,) bool: which sides of a tile are not sides of the image."""
         result: np.ndarray = tile != [0, 0, self.width, self.height]
         return result
 
@@ -110,7 +112,7 @@ class Grid:
 
 
 def merge(found: Found, grid: Grid) -> Found:
-    """What is on the picture, by falling score."""
+    """What is on the image, by falling score."""
     found = drop_covered(found)
     found = found[~(found.cut.any(axis=1) & grid.has_whole(found.boxes))]  # rule 3
     found = drop_covered(join_parts(found, grid.margin))
@@ -148,30 +150,51 @@ def join_parts(found: Found, margin: float) -> Found:
     links = np.concatenate(joined, axis=1)
     if links.shape[1] == 0:
         return found
-    graph = coo_array((np.ones(links.shape[1]), (links[0], links[1])), shape=(len(found), len(found)))
+    graph = coo_array(
+        (np.ones(links.shape[1]), (links[0], links[1])), shape=(len(found), len(found))
+    )
     _, labels = connected_components(graph, directed=False)
     is_part = np.bincount(labels)[labels] > 1
-    wholes = [union(found, open_sides, np.flatnonzero(labels == label)) for label in np.unique(labels[is_part])]
+    wholes = [
+        union(found, open_sides, np.flatnonzero(labels == label))
+        for label in np.unique(labels[is_part])
+    ]
     # Views of their own, of numbers that no view has.
-    numbered = [replace(whole, views=found.views.min() - 1 - np.array([i])) for i, whole in enumerate(wholes)]
+    numbered = [
+        replace(whole, views=found.views.min() - 1 - np.array([i]))
+        for i, whole in enumerate(wholes)
+    ]
     return concatenate([found[~is_part], *numbered])
 
 
-def continues(found: Found, before: np.ndarray, after: np.ndarray, low: int, high: int, margin: float) -> np.ndarray:
+def continues(
+    found: Found, before: np.ndarray, after: np.ndarray, low: int, high: int, margin: float
+) -> np.ndarray:
     """(P,) whether detections in tiles go on in those of the tile after it, to the right or below."""
     across_low, across_high = (TOP, BOTTOM) if low == LEFT else (LEFT, RIGHT)
-    tile, next_tile, box, next_box = found.tiles[before], found.tiles[after], found.boxes[before], found.boxes[after]
+    tile, next_tile, box, next_box = (
+        found.tiles[before],
+        found.tiles[after],
+        found.boxes[before],
+        found.boxes[after],
+    )
     is_next = (tile[:, low] < next_tile[:, low]) & (next_tile[:, low] <= tile[:, high])
-    in_line = (tile[:, across_low] == next_tile[:, across_low]) & (tile[:, across_high] == next_tile[:, across_high])
+    in_line = (tile[:, across_low] == next_tile[:, across_low]) & (
+        tile[:, across_high] == next_tile[:, across_high]
+    )
     are_cut = found.cut[before, high] & found.cut[after, low]
-    fill_overlap = (box[:, low] <= next_tile[:, low] + margin) & (next_box[:, high] >= tile[:, high] - margin)
+    fill_overlap = (box[:, low] <= next_tile[:, low] + margin) & (
+        next_box[:, high] >= tile[:, high] - margin
+    )
     shared = np.minimum(box[:, across_high], next_box[:, across_high]) - np.maximum(
         box[:, across_low], next_box[:, across_low]
     )
     spanned = np.maximum(box[:, across_high], next_box[:, across_high]) - np.minimum(
         box[:, across_low], next_box[:, across_low]
     )
-    result: np.ndarray = is_next & in_line & are_cut & fill_overlap & (shared >= SAME * spanned) & (spanned > 0)
+    result: np.ndarray = (
+        is_next & in_line & are_cut & fill_overlap & (shared >= SAME * spanned) & (spanned > 0)
+    )
     return result
 
 
@@ -180,7 +203,9 @@ def union(found: Found, open_sides: np.ndarray, parts: np.ndarray) -> Found:
     low, high = found.boxes[parts, :2].min(axis=0), found.boxes[parts, 2:].max(axis=0)
     best = parts[[found.scores[parts].argmax()]]
     return replace(
-        found[best], boxes=np.concatenate([low, high])[None], cut=open_sides[parts].any(axis=0, keepdims=True)
+        found[best],
+        boxes=np.concatenate([low, high])[None],
+        cut=open_sides[parts].any(axis=0, keepdims=True),
     )
 
 
@@ -195,7 +220,9 @@ def drop_doubles(found: Found) -> Found:
     one, other = one[is_same], other[is_same]
     first, second = np.where(rank[one] < rank[other], [one, other], [other, one])
     kept = np.ones(len(found), bool)
-    for i in np.argsort(rank[first], kind="stable"):  # who drops others has then been spared by all before
+    for i in np.argsort(
+        rank[first], kind="stable"
+    ):  # who drops others has then been spared by all before
         if kept[first[i]]:
             kept[second[i]] = False
     return found[kept]
@@ -216,7 +243,9 @@ def touching_pairs(found: Found, margin: float = 0.0) -> tuple[np.ndarray, np.nd
             block = members[start : start + rows]
             others = members[start : ends[start : start + rows].max()]
             touch = low[others, 0] <= high[block, 0, None]
-            touch &= (low[block, 1, None] <= high[others, 1]) & (low[others, 1] <= high[block, 1, None])
+            touch &= (low[block, 1, None] <= high[others, 1]) & (
+                low[others, 1] <= high[block, 1, None]
+            )
             touch &= found.views[block, None] != found.views[others]
             touch &= np.arange(len(block))[:, None] < np.arange(len(others))
             i, j = np.nonzero(touch)

@@ -1,4 +1,4 @@
-"""The pictures that a run of detections writes: drawings, salience maps, and what was found cut out."""
+"""The images that a run of detections writes: drawings, salience maps, and what was found cut out."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ import cv2
 import numpy as np
 
 from salience_detr.detections import ClassTable, Detections
-from salience_detr.inference.inputs import PICTURE_ENDINGS, is_video
+from salience_detr.inference.inputs import IMAGE_ENDINGS, is_video
 from salience_detr.inference.video import VideoWriter
-from salience_detr.visualization import class_colors, draw_boxes, draw_salience
+from salience_detr.utils.drawing import class_colors, draw_boxes, draw_salience
 
-WRITABLE_ENDINGS = PICTURE_ENDINGS - {".webp", ".pgm"}  # .webp as we read it may be lossless, .pgm has no colours
+WRITABLE_ENDINGS = IMAGE_ENDINGS - {
+    ".webp",
+    ".pgm",
+}  # .webp as we read it may be lossless, .pgm has no colors
 STRIP_ROWS = 256  # that are worked on at a time
 MAX_JPEG_SIDE = 65500  # that OpenCV writes
 CROPS = "crops"  # the folder of what is cut out
@@ -65,7 +68,9 @@ class OutputFolder:
         taken = {path.resolve() for path in sources}
         crops = (self.root / CROPS).resolve()
         for path in [path for path in taken if crops in path.parents]:
-            words = path.stem.split("_")  # an input that was cut out once: no crop may have its name
+            words = path.stem.split(
+                "_"
+            )  # an input that was cut out once: no crop may have its name
             taken |= {crops / "_".join(words[:i]) for i in range(1, len(words) + 1)}
         numbers: dict[str, int] = {}
         return [self.plan_one(source, taken, numbers) for source in sources]
@@ -91,13 +96,16 @@ class OutputFolder:
             if not resolved & taken:
                 taken |= resolved
                 numbers[source.name] = number
-                return Targets(self.root / f"{stem}{ending}", self.root / f"{stem}_salience{ending}")
+                return Targets(
+                    self.root / f"{stem}{ending}", self.root / f"{stem}_salience{ending}"
+                )
 
     def draw(self, image: np.ndarray, found: Detections) -> np.ndarray:
-        """A copy of an (H, W, 3) uint8 RGB picture with boxes, names, scores and, if there are any, track numbers."""
+        """A copy of an (H, W, 3) uint8 RGB image with boxes, names, scores and, if there are any, track numbers."""
         classes = found.pred_classes.tolist()
         labels = [
-            f"{self.classes.names[c]} {score:.0%}" for c, score in zip(classes, found.scores.tolist(), strict=True)
+            f"{self.classes.names[c]} {score:.0%}"
+            for c, score in zip(classes, found.scores.tolist(), strict=True)
         ]
         if found.has("track_ids"):
             numbers = found.track_ids.tolist()
@@ -105,13 +113,17 @@ class OutputFolder:
         boxes = found.pred_boxes.tensor.numpy()[::-1]  # the best detections are drawn last, on top
         return draw_boxes(image, list(boxes), labels[::-1], [self.colors[c] for c in classes[::-1]])
 
-    def write_crops(self, image: np.ndarray, found: Detections, targets: Targets, frame: int | None = None) -> None:
+    def write_crops(
+        self, image: np.ndarray, found: Detections, targets: Targets, frame: int | None = None
+    ) -> None:
         """Write what is in the boxes as crops/CLASS/NAME_K.jpg, of frames NAME_FRAME-K.jpg.
 
-        K counts the detections of the picture from 1, by falling score; those with no pixel in the picture are left
+        K counts the detections of the image from 1, by falling score; those with no pixel in the image are left
         out.
         """
-        stem = f"{targets.drawing.stem}_" if frame is None else f"{targets.drawing.stem}_{frame:06d}-"
+        stem = (
+            f"{targets.drawing.stem}_" if frame is None else f"{targets.drawing.stem}_{frame:06d}-"
+        )
         boxes, classes = found.pred_boxes.tensor.numpy(), found.pred_classes.tolist()
         for number, (box, label) in enumerate(zip(boxes, classes, strict=True), start=1):
             crop = cut_out(image, box)
@@ -119,7 +131,7 @@ class OutputFolder:
                 folder = self.root / CROPS / self.class_folders[label]
                 folder.mkdir(parents=True, exist_ok=True)
                 ending = ".jpg" if max(crop.shape[:2]) <= MAX_JPEG_SIDE else ".png"
-                write_picture(folder / f"{stem}{number}{ending}", crop.copy())
+                write_image(folder / f"{stem}{number}{ending}", crop.copy())
 
 
 class AnnotatedVideo:
@@ -129,7 +141,10 @@ class AnnotatedVideo:
     """
 
     def __init__(self, targets: Targets, *, fps: float) -> None:
-        self.writers = (VideoWriter(targets.drawing, fps=fps), VideoWriter(targets.salience, fps=fps))
+        self.writers = (
+            VideoWriter(targets.drawing, fps=fps),
+            VideoWriter(targets.salience, fps=fps),
+        )
         self.length = 0
         self.last: Sequence[np.ndarray] = ()
 
@@ -148,14 +163,17 @@ class AnnotatedVideo:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for writer in self.writers:
             writer.close()
 
 
 def cut_out(image: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The pixels of an (H, W, 3) picture that a box, absolute xyxy, touches; there may be none."""
+    """The pixels of an (H, W, 3) image that a box, absolute xyxy, touches; there may be none."""
     height, width = image.shape[:2]
     x0, y0 = np.clip(np.floor(box[:2]), 0, [width, height]).astype(int)
     x1, y1 = np.clip(np.ceil(box[2:]), 0, [width, height]).astype(int)
@@ -163,7 +181,7 @@ def cut_out(image: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def draw_salience_map(image: np.ndarray, salience: np.ndarray) -> np.ndarray:
-    """An (H, W, 3) uint8 RGB picture under its (H, W) salience, drawn in strips, for little memory beside it."""
+    """An (H, W, 3) uint8 RGB image under its (H, W) salience, drawn in strips, for little memory beside it."""
     drawn = np.empty_like(image, order="C")
     for top in range(0, len(image), STRIP_ROWS):
         rows = slice(top, top + STRIP_ROWS)
@@ -171,8 +189,8 @@ def draw_salience_map(image: np.ndarray, salience: np.ndarray) -> np.ndarray:
     return drawn
 
 
-def write_picture(path: Path, image: np.ndarray) -> None:
-    """Write an (H, W, 3) uint8 RGB picture, whole or not at all.
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write an (H, W, 3) uint8 RGB image, whole or not at all.
 
     To spare memory its channels are swapped in place: it is used up.
 
@@ -181,7 +199,9 @@ def write_picture(path: Path, image: np.ndarray) -> None:
         OSError: it cannot be written.
     """
     if path.suffix.lower() in {".jpg", ".jpeg"} and max(image.shape[:2]) > MAX_JPEG_SIDE:
-        raise ValueError(f"{path}: the sides of a JPEG picture have at most {MAX_JPEG_SIDE} pixels, not {image.shape}")
+        raise ValueError(
+            f"{path}: the sides of a JPEG image have at most {MAX_JPEG_SIDE} pixels, not {image.shape}"
+        )
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         for top in range(0, len(image), STRIP_ROWS):
@@ -194,7 +214,7 @@ def write_picture(path: Path, image: np.ndarray) -> None:
         temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(f"cannot write the picture {path}: {error.strerror or error}") from error
+        raise OSError(f"cannot write the image {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

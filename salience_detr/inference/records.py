@@ -14,21 +14,32 @@ from types import TracebackType
 from typing import Any, Protocol, TextIO
 
 from salience_detr.detections import ClassTable, Detections
-from salience_detr.files import written_whole
+from salience_detr.utils.files import written_whole
 
-CSV_COLUMNS = ("file", "frame", "class_id", "class_name", "score", "x0", "y0", "x1", "y1", "track_id")
+CSV_COLUMNS = (
+    "file",
+    "frame",
+    "class_id",
+    "class_name",
+    "score",
+    "x0",
+    "y0",
+    "x1",
+    "y1",
+    "track_id",
+)
 
 
 @dataclass(frozen=True)
 class Record:
-    """The detections of a picture or of a frame.
+    """The detections of an image or of a frame.
 
     Symbols: N detections.
 
     Attributes:
-        file_name: of the picture or video.
-        frame: number of the frame, from 0; None for a picture.
-        height: of the picture in pixels.
+        file_name: of the image or video.
+        frame: number of the frame, from 0; None for an image.
+        height: of the image in pixels.
         width: likewise.
         boxes: (N, 4) absolute xyxy.
         scores: (N,)
@@ -66,7 +77,7 @@ class Recorder(Protocol):
     """What takes note of the things that happen; ``position`` is that of the input among all inputs."""
 
     def found(self, position: int, record: Record) -> None:
-        """Detections of a picture or frame."""
+        """Detections of an image or frame."""
 
     def done(self, position: int) -> None:
         """An input was worked through."""
@@ -89,19 +100,36 @@ class CocoFile:
 
     def add(self, record: Record) -> None:
         image_id = len(self.images) + 1
-        image = {"id": image_id, "file_name": record.file_name, "height": record.height, "width": record.width}
+        image = {
+            "id": image_id,
+            "file_name": record.file_name,
+            "height": record.height,
+            "width": record.width,
+        }
         self.images.append(image if record.frame is None else image | {"frame": record.frame})
         for (x0, y0, x1, y1), score, label, track_id in zip(
             record.boxes, record.scores, record.classes, record.track_ids, strict=True
         ):
             ids = {"id": len(self.annotations) + 1, "image_id": image_id}
-            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "score": score, "iscrowd": 0}
+            box = {
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": (x1 - x0) * (y1 - y0),
+                "score": score,
+                "iscrowd": 0,
+            }
             tracked = {} if track_id is None else {"track_id": track_id}
-            self.annotations.append(ids | {"category_id": self.classes.category_ids[label]} | box | tracked)
+            self.annotations.append(
+                ids | {"category_id": self.classes.category_ids[label]} | box | tracked
+            )
 
     def content(self) -> dict[str, Any]:
         categories = self.classes.categories
-        return {"info": {}, "images": self.images, "annotations": self.annotations, "categories": categories}
+        return {
+            "info": {},
+            "images": self.images,
+            "annotations": self.annotations,
+            "categories": categories,
+        }
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all."""
@@ -127,7 +155,9 @@ class CsvFile:
             record.boxes, record.scores, record.classes, record.track_ids, strict=True
         ):
             class_id, name = self.classes.category_ids[label], self.classes.names[label]
-            self.writer.writerow([record.file_name, record.frame, class_id, name, score, *box, track_id])
+            self.writer.writerow(
+                [record.file_name, record.frame, class_id, name, score, *box, track_id]
+            )
         self.file.flush()
 
 
@@ -141,7 +171,7 @@ class Results:
         csv_path: of the CSV file, if one is wanted.
 
     Attributes:
-        num_images: pictures and frames.
+        num_images: images and frames.
         num_detections: on all of them.
         succeeded: inputs that were worked through.
         failures: why inputs were passed over.
@@ -171,7 +201,10 @@ class Results:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.closing.__exit__(kind, error, trace)
         if error is None:

@@ -67,7 +67,10 @@ def started_by_torchrun() -> Iterator[Processes]:
     if count == 1 or "LOCAL_RANK" not in os.environ:
         yield Processes()
         return
-    local_rank, local_count = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    local_rank, local_count = (
+        int(os.environ["LOCAL_RANK"]),
+        int(os.environ.get("LOCAL_WORLD_SIZE", count)),
+    )
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
     else:
@@ -79,7 +82,9 @@ def started_by_torchrun() -> Iterator[Processes]:
         distributed.destroy_process_group()
 
 
-def record_together(work: Callable[[Recorder], Ending], results: Results, folder: Path, processes: Processes) -> Ending:
+def record_together(
+    work: Callable[[Recorder], Ending], results: Results, folder: Path, processes: Processes
+) -> Ending:
     """Work, and write the results; of several processes the first writes those of all.
 
     Each of them keeps a journal in the folder, so that what it found outlives it. If one is gone, the first one or
@@ -114,7 +119,9 @@ def record_together(work: Callable[[Recorder], Ending], results: Results, folder
     if processes.is_first if highest is not None else is_first_to_make(claim):
         with results:
             replay([path for path in journals if path.is_file()], results)
-        results.notes += [f"what process {i} found is missing" for i, x in enumerate(journals) if not x.is_file()]
+        results.notes += [
+            f"what process {i} found is missing" for i, x in enumerate(journals) if not x.is_file()
+        ]
         for path in [*journals, claim]:
             path.unlink(missing_ok=True)
     return Ending.INTERRUPTED if highest is None else Ending(highest)

@@ -1,4 +1,4 @@
-"""Detection on overlapping tiles of a picture, for large pictures and small objects."""
+"""Detection on overlapping tiles of an image, for large images and small objects."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ import torch
 from detectron2.structures import Boxes, Instances
 from tqdm import tqdm
 
+from salience_detr.data.images import ImageLike, to_rgb
 from salience_detr.detections import Detection, Detections
-from salience_detr.images import ImageLike, to_rgb
 from salience_detr.inference.merging import Found, Grid, areas, concatenate, merge
 from salience_detr.predictor import Detector
 
-Tile = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the picture
+Tile = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the image
 
-WHOLE = -1  # number of the view that is the whole picture
+WHOLE = -1  # number of the view that is the whole image
 MARGIN = 0.02  # part of a tile's side; boxes that come as near to a border may be cut by it
-MAX_WHOLE_PIXELS = 2**24  # of the whole picture as it is detected on, and of the salience that is kept
+MAX_WHOLE_PIXELS = (
+    2**24
+)  # of the whole image as it is detected on, and of the salience that is kept
 MIN_TILES_OF_BAR = 16
 
 
@@ -35,16 +37,16 @@ def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
 
 
 def tile_grid(height: int, width: int, tile: int, overlap: float) -> list[Tile]:
-    """The tiles of a picture, row by row: squares of ``tile`` pixels, cut to the picture where it is smaller."""
+    """The tiles of an image, row by row: squares of ``tile`` pixels, cut to the image where it is smaller."""
     columns, rows = tile_starts(width, tile, overlap), tile_starts(height, tile, overlap)
     return [(x, y, min(x + tile, width), min(y + tile, height)) for y in rows for x in columns]
 
 
 class Views(Sequence[np.ndarray]):
-    """Tiles of an (H, W, 3) picture, not copied."""
+    """Tiles of an (H, W, 3) image, not copied."""
 
-    def __init__(self, picture: np.ndarray, tiles: Sequence[Tile]) -> None:
-        self.picture = picture
+    def __init__(self, image: np.ndarray, tiles: Sequence[Tile]) -> None:
+        self.image = image
         self.tiles = tiles
 
     def __len__(self) -> int:
@@ -53,27 +55,27 @@ class Views(Sequence[np.ndarray]):
     def __getitem__(self, item: Any) -> Any:
         """(h, w, 3) of a number, Views of a slice."""
         if isinstance(item, slice):
-            return Views(self.picture, self.tiles[item])
+            return Views(self.image, self.tiles[item])
         x0, y0, x1, y1 = self.tiles[item]
-        return self.picture[y0:y1, x0:x1]
+        return self.image[y0:y1, x0:x1]
 
 
 class TiledDetector(Detector):
     """Detects on tiles with another detector, and puts together what they show (see the module ``merging``).
 
-    A picture that fits into one tile is given to the other detector as it is. Of the whole picture, which is looked at
+    An image that fits into one tile is given to the other detector as it is. Of the whole image, which is looked at
     besides, only what is longer than half a tile counts, and what lies whole in no tile: all else is larger on a tile,
-    and there are fewer false detections without it. The number of detections of a picture is not limited.
+    and there are fewer false detections without it. The number of detections of an image is not limited.
 
-    Beside the picture, memory is bounded: tiles are not copied, and of a picture of more than
+    Beside the image, memory is bounded: tiles are not copied, and of an image of more than
     :data:`MAX_WHOLE_PIXELS` the pass over the whole, and the salience that is kept, are of a smaller copy.
 
     Args:
         detector: that detects on each tile.
-        tile: side of the tiles in pixels; a good value is the size of the pictures that the model was trained on.
-        overlap: of neighbouring tiles, as part of a side; objects of less than that are whole in some tile.
-        with_whole: look at the whole picture, too, once, for what is larger than a tile.
-        progress: show a bar for a picture of many tiles.
+        tile: side of the tiles in pixels; a good value is the size of the images that the model was trained on.
+        overlap: of neighboring tiles, as part of a side; objects of less than that are whole in some tile.
+        with_whole: look at the whole image, too, once, for what is larger than a tile.
+        progress: show a bar for an image of many tiles.
 
     Raises:
         ValueError: a side or an overlap that cannot be.
@@ -91,9 +93,14 @@ class TiledDetector(Detector):
         if tile < 2:
             raise ValueError(f"tile is {tile}; the side of a tile is at least 2 pixels")
         if not 0 <= overlap <= 0.9:
-            raise ValueError(f"overlap is {overlap}; tiles overlap by a part from 0 to 0.9 of their side")
+            raise ValueError(
+                f"overlap is {overlap}; tiles overlap by a part from 0 to 0.9 of their side"
+            )
         super().__init__(
-            detector.classes, detector.mapper, score_threshold=detector.score_threshold, batch_size=detector.batch_size
+            detector.classes,
+            detector.mapper,
+            score_threshold=detector.score_threshold,
+            batch_size=detector.batch_size,
         )
         self.detector = detector
         self.tile = tile
@@ -101,15 +108,20 @@ class TiledDetector(Detector):
         self.with_whole = with_whole
         self.progress = progress
 
-    def stream(self, images: Sequence[ImageLike], *, channel_order: str = "RGB") -> Iterator[Detection]:
+    def stream(
+        self, images: Sequence[ImageLike], *, channel_order: str = "RGB"
+    ) -> Iterator[Detection]:
         for image in images:
-            picture = np.ascontiguousarray(to_rgb(image, channel_order))
-            tiles = tile_grid(picture.shape[0], picture.shape[1], self.tile, self.overlap)
+            pixels = np.ascontiguousarray(to_rgb(image, channel_order))
+            tiles = tile_grid(pixels.shape[0], pixels.shape[1], self.tile, self.overlap)
             if len(tiles) == 1:
-                found = self.detector.detect([picture])[0]
-                instances, salience = Instances(picture.shape[:2], **found.instances.get_fields()), found.salience
+                found = self.detector.detect([pixels])[0]
+                instances, salience = (
+                    Instances(pixels.shape[:2], **found.instances.get_fields()),
+                    found.salience,
+                )
             else:
-                instances, salience = self.detect_on_tiles(picture, tiles)
+                instances, salience = self.detect_on_tiles(pixels, tiles)
             detections = Detections(instances, self.classes, partial(to_rgb, image, channel_order))
             yield TiledDetection(detections, salience)
 
@@ -117,44 +129,49 @@ class TiledDetector(Detector):
         """As the other detector does; the inputs are not cut into tiles."""
         return self.detector.infer(inputs)
 
-    def detect_on_tiles(self, picture: np.ndarray, tiles: list[Tile]) -> tuple[Instances, np.ndarray]:
-        """What is on an (H, W, 3) picture, and its salience, perhaps smaller than the picture."""
-        height, width = picture.shape[:2]
+    def detect_on_tiles(self, image: np.ndarray, tiles: list[Tile]) -> tuple[Instances, np.ndarray]:
+        """What is on an (H, W, 3) image, and its salience, perhaps smaller than the image."""
+        height, width = image.shape[:2]
         grid = Grid(np.array(tiles), height, width, margin=max(2.0, MARGIN * self.tile))
-        shrunk = shrink(picture)
+        shrunk = shrink(image)
         salience = np.zeros(shrunk.shape[:2], np.float32)
         views = [self.detect_on_whole(shrunk, grid, salience)] if self.with_whole else []
-        detections = self.detector.stream(Views(picture, tiles))
+        detections = self.detector.stream(Views(image, tiles))
         bar = tqdm(
             zip(tiles, detections, strict=True), total=len(tiles), desc="tiles", unit="tile", leave=False,
             disable=not self.progress or len(tiles) < MIN_TILES_OF_BAR,
         )  # fmt: skip
         for number, (tile, found) in enumerate(bar):
-            boxes = found.instances.pred_boxes.tensor.numpy().astype(np.float64) + [tile[0], tile[1]] * 2
+            boxes = (
+                found.instances.pred_boxes.tensor.numpy().astype(np.float64)
+                + [tile[0], tile[1]] * 2
+            )
             boxes = boxes.clip([tile[0], tile[1]] * 2, [tile[2], tile[3]] * 2)
             views.append(view_of(found, boxes, number, tile, grid.cut_sides(boxes, np.array(tile))))
             paint_highest(salience, found.salience, tile, (height, width))
         return as_instances(merge(concatenate(views), grid), (height, width)), salience
 
     def detect_on_whole(self, shrunk: np.ndarray, grid: Grid, salience: np.ndarray) -> Found:
-        """What counts of that which a picture shows as a whole.
+        """What counts of that which an image shows as a whole.
 
         Args:
-            shrunk: (h, w, 3) the picture, perhaps in a smaller size.
-            grid: the tiles of the picture.
-            salience: (h, w); the picture's is written into it.
+            shrunk: (h, w, 3) the image, perhaps in a smaller size.
+            grid: the tiles of the image.
+            salience: (h, w); the image's is written into it.
         """
         found = self.detector.detect([shrunk])[0]
         salience[:] = found.salience
         scale = [grid.width / shrunk.shape[1], grid.height / shrunk.shape[0]] * 2
         boxes = found.instances.pred_boxes.tensor.numpy() * scale
-        view = view_of(found, boxes, WHOLE, (0, 0, grid.width, grid.height), np.zeros(boxes.shape, bool))
+        view = view_of(
+            found, boxes, WHOLE, (0, 0, grid.width, grid.height), np.zeros(boxes.shape, bool)
+        )
         is_long = (view.boxes[:, 2:] - view.boxes[:, :2]).max(axis=1, initial=0) > self.tile / 2
         return view[is_long | ~grid.has_whole(view.boxes)]
 
 
 class TiledDetection(Detection):
-    """A detection on a picture whose salience may be kept in a smaller size.
+    """A detection on an image whose salience may be kept in a smaller size.
 
     Args:
         instances: the detections.
@@ -171,19 +188,25 @@ class TiledDetection(Detection):
     def salience(self) -> np.ndarray:
         """(H, W) float32 in [0, 1]"""
         height, width = self.instances.image_size
-        return self.kept if self.kept.shape == (height, width) else cv2.resize(self.kept, (width, height))
+        return (
+            self.kept
+            if self.kept.shape == (height, width)
+            else cv2.resize(self.kept, (width, height))
+        )
 
 
 def view_of(found: Detection, boxes: np.ndarray, number: int, tile: Tile, cut: np.ndarray) -> Found:
-    """The detections of a view, with their boxes in the frame of the picture, (N, 4); empty boxes are left out."""
+    """The detections of a view, with their boxes in the frame of the image, (N, 4); empty boxes are left out."""
     count = len(boxes)
     has_area = areas(boxes) > 0
     scores, classes = found.instances.scores.numpy(), found.instances.pred_classes.numpy()
-    return Found(boxes, scores, classes, np.full(count, number), np.tile(tile, (count, 1)), cut)[has_area]
+    return Found(boxes, scores, classes, np.full(count, number), np.tile(tile, (count, 1)), cut)[
+        has_area
+    ]
 
 
 def as_instances(found: Found, size: tuple[int, int]) -> Instances:
-    """On the CPU, for a picture of (height, width)."""
+    """On the CPU, for an image of (height, width)."""
     return Instances(
         size,
         pred_boxes=Boxes(torch.from_numpy(found.boxes.astype(np.float32))),
@@ -192,24 +215,26 @@ def as_instances(found: Found, size: tuple[int, int]) -> Instances:
     )
 
 
-def shrink(picture: np.ndarray) -> np.ndarray:
-    """The picture itself, or a smaller one of :data:`MAX_WHOLE_PIXELS`."""
-    height, width = picture.shape[:2]
+def shrink(image: np.ndarray) -> np.ndarray:
+    """The image itself, or a smaller one of :data:`MAX_WHOLE_PIXELS`."""
+    height, width = image.shape[:2]
     scale = math.sqrt(MAX_WHOLE_PIXELS / (height * width))
     if scale >= 1:
-        return picture
+        return image
     size = (max(1, math.floor(width * scale)), max(1, math.floor(height * scale)))
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
-def paint_highest(canvas: np.ndarray, salience: np.ndarray, tile: Tile, size: tuple[int, int]) -> None:
-    """Raise the salience of a picture of (height, width) to that of a tile, where it is lower.
+def paint_highest(
+    canvas: np.ndarray, salience: np.ndarray, tile: Tile, size: tuple[int, int]
+) -> None:
+    """Raise the salience of an image of (height, width) to that of a tile, where it is lower.
 
     Args:
-        canvas: (h, w) of the picture, perhaps smaller than it; changed in place.
+        canvas: (h, w) of the image, perhaps smaller than it; changed in place.
         salience: of the tile, in its size.
-        tile: where it is in the picture.
-        size: (height, width) of the picture.
+        tile: where it is in the image.
+        size: (height, width) of the image.
     """
     rows, columns = canvas.shape[0] / size[0], canvas.shape[1] / size[1]
     x0, y0 = math.floor(tile[0] * columns), math.floor(tile[1] * rows)

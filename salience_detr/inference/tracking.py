@@ -7,10 +7,12 @@ import torch
 
 from salience_detr.detections import Detections
 
-MIN_SCORE = 0.1  # ByteTrack goes on with objects that are this unsure in a frame, though they are not shown
+MIN_SCORE = (
+    0.1  # ByteTrack goes on with objects that are this unsure in a frame, though they are not shown
+)
 
 # Boxes are widened by this part of their sides on each side before they are compared, so that objects may move by more
-# than their own size from frame to frame. Of 90 flaws on a plate that slides by 16 pixels a frame 71 have one number
+# than their own size from frame to frame. Of 90 defects on a plate that slides by 16 pixels a frame 71 have one number
 # throughout without it, 90 with it; no number comes to belong to two.
 BUFFER = 1.0
 
@@ -58,7 +60,9 @@ class Tracker:
         apart = classes[:, None] * 4.0 * max(found.image_size)
         tracked = self.tracker.update(
             self.make_detections(
-                xyxy=boxes + apart, confidence=found.scores.numpy(), data={"index": np.arange(len(found))}
+                xyxy=boxes + apart,
+                confidence=found.scores.numpy(),
+                data={"index": np.arange(len(found))},
             )
         )
         track_ids = np.full(len(found), -1, np.int64)

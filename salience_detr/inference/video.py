@@ -42,14 +42,18 @@ class VideoReader:
     """
 
     def __init__(self, source: str | Path | int) -> None:
-        self.capture = cv2.VideoCapture(source if isinstance(source, int) else name_for_opencv(source))
+        self.capture = cv2.VideoCapture(
+            source if isinstance(source, int) else name_for_opencv(source)
+        )
         if not self.capture.isOpened():
             what = f"camera {source}" if isinstance(source, int) else f"the video {source}"
             raise VideoError(f"cannot open {what}; it is missing or of an unknown kind")
         fps = self.capture.get(cv2.CAP_PROP_FPS)
         # Files whose frames come at no fixed rate name their clock instead, 90000; no codec writes that.
         self.fps = fps if np.isfinite(fps) and 0.1 <= fps <= 1000 else 25.0
-        self.size = tuple(int(self.capture.get(x)) for x in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        self.size = tuple(
+            int(self.capture.get(x)) for x in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
+        )
         count = int(self.capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.num_frames = count if count > 0 and not isinstance(source, int) else None
 
@@ -203,6 +207,9 @@ class VideoWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()

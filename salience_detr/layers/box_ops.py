@@ -1,6 +1,6 @@
 """Boxes: formats, overlaps, and the logit that boxes are refined in.
 
-"xyxy" is (x0, y0, x1, y1), "cxcywh" is (cx, cy, w, h); both may be normalised or in pixels.
+"xyxy" is (x0, y0, x1, y1), "cxcywh" is (cx, cy, w, h); both may be normalized or in pixels.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:
 
 def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """(..., 4) cxcywh -> (..., 4) xyxy"""
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    return torch.cat([centre - half, centre + half], dim=-1)
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([center - half, center + half], dim=-1)
 
 
 def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:

@@ -24,7 +24,9 @@ def iou_aware_class_loss(
     return F.binary_cross_entropy_with_logits(logits, targets, weight=weight, reduction="sum")
 
 
-def soft_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+def soft_focal_loss(
+    logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
     """Focal loss towards soft targets t.
 
     sum of w * BCE(p, t), with w = (1 - alpha) * p^gamma * (1 - t) + alpha * t * (1 - p)^gamma; gradient flows

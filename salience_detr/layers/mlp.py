@@ -15,7 +15,13 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self, *, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int, zero_output: bool = False
+        self,
+        *,
+        input_dim: int,
+        hidden_dim: int,
+        output_dim: int,
+        num_layers: int,
+        zero_output: bool = False,
     ) -> None:
         super().__init__()
         widths = [input_dim, *[hidden_dim] * (num_layers - 1), output_dim]

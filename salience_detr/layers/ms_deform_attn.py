@@ -31,7 +31,7 @@ def ms_deform_attn_reference(
         value: (B, S, M, C).
         spatial_shapes: (L, 2) integers (H, W), whose products sum to S.
         level_start_index: (L,) index of the first token of each level.
-        sampling_locations: (B, Q, M, L, P, 2) as (x, y), normalised by the padded map.
+        sampling_locations: (B, Q, M, L, P, 2) as (x, y), normalized by the padded map.
         attention_weights: (B, Q, M, L, P).
 
     Returns:
@@ -71,7 +71,7 @@ def sampling_locations_from_offsets(
     A 2-d reference (x, y) is shifted by offset / (W, H); a 4-d one (cx, cy, w, h) by offset / P * (w, h) / 2.
 
     Args:
-        reference_points: (B, Q, L or 1, 2 or 4), normalised by the padded map of each level.
+        reference_points: (B, Q, L or 1, 2 or 4), normalized by the padded map of each level.
         sampling_offsets: (B, Q, M, L, P, 2).
         spatial_shapes: (L, 2) integers (H, W).
 
@@ -126,7 +126,9 @@ def ms_deform_attn(
         return torch.ops.salience_detr.ms_deform_attn(
             value, spatial_shapes, level_start_index, sampling_locations, attention_weights
         )
-    return ms_deform_attn_reference(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    return ms_deform_attn_reference(
+        value, spatial_shapes, level_start_index, sampling_locations, attention_weights
+    )
 
 
 def ms_deform_attn_fused(
@@ -155,20 +157,34 @@ def ms_deform_attn_fused(
     """
     if is_compiled_for(value.device.type):
         return torch.ops.salience_detr.ms_deform_attn_fused(
-            value, spatial_shapes, level_start_index, reference_points, sampling_offsets, attention_logits
+            value,
+            spatial_shapes,
+            level_start_index,
+            reference_points,
+            sampling_offsets,
+            attention_logits,
         )
     return ms_deform_attn_fused_reference(
-        value, spatial_shapes, level_start_index, reference_points, sampling_offsets, attention_logits
+        value,
+        spatial_shapes,
+        level_start_index,
+        reference_points,
+        sampling_offsets,
+        attention_logits,
     )
 
 
 class MultiScaleDeformableAttention(nn.Module):
     """Each query samples P points per head and level of the value maps around its reference."""
 
-    def __init__(self, *, embed_dim: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 4) -> None:
+    def __init__(
+        self, *, embed_dim: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 4
+    ) -> None:
         super().__init__()
         if embed_dim % num_heads:
-            raise ValueError(f"embed_dim ({embed_dim}) must be divisible by num_heads ({num_heads})")
+            raise ValueError(
+                f"embed_dim ({embed_dim}) must be divisible by num_heads ({num_heads})"
+            )
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         self.sampling_offsets = nn.Linear(embed_dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(embed_dim, num_heads * num_levels * num_points)
@@ -185,7 +201,11 @@ class MultiScaleDeformableAttention(nn.Module):
         offsets = directions[:, None, None] * steps[:, None]
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_levels, -1, -1).flatten())
-        for zeroed in (self.sampling_offsets.weight, self.attention_weights.weight, self.attention_weights.bias):
+        for zeroed in (
+            self.sampling_offsets.weight,
+            self.attention_weights.weight,
+            self.attention_weights.bias,
+        ):
             nn.init.zeros_(zeroed)
         for projection in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(projection.weight)
@@ -205,7 +225,7 @@ class MultiScaleDeformableAttention(nn.Module):
 
         Args:
             query: (B, Q, D), with the position added.
-            reference_points: (B, Q, L or 1, 2 or 4), normalised by the padded map of each level.
+            reference_points: (B, Q, L or 1, 2 or 4), normalized by the padded map of each level.
             value: (B, S, D), not projected.
             spatial_shapes: (L, 2) integers (H, W).
             level_start_index: (L,).

@@ -29,7 +29,9 @@ def is_compiled_for(device_type: str) -> bool:
     if not load_operator():
         return False
     key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(device_type, "")
-    found = bool(key) and torch._C._dispatch_has_kernel_for_dispatch_key("salience_detr::ms_deform_attn", key)
+    found = bool(key) and torch._C._dispatch_has_kernel_for_dispatch_key(
+        "salience_detr::ms_deform_attn", key
+    )
     if not found:
         warn_of_slow_form(f"the operator was built without {device_type}")
     return found
@@ -65,7 +67,9 @@ def find_or_build(builder: ModuleType) -> Path:
     """The library for the devices of this machine; for the CPU alone, after a warning, if the CUDA part fails."""
     architectures = builder.architectures()
     roots = [BUILT_AHEAD]
-    with contextlib.suppress(builder.BuildError):  # without a home folder there is only what was built ahead
+    with contextlib.suppress(
+        builder.BuildError
+    ):  # without a home folder there is only what was built ahead
         roots.append(builder.cache_root())
     library = builder.find(roots, architectures)
     if library is not None:
@@ -75,7 +79,10 @@ def find_or_build(builder: ModuleType) -> Path:
     except builder.BuildError as error:
         if architectures is None:
             raise
-        warnings.warn(f"the CUDA part of the deformable-attention operator cannot be built: {error}", stacklevel=2)
+        warnings.warn(
+            f"the CUDA part of the deformable-attention operator cannot be built: {error}",
+            stacklevel=2,
+        )
     return builder.find(roots, None) or builder.build(builder.cache_root(), None)
 
 
@@ -104,9 +111,13 @@ def register() -> None:
     for name in NAMES:
         torch.library.register_fake(f"salience_detr::{name}", fake_forward)
         torch.library.register_autograd(
-            f"salience_detr::{name}", functools.partial(differentiate, name), setup_context=save_inputs
+            f"salience_detr::{name}",
+            functools.partial(differentiate, name),
+            setup_context=save_inputs,
         )
-        torch.library.register_autograd(f"salience_detr::{name}_backward", refuse_second_derivatives)
+        torch.library.register_autograd(
+            f"salience_detr::{name}_backward", refuse_second_derivatives
+        )
     torch.library.register_fake("salience_detr::ms_deform_attn_backward", fake_backward)
     torch.library.register_fake("salience_detr::ms_deform_attn_fused_backward", fake_fused_backward)
 
@@ -116,7 +127,9 @@ def fake_forward(value: Tensor, *others: Tensor) -> Tensor:
     return value.new_empty(batch, others[-1].shape[1], heads * channels)
 
 
-def fake_gradients(value: Tensor, tensors: tuple[Tensor, ...], needed: list[bool]) -> tuple[Tensor, ...]:
+def fake_gradients(
+    value: Tensor, tensors: tuple[Tensor, ...], needed: list[bool]
+) -> tuple[Tensor, ...]:
     return tuple(
         torch.empty(x.shape, dtype=x.dtype, device=x.device) if wanted else value.new_empty(0)
         for x, wanted in zip(tensors, needed, strict=True)
@@ -145,7 +158,9 @@ def fake_fused_backward(
     attention_logits: Tensor,
     needed: list[bool],
 ) -> tuple[Tensor, ...]:
-    return fake_gradients(value, (value, reference_points, sampling_offsets, attention_logits), needed)
+    return fake_gradients(
+        value, (value, reference_points, sampling_offsets, attention_logits), needed
+    )
 
 
 def save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -19,7 +19,10 @@ def sine_encoding(coordinates: Tensor, num_features: int, temperature: float = 1
         (..., num_features): sin and cos interleaved; features 2k and 2k+1 have frequency
         2*pi / temperature^(2k / num_features).
     """
-    exponent = torch.arange(0, num_features, 2, dtype=coordinates.dtype, device=coordinates.device) / num_features
+    exponent = (
+        torch.arange(0, num_features, 2, dtype=coordinates.dtype, device=coordinates.device)
+        / num_features
+    )
     angles = coordinates[..., None] * (2 * math.pi) / temperature**exponent
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
@@ -42,7 +45,9 @@ class SinePositionEncoding(nn.Module):
         for dim in (1, 2):  # y, x
             count = unpadded.cumsum(dim)
             total = count.narrow(dim, count.shape[dim] - 1, 1)
-            axes.append(sine_encoding((count - 0.5) / (total + 1e-6), self.num_features, self.temperature))
+            axes.append(
+                sine_encoding((count - 0.5) / (total + 1e-6), self.num_features, self.temperature)
+            )
         return torch.cat(axes, dim=-1)
 
 

@@ -27,14 +27,16 @@ def recomputes_batch_norm(module: nn.Module) -> bool:
     return isinstance(forward, partial) and "context_fn" in forward.keywords
 
 
-def recomputation_contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def recomputation_contexts(
+    module: nn.Module,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """What the first and the second computation run in."""
     return nullcontext(), still_statistics(module)
 
 
 @contextmanager
 def still_statistics(module: nn.Module) -> Iterator[None]:
-    """Normalise by the statistics of the batch without counting it a second time."""
+    """Normalize by the statistics of the batch without counting it a second time."""
     norms = [x for x in module.modules() if isinstance(x, _BatchNorm)]
     counts = [x.num_batches_tracked for x in norms]
     before = [

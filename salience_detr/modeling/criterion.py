@@ -65,11 +65,19 @@ class SetCriterion(nn.Module):
             num_boxes = mean_num_boxes(targets, decoder.logits.device)
         losses: dict[str, Tensor] = {}
         for predictions, last_suffix in ((decoder, ""), (encoder, "_enc")):
-            for i, (logits, boxes) in enumerate(zip(predictions.logits, predictions.boxes, strict=True)):
+            for i, (logits, boxes) in enumerate(
+                zip(predictions.logits, predictions.boxes, strict=True)
+            ):
                 matches = self.matcher(logits, boxes, targets, predictions.query_mask)
                 suffix = last_suffix if i == len(predictions) - 1 else f"{last_suffix}_{i}"
                 losses |= self.layer_losses(
-                    logits, boxes, targets, matches, num_boxes, suffix, query_mask=predictions.query_mask
+                    logits,
+                    boxes,
+                    targets,
+                    matches,
+                    num_boxes,
+                    suffix,
+                    query_mask=predictions.query_mask,
                 )
         if denoising is not None:
             losses |= self.denoising_losses(*denoising, targets, num_boxes)
@@ -85,9 +93,13 @@ class SetCriterion(nn.Module):
         """Each box against its positive slots; all other slots, empty ones too, are background."""
         matches = [layout.positive_matches(len(target), target.labels.device) for target in targets]
         losses: dict[str, Tensor] = {}
-        for i, (logits, boxes) in enumerate(zip(predictions.logits, predictions.boxes, strict=True)):
+        for i, (logits, boxes) in enumerate(
+            zip(predictions.logits, predictions.boxes, strict=True)
+        ):
             suffix = "_dn" if i == len(predictions) - 1 else f"_dn_{i}"
-            losses |= self.layer_losses(logits, boxes, targets, matches, num_boxes * layout.num_groups, suffix)
+            losses |= self.layer_losses(
+                logits, boxes, targets, matches, num_boxes * layout.num_groups, suffix
+            )
         return losses
 
     def layer_losses(
@@ -117,8 +129,14 @@ class SetCriterion(nn.Module):
         positive = torch.zeros_like(logits, dtype=torch.bool)
         positive[image, query, labels] = True
         if query_mask is not None:
-            logits, quality, positive = logits[query_mask], quality[query_mask], positive[query_mask]
-        class_loss = iou_aware_class_loss(logits, quality, positive, alpha=self.alpha, gamma=self.gamma)
+            logits, quality, positive = (
+                logits[query_mask],
+                quality[query_mask],
+                positive[query_mask],
+            )
+        class_loss = iou_aware_class_loss(
+            logits, quality, positive, alpha=self.alpha, gamma=self.gamma
+        )
         giou = generalized_box_iou(matched_xyxy, target_xyxy)
         return {
             f"loss_class{suffix}": self.class_weight * class_loss / num_boxes,

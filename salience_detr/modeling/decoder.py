@@ -1,37 +1,23 @@
 """The decoder: queries refine their boxes layer by layer, looking forward twice (DINO, section 3.4).
 
 Symbols: B images, L levels, S tokens, D channels, K classes, I layers, N queries (denoising ones first).
-Boxes are (cx, cy, w, h), normalised by the unpadded image size.
+Boxes are (cx, cy, w, h), normalized by the unpadded image size.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from salience_detr.layers.box_ops import inverse_sigmoid
+from salience_detr.layers.heads import bbox_head, class_head
 from salience_detr.layers.mlp import MLP, FeedForward
 from salience_detr.layers.ms_deform_attn import MultiScaleDeformableAttention
 from salience_detr.layers.position_encoding import box_sine_encoding
 from salience_detr.modeling.structures import DetectionPredictions
 from salience_detr.modeling.token_pyramid import TokenPyramid
-
-PRIOR_PROBABILITY = 0.01  # of each class at the start of training
-
-
-def class_head(*, embed_dim: int, num_classes: int) -> nn.Linear:
-    """A linear classifier that starts by giving each class the prior probability."""
-    head = nn.Linear(embed_dim, num_classes)
-    nn.init.constant_(head.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
-    return head
-
-
-def bbox_head(*, embed_dim: int) -> MLP:
-    """A three-layer regressor that starts by proposing no change."""
-    return MLP(input_dim=embed_dim, hidden_dim=embed_dim, output_dim=4, num_layers=3, zero_output=True)
 
 
 class SalienceDecoderLayer(nn.Module):
@@ -71,7 +57,7 @@ class SalienceDecoderLayer(nn.Module):
         Args:
             query: (B, N, D).
             query_position: (B, N, D).
-            reference_points: (B, N, L, 4), normalised by the padded map of each level.
+            reference_points: (B, N, L, 4), normalized by the padded map of each level.
             memory: (B, S, D).
             tokens: shapes and padding of the memory.
             attention_mask: (N, N) or (B, N, N), True = may not attend.
@@ -100,7 +86,9 @@ class SalienceDecoderLayer(nn.Module):
 class SalienceDecoder(nn.Module):
     """All decoder layers with their heads. In evaluation only the last layer's predictions are computed."""
 
-    def __init__(self, *, layers: Sequence[SalienceDecoderLayer], embed_dim: int = 256, num_classes: int) -> None:
+    def __init__(
+        self, *, layers: Sequence[SalienceDecoderLayer], embed_dim: int = 256, num_classes: int
+    ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
         self.layers = nn.ModuleList(layers)
@@ -108,7 +96,9 @@ class SalienceDecoder(nn.Module):
         self.query_position_head = MLP(
             input_dim=2 * embed_dim, hidden_dim=embed_dim, output_dim=embed_dim, num_layers=2
         )
-        self.class_heads = nn.ModuleList(class_head(embed_dim=embed_dim, num_classes=num_classes) for _ in layers)
+        self.class_heads = nn.ModuleList(
+            class_head(embed_dim=embed_dim, num_classes=num_classes) for _ in layers
+        )
         self.bbox_heads = nn.ModuleList(bbox_head(embed_dim=embed_dim) for _ in layers)
 
     def forward(
@@ -139,12 +129,21 @@ class SalienceDecoder(nn.Module):
         ):
             detached = reference_boxes.detach()
             references = detached[:, :, None] * scales
-            position = self.query_position_head(box_sine_encoding(references[:, :, 0], self.embed_dim // 2).to(query))
-            query = layer(query, position, references, memory=memory, tokens=tokens, attention_mask=attention_mask)
+            position = self.query_position_head(
+                box_sine_encoding(references[:, :, 0], self.embed_dim // 2).to(query)
+            )
+            query = layer(
+                query,
+                position,
+                references,
+                memory=memory,
+                tokens=tokens,
+                attention_mask=attention_mask,
+            )
             if self.training or i == last:
-                normalised = self.norm(query)
-                logits.append(classify(normalised))
-                boxes.append(self.shift_boxes(reference_boxes, regress(normalised)))
+                normalized = self.norm(query)
+                logits.append(classify(normalized))
+                boxes.append(self.shift_boxes(reference_boxes, regress(normalized)))
             if i < last:
                 reference_boxes = self.shift_boxes(detached, regress(query))
         return DetectionPredictions(logits=torch.stack(logits), boxes=torch.stack(boxes))

@@ -80,14 +80,18 @@ class DenoisingGenerator(nn.Module):
         self.box_noise_scale = box_noise_scale
         self.label_encoder = nn.Embedding(num_classes, embed_dim)
 
-    def forward(self, targets: list[DetectionTargets], *, max_boxes: int | None = None) -> DenoisingQueries:
+    def forward(
+        self, targets: list[DetectionTargets], *, max_boxes: int | None = None
+    ) -> DenoisingQueries:
         """Noise the ground truth of a batch; a batch without boxes gives no queries (T = 0).
 
         Args:
             targets: of B images.
             max_boxes: g, at least as many as any image has; by default the most.
         """
-        layout = self.layout(max(len(target) for target in targets) if max_boxes is None else max_boxes)
+        layout = self.layout(
+            max(len(target) for target in targets) if max_boxes is None else max_boxes
+        )
         noised = [self.noise_image(target, layout) for target in targets]
         return DenoisingQueries(
             content=torch.stack([content for content, _ in noised]),
@@ -98,9 +102,13 @@ class DenoisingGenerator(nn.Module):
 
     def layout(self, max_boxes: int) -> DenoisingLayout:
         """As many groups as fit into ``denoising_queries``, one at least."""
-        return DenoisingLayout(max(1, self.denoising_queries * max_boxes // max(max_boxes**2, 1)), max_boxes)
+        return DenoisingLayout(
+            max(1, self.denoising_queries * max_boxes // max(max_boxes**2, 1)), max_boxes
+        )
 
-    def noise_image(self, target: DetectionTargets, layout: DenoisingLayout) -> tuple[Tensor, Tensor]:
+    def noise_image(
+        self, target: DetectionTargets, layout: DenoisingLayout
+    ) -> tuple[Tensor, Tensor]:
         """(T, D) contents and (T, 4) reference boxes of one image."""
         embeddings = self.label_encoder.weight
         copies = (layout.num_groups, 2, len(target))  # the second axis: positives, negatives
@@ -115,7 +123,9 @@ class DenoisingGenerator(nn.Module):
     def noise_labels(self, labels: Tensor) -> Tensor:
         """Replace each label by a random class with the set probability."""
         replaced = torch.rand(labels.shape, device=labels.device) < self.label_noise_prob
-        return torch.where(replaced, torch.randint_like(labels, self.label_encoder.num_embeddings), labels)
+        return torch.where(
+            replaced, torch.randint_like(labels, self.label_encoder.num_embeddings), labels
+        )
 
     def noise_boxes(self, boxes: Tensor) -> Tensor:
         """Move the corners of (R, 2, G, 4) cxcywh boxes.

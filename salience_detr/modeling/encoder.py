@@ -15,17 +15,7 @@ from salience_detr.layers.mlp import FeedForward
 from salience_detr.layers.ms_deform_attn import MultiScaleDeformableAttention
 from salience_detr.layers.recompute import recompute_activations
 from salience_detr.modeling.salience import SalienceSelection
-from salience_detr.modeling.token_pyramid import TokenPyramid
-
-
-def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    """(B, S, ...) and (B, n) -> (B, n, ...)."""
-    return tokens[torch.arange(index.shape[0], device=index.device)[:, None], index]
-
-
-def scatter_tokens(tokens: Tensor, index: Tensor, values: Tensor) -> Tensor:
-    """A copy of (B, S, D) with (B, n, D) written at the distinct tokens (B, n)."""
-    return tokens.scatter(1, index[..., None].expand_as(values), values.to(tokens.dtype))
+from salience_detr.modeling.token_pyramid import TokenPyramid, gather_tokens, scatter_tokens
 
 
 class SalienceEncoderLayer(nn.Module):
@@ -93,7 +83,9 @@ class SalienceEncoderLayer(nn.Module):
         """(B, n) False for surplus slots -> True for them; None for one image, whose slots are all filled."""
         return ~is_token if is_token.shape[0] > 1 else None
 
-    def attend_important(self, query: Tensor, position: Tensor, importance: Tensor, slot_mask: Tensor) -> Tensor:
+    def attend_important(
+        self, query: Tensor, position: Tensor, importance: Tensor, slot_mask: Tensor
+    ) -> Tensor:
         """Self-attention among the ``num_important`` most important tokens, written back into the query."""
         importance = importance.masked_fill(~slot_mask, -torch.inf)
         index = importance.topk(self.count_important(query.shape[1]), dim=1).indices
@@ -158,7 +150,10 @@ class SalienceEncoder(nn.Module):
                 recompute_activations(layer)
 
     def forward(
-        self, tokens: TokenPyramid, selection: SalienceSelection, class_head: Callable[[Tensor], Tensor]
+        self,
+        tokens: TokenPyramid,
+        selection: SalienceSelection,
+        class_head: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """Encode a batch.
 
@@ -173,8 +168,8 @@ class SalienceEncoder(nn.Module):
         memory = tokens.features
         index = selection.token_index
         position = gather_tokens(tokens.positions, index)
-        centres = gather_tokens(tokens.centres, index)
-        reference_points = centres[:, :, None] * tokens.valid_ratios[:, None]
+        centers = gather_tokens(tokens.centers, index)
+        reference_points = centers[:, :, None] * tokens.valid_ratios[:, None]
         for layer, slot_mask in zip(self.layers, selection.layer_masks, strict=True):
             slots = slot_mask.shape[1]
             query = gather_tokens(memory, index[:, :slots])
@@ -188,11 +183,17 @@ class SalienceEncoder(nn.Module):
                 reference_points=reference_points[:, :slots],
                 tokens=tokens,
             )
-            memory = scatter_tokens(memory, index[:, :slots], torch.where(slot_mask[..., None], refined, query))
+            memory = scatter_tokens(
+                memory, index[:, :slots], torch.where(slot_mask[..., None], refined, query)
+            )
         return self.add_background(memory, tokens, index[:, :slots], slot_mask)
 
-    def add_background(self, memory: Tensor, tokens: TokenPyramid, index: Tensor, slot_mask: Tensor) -> Tensor:
+    def add_background(
+        self, memory: Tensor, tokens: TokenPyramid, index: Tensor, slot_mask: Tensor
+    ) -> Tensor:
         """Add the background embedding to the unpadded tokens that the last layer did not refine."""
-        background = (~tokens.padding_mask).scatter(1, index, ~slot_mask & ~tokens.padding_mask.gather(1, index))
+        background = (~tokens.padding_mask).scatter(
+            1, index, ~slot_mask & ~tokens.padding_mask.gather(1, index)
+        )
         embedding = self.background_embedding(tokens.level_shapes).to(memory.dtype)
         return memory + embedding * background[..., None]

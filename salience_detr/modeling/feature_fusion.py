@@ -25,7 +25,13 @@ class ConvBN(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            kernel_size // 2,
+            groups=groups,
+            bias=False,
         )
         self.norm = nn.BatchNorm2d(out_channels)
         self.activation = nn.SiLU() if activation else nn.Identity()
@@ -33,13 +39,15 @@ class ConvBN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))"""
-        return self.activation(self.normalise(self.conv(x)))
+        return self.activation(self.normalize(self.conv(x)))
 
-    def normalise(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor) -> Tensor:
         """BatchNorm; a single value per channel (a tiny image alone) has no variance and takes the running one."""
         norm = self.norm
         if type(norm) is nn.BatchNorm2d and norm.training and x[:, 0].numel() == 1:
-            return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+            return F.batch_norm(
+                x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+            )
         return norm(x)
 
     def folded(self) -> tuple[Tensor, Tensor]:
@@ -104,7 +112,9 @@ class CSPBlock(nn.Module):
     def __init__(self, *, channels: int, num_blocks: int = 3, groups: int = 4) -> None:
         super().__init__()
         self.main = ConvBN(2 * channels, channels, 1)
-        self.blocks = nn.Sequential(*(RepVGGBlock(channels=channels, groups=groups) for _ in range(num_blocks)))
+        self.blocks = nn.Sequential(
+            *(RepVGGBlock(channels=channels, groups=groups) for _ in range(num_blocks))
+        )
         self.shortcut = ConvBN(2 * channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,25 +123,35 @@ class CSPBlock(nn.Module):
 
 
 class FeatureFusion(nn.Module):
-    """Top-down, then bottom-up exchange between neighbouring levels."""
+    """Top-down, then bottom-up exchange between neighboring levels."""
 
-    def __init__(self, *, channels: int = 256, num_levels: int = 4, num_blocks: int = 3, groups: int = 4) -> None:
+    def __init__(
+        self, *, channels: int = 256, num_levels: int = 4, num_blocks: int = 3, groups: int = 4
+    ) -> None:
         super().__init__()
         steps = range(num_levels - 1)
         # lateral[l] and top_down[l] produce level l; downsample[l] and bottom_up[l] produce level l + 1.
         self.lateral = nn.ModuleList(ConvBN(channels, channels, 1) for _ in steps)
-        self.top_down = nn.ModuleList(CSPBlock(channels=channels, num_blocks=num_blocks, groups=groups) for _ in steps)
+        self.top_down = nn.ModuleList(
+            CSPBlock(channels=channels, num_blocks=num_blocks, groups=groups) for _ in steps
+        )
         self.downsample = nn.ModuleList(ConvBN(channels, channels, 3, stride=2) for _ in steps)
-        self.bottom_up = nn.ModuleList(CSPBlock(channels=channels, num_blocks=num_blocks, groups=groups) for _ in steps)
+        self.bottom_up = nn.ModuleList(
+            CSPBlock(channels=channels, num_blocks=num_blocks, groups=groups) for _ in steps
+        )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """L maps (B, D, H_l, W_l), finest first -> the same shapes."""
         levels = list(maps)
         for level in reversed(range(len(levels) - 1)):
             levels[level + 1] = self.lateral[level](levels[level + 1])
-            upsampled = F.interpolate(levels[level + 1], size=levels[level].shape[-2:], mode="nearest")
+            upsampled = F.interpolate(
+                levels[level + 1], size=levels[level].shape[-2:], mode="nearest"
+            )
             levels[level] = self.top_down[level](torch.cat([upsampled, levels[level]], dim=1))
         for level in range(len(levels) - 1):
             downsampled = self.downsample[level](levels[level])
-            levels[level + 1] = self.bottom_up[level](torch.cat([downsampled, levels[level + 1]], dim=1))
+            levels[level + 1] = self.bottom_up[level](
+                torch.cat([downsampled, levels[level + 1]], dim=1)
+            )
         return levels

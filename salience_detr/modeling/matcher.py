@@ -12,7 +12,9 @@ from torch import Tensor
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
 from salience_detr.modeling.structures import DetectionTargets
 
-Match = tuple[Tensor, Tensor]  # indices of queries and of the boxes that they are matched with, both (min(N, G),)
+Match = tuple[
+    Tensor, Tensor
+]  # indices of queries and of the boxes that they are matched with, both (min(N, G),)
 
 
 class HungarianMatcher:
@@ -45,7 +47,7 @@ class HungarianMatcher:
 
         Args:
             pred_logits: (B, N, K).
-            pred_boxes: (B, N, 4) cxcywh, normalised.
+            pred_boxes: (B, N, 4) cxcywh, normalized.
             targets: of B images.
             query_mask: (B, N) True for the queries that take part, which come first; None = all.
 
@@ -54,12 +56,18 @@ class HungarianMatcher:
             not finite are matched first, so that they show in the losses.
         """
         device, matches = pred_logits.device, []
-        counts = [pred_logits.shape[1]] * len(targets) if query_mask is None else query_mask.sum(1).tolist()
+        counts = (
+            [pred_logits.shape[1]] * len(targets)
+            if query_mask is None
+            else query_mask.sum(1).tolist()
+        )
         for i, (target, count) in enumerate(zip(targets, counts, strict=True)):
             cost = self.cost(pred_logits[i, :count], pred_boxes[i, :count], target)
             cost = cost.cpu().nan_to_num(nan=-1e9, posinf=-1e9, neginf=-1e9)
             queries, boxes = linear_sum_assignment(cost.numpy())
-            matches.append((torch.as_tensor(queries, device=device), torch.as_tensor(boxes, device=device)))
+            matches.append(
+                (torch.as_tensor(queries, device=device), torch.as_tensor(boxes, device=device))
+            )
         return matches
 
     def cost(self, logits: Tensor, boxes: Tensor, target: DetectionTargets) -> Tensor:
@@ -68,7 +76,9 @@ class HungarianMatcher:
         boxes, target_boxes = boxes.to(p.dtype), target.boxes.to(p.dtype)
         positive = self.alpha * (1 - p) ** self.gamma * -(p + 1e-6).log()
         negative = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-6).log()
-        giou = generalized_box_iou(box_cxcywh_to_xyxy(boxes)[:, None], box_cxcywh_to_xyxy(target_boxes))
+        giou = generalized_box_iou(
+            box_cxcywh_to_xyxy(boxes)[:, None], box_cxcywh_to_xyxy(target_boxes)
+        )
         return (
             self.class_weight * (positive - negative)
             + self.l1_weight * torch.cdist(boxes, target_boxes, p=1)

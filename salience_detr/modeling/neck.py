@@ -25,15 +25,29 @@ class ChannelMapper(nn.Module):
     ) -> None:
         super().__init__()
         if len(in_features) != len(in_channels):
-            raise ValueError(f"in_features {list(in_features)} and in_channels {list(in_channels)} differ in length")
+            raise ValueError(
+                f"in_features {list(in_features)} and in_channels {list(in_channels)} differ in length"
+            )
         self.in_features = tuple(in_features)
         self.projections = nn.ModuleList(
-            Conv2d(channels, out_channels, 1, bias=False, norm=nn.GroupNorm(num_groups, out_channels))
+            Conv2d(
+                channels, out_channels, 1, bias=False, norm=nn.GroupNorm(num_groups, out_channels)
+            )
             for channels in in_channels
         )
-        extra_inputs = [in_channels[-1], *[out_channels] * (num_extra_levels - 1)][:num_extra_levels]
+        extra_inputs = [in_channels[-1], *[out_channels] * (num_extra_levels - 1)][
+            :num_extra_levels
+        ]
         self.extra_levels = nn.ModuleList(
-            Conv2d(c, out_channels, 3, stride=2, padding=1, bias=False, norm=nn.GroupNorm(num_groups, out_channels))
+            Conv2d(
+                c,
+                out_channels,
+                3,
+                stride=2,
+                padding=1,
+                bias=False,
+                norm=nn.GroupNorm(num_groups, out_channels),
+            )
             for c in extra_inputs
         )
         for conv in [*self.projections, *self.extra_levels]:

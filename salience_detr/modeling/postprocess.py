@@ -18,7 +18,7 @@ def select_detections(
 
     Args:
         logits: (N, K) class logits.
-        boxes: (N, 4) (cx, cy, w, h), normalised.
+        boxes: (N, 4) (cx, cy, w, h), normalized.
         image_size: (height, width) in pixels of the frame that the boxes are wanted in.
         max_detections: how many at most.
 
@@ -27,7 +27,9 @@ def select_detections(
     """
     height, width = image_size
     num_classes = logits.shape[1]
-    scores, index = logits.to(boxes.dtype).sigmoid().flatten().topk(min(max_detections, logits.numel()))
+    scores, index = (
+        logits.to(boxes.dtype).sigmoid().flatten().topk(min(max_detections, logits.numel()))
+    )
     absolute = box_cxcywh_to_xyxy(boxes) * boxes.new_tensor([width, height, width, height])
     return Instances(
         image_size,

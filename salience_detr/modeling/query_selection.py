@@ -1,4 +1,4 @@
-"""Query selection: the tokens that become decoder queries, without redundant neighbours (paper, section 3.4).
+"""Query selection: the tokens that become decoder queries, without redundant neighbors (paper, section 3.4).
 
 Symbols: B images, S tokens, D channels, K classes, N queries at most, n = most survivors in an image of the batch.
 """
@@ -12,23 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from salience_detr.layers.box_ops import inverse_sigmoid
-from salience_detr.modeling.encoder import gather_tokens
-from salience_detr.modeling.token_pyramid import TokenPyramid
-
-
-class TokenProjection(nn.Module):
-    """Linear and LayerNorm over tokens that are zeroed where their proposal is invalid."""
-
-    def __init__(self, *, embed_dim: int = 256) -> None:
-        super().__init__()
-        self.linear = nn.Linear(embed_dim, embed_dim)
-        self.norm = nn.LayerNorm(embed_dim)
-        nn.init.xavier_uniform_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
-        """(B, S, D) and (B, S) True = valid -> (B, S, D)"""
-        return self.norm(self.linear(tokens.masked_fill(~valid[..., None], 0)))
+from salience_detr.modeling.token_pyramid import TokenPyramid, gather_tokens
 
 
 @dataclass(frozen=True)
@@ -38,7 +22,7 @@ class Proposals:
     Attributes:
         token_index: (B, n) flat token.
         logits: (B, n, K) class logits of the tokens.
-        boxes: (B, n, 4) (cx, cy, w, h), normalised by the unpadded image size.
+        boxes: (B, n, 4) (cx, cy, w, h), normalized by the unpadded image size.
         query_mask: (B, n) True = a query, False = surplus slot.
     """
 
@@ -49,7 +33,7 @@ class Proposals:
 
 
 class QuerySelection(nn.Module):
-    """Ranks tokens by their best class, suppresses neighbours on the grid, and proposes a box for each survivor.
+    """Ranks tokens by their best class, suppresses neighbors on the grid, and proposes a box for each survivor.
 
     Boxes are computed for the survivors only: no other box is ever used.
     """
@@ -77,7 +61,9 @@ class QuerySelection(nn.Module):
         return Proposals(
             token_index=token_index,
             logits=gather_tokens(logits, token_index),
-            boxes=self.propose_boxes(gather_tokens(output_memory, token_index), token_index, tokens),
+            boxes=self.propose_boxes(
+                gather_tokens(output_memory, token_index), token_index, tokens
+            ),
             query_mask=query_mask,
         )
 
@@ -89,7 +75,9 @@ class QuerySelection(nn.Module):
         slots = torch.arange(token_index.shape[1], device=counts.device)
         return token_index, slots < counts[:, None]
 
-    def propose_boxes(self, output_memory: Tensor, token_index: Tensor, tokens: TokenPyramid) -> Tensor:
+    def propose_boxes(
+        self, output_memory: Tensor, token_index: Tensor, tokens: TokenPyramid
+    ) -> Tensor:
         """(B, n, D) and (B, n) -> (B, n, 4) boxes; those of invalid tokens are (1, 1, 1, 1)."""
         references = inverse_sigmoid(gather_tokens(tokens.proposals, token_index))
         valid = gather_tokens(tokens.valid_proposals, token_index)
@@ -103,11 +91,15 @@ class QuerySelection(nn.Module):
         ranking = scores.sort(dim=1, descending=True, stable=True)
         candidates = ranking.indices[:, : self.num_candidates]
         values = ranking.values[:, : self.num_candidates]
-        side = max(max(shape) for shape in tokens.level_shapes) + 3  # levels far apart never suppress each other
+        side = (
+            max(max(shape) for shape in tokens.level_shapes) + 3
+        )  # levels far apart never suppress each other
         points = tokens.token_xy + tokens.token_level[:, None] * side
         survivors = []
         for index, score in zip(candidates, values, strict=True):
-            centres = points[index].float()
-            kept = nms(torch.cat([centres - 1, centres + 1], dim=1), score.float(), self.iou_threshold)
+            centers = points[index].float()
+            kept = nms(
+                torch.cat([centers - 1, centers + 1], dim=1), score.float(), self.iou_threshold
+            )
             survivors.append(index[kept[: self.num_queries]])
         return survivors

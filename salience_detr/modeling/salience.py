@@ -53,9 +53,15 @@ class SalienceHead(nn.Module):
     def __init__(self, *, embed_dim: int = 256) -> None:
         super().__init__()
         half, quarter = embed_dim // 2, embed_dim // 4
-        self.local = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, embed_dim), nn.GELU())
+        self.local = nn.Sequential(
+            nn.LayerNorm(embed_dim), nn.Linear(embed_dim, embed_dim), nn.GELU()
+        )
         self.score = nn.Sequential(
-            nn.Linear(embed_dim, half), nn.GELU(), nn.Linear(half, quarter), nn.GELU(), nn.Linear(quarter, 1)
+            nn.Linear(embed_dim, half),
+            nn.GELU(),
+            nn.Linear(half, quarter),
+            nn.GELU(),
+            nn.Linear(quarter, 1),
         )
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -77,7 +83,9 @@ class SalienceFilter(nn.Module):
     padding is never selected.
     """
 
-    def __init__(self, *, embed_dim: int = 256, level_ratios: Sequence[float], layer_ratios: Sequence[float]) -> None:
+    def __init__(
+        self, *, embed_dim: int = 256, level_ratios: Sequence[float], layer_ratios: Sequence[float]
+    ) -> None:
         super().__init__()
         for name, ratios in (("level_ratios", level_ratios), ("layer_ratios", layer_ratios)):
             if not all(0 < ratio <= 1 for ratio in ratios):
@@ -97,7 +105,9 @@ class SalienceFilter(nn.Module):
         slots = self.count_slots(level_counts, tokens)
         with torch.no_grad():
             chosen = self.select_tokens(scores, level_counts, tokens)
-            ranking = scores.masked_fill(~chosen, -torch.inf).argsort(dim=1, descending=True, stable=True)
+            ranking = scores.masked_fill(~chosen, -torch.inf).argsort(
+                dim=1, descending=True, stable=True
+            )
             token_index = ranking[:, :slots]
         slot_number = torch.arange(slots, device=scores.device)
         return SalienceSelection(
@@ -106,7 +116,8 @@ class SalienceFilter(nn.Module):
             scores=scores.gather(1, token_index),
             slot_mask=slot_number < counts[:, None],
             layer_masks=[
-                slot_number[: self.count_layer_slots(slots, i)] < self.count_layer_tokens(counts, i)[:, None]
+                slot_number[: self.count_layer_slots(slots, i)]
+                < self.count_layer_tokens(counts, i)[:, None]
                 for i in range(len(self.layer_ratios))
             ],
         )
@@ -122,14 +133,20 @@ class SalienceFilter(nn.Module):
         for level in reversed(range(len(levels))):
             level_tokens, shape = levels[level], tokens.level_shapes[level]
             if maps:
-                coarser = F.interpolate(maps[0][:, None], size=shape, mode="bilinear", align_corners=True)
-                level_tokens = level_tokens * (1 + coarser.flatten(1)[..., None] * self.alpha[level])
+                coarser = F.interpolate(
+                    maps[0][:, None], size=shape, mode="bilinear", align_corners=True
+                )
+                level_tokens = level_tokens * (
+                    1 + coarser.flatten(1)[..., None] * self.alpha[level]
+                )
             maps.insert(0, self.head(level_tokens).unflatten(1, shape))
         return maps
 
     def count_tokens(self, tokens: TokenPyramid) -> Tensor:
         """(B, L) int64: the unpadded tokens of each level times its ratio, truncated."""
-        unpadded = torch.stack([(~mask).sum(1) for mask in tokens.split_levels(tokens.padding_mask)], dim=1)
+        unpadded = torch.stack(
+            [(~mask).sum(1) for mask in tokens.split_levels(tokens.padding_mask)], dim=1
+        )
         ratios = torch.tensor(self.level_ratios, dtype=torch.float64, device=unpadded.device)
         return (unpadded * ratios).long()
 
@@ -144,7 +161,11 @@ class SalienceFilter(nn.Module):
     def count_layer_tokens(self, counts: Tensor, layer: int) -> Tensor:
         """(B,) selected tokens -> (B,) those that an encoder layer refines."""
         # Below 1 / ratio tokens the product truncates to none; a layer always refines something.
-        return (counts * torch.tensor(self.layer_ratios[layer], dtype=torch.float64)).long().clamp(min=1)
+        return (
+            (counts * torch.tensor(self.layer_ratios[layer], dtype=torch.float64))
+            .long()
+            .clamp(min=1)
+        )
 
     @staticmethod
     def select_tokens(scores: Tensor, level_counts: Tensor, tokens: TokenPyramid) -> Tensor:

@@ -1,4 +1,4 @@
-"""Salience DETR (Hou et al., CVPR 2024): the pipeline from pictures to losses or detections.
+"""Salience DETR (Hou et al., CVPR 2024): the pipeline from images to losses or detections.
 
 Symbols: B images, L levels, S tokens, D channels, K classes, N queries, T denoising queries.
 """
@@ -23,11 +23,16 @@ from salience_detr.modeling.distributed import mean_count
 from salience_detr.modeling.encoder import SalienceEncoder
 from salience_detr.modeling.feature_fusion import FeatureFusion
 from salience_detr.modeling.postprocess import select_detections
-from salience_detr.modeling.query_selection import Proposals, QuerySelection, TokenProjection
+from salience_detr.modeling.query_selection import Proposals, QuerySelection
 from salience_detr.modeling.salience import SalienceFilter, SalienceSelection
 from salience_detr.modeling.salience_loss import SalienceCriterion
 from salience_detr.modeling.structures import BatchCounts, DetectionPredictions, DetectionTargets
-from salience_detr.modeling.token_pyramid import TokenPyramid, TokenPyramidBuilder, flatten_maps
+from salience_detr.modeling.token_pyramid import (
+    TokenProjection,
+    TokenPyramid,
+    TokenPyramidBuilder,
+    flatten_maps,
+)
 
 
 @dataclass(frozen=True)
@@ -126,41 +131,54 @@ class SalienceDETR(nn.Module):
         """Detect, or compute the losses in training.
 
         Args:
-            batched_inputs: for each picture a dict with ``image``, (3, H, W) RGB in 0..255; ``height`` and ``width``
+            batched_inputs: for each image a dict with ``image``, (3, H, W) RGB in 0..255; ``height`` and ``width``
                 of the frame that detections are wanted in (those of the image if absent); in training
                 ``instances`` with ``gt_boxes`` (absolute xyxy in the frame of the image) and ``gt_classes``.
-            whole: in training, the counts of the batch that these pictures are a part of (:meth:`count`).
+            whole: in training, the counts of the batch that these images are a part of (:meth:`count`).
 
         Returns:
-            In training the weighted losses by name. In evaluation ``{"instances": Instances}`` for each picture,
+            In training the weighted losses by name. In evaluation ``{"instances": Instances}`` for each image,
             with ``pred_boxes`` (absolute xyxy, not clipped), ``scores`` and ``pred_classes``, by falling score.
 
         Raises:
             KeyError: in training, an input without ``instances``.
             ValueError: a ground-truth class that is not below ``num_classes``.
         """
-        images = self.preprocess_images(batched_inputs, None if whole is None else whole.padded_size)
+        images = self.preprocess_images(
+            batched_inputs, None if whole is None else whole.padded_size
+        )
         encoding = self.encode(images.tensor, padding_mask(images))
         if not self.training:
-            return self.postprocess(self.decode(encoding), encoding.proposals, images, batched_inputs)
+            return self.postprocess(
+                self.decode(encoding), encoding.proposals, images, batched_inputs
+            )
         targets = self.prepare_targets(batched_inputs)
         denoising = self.denoising(targets, max_boxes=None if whole is None else whole.max_boxes)
         predictions = self.decode(encoding, denoising)
-        num_boxes, num_salient = (None, None) if whole is None else (whole.num_boxes, whole.num_salient)
+        num_boxes, num_salient = (
+            (None, None) if whole is None else (whole.num_boxes, whole.num_salient)
+        )
         losses = self.compute_losses(predictions, encoding.proposals, denoising, targets, num_boxes)
-        score_maps, padded_size = encoding.selection.score_maps, (images.tensor.shape[-2], images.tensor.shape[-1])
-        return losses | self.salience_criterion(score_maps, targets, padded_size, num_salient=num_salient)
+        score_maps, padded_size = (
+            encoding.selection.score_maps,
+            (images.tensor.shape[-2], images.tensor.shape[-1]),
+        )
+        return losses | self.salience_criterion(
+            score_maps, targets, padded_size, num_salient=num_salient
+        )
 
     def encode(self, images: Tensor, padding: Tensor) -> Encoding:
         """All that comes before the decoder.
 
         Args:
-            images: (B, 3, H, W), normalised, 0 where padded.
+            images: (B, 3, H, W), normalized, 0 where padded.
             padding: (B, H, W), True = padding.
         """
         maps = self.neck(self.backbone(images))
         tokens = self.token_pyramid(maps, padding)
-        salience_memory = self.token_projection(tokens.features + tokens.positions, tokens.valid_proposals)
+        salience_memory = self.token_projection(
+            tokens.features + tokens.positions, tokens.valid_proposals
+        )
         selection = self.salience_filter(salience_memory, tokens)
         memory = self.encoder(tokens, selection, self.query_selection.class_head)
         memory = flatten_maps(self.feature_fusion(tokens.to_maps(memory)))
@@ -172,12 +190,16 @@ class SalienceDETR(nn.Module):
         """What the losses of the parts of a batch need to know of it; every process calls this.
 
         With it the losses, and the gradients, of the parts add up to those of the whole batch, if no layer mixes the
-        pictures of a batch (as BatchNorm does) and no other layer draws random numbers (as drop path does).
+        images of a batch (as BatchNorm does) and no other layer draws random numbers (as drop path does).
         """
         sides = [[x["image"].shape[axis] for x in batched_inputs] for axis in (1, 2)]
-        height, width = (math.ceil(max(side) / self.size_divisibility) * self.size_divisibility for side in sides)
+        height, width = (
+            math.ceil(max(side) / self.size_divisibility) * self.size_divisibility for side in sides
+        )
         targets = self.prepare_targets(batched_inputs)
-        num_salient = self.salience_criterion.count_salient(self.level_shapes(height, width), targets, (height, width))
+        num_salient = self.salience_criterion.count_salient(
+            self.level_shapes(height, width), targets, (height, width)
+        )
         return BatchCounts(
             num_boxes=mean_num_boxes(targets, self.device),
             num_salient=mean_count(num_salient).item(),
@@ -196,7 +218,7 @@ class SalienceDETR(nn.Module):
     def preprocess_images(
         self, batched_inputs: list[dict[str, Any]], padded_size: tuple[int, int] | None = None
     ) -> ImageList:
-        """Normalise, and pad at the right and at the bottom to ``padded_size`` (height, width).
+        """Normalize, and pad at the right and at the bottom to ``padded_size`` (height, width).
 
         By default that is the smallest common multiple of ``size_divisibility``.
         """
@@ -208,22 +230,34 @@ class SalienceDETR(nn.Module):
         batch = ImageList.from_tensors(images, self.size_divisibility)
         if padded_size is None:
             return batch
-        missing = [padded - side for padded, side in zip(padded_size, batch.tensor.shape[-2:], strict=True)]
-        return ImageList(nn.functional.pad(batch.tensor, [0, missing[1], 0, missing[0]]), batch.image_sizes)
+        missing = [
+            padded - side for padded, side in zip(padded_size, batch.tensor.shape[-2:], strict=True)
+        ]
+        return ImageList(
+            nn.functional.pad(batch.tensor, [0, missing[1], 0, missing[0]]), batch.image_sizes
+        )
 
     def prepare_targets(self, batched_inputs: list[dict[str, Any]]) -> list[DetectionTargets]:
-        """Ground truth of each picture, normalised by its unpadded size."""
+        """Ground truth of each image, normalized by its unpadded size."""
         targets = []
         for x in batched_inputs:
             instances = x["instances"]
             height, width = instances.image_size
-            boxes = instances.gt_boxes.tensor.to(self.device, torch.promote_types(self.dtype, torch.float32))
-            normalised = box_xyxy_to_cxcywh(boxes / boxes.new_tensor([width, height, width, height]))
-            targets.append(DetectionTargets(instances.gt_classes.to(self.device), normalised, (height, width)))
+            boxes = instances.gt_boxes.tensor.to(
+                self.device, torch.promote_types(self.dtype, torch.float32)
+            )
+            normalized = box_xyxy_to_cxcywh(
+                boxes / boxes.new_tensor([width, height, width, height])
+            )
+            targets.append(
+                DetectionTargets(instances.gt_classes.to(self.device), normalized, (height, width))
+            )
         check_labels(targets, self.num_classes)
         return targets
 
-    def decode(self, encoding: Encoding, denoising: DenoisingQueries | None = None) -> DetectionPredictions:
+    def decode(
+        self, encoding: Encoding, denoising: DenoisingQueries | None = None
+    ) -> DetectionPredictions:
         """Decode the proposals, with the denoising queries before them if there are any."""
         proposals = encoding.proposals
         boxes = proposals.boxes.detach()
@@ -244,9 +278,13 @@ class SalienceDETR(nn.Module):
     ) -> dict[str, Tensor]:
         """Losses of every decoder layer, of the proposals and of the denoising queries."""
         denoised, matching = predictions.split_queries(denoising.layout.num_queries)
-        encoder = DetectionPredictions(proposals.logits[None], proposals.boxes[None], proposals.query_mask)
+        encoder = DetectionPredictions(
+            proposals.logits[None], proposals.boxes[None], proposals.query_mask
+        )
         matching = DetectionPredictions(matching.logits, matching.boxes, proposals.query_mask)
-        return self.criterion(matching, encoder, targets, (denoised, denoising.layout), num_boxes=num_boxes)
+        return self.criterion(
+            matching, encoder, targets, (denoised, denoising.layout), num_boxes=num_boxes
+        )
 
     def postprocess(
         self,
@@ -255,9 +293,11 @@ class SalienceDETR(nn.Module):
         images: ImageList,
         batched_inputs: list[dict[str, Any]],
     ) -> list[dict[str, Instances]]:
-        """Detections of each picture in the frame of its ``height`` and ``width``."""
+        """Detections of each image in the frame of its ``height`` and ``width``."""
         results = []
-        for i, (x, (height, width)) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
+        for i, (x, (height, width)) in enumerate(
+            zip(batched_inputs, images.image_sizes, strict=True)
+        ):
             is_query = proposals.query_mask[i]
             instances = select_detections(
                 predictions.logits[-1, i][is_query],
@@ -271,7 +311,9 @@ class SalienceDETR(nn.Module):
 
 def padding_mask(images: ImageList) -> Tensor:
     """(B, H, W) True = padding."""
-    mask = torch.ones(len(images), *images.tensor.shape[-2:], dtype=torch.bool, device=images.tensor.device)
+    mask = torch.ones(
+        len(images), *images.tensor.shape[-2:], dtype=torch.bool, device=images.tensor.device
+    )
     for image_mask, (height, width) in zip(mask, images.image_sizes, strict=True):
         image_mask[:height, :width] = False
     return mask

@@ -52,7 +52,9 @@ class SalienceCriterion(nn.Module):
             ValueError: there are not as many levels as ``level_ranges``.
         """
         if len(score_maps) != len(self.level_ranges):
-            raise ValueError(f"there are {len(score_maps)} levels but {len(self.level_ranges)} level_ranges")
+            raise ValueError(
+                f"there are {len(score_maps)} levels but {len(self.level_ranges)} level_ranges"
+            )
         shapes = [(x.shape[1], x.shape[2]) for x in score_maps]
         wanted = salience_targets(shapes, targets, padded_size, self.level_ranges)
         dtype = torch.promote_types(score_maps[0].dtype, torch.float32)
@@ -94,24 +96,39 @@ def salience_targets(
     """
     maps = []
     for (height, width), level_range in zip(level_shapes, level_ranges, strict=True):
-        images = [_image_targets(target.boxes_xyxy, height, width, padded_size, level_range) for target in targets]
+        images = [
+            _image_targets(target.boxes_xyxy, height, width, padded_size, level_range)
+            for target in targets
+        ]
         maps.append(torch.stack(images))
     return maps
 
 
 def _image_targets(
-    boxes: Tensor, height: int, width: int, padded_size: tuple[int, int], level_range: tuple[float, float]
+    boxes: Tensor,
+    height: int,
+    width: int,
+    padded_size: tuple[int, int],
+    level_range: tuple[float, float],
 ) -> Tensor:
     """(G, 4) boxes, absolute xyxy -> (height, width) targets of one level."""
     if len(boxes) == 0:
         return boxes.new_zeros(height, width)
-    y = (torch.arange(height, device=boxes.device, dtype=boxes.dtype) + 0.5) * (padded_size[0] / height)
-    x = (torch.arange(width, device=boxes.device, dtype=boxes.dtype) + 0.5) * (padded_size[1] / width)
+    y = (torch.arange(height, device=boxes.device, dtype=boxes.dtype) + 0.5) * (
+        padded_size[0] / height
+    )
+    x = (torch.arange(width, device=boxes.device, dtype=boxes.dtype) + 0.5) * (
+        padded_size[1] / width
+    )
     x0, y0, x1, y1 = boxes[:, :, None].unbind(1)  # (G, 1) each
     left, right = x - x0, x1 - x  # (G, W)
     top, bottom = y - y0, y1 - y  # (G, H)
-    inside = ((top > 0) & (bottom > 0))[:, :, None] & ((left > 0) & (right > 0))[:, None]  # (G, H, W)
-    largest = torch.maximum(torch.maximum(top, bottom)[:, :, None], torch.maximum(left, right)[:, None])
+    inside = ((top > 0) & (bottom > 0))[:, :, None] & ((left > 0) & (right > 0))[
+        :, None
+    ]  # (G, H, W)
+    largest = torch.maximum(
+        torch.maximum(top, bottom)[:, :, None], torch.maximum(left, right)[:, None]
+    )
     responsible = inside & (largest > level_range[0]) & (largest <= level_range[1])
     dx2 = ((left - right) / (left + right)).square()
     dy2 = ((top - bottom) / (top + bottom)).square()

@@ -17,7 +17,7 @@ class DetectionTargets:
 
     Attributes:
         labels: (G,) int64, contiguous class indices in [0, K).
-        boxes: (G, 4) (cx, cy, w, h), normalised by the unpadded image size.
+        boxes: (G, 4) (cx, cy, w, h), normalized by the unpadded image size.
         image_size: (height, width) in pixels of the unpadded image that ``boxes`` is relative to.
     """
 
@@ -32,9 +32,9 @@ class DetectionTargets:
     def boxes_xyxy(self) -> Tensor:
         """(G, 4) boxes as (x0, y0, x1, y1) in pixels; the frame of the padded image is the same."""
         height, width = self.image_size
-        centre, half = self.boxes[:, :2], self.boxes[:, 2:] / 2
+        center, half = self.boxes[:, :2], self.boxes[:, 2:] / 2
         scale = self.boxes.new_tensor([width, height, width, height])
-        return torch.cat([centre - half, centre + half], dim=1) * scale
+        return torch.cat([center - half, center + half], dim=1) * scale
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class DetectionPredictions:
 
     Attributes:
         logits: (I, B, N, K), before the sigmoid.
-        boxes: (I, B, N, 4) (cx, cy, w, h), normalised by the unpadded image size.
+        boxes: (I, B, N, 4) (cx, cy, w, h), normalized by the unpadded image size.
         query_mask: (B, N) False for surplus slots, which take no part in matching or losses; None where there are
             none. The slots of an image that take part come first.
     """

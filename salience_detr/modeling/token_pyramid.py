@@ -53,7 +53,9 @@ class TokenPyramid:
     def token_level(self) -> Tensor:
         """(S,) int64 level of each token."""
         sizes = torch.tensor(self.level_sizes, device=self.features.device)
-        return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes, output_size=sum(self.level_sizes))
+        return torch.arange(len(sizes), device=sizes.device).repeat_interleave(
+            sizes, output_size=sum(self.level_sizes)
+        )
 
     @cached_property
     def token_xy(self) -> Tensor:
@@ -71,15 +73,17 @@ class TokenPyramid:
         return self.valid_sizes / self.spatial_shapes.flip(-1)
 
     @cached_property
-    def centres(self) -> Tensor:
-        """(B, S, 2) token centres (x, y), normalised by the unpadded image."""
+    def centers(self) -> Tensor:
+        """(B, S, 2) token centers (x, y), normalized by the unpadded image."""
         return (self.token_xy + 0.5) / self.valid_sizes[:, self.token_level]
 
     @cached_property
     def proposals(self) -> Tensor:
-        """(B, S, 4) a box (cx, cy, w, h) for each token, normalised: its centre, with side 0.05 * 2^level."""
-        side = 0.05 * 2.0 ** self.token_level.to(self.centres.dtype)
-        return torch.cat([self.centres, side[:, None].expand(-1, 2).expand_as(self.centres)], dim=-1)
+        """(B, S, 4) a box (cx, cy, w, h) for each token, normalized: its center, with side 0.05 * 2^level."""
+        side = 0.05 * 2.0 ** self.token_level.to(self.centers.dtype)
+        return torch.cat(
+            [self.centers, side[:, None].expand(-1, 2).expand_as(self.centers)], dim=-1
+        )
 
     @cached_property
     def valid_proposals(self) -> Tensor:
@@ -130,3 +134,28 @@ class TokenPyramidBuilder(nn.Module):
             level_shapes=tuple((x.shape[-2], x.shape[-1]) for x in maps),
             valid_sizes=torch.stack(valid_sizes, dim=1).to(coordinate_dtype),
         )
+
+
+def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """(B, S, ...) and (B, n) -> (B, n, ...)."""
+    return tokens[torch.arange(index.shape[0], device=index.device)[:, None], index]
+
+
+def scatter_tokens(tokens: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """A copy of (B, S, D) with (B, n, D) written at the distinct tokens (B, n)."""
+    return tokens.scatter(1, index[..., None].expand_as(values), values.to(tokens.dtype))
+
+
+class TokenProjection(nn.Module):
+    """Linear and LayerNorm over tokens that are zeroed where their proposal is invalid."""
+
+    def __init__(self, *, embed_dim: int = 256) -> None:
+        super().__init__()
+        self.linear = nn.Linear(embed_dim, embed_dim)
+        self.norm = nn.LayerNorm(embed_dim)
+        nn.init.xavier_uniform_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        """(B, S, D) and (B, S) True = valid -> (B, S, D)"""
+        return self.norm(self.linear(tokens.masked_fill(~valid[..., None], 0)))

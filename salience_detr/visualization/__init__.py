@@ -1,13 +1,25 @@
-"""Pictures of what the model finds, and of what happens inside it.
+"""Images of what the model finds, and of what happens inside it.
 
-``drawing`` draws detections, boxes and salience. For a look inside, :func:`inspect` runs a model on one picture and
+``drawing`` draws detections, boxes and salience. For a look inside, :func:`inspect` runs a model on one image and
 keeps what it saw; ``stages`` draws that, ``attribution`` says what speaks for a detection, ``queries`` counts over many
-pictures.
+images.
 """
 
+from salience_detr.utils.drawing import (
+    Color,
+    class_colors,
+    draw_boxes,
+    draw_detections,
+    draw_salience,
+)
 from salience_detr.visualization.attribution import Attribution, class_activation, draw_attribution
-from salience_detr.visualization.drawing import Color, class_colors, draw_boxes, draw_detections, draw_salience
-from salience_detr.visualization.inside import Inspection, ProposedBoxes, SamplingPoints, TokenCells, inspect
+from salience_detr.visualization.inside import (
+    Inspection,
+    ProposedBoxes,
+    SamplingPoints,
+    TokenCells,
+    inspect,
+)
 from salience_detr.visualization.queries import (
     QueryFigures,
     QueryStatistics,

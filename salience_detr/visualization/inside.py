@@ -1,4 +1,4 @@
-"""What happens inside the model on one picture, in pixels of that picture.
+"""What happens inside the model on one image, in pixels of that image.
 
 Symbols: L levels, S tokens, n selected tokens, N queries, K classes, I decoder layers, M heads, P sampling points per
 head and level.
@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from salience_detr.data.images import ImageLike, to_rgb
 from salience_detr.data.mapper import as_tensor
-from salience_detr.images import ImageLike, to_rgb
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy
 from salience_detr.layers.ms_deform_attn import sampling_locations_from_offsets
-from salience_detr.modeling.capture import captured_output
-from salience_detr.modeling.encoder import gather_tokens
 from salience_detr.modeling.salience_detr import Encoding, SalienceDETR, padding_mask
-from salience_detr.modeling.token_pyramid import TokenPyramid
+from salience_detr.modeling.token_pyramid import TokenPyramid, gather_tokens
+from salience_detr.visualization.capture import captured_output
 
 if TYPE_CHECKING:
     from salience_detr.predictor import Predictor
@@ -30,12 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenCells:
-    """Tokens of a picture.
+    """Tokens of an image.
 
     Attributes:
         levels: (n,) int64, 0 is the finest.
         grid: (n, 2) int64 (column, row) on the level.
-        cells: (n, 4) xyxy in pixels of the picture, the part that the token stands for, around its centre.
+        cells: (n, 4) xyxy in pixels of the image, the part that the token stands for, around its center.
     """
 
     levels: np.ndarray
@@ -46,8 +45,8 @@ class TokenCells:
         return len(self.levels)
 
     @property
-    def centres(self) -> np.ndarray:
-        """(n, 2) (x, y) in pixels of the picture."""
+    def centers(self) -> np.ndarray:
+        """(n, 2) (x, y) in pixels of the image."""
         return (self.cells[:, :2] + self.cells[:, 2:]) / 2
 
 
@@ -57,7 +56,7 @@ class ProposedBoxes:
 
     Attributes:
         tokens: (N,) of them.
-        boxes: (N, 4) xyxy in pixels of the picture, not clipped.
+        boxes: (N, 4) xyxy in pixels of the image, not clipped.
     """
 
     tokens: TokenCells
@@ -69,7 +68,7 @@ class SamplingPoints:
     """Where the queries of a decoder layer read the memory.
 
     Attributes:
-        locations: (N, M, L, P, 2) (x, y) in pixels of the picture; they may lie outside.
+        locations: (N, M, L, P, 2) (x, y) in pixels of the image; they may lie outside.
         weights: (N, M, L, P) attention, which sums to 1 over the levels and points of a head.
     """
 
@@ -79,10 +78,10 @@ class SamplingPoints:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one pass over one picture saw. Queries are numbered from 0 in the order of their selection.
+    """What one pass over one image saw. Queries are numbered from 0 in the order of their selection.
 
     Attributes:
-        picture: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB.
         class_names: of the K classes.
         input_size: (height, width) in pixels that the model was given, without padding.
         strides: pixels of the model's input per token, of each level.
@@ -92,14 +91,14 @@ class Inspection:
         token_layers: (n,) int64, how many encoder layers refine each.
         layer_counts: tokens that each encoder layer refines.
         proposals: of the N queries.
-        plain_proposals: what the N tokens with the best classes would propose if neighbours were not suppressed.
-        layer_boxes: (I + 1, N, 4) xyxy in pixels of the picture, not clipped: what the decoder starts from, then the
+        plain_proposals: what the N tokens with the best classes would propose if neighbors were not suppressed.
+        layer_boxes: (I + 1, N, 4) xyxy in pixels of the image, not clipped: what the decoder starts from, then the
             boxes after each of its layers.
         scores: (N, K) of the last layer, in [0, 1].
         sampling: points of each decoder layer.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     class_names: tuple[str, ...]
     input_size: tuple[int, int]
     strides: tuple[int, ...]
@@ -156,33 +155,37 @@ def check_query(query: int, count: int) -> int:
         IndexError: it is none of the ``count`` queries.
     """
     if not 0 <= query < count:
-        raise IndexError(f"there is no query {query}: this picture has {count} queries, numbered from 0")
+        raise IndexError(
+            f"there is no query {query}: this image has {count} queries, numbered from 0"
+        )
     return query
 
 
-def inspect(source: Predictor | SalienceDETR, image: ImageLike, *, channel_order: str = "RGB") -> Inspection:
-    """Run the model on one picture and keep what happens on the way.
+def inspect(
+    source: Predictor | SalienceDETR, image: ImageLike, *, channel_order: str = "RGB"
+) -> Inspection:
+    """Run the model on one image and keep what happens on the way.
 
     The model's modules are watched meanwhile: no other thread may use it.
 
     Args:
-        source: a predictor; or a model, which is given the picture in the size that it has.
+        source: a predictor; or a model, which is given the image in the size that it has.
         image: a path, a PIL image, an array or a tensor (see :func:`salience_detr.images.to_rgb`).
         channel_order: of arrays and tensors, "RGB" or "BGR".
 
     Raises:
         ImageReadError: a file cannot be read.
-        ValueError, TypeError: no picture, or a source that is neither.
+        ValueError, TypeError: no image, or a source that is neither.
     """
-    picture = to_rgb(image, channel_order)
+    pixels = to_rgb(image, channel_order)
     opened = open_source(source)
     with torch.no_grad(), opened.evaluation():
-        return inspect_input(opened.model, opened.prepare(picture), picture, opened.class_names)
+        return inspect_input(opened.model, opened.prepare(pixels), pixels, opened.class_names)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model with what is needed to give it a picture.
+    """A model with what is needed to give it an image.
 
     Attributes:
         model: the model.
@@ -194,19 +197,21 @@ class Source:
     class_names: tuple[str, ...]
     predictor: Predictor | None = None
 
-    def prepare(self, picture: np.ndarray) -> dict[str, Any]:
-        """The model's input for an (H, W, 3) uint8 RGB picture."""
+    def prepare(self, image: np.ndarray) -> dict[str, Any]:
+        """The model's input for an (H, W, 3) uint8 RGB image."""
         if self.predictor is not None:
             from salience_detr.predictor import prepare_input  # which imports this package
 
-            return prepare_input(self.predictor.mapper, picture)
-        ordered = picture[..., ::-1] if self.model.input_format == "BGR" else picture
-        return {"image": as_tensor(ordered), "height": picture.shape[0], "width": picture.shape[1]}
+            return prepare_input(self.predictor.mapper, image)
+        ordered = image[..., ::-1] if self.model.input_format == "BGR" else image
+        return {"image": as_tensor(ordered), "height": image.shape[0], "width": image.shape[1]}
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
         """Evaluation mode, in the predictor's precision."""
-        precision: AbstractContextManager[Any] = nullcontext() if self.predictor is None else self.predictor.precision()
+        precision: AbstractContextManager[Any] = (
+            nullcontext() if self.predictor is None else self.predictor.precision()
+        )
         was_training = self.model.training
         self.model.eval()
         try:
@@ -234,10 +239,10 @@ def open_source(source: Predictor | SalienceDETR) -> Source:
 
 
 def inspect_input(
-    model: SalienceDETR, inputs: dict[str, Any], picture: np.ndarray, class_names: Sequence[str]
+    model: SalienceDETR, inputs: dict[str, Any], image: np.ndarray, class_names: Sequence[str]
 ) -> Inspection:
-    """The same for a model in evaluation mode and the input that stands for a picture."""
-    height, width = picture.shape[:2]
+    """The same for a model in evaluation mode and the input that stands for an image."""
+    height, width = image.shape[:2]
     images = model.preprocess_images([inputs])
     encoding = model.encode(images.tensor, padding_mask(images))
     tokens, selection, proposals = encoding.tokens, encoding.selection, encoding.proposals
@@ -252,7 +257,7 @@ def inspect_input(
     ranks = np.arange(len(index))
     maps = zip(selection.score_maps, level_sizes, strict=True)
     return Inspection(
-        picture=picture,
+        image=image,
         class_names=tuple(class_names),
         input_size=tuple(images.image_sizes[0]),
         # A size that every stride divides shows the strides.
@@ -273,19 +278,24 @@ def inspect_input(
     )
 
 
-def propose_plainly(model: SalienceDETR, encoding: Encoding, width: int, height: int) -> ProposedBoxes:
-    """The proposals of the tokens with the best classes, as many as there are queries, neighbours or not."""
+def propose_plainly(
+    model: SalienceDETR, encoding: Encoding, width: int, height: int
+) -> ProposedBoxes:
+    """The proposals of the tokens with the best classes, as many as there are queries, neighbors or not."""
     select, tokens = model.query_selection, encoding.tokens
     output_memory = model.token_projection(encoding.memory, tokens.valid_proposals)
     scores = select.class_head(output_memory).amax(-1)
     index = scores.topk(encoding.proposals.token_index.shape[1], dim=1).indices
     boxes = select.propose_boxes(gather_tokens(output_memory, index), index, tokens)
     pixels = pixel_scale(boxes, width, height)
-    return ProposedBoxes(token_cells(tokens, index[0], width, height), to_numpy(box_cxcywh_to_xyxy(boxes[0]) * pixels))
+    return ProposedBoxes(
+        token_cells(tokens, index[0], width, height),
+        to_numpy(box_cxcywh_to_xyxy(boxes[0]) * pixels),
+    )
 
 
 def token_cells(tokens: TokenPyramid, index: Tensor, width: int, height: int) -> TokenCells:
-    """The cells of the tokens (n,) of the first picture of a batch, which has ``width`` x ``height`` pixels."""
+    """The cells of the tokens (n,) of the first image of a batch, which has ``width`` x ``height`` pixels."""
     level, grid = tokens.token_level[index], tokens.token_xy[index]
     side = pixel_scale(tokens.valid_sizes, width, height)[:2] / tokens.valid_sizes[0, level]
     cells = torch.cat([grid * side, (grid + 1) * side], dim=1)
@@ -293,7 +303,7 @@ def token_cells(tokens: TokenPyramid, index: Tensor, width: int, height: int) ->
 
 
 def pixel_scale(like: Tensor, width: int, height: int) -> Tensor:
-    """(4,) of what normalised xyxy are to be multiplied by."""
+    """(4,) of what normalized xyxy are to be multiplied by."""
     return torch.tensor([width, height, width, height], dtype=like.dtype, device=like.device)
 
 
@@ -302,20 +312,24 @@ def to_numpy(x: Tensor) -> np.ndarray:
 
 
 class WatchedDecoder:
-    """What the cross-attention of each decoder layer was given, in one pass over one picture."""
+    """What the cross-attention of each decoder layer was given, in one pass over one image."""
 
     def __init__(self, model: SalienceDETR, stack: ExitStack) -> None:
         self.attentions: list[Any] = [layer.cross_attention for layer in model.decoder.layers]
         self.inputs = [stack.enter_context(captured_inputs(x)) for x in self.attentions]
-        self.offsets = [stack.enter_context(captured_output(x.sampling_offsets)) for x in self.attentions]
-        self.logits = [stack.enter_context(captured_output(x.attention_weights)) for x in self.attentions]
+        self.offsets = [
+            stack.enter_context(captured_output(x.sampling_offsets)) for x in self.attentions
+        ]
+        self.logits = [
+            stack.enter_context(captured_output(x.attention_weights)) for x in self.attentions
+        ]
 
     def references(self) -> list[Tensor]:
-        """For each layer (1, N, 4) reference boxes (cx, cy, w, h), normalised by the padded map of the first level."""
+        """For each layer (1, N, 4) reference boxes (cx, cy, w, h), normalized by the padded map of the first level."""
         return [calls[-1][1][:, :, 0] for calls in self.inputs]
 
     def sampling(self, tokens: TokenPyramid, width: int, height: int) -> Iterator[SamplingPoints]:
-        """The points of each layer on a picture of ``width`` x ``height`` pixels."""
+        """The points of each layer on an image of ``width`` x ``height`` pixels."""
         for attention, calls, offsets, logits in zip(
             self.attentions, self.inputs, self.offsets, self.logits, strict=True
         ):
@@ -323,7 +337,9 @@ class WatchedDecoder:
             shift = offsets[-1].float().unflatten(-1, (*samples, 2))
             padded = sampling_locations_from_offsets(calls[-1][1], shift, tokens.spatial_shapes)[0]
             # (L, 1, 2): each level has its own padding.
-            locations = padded / tokens.valid_ratios[0][:, None] * pixel_scale(padded, width, height)[:2]
+            locations = (
+                padded / tokens.valid_ratios[0][:, None] * pixel_scale(padded, width, height)[:2]
+            )
             weights = logits[-1][0].float().unflatten(-1, (attention.num_heads, -1)).softmax(-1)
             yield SamplingPoints(to_numpy(locations), to_numpy(weights.unflatten(-1, samples[1:])))
 

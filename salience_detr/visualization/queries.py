@@ -1,7 +1,7 @@
 """Which tokens become queries: their scales and their redundancy, against plain top-N (paper, sections 1 and 3.4).
 
 The paper finds two faults in choosing the N tokens with the best class scores: a bias towards some scales, and several
-queries for one object. Its redundancy removal suppresses neighbours on the grid of a level before the N best are taken.
+queries for one object. Its redundancy removal suppresses neighbors on the grid of a level before the N best are taken.
 Here both choices are made from the same scores of the same model, so that only the suppression differs.
 """
 
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from salience_detr.images import ImageLike
+from salience_detr.data.images import ImageLike
 from salience_detr.layers.box_ops import box_iou
 from salience_detr.visualization.inside import Inspection, ProposedBoxes, inspect
-from salience_detr.visualization.panels import GREY, PALETTE
+from salience_detr.visualization.panels import GRAY, PALETTE
 
 if TYPE_CHECKING:
     from salience_detr.modeling.salience_detr import SalienceDETR
@@ -28,25 +28,25 @@ REDUNDANT_IOU = 0.7  # of an initial box with a better one that makes it say the
 
 @dataclass(frozen=True)
 class QueryFigures:
-    """Figures of queries that were chosen in one way, of one or more pictures; n is the number of all of them.
+    """Figures of queries that were chosen in one way, of one or more images; n is the number of all of them.
 
     Attributes:
         levels: (n,) int64 level of each token.
-        sizes: (n,) square root of the area of each initial box, in pixels of its picture.
-        overlaps: (n,) highest IoU of each initial box with that of another query of its picture; 0 where it is alone.
-        repeats: (n,) True where a better query of the picture has nearly the same initial box (IoU above 0.7).
-        neighbours: (n,) int64 queries on the up to four tokens that adjoin the token on its level.
+        sizes: (n,) square root of the area of each initial box, in pixels of its image.
+        overlaps: (n,) highest IoU of each initial box with that of another query of its image; 0 where it is alone.
+        repeats: (n,) True where a better query of the image has nearly the same initial box (IoU above 0.7).
+        neighbors: (n,) int64 queries on the up to four tokens that adjoin the token on its level.
     """
 
     levels: np.ndarray
     sizes: np.ndarray
     overlaps: np.ndarray
     repeats: np.ndarray
-    neighbours: np.ndarray
+    neighbors: np.ndarray
 
     @classmethod
     def of(cls, proposals: ProposedBoxes) -> QueryFigures:
-        """The figures of one picture's queries, best first."""
+        """The figures of one image's queries, best first."""
         boxes = torch.from_numpy(proposals.boxes.astype(np.float64))
         sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
         overlaps = box_iou(boxes[:, None], boxes)[0].fill_diagonal_(0)
@@ -60,7 +60,7 @@ class QueryFigures:
             overlaps=best.numpy(),
             # Below the diagonal are the better queries.
             repeats=(overlaps.tril() > REDUNDANT_IOU).any(1).numpy(),
-            neighbours=adjoining.sum(1),
+            neighbors=adjoining.sum(1),
         )
 
     @classmethod
@@ -68,7 +68,7 @@ class QueryFigures:
         return cls(
             *(
                 np.concatenate([getattr(part, name) for part in parts])
-                for name in ("levels", "sizes", "overlaps", "repeats", "neighbours")
+                for name in ("levels", "sizes", "overlaps", "repeats", "neighbors")
             )
         )
 
@@ -79,17 +79,17 @@ class QueryFigures:
 
 @dataclass(frozen=True)
 class QueryStatistics:
-    """The queries of a model over a set of pictures, and those that plain top-N would choose.
+    """The queries of a model over a set of images, and those that plain top-N would choose.
 
     Attributes:
-        num_pictures: of the set.
+        num_images: of the set.
         level_names: of the L levels.
-        level_tokens: (L,) int64 tokens of each level, of all pictures together, without padding.
+        level_tokens: (L,) int64 tokens of each level, of all images together, without padding.
         selected: the queries of the model.
-        plain: as many of each picture, the tokens with the best class scores.
+        plain: as many of each image, the tokens with the best class scores.
     """
 
-    num_pictures: int
+    num_images: int
     level_names: tuple[str, ...]
     level_tokens: np.ndarray
     selected: QueryFigures
@@ -97,9 +97,9 @@ class QueryStatistics:
 
     @classmethod
     def of(cls, inspection: Inspection) -> QueryStatistics:
-        """The figures of one picture."""
+        """The figures of one image."""
         return cls(
-            num_pictures=1,
+            num_images=1,
             level_names=inspection.level_names,
             level_tokens=np.array([h * w for h, w in inspection.level_sizes]),
             selected=QueryFigures.of(inspection.proposals),
@@ -108,16 +108,16 @@ class QueryStatistics:
 
     @classmethod
     def joined(cls, parts: Iterable[QueryStatistics]) -> QueryStatistics:
-        """The figures of several pictures together.
+        """The figures of several images together.
 
         Raises:
             ValueError: there are none.
         """
         found = list(parts)
         if not found:
-            raise ValueError("there are no pictures to take the figures of")
+            raise ValueError("there are no images to take the figures of")
         return cls(
-            num_pictures=sum(x.num_pictures for x in found),
+            num_images=sum(x.num_images for x in found),
             level_names=found[0].level_names,
             level_tokens=np.sum([x.level_tokens for x in found], axis=0),
             selected=QueryFigures.joined([x.selected for x in found]),
@@ -125,23 +125,23 @@ class QueryStatistics:
         )
 
     @property
-    def queries_per_picture(self) -> float:
-        return len(self.selected.levels) / self.num_pictures
+    def queries_per_image(self) -> float:
+        return len(self.selected.levels) / self.num_images
 
 
 def query_statistics(
     source: Predictor | SalienceDETR, images: Iterable[ImageLike], *, channel_order: str = "RGB"
 ) -> QueryStatistics:
-    """The figures of a model's queries over pictures, one after the other.
+    """The figures of a model's queries over images, one after the other.
 
     Args:
-        source: a predictor; or a model, which is given pictures in the size that they have.
+        source: a predictor; or a model, which is given images in the size that they have.
         images: paths, PIL images, arrays or tensors.
         channel_order: of arrays and tensors, "RGB" or "BGR".
 
     Raises:
         ImageReadError: a file cannot be read.
-        ValueError, TypeError: no pictures, or a source that is neither.
+        ValueError, TypeError: no images, or a source that is neither.
     """
     return QueryStatistics.joined(
         QueryStatistics.of(inspect(source, image, channel_order=channel_order)) for image in images
@@ -156,18 +156,18 @@ def plot_query_statistics(statistics: QueryStatistics) -> np.ndarray:
     figure = Figure(figsize=(11, 8), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     ways = [
-        ("after the suppression of neighbours (the model)", statistics.selected, rgb(PALETTE[6])),
+        ("after the suppression of neighbors (the model)", statistics.selected, rgb(PALETTE[6])),
         ("plain top-N by class score", statistics.plain, rgb(PALETTE[1])),
     ]
-    (levels, sizes), (overlaps, neighbours) = figure.subplots(2, 2)
+    (levels, sizes), (overlaps, neighbors) = figure.subplots(2, 2)
     plot_levels(levels, statistics, ways)
     plot_sizes(sizes, ways)
     plot_overlaps(overlaps, ways)
-    plot_neighbours(neighbours, ways)
+    plot_neighbors(neighbors, ways)
     figure.legend(*levels.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    pictures = f"{statistics.num_pictures} picture" + ("s" if statistics.num_pictures > 1 else "")
-    figure.suptitle(f"Initial queries: {pictures}, {statistics.queries_per_picture:.0f} queries each")
-    for axes in (levels, sizes, overlaps, neighbours):
+    images = f"{statistics.num_images} image" + ("s" if statistics.num_images > 1 else "")
+    figure.suptitle(f"Initial queries: {images}, {statistics.queries_per_image:.0f} queries each")
+    for axes in (levels, sizes, overlaps, neighbors):
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -179,7 +179,7 @@ Ways = Sequence[tuple[str, QueryFigures, tuple[float, ...]]]
 
 
 def rgb(color: tuple[int, int, int]) -> tuple[float, ...]:
-    """A colour as matplotlib has it."""
+    """A color as matplotlib has it."""
     return tuple(x / 255 for x in color)
 
 
@@ -188,10 +188,12 @@ def plot_levels(axes: Any, statistics: QueryStatistics, ways: Ways) -> None:
     names = statistics.level_names
     tokens = statistics.level_tokens / statistics.level_tokens.sum()
     bars = [(label, figures.level_shares(len(names)), color) for label, figures, color in ways]
-    bars.append(("all tokens", tokens, rgb(GREY)))
+    bars.append(("all tokens", tokens, rgb(GRAY)))
     for i, (label, shares, color) in enumerate(bars):
         places = np.arange(len(names)) + 0.27 * (i - 1)
-        axes.bar_label(axes.bar(places, 100 * shares, 0.25, color=color, label=label), fmt="%.0f", fontsize=8)
+        axes.bar_label(
+            axes.bar(places, 100 * shares, 0.25, color=color, label=label), fmt="%.0f", fontsize=8
+        )
     axes.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names])
     axes.set_ylabel("part, %")
     axes.set_title("Scale: the level of the tokens")
@@ -220,7 +222,9 @@ def plot_overlaps(axes: Any, ways: Ways) -> None:
     """How much each initial box overlaps with another one."""
     for _, figures, color in ways:
         weights = np.full(len(figures.overlaps), 100 / max(1, len(figures.overlaps)))
-        name = f"mean {figures.overlaps.mean():.2f}; {figures.repeats.mean():.0%} repeat a better one"
+        name = (
+            f"mean {figures.overlaps.mean():.2f}; {figures.repeats.mean():.0%} repeat a better one"
+        )
         axes.hist(
             figures.overlaps,
             np.linspace(0, 1, 21),
@@ -236,15 +240,17 @@ def plot_overlaps(axes: Any, ways: Ways) -> None:
     axes.legend(fontsize=8)
 
 
-def plot_neighbours(axes: Any, ways: Ways) -> None:
+def plot_neighbors(axes: Any, ways: Ways) -> None:
     """How many of the four tokens that adjoin a query's token are queries, too."""
     for i, (_, figures, color) in enumerate(ways):
-        shares = np.bincount(figures.neighbours, minlength=5) / max(1, len(figures.neighbours))
-        label = f"mean {figures.neighbours.mean():.2f}"
-        bars = axes.bar(np.arange(5) + 0.4 * (i - 0.5), 100 * shares, 0.38, color=color, label=label)
+        shares = np.bincount(figures.neighbors, minlength=5) / max(1, len(figures.neighbors))
+        label = f"mean {figures.neighbors.mean():.2f}"
+        bars = axes.bar(
+            np.arange(5) + 0.4 * (i - 0.5), 100 * shares, 0.38, color=color, label=label
+        )
         axes.bar_label(bars, fmt="%.0f", fontsize=8)
     axes.set_xticks(range(5))
     axes.set_xlabel("adjoining tokens of the level that are queries, too")
     axes.set_ylabel("part of the queries, %")
-    axes.set_title("Redundancy: neighbours on the grid")
+    axes.set_title("Redundancy: neighbors on the grid")
     axes.legend(fontsize=8)

@@ -1,4 +1,4 @@
-"""The small model on a handful of real pictures, without augmentation."""
+"""The small model on a handful of real images, without augmentation."""
 
 import os
 

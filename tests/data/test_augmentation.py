@@ -16,7 +16,8 @@ from salience_detr.data import DetectionMapper, RandomFlip, RandomQuarterTurn
 from salience_detr.data.augmentation import QuarterTurnTransform, shift_hue
 
 pieces = LazyConfig.load_rel(
-    "../../configs/common/augmentation.py", ("detr", "large_scale_jitter", "photometric_distortion", "no_up", "strong")
+    "../../configs/common/augmentation.py",
+    ("detr", "large_scale_jitter", "photometric_distortion", "no_up", "strong"),
 )
 detr, large_scale_jitter, photometric_distortion, no_up, strong = pieces
 GEOMETRIC = {
@@ -29,26 +30,34 @@ GEOMETRIC = {
 
 
 def drawn(path, size, box):
-    """A record of a dark picture with one bright box."""
+    """A record of a dark image with one bright box."""
     width, height = size
-    picture = np.full((height, width, 3), 20, np.uint8)
+    image = np.full((height, width, 3), 20, np.uint8)
     x0, y0, x1, y1 = box
-    picture[y0:y1, x0:x1] = (235, 230, 225)
-    Image.fromarray(picture).save(path)
+    image[y0:y1, x0:x1] = (235, 230, 225)
+    Image.fromarray(image).save(path)
     annotation = {"bbox": list(box), "bbox_mode": BoxMode.XYXY_ABS, "category_id": 3}
-    return {"file_name": str(path), "width": width, "height": height, "image_id": 1, "annotations": [annotation]}
+    return {
+        "file_name": str(path),
+        "width": width,
+        "height": height,
+        "image_id": 1,
+        "annotations": [annotation],
+    }
 
 
 def bright_box(image):
-    """(x0, y0, x1, y1) of the bright pixels of a (3, H, W) picture, or None."""
-    picture = image.numpy().mean(0)
-    threshold = (picture.min() + picture.max()) / 2
-    rows, columns = (np.flatnonzero((picture > threshold).any(axis)) for axis in (1, 0))
+    """(x0, y0, x1, y1) of the bright pixels of a (3, H, W) image, or None."""
+    pixels = image.numpy().mean(0)
+    threshold = (pixels.min() + pixels.max()) / 2
+    rows, columns = (np.flatnonzero((pixels > threshold).any(axis)) for axis in (1, 0))
     return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
 
 
 @pytest.mark.parametrize("name", GEOMETRIC)
-@pytest.mark.parametrize(("size", "box"), [((160, 90), (31, 20, 77, 61)), ((64, 200), (0, 150, 64, 200))])
+@pytest.mark.parametrize(
+    ("size", "box"), [((160, 90), (31, 20, 77, 61)), ((64, 200), (0, 150, 64, 200))]
+)
 def test_boxes_stay_on_what_they_are_of(tmp_path, name, size, box):
     record = drawn(tmp_path / "x.png", size, box)
     mapper = DetectionMapper(is_train=True, augmentations=[instantiate(x) for x in GEOMETRIC[name]])
@@ -60,7 +69,9 @@ def test_boxes_stay_on_what_they_are_of(tmp_path, name, size, box):
         assert tuple(image.shape[1:]) == instances.image_size
         sizes.add(instances.image_size)
         if not len(instances):
-            assert float(image.float().max()) - float(image.float().min()) < 60  # the object is not in the window
+            assert (
+                float(image.float().max()) - float(image.float().min()) < 60
+            )  # the object is not in the window
             continue
         found = instances.gt_boxes.tensor[0].tolist()
         if min(found[2] - found[0], found[3] - found[1]) < 3:
@@ -71,37 +82,41 @@ def test_boxes_stay_on_what_they_are_of(tmp_path, name, size, box):
     assert left > 20 and (len(sizes) > 1 or name == "two flips")
 
 
-def test_colours_change_and_nothing_moves(tmp_path):
+def test_colors_change_and_nothing_moves(tmp_path):
     record = drawn(tmp_path / "x.png", (40, 30), (10, 5, 30, 20))
-    mapper = DetectionMapper(is_train=True, augmentations=[instantiate(x) for x in photometric_distortion()])
-    pictures = set()
+    mapper = DetectionMapper(
+        is_train=True, augmentations=[instantiate(x) for x in photometric_distortion()]
+    )
+    images = set()
     for seed in range(12):
         np.random.seed(seed)
         mapped = mapper(record)
         assert mapped["instances"].gt_boxes.tensor.tolist() == [[10, 5, 30, 20]]
-        pictures.add(mapped["image"].numpy().tobytes())
-    assert len(pictures) > 6
+        images.add(mapped["image"].numpy().tobytes())
+    assert len(images) > 6
 
 
-def test_hues_turn_and_greys_stay():
-    picture = np.array([[[200, 0, 0], [0, 200, 0], [90, 90, 90]]], np.uint8)
-    assert shift_hue(picture, 120)[0].tolist() == [
+def test_hues_turn_and_grays_stay():
+    image = np.array([[[200, 0, 0], [0, 200, 0], [90, 90, 90]]], np.uint8)
+    assert shift_hue(image, 120)[0].tolist() == [
         pytest.approx(x, abs=6) for x in ([0, 200, 0], [0, 0, 200], [90] * 3)
     ]
-    np.testing.assert_array_equal(shift_hue(picture, 0), picture)
+    np.testing.assert_array_equal(shift_hue(image, 0), image)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 def test_quarter_turns_move_points_with_the_pixels_and_back(turns):
-    picture = np.zeros((3, 5, 3), np.uint8)
-    picture[1, 4] = 255  # its corners are (4, 1) and (5, 2)
+    image = np.zeros((3, 5, 3), np.uint8)
+    image[1, 4] = 255  # its corners are (4, 1) and (5, 2)
     transform = QuarterTurnTransform(turns, 5, 3)
-    turned = transform.apply_image(picture)
+    turned = transform.apply_image(image)
     (y,), (x,) = np.nonzero(turned[..., 0])
     assert transform.apply_box(np.array([[4.0, 1, 5, 2]])).tolist() == [[x, y, x + 1, y + 1]]
     back = transform.inverse()
-    np.testing.assert_array_equal(back.apply_image(turned), picture)
-    np.testing.assert_allclose(back.apply_coords(transform.apply_coords(np.array([[4.0, 1]]))), [[4, 1]])
+    np.testing.assert_array_equal(back.apply_image(turned), image)
+    np.testing.assert_allclose(
+        back.apply_coords(transform.apply_coords(np.array([[4.0, 1]]))), [[4, 1]]
+    )
 
 
 def test_all_quarter_turns_occur():
@@ -111,7 +126,7 @@ def test_all_quarter_turns_occur():
 
 @pytest.mark.parametrize("name", GEOMETRIC)
 @pytest.mark.parametrize("size", [(1, 1), (400, 1), (3, 500)])
-def test_odd_sizes_and_empty_pictures_pass(tmp_path, name, size):
+def test_odd_sizes_and_empty_images_pass(tmp_path, name, size):
     record = drawn(tmp_path / "x.png", size, (0, 0, *size)) | {"annotations": []}
     mapper = DetectionMapper(is_train=True, augmentations=[instantiate(x) for x in GEOMETRIC[name]])
     for seed in range(10):

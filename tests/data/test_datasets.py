@@ -19,20 +19,29 @@ from salience_detr.data.datasets import check_files, clean_annotation
 
 @pytest.fixture
 def coco_file(tmp_path):
-    """Writes a COCO file with one 40 x 30 picture and registers it under the name "faulty"."""
+    """Writes a COCO file with one 40 x 30 image and registers it under the name "faulty"."""
     Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(tmp_path / "a.jpg")
 
     def write(annotations=(), **changes):
         content = {
             "images": [{"id": 1, "file_name": "a.jpg", "height": 30, "width": 40}],
             "annotations": [
-                {"id": i + 1, "image_id": 1, "category_id": 7, "area": 1, "iscrowd": 0, **annotation}
+                {
+                    "id": i + 1,
+                    "image_id": 1,
+                    "category_id": 7,
+                    "area": 1,
+                    "iscrowd": 0,
+                    **annotation,
+                }
                 for i, annotation in enumerate(annotations)
             ],
             "categories": [{"id": 7, "name": "scratch"}],
         } | changes
         path = tmp_path / "faulty.json"
-        path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+        path.write_text(
+            json.dumps({key: value for key, value in content.items() if value is not None})
+        )
         register_coco_dataset("faulty", path, tmp_path)
         return path
 
@@ -42,7 +51,7 @@ def coco_file(tmp_path):
         MetadataCatalog.remove("faulty")
 
 
-def test_category_ids_become_contiguous_and_pictures_without_boxes_stay(coco_file):
+def test_category_ids_become_contiguous_and_images_without_boxes_stay(coco_file):
     coco_file([{"bbox": [1, 2, 3, 4]}], images=[
         {"id": 1, "file_name": "a.jpg", "height": 30, "width": 40},
         {"id": 2, "file_name": "b.jpg", "height": 30, "width": 40},
@@ -55,14 +64,27 @@ def test_category_ids_become_contiguous_and_pictures_without_boxes_stay(coco_fil
 
 @pytest.mark.parametrize("segmentation", [[[]], [[1, 2, 3, 4]], [1, 2, 3, 4, 5, 6], None, {}, "x"])
 def test_what_a_mask_looks_like_does_not_matter_to_its_box(coco_file, segmentation):
-    coco_file([{"bbox": [1, 2, 3, 4], "segmentation": segmentation, "keypoints": 5, "area": None, "iscrowd": None}])
+    coco_file(
+        [
+            {
+                "bbox": [1, 2, 3, 4],
+                "segmentation": segmentation,
+                "keypoints": 5,
+                "area": None,
+                "iscrowd": None,
+            }
+        ]
+    )
     for is_train in (True, False):
         assert len(load_dataset("faulty", is_train=is_train)[0]["annotations"]) == 1
 
 
 def test_boxes_to_ignore_are_like_crowds(coco_file):
     coco_file([{"bbox": [1, 2, 3, 4], "ignore": 1}, {"bbox": [1, 2, 3, 4], "ignore": 0}])
-    assert [len(load_dataset("faulty", is_train=x)[0]["annotations"]) for x in (True, False)] == [1, 2]
+    assert [len(load_dataset("faulty", is_train=x)[0]["annotations"]) for x in (True, False)] == [
+        1,
+        2,
+    ]
     annotations = [{"id": 1, "bbox": [1, 2, 3, 4], "ignore": 1, "area": 1}]
     prepare_for_evaluation(annotations)
     assert annotations[0]["iscrowd"] == 1
@@ -77,22 +99,33 @@ def test_evaluation_gets_ids_that_count_and_all_that_it_needs(ids):
     assert annotations[1]["id"] == 2  # those that count stay
 
 
-def test_missing_pictures_are_counted_and_the_first_named(tmp_path):
+def test_missing_images_are_counted_and_the_first_named(tmp_path):
     (tmp_path / "a.jpg").touch()
-    records = [{"file_name": str(tmp_path / x)} for x in ("a.jpg", "b.jpg", "c.jpg")] + [{"file_name": "s3://x/y.jpg"}]
-    with pytest.raises(DatasetError, match=r"2 of 4 pictures are missing, the first is .*b\.jpg; check the folder"):
+    records = [{"file_name": str(tmp_path / x)} for x in ("a.jpg", "b.jpg", "c.jpg")] + [
+        {"file_name": "s3://x/y.jpg"}
+    ]
+    with pytest.raises(
+        DatasetError, match=r"2 of 4 images are missing, the first is .*b\.jpg; check the folder"
+    ):
         check_files(records)
     check_files(records[:1])
 
 
 def test_boxes_are_clipped_or_dropped_with_one_counted_warning(coco_file, caplog):
-    coco_file([{"bbox": [30, 20, 50, 5]}, {"bbox": [5, 5, 0, 4]}, {"bbox": [60, 5, 4, 4]}, {"bbox": [1, 1, 2, 2]}])
+    coco_file(
+        [
+            {"bbox": [30, 20, 50, 5]},
+            {"bbox": [5, 5, 0, 4]},
+            {"bbox": [60, 5, 4, 4]},
+            {"bbox": [1, 1, 2, 2]},
+        ]
+    )
     with caplog.at_level(logging.WARNING, "salience_detr"):
         records = load_dataset("faulty", is_train=True)
     assert [x["bbox"] for x in records[0]["annotations"]] == [[30, 20, 40, 25], [1, 1, 3, 3]]
     messages = [r.message for r in caplog.records if "clipped" in r.message]
     assert messages == [
-        "1 boxes reached out of their picture and were clipped, 2 boxes without area inside it were dropped"
+        "1 boxes reached out of their image and were clipped, 2 boxes without area inside it were dropped"
     ]
 
 
@@ -112,7 +145,10 @@ def test_crowds_and_boxes_that_are_not_numbers_are_not_trained_on():
     ("changes", "message"),
     [
         ({"categories": None}, "has no list 'categories'"),
-        ({"annotations": [{"id": 1, "image_id": 1, "category_id": 8, "bbox": [1, 1, 2, 2]}]}, "category id 8"),
+        (
+            {"annotations": [{"id": 1, "image_id": 1, "category_id": 8, "bbox": [1, 1, 2, 2]}]},
+            "category id 8",
+        ),
         ({"annotations": [{"id": 1, "image_id": 1, "category_id": 7}]}, "has no 'bbox'"),
     ],
 )
@@ -152,9 +188,13 @@ def test_a_missing_surface_defects_file_names_the_tool(tmp_path, monkeypatch):
 
 
 def test_another_number_of_classes_than_the_model_has_is_refused_with_both(surface_data):
-    with pytest.raises(DatasetError, match=r"has 6 classes, but the model has 4; set model\.num_classes=6"):
+    with pytest.raises(
+        DatasetError, match=r"has 6 classes, but the model has 4; set model\.num_classes=6"
+    ):
         check_class_count("surface_defects_train", 4)
-    with pytest.raises(DatasetError, match=r"has 6 classes, but the model has 9; set model\.num_classes=6"):
+    with pytest.raises(
+        DatasetError, match=r"has 6 classes, but the model has 9; set model\.num_classes=6"
+    ):
         check_class_count("surface_defects_train", 9)
     check_class_count("surface_defects_train", 6)
     check_class_count("surface_defects_train", None)
@@ -199,5 +239,7 @@ def test_an_entry_that_lacks_something_is_named(coco_file, changes, message):
 
 def test_data_sets_that_number_their_classes_differently_are_not_joined(coco_file, surface_data):
     coco_file([{"bbox": [1, 1, 2, 2]}])
-    with pytest.raises(DatasetError, match="'faulty' and 'surface_defects_val' have different classes"):
+    with pytest.raises(
+        DatasetError, match="'faulty' and 'surface_defects_val' have different classes"
+    ):
         load_dataset(["faulty", "surface_defects_val"])

@@ -42,14 +42,18 @@ def first(loader, count, start=0):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_worker_that_dies_names_its_picture(workers):
-    loader = build_train_loader(dataset=records(10), mapper=kill_at_seven, total_batch_size=2, num_workers=workers)
+def test_a_worker_that_dies_names_its_image(workers):
+    loader = build_train_loader(
+        dataset=records(10), mapper=kill_at_seven, total_batch_size=2, num_workers=workers
+    )
     with pytest.raises(DataWorkerError, match=r"died while it read 7\.jpg .*--resume"):
         first(loader, 6)
 
 
 def test_a_worker_that_dies_in_between_costs_no_step():
-    loader = build_train_loader(dataset=records(10), mapper=name_of, total_batch_size=1, num_workers=2)
+    loader = build_train_loader(
+        dataset=records(10), mapper=name_of, total_batch_size=1, num_workers=2
+    )
     stream = batches(loader, 0)
     next(stream)
     (child, *_) = multiprocessing.active_children()
@@ -61,20 +65,26 @@ def test_a_worker_that_dies_in_between_costs_no_step():
 
 
 def test_workers_leave_the_signals_of_a_launcher_to_the_main_process():
-    loader = build_train_loader(dataset=records(10), mapper=name_of, total_batch_size=1, num_workers=1)
+    loader = build_train_loader(
+        dataset=records(10), mapper=name_of, total_batch_size=1, num_workers=1
+    )
     stream = batches(loader, 0)
     next(stream)
     (worker,) = multiprocessing.active_children()
     for name in ("TERM", "INT"):
-        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)  # from a process that is not its parent
+        subprocess.run(
+            ["kill", f"-{name}", str(worker.pid)], check=True
+        )  # from a process that is not its parent
     assert len([next(stream) for _ in range(8)]) == 8
     worker.terminate()  # by its parent
     worker.join(10)
     assert worker.exitcode == 0
 
 
-def test_a_worker_that_dies_in_an_evaluation_names_its_picture():
-    loader = WatchedLoader(build_test_loader(dataset=records(10), mapper=kill_at_seven, num_workers=1))
+def test_a_worker_that_dies_in_an_evaluation_names_its_image():
+    loader = WatchedLoader(
+        build_test_loader(dataset=records(10), mapper=kill_at_seven, num_workers=1)
+    )
     assert len(loader) == 10
     with pytest.raises(DataWorkerError, match=r"died while it read 7\.jpg"):
         list(loader)
@@ -83,7 +93,9 @@ def test_a_worker_that_dies_in_an_evaluation_names_its_picture():
 
 
 def test_the_stream_goes_on_where_it_is_told_to():
-    loader = build_train_loader(dataset=records(10), mapper=name_of, total_batch_size=3, num_workers=0)
+    loader = build_train_loader(
+        dataset=records(10), mapper=name_of, total_batch_size=3, num_workers=0
+    )
     assert first(loader, 3, start=4) == first(loader, 7)[4:]
 
 
@@ -94,7 +106,9 @@ def test_grouped_batches_hold_each_record_once_an_epoch_and_mostly_one_shape(siz
     stream = [index for batch in itertools.islice(sampler, size) for index, _ in batch]
     for epoch in range(8):
         assert sorted(stream[epoch * size : (epoch + 1) * size]) == list(range(size))
-    mixed = [len({bool(groups[i]) for i in stream[at : at + 8]}) == 2 for at in range(0, 8 * size, 8)]
+    mixed = [
+        len({bool(groups[i]) for i in stream[at : at + 8]}) == 2 for at in range(0, 8 * size, 8)
+    ]
     # At the end of each of the 8 epochs what is left over of both shapes fills up to two batches.
     assert sum(mixed) <= 2 * 8
     plain = StreamBatchSampler(size=size, total_batch_size=8, seed=1)
@@ -104,5 +118,7 @@ def test_grouped_batches_hold_each_record_once_an_epoch_and_mostly_one_shape(siz
 def test_the_grouped_stream_does_not_depend_on_the_processes():
     options = {"size": 30, "total_batch_size": 6, "seed": 2, "groups": np.arange(30) < 11}
     whole = list(itertools.islice(StreamBatchSampler(**options), 12))
-    halves = [itertools.islice(StreamBatchSampler(**options, rank=i, world_size=2), 12) for i in (0, 1)]
+    halves = [
+        itertools.islice(StreamBatchSampler(**options, rank=i, world_size=2), 12) for i in (0, 1)
+    ]
     assert whole == [a + b for a, b in zip(*halves, strict=True)]

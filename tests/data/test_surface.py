@@ -7,9 +7,13 @@ import pytest
 from pycocotools.coco import COCO
 
 from salience_detr.data import DatasetError
-from salience_detr.data.surface import SURFACE_DEFECT_CLASSES, generate_surface_defects, render_surface
+from salience_detr.data.surface import (
+    SURFACE_DEFECT_CLASSES,
+    generate_surface_defects,
+    render_surface,
+)
 from salience_detr.data.surface.dataset import _crop
-from salience_detr.data.surface.flaws import FLAWS, VISIBLE
+from salience_detr.data.surface.defects import DEFECTS, VISIBLE
 
 
 def generate(root, **options):
@@ -18,7 +22,11 @@ def generate(root, **options):
 
 
 def contents(root):
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(root).as_posix(): p.read_bytes()
+        for p in sorted(root.rglob("*"))
+        if p.is_file()
+    }
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_the_workers(tmp_path):
@@ -26,7 +34,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_workers(tmp_path):
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_more_pictures_continue_the_same_sequence(tmp_path):
+def test_more_images_continue_the_same_sequence(tmp_path):
     generate(tmp_path / "few"), generate(tmp_path / "many", num_images=5)
     few, many = contents(tmp_path / "few"), contents(tmp_path / "many")
     assert all(many[name] == few[name] for name in few if name.endswith(".jpg"))
@@ -35,40 +43,49 @@ def test_more_pictures_continue_the_same_sequence(tmp_path):
 def test_splits_and_seeds_differ(tmp_path):
     for name, options in {"val": {}, "train": {"split": "train"}, "seed": {"seed": 1}}.items():
         generate(tmp_path / name, **options)
-    pictures = [contents(tmp_path / name / split)["000001.jpg"] for name, split in
+    images = [contents(tmp_path / name / split)["000001.jpg"] for name, split in
                 (("val", "val"), ("train", "train"), ("seed", "val"))]  # fmt: skip
-    assert len(set(pictures)) == 3
+    assert len(set(images)) == 3
 
 
-def test_the_annotations_are_valid_coco_inside_the_pictures(tmp_path):
+def test_the_annotations_are_valid_coco_inside_the_images(tmp_path):
     coco = COCO(str(generate(tmp_path, num_images=12)))
     assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(SURFACE_DEFECT_CLASSES)
     assert len(coco.getImgIds()) == 12 and len(coco.getAnnIds()) > 12
     for annotation in coco.loadAnns(coco.getAnnIds()):
         x, y, width, height = annotation["bbox"]
-        assert x >= 0 and y >= 0 and x + width <= 80 and y + height <= 64 and min(width, height) >= 4
+        assert (
+            x >= 0 and y >= 0 and x + width <= 80 and y + height <= 64 and min(width, height) >= 4
+        )
         assert annotation["area"] == width * height
 
 
 @pytest.mark.parametrize("name", SURFACE_DEFECT_CLASSES)
 def test_a_box_encloses_the_visible_pixels_exactly(name):
     for seed in range(5):
-        flaw = FLAWS[name](np.random.default_rng(seed), 1.0, 0.0)
-        x0, y0, x1, y1 = flaw.box()
-        visible = flaw.strength > VISIBLE
+        defect = DEFECTS[name](np.random.default_rng(seed), 1.0, 0.0)
+        x0, y0, x1, y1 = defect.box()
+        visible = defect.strength > VISIBLE
         assert not visible[:y0].any() and not visible[y1:].any()
         assert not visible[:, :x0].any() and not visible[:, x1:].any()
-        assert visible[y0].any() and visible[y1 - 1].any() and visible[:, x0].any() and visible[:, x1 - 1].any()
+        assert (
+            visible[y0].any()
+            and visible[y1 - 1].any()
+            and visible[:, x0].any()
+            and visible[:, x1 - 1].any()
+        )
 
 
-def test_a_flaw_over_the_border_is_cut_and_its_box_with_it():
-    flaw = FLAWS["stain"](np.random.default_rng(0), 1.0, 0.0)
-    size = flaw.strength.shape[1]
-    cropped, x, y = _crop(flaw, -size // 5, 0, 400, 400)
-    assert (x, y) == (0, 0) and cropped.strength.shape[1] == size - (size // 5 + (1 if size % 5 else 0))
+def test_a_defect_over_the_border_is_cut_and_its_box_with_it():
+    defect = DEFECTS["stain"](np.random.default_rng(0), 1.0, 0.0)
+    size = defect.strength.shape[1]
+    cropped, x, y = _crop(defect, -size // 5, 0, 400, 400)
+    assert (x, y) == (0, 0) and cropped.strength.shape[1] == size - (
+        size // 5 + (1 if size % 5 else 0)
+    )
 
 
-def test_pictures_hold_up_to_the_wanted_number_of_defects_and_sometimes_none():
+def test_images_hold_up_to_the_wanted_number_of_defects_and_sometimes_none():
     counts = [len(render_surface(np.random.default_rng(i), 320, 320).boxes) for i in range(40)]
     assert min(counts) == 0 and max(counts) <= 12 and 2 < np.mean(counts) < 6
     assert len(render_surface(np.random.default_rng(1), 64, 64, max_defects=0).boxes) == 0
@@ -82,13 +99,13 @@ def test_any_size_is_drawn(size):
 
 def test_a_complete_split_is_kept_and_an_incomplete_one_made_again(tmp_path):
     path = generate(tmp_path)
-    picture = tmp_path / "val" / "000002.jpg"
-    stamp, content = path.stat().st_mtime_ns, picture.read_bytes()
+    image = tmp_path / "val" / "000002.jpg"
+    stamp, content = path.stat().st_mtime_ns, image.read_bytes()
     generate(tmp_path)
     assert path.stat().st_mtime_ns == stamp
-    picture.unlink()
+    image.unlink()
     generate(tmp_path)
-    assert picture.read_bytes() == content
+    assert image.read_bytes() == content
 
 
 def test_other_arguments_need_force(tmp_path):

@@ -27,18 +27,21 @@ def demo():
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
     torch.manual_seed(0)
-    save_file(Predictor(ROOT / "tests" / "configs" / "micro.py", None, device="cpu").model.state_dict(), path)
+    save_file(
+        Predictor(ROOT / "tests" / "configs" / "micro.py", None, device="cpu").model.state_dict(),
+        path,
+    )
     return path
 
 
 @pytest.fixture
-def pictures(surface_data, tmp_path):
-    """Two good pictures and one that is broken."""
+def images(surface_data, tmp_path):
+    """Two good images and one that is broken."""
     folder = tmp_path / "in"
     folder.mkdir()
     for i in (1, 2):
         (folder / f"{i}.jpg").write_bytes((surface_data / "val" / f"00000{i}.jpg").read_bytes())
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no image")
     return folder
 
 
@@ -54,7 +57,14 @@ def video(tmp_path):
 @pytest.fixture
 def call(demo, micro_config, weights, tmp_path):
     def run(*inputs, extra=()):
-        start = ["--config-file", micro_config, "--weights", str(weights), "--output", str(tmp_path / "out")]
+        start = [
+            "--config-file",
+            micro_config,
+            "--weights",
+            str(weights),
+            "--output",
+            str(tmp_path / "out"),
+        ]
         return demo.main([*start, "--score-threshold", "0", *extra, "--input", *map(str, inputs)])
 
     return run

@@ -1,4 +1,4 @@
-"""The demo's command line on pictures and broken files."""
+"""The demo's command line on images and broken files."""
 
 from __future__ import annotations
 
@@ -27,51 +27,57 @@ def outputs(tmp_path):
     return sorted(path.name for path in (tmp_path / "out").iterdir())
 
 
-def test_a_broken_picture_is_passed_over_and_listed(call, pictures, tmp_path, capsys):
-    assert call(pictures) == 0
+def test_a_broken_image_is_passed_over_and_listed(call, images, tmp_path, capsys):
+    assert call(images) == 0
     assert outputs(tmp_path) == ["1.jpg", "2.jpg"]
     errors = capsys.readouterr().err
     assert "1 inputs were passed over" in errors and "broken.jpg" in errors
 
 
-def test_only_broken_pictures_are_a_failure(call, pictures, capsys):
-    assert call(pictures / "broken.jpg") == 1
+def test_only_broken_images_are_a_failure(call, images, capsys):
+    assert call(images / "broken.jpg") == 1
 
 
-def test_salience_and_json_are_written(call, pictures, tmp_path, micro_config, weights):
+def test_salience_and_json_are_written(call, images, tmp_path, micro_config, weights):
     json_file = tmp_path / "found.json"
-    assert call(pictures / "*.jpg", extra=["--salience", "--json", str(json_file)]) == 0
+    assert call(images / "*.jpg", extra=["--salience", "--json", str(json_file)]) == 0
     assert outputs(tmp_path) == ["1.jpg", "1_salience.jpg", "2.jpg", "2_salience.jpg"]
     coco = COCO(str(json_file))
     assert [image["file_name"] for image in coco.loadImgs(coco.getImgIds())] == [
-        str(pictures / "1.jpg"), str(pictures / "2.jpg"),
+        str(images / "1.jpg"), str(images / "2.jpg"),
     ]  # fmt: skip
-    expected = Predictor(micro_config, weights, device="cpu")(pictures / "2.jpg")
+    expected = Predictor(micro_config, weights, device="cpu")(images / "2.jpg")
     found = coco.loadAnns(coco.getAnnIds(imgIds=[2]))
     assert [x["score"] for x in found] == pytest.approx(expected.scores.tolist())
-    assert [x["category_id"] for x in found] == [label + 1 for label in expected.pred_classes.tolist()]
+    assert [x["category_id"] for x in found] == [
+        label + 1 for label in expected.pred_classes.tolist()
+    ]
     x0, y0, x1, y1 = expected.pred_boxes.tensor[0].tolist()
     assert found[0]["bbox"] == pytest.approx([x0, y0, x1 - x0, y1 - y0])
 
 
-def test_the_threshold_leaves_out_what_is_below(call, pictures, tmp_path):
+def test_the_threshold_leaves_out_what_is_below(call, images, tmp_path):
     json_file = tmp_path / "found.json"
-    call(pictures / "1.jpg", extra=["--score-threshold", "0.99", "--json", str(json_file)])
+    call(images / "1.jpg", extra=["--score-threshold", "0.99", "--json", str(json_file)])
     assert json.loads(json_file.read_text())["annotations"] == []
 
 
-def test_pictures_and_videos_of_the_same_name_do_not_overwrite_each_other(call, pictures, tmp_path):
+def test_images_and_videos_of_the_same_name_do_not_overwrite_each_other(call, images, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
-    (other / "1.jpg").write_bytes((pictures / "2.jpg").read_bytes())
-    assert call(pictures / "1.jpg", other / "1.jpg") == 0
+    (other / "1.jpg").write_bytes((images / "2.jpg").read_bytes())
+    assert call(images / "1.jpg", other / "1.jpg") == 0
     assert outputs(tmp_path) == ["1.jpg", "1_2.jpg"]
 
 
-@pytest.mark.parametrize("name", ["grey.png", "alpha.png", "deep.png"])
-def test_unusual_pictures_are_read(call, tmp_path, name):
-    grey = np.random.randint(0, 255, (40, 50), np.uint8)
-    image = {"grey.png": grey, "alpha.png": np.dstack([grey] * 4), "deep.png": grey.astype(np.uint16) * 257}[name]
+@pytest.mark.parametrize("name", ["gray.png", "alpha.png", "deep.png"])
+def test_unusual_images_are_read(call, tmp_path, name):
+    gray = np.random.randint(0, 255, (40, 50), np.uint8)
+    image = {
+        "gray.png": gray,
+        "alpha.png": np.dstack([gray] * 4),
+        "deep.png": gray.astype(np.uint16) * 257,
+    }[name]
     cv2.imwrite(str(tmp_path / name), image)
     assert call(tmp_path / name) == 0
 
@@ -79,33 +85,44 @@ def test_unusual_pictures_are_read(call, tmp_path, name):
 @pytest.mark.parametrize(
     ("inputs", "extra", "message"),
     [
-        (["nowhere/*.jpg"], [], "nowhere/*.jpg: there is no such picture"),
-        (["{picture}"], ["modle.num_classes=3"], "did you mean model.num_classes"),
-        (["{picture}"], ["model.num_classes=3"], "6 classes, the model 3"),
-        (["{picture}"], ["--output", "/dev/null/x"], "cannot be written to"),
-        (["{picture}"], ["--csv", "/dev/null/x.csv"], "set --csv"),
-        (["{picture}"], ["--classes", "pitt"], "--classes 'pitt' is unknown; did you mean pit?"),
-        (["{picture}"], ["--tile", "0"], "tile is 0"),
-        (["{picture}"], ["--tile", "64", "--tile-overlap", "1"], "overlap is 1.0"),
-        (["{picture}"], ["--batch-size", "0"], "batch_size is 0"),
-        (["{picture}"], ["--score-threshold", "2"], "score_threshold is 2.0"),
+        (["nowhere/*.jpg"], [], "nowhere/*.jpg: there is no such image"),
+        (["{image}"], ["modle.num_classes=3"], "did you mean model.num_classes"),
+        (["{image}"], ["model.num_classes=3"], "6 classes, the model 3"),
+        (["{image}"], ["--output", "/dev/null/x"], "cannot be written to"),
+        (["{image}"], ["--csv", "/dev/null/x.csv"], "set --csv"),
+        (["{image}"], ["--classes", "pitt"], "--classes 'pitt' is unknown; did you mean pit?"),
+        (["{image}"], ["--tile", "0"], "tile is 0"),
+        (["{image}"], ["--tile", "64", "--tile-overlap", "1"], "overlap is 1.0"),
+        (["{image}"], ["--batch-size", "0"], "batch_size is 0"),
+        (["{image}"], ["--score-threshold", "2"], "score_threshold is 2.0"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_two(
-    demo, micro_config, weights, pictures, tmp_path, capsys, inputs, extra, message
+    demo, micro_config, weights, images, tmp_path, capsys, inputs, extra, message
 ):
-    words = ["--config-file", micro_config, "--weights", str(weights), "--output", str(tmp_path / "out")]
-    files = [x.format(picture=pictures / "1.jpg") for x in inputs]
+    words = [
+        "--config-file",
+        micro_config,
+        "--weights",
+        str(weights),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    files = [x.format(image=images / "1.jpg") for x in inputs]
     options, overrides = [x for x in extra if "=" not in x], [x for x in extra if "=" in x]
     assert demo.main([*words, *options, "--input", *files, *overrides]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and message in errors[0]
 
 
-def test_the_inputs_are_never_written_over(call, pictures, video, tmp_path):
+def test_the_inputs_are_never_written_over(call, images, video, tmp_path):
     (tmp_path / "out").mkdir()
-    inputs = [tmp_path / "out" / "1.jpg", tmp_path / "out" / "1_salience.jpg", tmp_path / "out" / "film.mp4"]
-    for path, source in zip(inputs, [pictures / "1.jpg", pictures / "2.jpg", video], strict=True):
+    inputs = [
+        tmp_path / "out" / "1.jpg",
+        tmp_path / "out" / "1_salience.jpg",
+        tmp_path / "out" / "film.mp4",
+    ]
+    for path, source in zip(inputs, [images / "1.jpg", images / "2.jpg", video], strict=True):
         path.write_bytes(source.read_bytes())
     before = [path.read_bytes() for path in inputs]
     assert call(tmp_path / "out", extra=["--salience"]) == 0
@@ -113,39 +130,43 @@ def test_the_inputs_are_never_written_over(call, pictures, video, tmp_path):
     assert len(outputs(tmp_path)) == 9  # a drawing and a map for each
 
 
-def test_a_missing_file_is_listed_and_the_others_are_done(call, pictures, tmp_path, capsys):
-    assert call(pictures / "1.jpg", tmp_path / "none.jpg") == 0
+def test_a_missing_file_is_listed_and_the_others_are_done(call, images, tmp_path, capsys):
+    assert call(images / "1.jpg", tmp_path / "none.jpg") == 0
     assert outputs(tmp_path) == ["1.jpg"]
-    assert "none.jpg: there is no such picture" in capsys.readouterr().err
+    assert "none.jpg: there is no such image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("extra", [[], ["--tile", "50"]])
-def test_pictures_of_strange_shapes_do_not_stop_the_others(call, pictures, tmp_path, capsys, extra):
+def test_images_of_strange_shapes_do_not_stop_the_others(call, images, tmp_path, capsys, extra):
     Image.new("1", (2000, 1)).save(tmp_path / "thin.png")
     Image.new("L", (1, 1)).save(tmp_path / "pixel.png")
     (tmp_path / "empty.png").write_bytes(b"")
     names = ["thin.png", "pixel.png", "empty.png"]
-    assert call(*(tmp_path / name for name in names), pictures / "1.jpg", extra=extra) == 0
+    assert call(*(tmp_path / name for name in names), images / "1.jpg", extra=extra) == 0
     assert outputs(tmp_path) == ["1.jpg", "pixel.png", "thin.png"]
     assert "empty.png: it is empty" in capsys.readouterr().err
 
 
-def test_a_large_picture_is_detected_on(call, tmp_path):
+def test_a_large_image_is_detected_on(call, tmp_path):
     Image.new("L", (20_000, 400)).save(tmp_path / "large.png")
     assert call(tmp_path / "large.png", extra=["--tile", "4000", "--salience"]) == 0
     assert Image.open(tmp_path / "out" / "large.png").size == (20_000, 400)
 
 
-def test_a_json_file_that_cannot_be_written_is_said_before_the_work(call, pictures, tmp_path, capsys):
-    assert call(pictures, extra=["--json", str(pictures)]) == 2
+def test_a_json_file_that_cannot_be_written_is_said_before_the_work(call, images, tmp_path, capsys):
+    assert call(images, extra=["--json", str(images)]) == 2
     assert "is a folder" in capsys.readouterr().err
-    assert call(pictures, extra=["--json", "/dev/null/found.json"]) == 2
+    assert call(images, extra=["--json", "/dev/null/found.json"]) == 2
     assert "set --json" in capsys.readouterr().err
 
 
-def test_detections_of_some_pictures_evaluate_on_these(call, surface_data, tmp_path, capsys):
+def test_detections_of_some_images_evaluate_on_these(call, surface_data, tmp_path, capsys):
     json_file = tmp_path / "found.json"
-    call(surface_data / "val" / "000003.jpg", surface_data / "val" / "000005.jpg", extra=["--json", str(json_file)])
+    call(
+        surface_data / "val" / "000003.jpg",
+        surface_data / "val" / "000005.jpg",
+        extra=["--json", str(json_file)],
+    )
     _, results, images = evaluate_json.load(json_file, surface_data / "annotations" / "val.json")
     assert images == [3, 5] and {x["image_id"] for x in results} == {3, 5}
     content = json.loads(json_file.read_text())
@@ -161,7 +182,14 @@ def test_own_classes_have_their_names_and_ids(demo, micro_config, weights, surfa
     content["annotations"] = []
     (tmp_path / "own.json").write_text(json.dumps(content))
     register_coco_dataset("own_classes", tmp_path / "own.json", surface_data / "val")
-    words = ["--config-file", micro_config, "--weights", str(weights), "--output", str(tmp_path / "out")]
+    words = [
+        "--config-file",
+        micro_config,
+        "--weights",
+        str(weights),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     words += ["--score-threshold", "0", "--json", str(tmp_path / "found.json"), "--input"]
     words += [str(surface_data / "val" / "000001.jpg"), "dataloader.test.dataset.names=own_classes"]
     assert demo.main(words) == 0
@@ -171,8 +199,8 @@ def test_own_classes_have_their_names_and_ids(demo, micro_config, weights, surfa
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:77"])
-def test_a_device_that_is_not_there_is_one_line(call, pictures, capsys, device):
-    assert call(pictures / "1.jpg", extra=["--device", device]) == 2
+def test_a_device_that_is_not_there_is_one_line(call, images, capsys, device):
+    assert call(images / "1.jpg", extra=["--device", device]) == 2
     assert f"error: the device '{device}' cannot be used" in capsys.readouterr().err
 
 
@@ -180,19 +208,22 @@ def read_json(path):
     return json.loads(path.read_text())
 
 
-def test_batches_give_the_same_as_single_pictures(call, pictures, surface_data, tmp_path):
+def test_batches_give_the_same_as_single_images(call, images, surface_data, tmp_path):
     found = []
     for size in ("1", "4"):
         file = tmp_path / f"{size}.json"
-        assert call(pictures, surface_data / "val", extra=["--batch-size", size, "--json", str(file)]) == 0
+        assert (
+            call(images, surface_data / "val", extra=["--batch-size", size, "--json", str(file)])
+            == 0
+        )
         found.append(read_json(file))
     assert found[0]["images"] == found[1]["images"] and len(found[0]["images"]) == 8
     scores = [[x["score"] for x in content["annotations"]] for content in found]
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
-def test_a_batch_that_fails_is_tried_picture_by_picture(call, pictures, tmp_path, monkeypatch, capsys):
-    (pictures / "broken.jpg").unlink()
+def test_a_batch_that_fails_is_tried_image_by_image(call, images, tmp_path, monkeypatch, capsys):
+    (images / "broken.jpg").unlink()
     infer = Predictor.infer
     means = []
 
@@ -203,21 +234,27 @@ def test_a_batch_that_fails_is_tried_picture_by_picture(call, pictures, tmp_path
         return infer(predictor, inputs)
 
     monkeypatch.setattr(Predictor, "infer", fail_on_batches_and_white)
-    Image.new("RGB", (64, 64), "white").save(pictures / "0.jpg")
-    assert call(pictures, extra=["--batch-size", "4"]) == 0
+    Image.new("RGB", (64, 64), "white").save(images / "0.jpg")
+    assert call(images, extra=["--batch-size", "4"]) == 0
     assert outputs(tmp_path) == ["1.jpg", "2.jpg"] and [len(x) for x in means] == [3, 1, 1, 1]
-    assert "cannot detect on " in (errors := capsys.readouterr().err) and "0.jpg: CUDA out of memory." in errors
+    assert (
+        "cannot detect on " in (errors := capsys.readouterr().err)
+        and "0.jpg: CUDA out of memory." in errors
+    )
 
 
-def test_only_the_classes_that_are_asked_for_are_in_the_outputs(call, pictures, tmp_path):
+def test_only_the_classes_that_are_asked_for_are_in_the_outputs(call, images, tmp_path):
     file, table = tmp_path / "found.json", tmp_path / "found.csv"
     extra = ["--json", str(file), "--csv", str(table), "--save-crops", "--classes", "pit", "6"]
-    assert call(pictures, extra=extra) == 0
+    assert call(images, extra=extra) == 0
     annotations = read_json(file)["annotations"]
     assert {x["category_id"] for x in annotations} == {2, 6}
-    assert len(annotations) == 2 * 2 * 20  # each query of both pictures with both classes
+    assert len(annotations) == 2 * 2 * 20  # each query of both images with both classes
     rows = list(csv.DictReader(table.open()))
-    assert {(x["class_id"], x["class_name"]) for x in rows} == {("2", "pit"), ("6", "dent")} and len(rows) == 80
+    assert {(x["class_id"], x["class_name"]) for x in rows} == {
+        ("2", "pit"),
+        ("6", "dent"),
+    } and len(rows) == 80
     assert {path.name for path in (tmp_path / "out" / "crops").iterdir()} <= {"pit", "dent"}
 
 
@@ -254,23 +291,28 @@ def save_rgb(path, image):
 
 def test_what_is_found_is_cut_out_and_listed(call, rectangles, tmp_path):
     image = paint(200, 300, (20, 20, 180, 60, 0), (250, 100, 270, 140, 2))
-    picture, table = save_rgb(tmp_path / "ä.png", image), tmp_path / "found.csv"
-    assert call(picture, extra=["--tile", "100", "--save-crops", "--csv", str(table), "--salience"]) == 0
+    pixels, table = save_rgb(tmp_path / "ä.png", image), tmp_path / "found.csv"
+    assert (
+        call(pixels, extra=["--tile", "100", "--save-crops", "--csv", str(table), "--salience"])
+        == 0
+    )
     crops = tmp_path / "out" / "crops"
     assert Image.open(crops / "red" / "ä_1.jpg").size == (160, 40)
     assert Image.open(crops / "blue" / "ä_2.jpg").size == (20, 40)
     lines = table.read_text(encoding="utf-8").splitlines()
-    assert lines[1].startswith(f"{picture},,11,red,0.8999") and lines[1].endswith(",20.0,20.0,180.0,60.0,")
+    assert lines[1].startswith(f"{pixels},,11,red,0.8999") and lines[1].endswith(
+        ",20.0,20.0,180.0,60.0,"
+    )
     assert len(lines) == 3 and len(rectangles.batches) > 1  # the whole, then tiles
 
 
 def test_processes_share_the_inputs_and_give_the_results_of_one(
-    call, micro_config, weights, pictures, surface_data, tmp_path
+    call, micro_config, weights, images, surface_data, tmp_path
 ):
-    (pictures / "3.jpg").write_bytes((surface_data / "val" / "000003.jpg").read_bytes())
+    (images / "3.jpg").write_bytes((surface_data / "val" / "000003.jpg").read_bytes())
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "1.jpg").write_bytes((surface_data / "val" / "000004.jpg").read_bytes())
-    inputs = [str(pictures), str(tmp_path / "other"), "nowhere.jpg"]
+    inputs = [str(images), str(tmp_path / "other"), "nowhere.jpg"]
     one = ["--json", str(tmp_path / "one.json"), "--csv", str(tmp_path / "one.csv")]
     assert call(*inputs, extra=one) == 0
     process = subprocess.run(
@@ -281,18 +323,21 @@ def test_processes_share_the_inputs_and_give_the_results_of_one(
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
-    assert process.stdout.count("detections on 4 images") == 1 and "2 inputs were passed over" in process.stderr
+    assert (
+        process.stdout.count("detections on 4 images") == 1
+        and "2 inputs were passed over" in process.stderr
+    )
     for ending in ("json", "csv"):
         assert (tmp_path / f"two.{ending}").read_text() == (tmp_path / f"one.{ending}").read_text()
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == outputs(tmp_path)
     assert outputs(tmp_path) == ["1.jpg", "1_2.jpg", "2.jpg", "3.jpg"]
 
 
-def test_a_name_that_is_not_utf8_is_written_like_any_other(call, pictures, tmp_path):
-    odd = pictures / os.fsdecode(b"odd\xff.jpg")
-    odd.write_bytes((pictures / "1.jpg").read_bytes())
-    (pictures / os.fsdecode(b"film\xff.mp4")).write_bytes(b"no video")
-    assert call(pictures) == 0
+def test_a_name_that_is_not_utf8_is_written_like_any_other(call, images, tmp_path):
+    odd = images / os.fsdecode(b"odd\xff.jpg")
+    odd.write_bytes((images / "1.jpg").read_bytes())
+    (images / os.fsdecode(b"film\xff.mp4")).write_bytes(b"no video")
+    assert call(images) == 0
     assert sorted(os.fsencode(path.name) for path in (tmp_path / "out").iterdir()) == [
         b"1.jpg",
         b"2.jpg",

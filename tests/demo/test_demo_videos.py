@@ -39,9 +39,9 @@ def test_a_video_keeps_rate_size_and_length(call, video, tmp_path):
         assert reader.fps == 7 and len(frames) == 5 and frames[0].shape == (48, 80, 3)
 
 
-def test_a_video_that_is_none_is_passed_over(call, pictures, tmp_path):
+def test_a_video_that_is_none_is_passed_over(call, images, tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"no video")
-    assert call(tmp_path / "bad.mp4", pictures / "1.jpg") == 0
+    assert call(tmp_path / "bad.mp4", images / "1.jpg") == 0
     assert call(tmp_path / "bad.mp4") == 1
 
 
@@ -68,7 +68,9 @@ def test_an_interrupted_video_keeps_what_was_written(micro_config, weights, tmp_
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_what_is_being_written_when_a_signal_comes_is_also_recorded(call, video, tmp_path, monkeypatch, number):
+def test_what_is_being_written_when_a_signal_comes_is_also_recorded(
+    call, video, tmp_path, monkeypatch, number
+):
     write = VideoWriter.write
     written = []
 
@@ -81,7 +83,10 @@ def test_what_is_being_written_when_a_signal_comes_is_also_recorded(call, video,
     monkeypatch.setattr(VideoWriter, "write", write_then_stop)
     json_file = tmp_path / "found.json"
     # Under nohup, SIGHUP would be ignored.
-    handlers = {stop: signal.signal(stop, signal.SIG_DFL) for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {
+        stop: signal.signal(stop, signal.SIG_DFL)
+        for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         assert call(video, extra=["--salience", "--json", str(json_file)]) == 130
     finally:
@@ -108,7 +113,9 @@ def moving(tmp_path):
     for name in ("a", "b"):
         with VideoWriter(tmp_path / f"{name}.avi", fps=10) as writer:
             for i in range(9):
-                writer.write(paint(64, 128, (5 + 8 * i, 20, 25 + 8 * i, 40, 0), (100, 44, 120, 60, 2)))
+                writer.write(
+                    paint(64, 128, (5 + 8 * i, 20, 25 + 8 * i, 40, 0), (100, 44, 120, 60, 2))
+                )
     return [tmp_path / "a.avi", tmp_path / "b.avi"]
 
 
@@ -128,17 +135,17 @@ def test_objects_of_a_video_keep_one_number(call, rectangles, moving, tmp_path):
     ]
 
 
-def test_pictures_have_no_track_numbers(call, rectangles, tmp_path):
+def test_images_have_no_track_numbers(call, rectangles, tmp_path):
     pytest.importorskip("trackers")
     file = tmp_path / "found.json"
-    picture = save_rgb(tmp_path / "a.png", paint(50, 50, (10, 10, 30, 30, 0)))
-    assert call(picture, extra=["--track", "--json", str(file)]) == 0
+    image = save_rgb(tmp_path / "a.png", paint(50, 50, (10, 10, 30, 30, 0)))
+    assert call(image, extra=["--track", "--json", str(file)]) == 0
     assert [set(x) & {"track_id"} for x in read_json(file)["annotations"]] == [set()]
 
 
-def test_a_missing_tracker_is_one_line(call, pictures, monkeypatch, capsys):
+def test_a_missing_tracker_is_one_line(call, images, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "trackers", None)
-    assert call(pictures, extra=["--track"]) == 2
+    assert call(images, extra=["--track"]) == 2
     assert "pip install 'salience_detr[track]'" in capsys.readouterr().err
 
 
@@ -170,7 +177,11 @@ class FakeCamera:
         return True
 
     def get(self, what):
-        return {cv2.CAP_PROP_FPS: 50.0, cv2.CAP_PROP_FRAME_WIDTH: 64, cv2.CAP_PROP_FRAME_HEIGHT: 48}.get(what, 0)
+        return {
+            cv2.CAP_PROP_FPS: 50.0,
+            cv2.CAP_PROP_FRAME_WIDTH: 64,
+            cv2.CAP_PROP_FRAME_HEIGHT: 48,
+        }.get(what, 0)
 
     def read(self):
         time.sleep(0.005)
@@ -184,22 +195,46 @@ class FakeCamera:
 
 
 @pytest.mark.parametrize("stop", [False, True])
-def test_a_camera_is_watched_until_it_breaks_or_a_signal_comes(demo, rectangles, tmp_path, monkeypatch, capsys, stop):
+def test_a_camera_is_watched_until_it_breaks_or_a_signal_comes(
+    demo, rectangles, tmp_path, monkeypatch, capsys, stop
+):
     monkeypatch.setattr(video_module.cv2, "VideoCapture", FakeCamera)
     monkeypatch.setattr(FakeCamera, "stop", stop)
-    words = ["--config-file", "c", "--weights", "w", "--output", str(tmp_path / "out"), "--webcam", "3"]
-    assert demo.main([*words, "--json", str(tmp_path / "found.json"), "--salience"]) == (130 if stop else 0)
+    words = [
+        "--config-file",
+        "c",
+        "--weights",
+        "w",
+        "--output",
+        str(tmp_path / "out"),
+        "--webcam",
+        "3",
+    ]
+    assert demo.main([*words, "--json", str(tmp_path / "found.json"), "--salience"]) == (
+        130 if stop else 0
+    )
     errors = capsys.readouterr().err
     assert ("interrupted" in errors) == stop and ("camera 3 gives no more frames" in errors) != stop
     monkeypatch.undo()
     found = read_json(tmp_path / "found.json")
     assert 1 < len(found["images"]) <= 40 and len(found["annotations"]) == len(found["images"])
-    assert found["images"][0]["file_name"] == "webcam3.mp4" and [len(x) for x in rectangles.batches[:2]] == [1, 1]
+    assert found["images"][0]["file_name"] == "webcam3.mp4" and [
+        len(x) for x in rectangles.batches[:2]
+    ] == [1, 1]
     for name in ("webcam3.mp4", "webcam3_salience.mp4"):  # as long as it took
         assert len(list(VideoReader(tmp_path / "out" / name))) == found["images"][-1]["frame"] + 1
 
 
 def test_a_camera_that_is_not_there_is_a_failure(demo, rectangles, tmp_path, capsys):
-    words = ["--config-file", "c", "--weights", "w", "--output", str(tmp_path / "out"), "--webcam", "77"]
+    words = [
+        "--config-file",
+        "c",
+        "--weights",
+        "w",
+        "--output",
+        str(tmp_path / "out"),
+        "--webcam",
+        "77",
+    ]
     assert demo.main(words) == 1
     assert "cannot open camera 77" in capsys.readouterr().err

@@ -21,17 +21,19 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from demo import web as web_program
+from salience_detr.config import ConfigError
 from salience_detr.data.mapper import DetectionMapper
 from salience_detr.data.surface import generate_surface_defects
 from salience_detr.detections import ClassTable
-from salience_detr.engine.config import ConfigError
 from salience_detr.inference.loading import load_detector
 from salience_detr.predictor import Detector, Predictor
 from tests.conftest import ROOT
 
 CONFIG = ROOT / "configs" / "surface_defects_tiny.py"
 WEIGHTS = ROOT / "demo" / "surface_defects_tiny.safetensors"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 CHROMEDRIVER = shutil.which("chromedriver")
 CHROMIUM_FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -45,7 +47,7 @@ def web():
 
 
 class Fixed(Detector):
-    """Finds the same three things on every picture."""
+    """Finds the same three things on every image."""
 
     def __init__(self):
         classes = ClassTable(("pit", "<crack>"), (1, 7), ((255, 0, 0), (0, 0, 255)))
@@ -70,16 +72,20 @@ def page(web):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     """Black, 100 pixels wide and 50 high."""
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.new("RGB", (100, 50)).save(path)
     return str(path)
 
 
-def test_threshold_and_classes_choose_from_what_was_found_once(page, picture):
-    seen, _ = page.look(picture)
-    pit, crack, whole = ["pit", 0.9, 10, 10, 50, 40], ["<crack>", 0.5, 60, 20, 90, 30], ["pit", 0.3, 0, 0, 100, 50]
+def test_threshold_and_classes_choose_from_what_was_found_once(page, image):
+    seen, _ = page.look(image)
+    pit, crack, whole = (
+        ["pit", 0.9, 10, 10, 50, 40],
+        ["<crack>", 0.5, 60, 20, 90, 30],
+        ["pit", 0.3, 0, 0, 100, 50],
+    )
     for threshold, wanted, rows in (
         (0.0, [], [pit, crack, whole]),
         (0.5, [], [pit, crack]),
@@ -95,8 +101,8 @@ def test_threshold_and_classes_choose_from_what_was_found_once(page, picture):
     assert page.detector.calls == 1
 
 
-def test_a_small_picture_is_drawn_large_and_its_boxes_with_it(page, picture):
-    seen, salience = page.look(picture)
+def test_a_small_image_is_drawn_large_and_its_boxes_with_it(page, image):
+    seen, salience = page.look(image)
     drawn, _, _ = page.show(seen, 0.6, [])
     assert drawn.shape == salience.shape == (450, 900, 3)  # 9 times as large
     for x, y in ((90, 200), (450, 200), (300, 360)):  # on the edges of the box of 90, 90, 450, 360
@@ -105,7 +111,7 @@ def test_a_small_picture_is_drawn_large_and_its_boxes_with_it(page, picture):
         assert drawn[y, x].tolist() == [0, 0, 0]
 
 
-def test_a_large_picture_is_shown_small_but_detected_on_as_it_is(page, tmp_path):
+def test_a_large_image_is_shown_small_but_detected_on_as_it_is(page, tmp_path):
     path = tmp_path / "large.png"
     Image.new("RGB", (4000, 1000)).save(path)
     seen, salience = page.look(str(path))
@@ -115,7 +121,7 @@ def test_a_large_picture_is_shown_small_but_detected_on_as_it_is(page, tmp_path)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3000, 2), (2, 3000)])
-def test_pictures_of_extreme_shapes_are_shown(page, tmp_path, size):
+def test_images_of_extreme_shapes_are_shown(page, tmp_path, size):
     path = tmp_path / "extreme.png"
     Image.new("RGB", size).save(path)
     seen, salience = page.look(str(path))
@@ -130,7 +136,9 @@ def test_uploads_are_read_as_everywhere(page, tmp_path):
     turned.save(tmp_path / "turned.jpg", exif=exif)
     cv2.imwrite(str(tmp_path / "deep.png"), np.full((20, 30), 0x8000, np.uint16))
     Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    turned, deep, clear = (page.look(str(tmp_path / name))[0] for name in ("turned.jpg", "deep.png", "clear.png"))
+    turned, deep, clear = (
+        page.look(str(tmp_path / name))[0] for name in ("turned.jpg", "deep.png", "clear.png")
+    )
     assert turned.found.image_size == (30, 60)
     assert np.unique(deep.shown).tolist() == [128] and np.unique(clear.shown).tolist() == [255]
 
@@ -139,30 +147,36 @@ def test_the_summary_has_safe_names_and_all_that_is_shown_as_json(page, tmp_path
     path = tmp_path / "<i>&.png"
     Image.new("RGB", (100, 50)).save(path)
     _, summary, _ = page.show(page.look(str(path))[0], 0.5, [])
-    assert "&lt;i&gt;&amp;.png" in summary and "&lt;crack&gt; (1)" in summary and "<crack>" not in summary
+    assert (
+        "&lt;i&gt;&amp;.png" in summary
+        and "&lt;crack&gt; (1)" in summary
+        and "<crack>" not in summary
+    )
     content = json.loads(base64.b64decode(summary.partition("base64,")[2].partition('"')[0]))
     assert content["images"] == [{"id": 1, "file_name": "<i>&.png", "height": 50, "width": 100}]
     assert [x["category_id"] for x in content["annotations"]] == [1, 7]
     assert content["annotations"][1]["bbox"] == [60, 20, 30, 10]
 
 
-def test_before_the_first_picture_nothing_is_shown(page):
+def test_before_the_first_image_nothing_is_shown(page):
     assert page.show(None, 0.5, [0]) == (None, "", [])
 
 
-def test_a_file_that_is_no_picture_is_a_message_without_its_folder(page, tmp_path, capsys):
+def test_a_file_that_is_no_image_is_a_message_without_its_folder(page, tmp_path, capsys):
     path = tmp_path / "<b>.jpg"
-    path.write_bytes(b"\xff\xd8 no picture")
+    path.write_bytes(b"\xff\xd8 no image")
     seen, salience = page.look(str(path))
     drawn, summary, table = page.show(seen, 0.5, [])
-    assert "cannot read the picture &lt;b&gt;.jpg" in summary and str(tmp_path) not in summary
+    assert "cannot read the image &lt;b&gt;.jpg" in summary and str(tmp_path) not in summary
     assert (salience, drawn, table) == (None, None, [])
-    assert capsys.readouterr().err.startswith("error: cannot read the picture <b>.jpg")
+    assert capsys.readouterr().err.startswith("error: cannot read the image <b>.jpg")
 
 
-def test_a_failure_of_the_model_is_a_message(page, picture, monkeypatch):
-    monkeypatch.setattr(page.detector, "infer", lambda inputs: (_ for _ in ()).throw(RuntimeError("out of memory")))
-    _, summary, _ = page.show(page.look(picture)[0], 0.5, [])
+def test_a_failure_of_the_model_is_a_message(page, image, monkeypatch):
+    monkeypatch.setattr(
+        page.detector, "infer", lambda inputs: (_ for _ in ()).throw(RuntimeError("out of memory"))
+    )
+    _, summary, _ = page.show(page.look(image)[0], 0.5, [])
     assert "out of memory" in summary
 
 
@@ -171,7 +185,10 @@ def test_a_checkpoint_needs_a_config_and_an_export_takes_none(micro_config):
     for arguments, message in (
         ({"config": None, "weights": WEIGHTS}, "--config-file"),
         ({"config": micro_config, "weights": "model.onnx"}, "leave out the config"),
-        ({"config": None, "weights": "model.pt2", "overrides": ["model.num_queries=3"]}, "leave out the override"),
+        (
+            {"config": None, "weights": "model.pt2", "overrides": ["model.num_queries=3"]},
+            "leave out the override",
+        ),
         ({"config": None, "weights": "model.onnx", "dtype": "float16"}, "not in float16"),
         ({"config": None, "weights": "model.pt2", "device": "cuda"}, "not on cuda"),
     ):
@@ -184,7 +201,10 @@ def test_a_busy_port_is_one_line_with_the_remedy(web, capsys):
         port = other.getsockname()[1]
         assert web.main(["--weights", str(WEIGHTS), "--port", str(port)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: cannot listen at 127.0.0.1, port {port}: ") and "choose another --port" in error
+    assert (
+        error.startswith(f"error: cannot listen at 127.0.0.1, port {port}: ")
+        and "choose another --port" in error
+    )
     assert error.count("\n") == 1
 
 
@@ -192,7 +212,10 @@ def test_without_gradio_the_extra_is_named(web, monkeypatch, capsys):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert web.main(["--weights", str(WEIGHTS), "--port", "0"]) == 2
-    assert capsys.readouterr().err == "error: the page needs gradio: pip install 'salience_detr[web]'\n"
+    assert (
+        capsys.readouterr().err
+        == "error: the page needs gradio: pip install 'salience_detr[web]'\n"
+    )
 
 
 @pytest.fixture
@@ -202,15 +225,30 @@ def server(tmp_path):
     files = tmp_path / "temporary"
     files.mkdir()
     # A proxy that is not there: the page must not need one.
-    environment = os.environ | {"TMPDIR": str(files), "OMP_NUM_THREADS": "1", "http_proxy": "http://127.0.0.1:9"}
-    command = [sys.executable, ROOT / "demo" / "web.py", "--config-file", CONFIG, "--weights", WEIGHTS]
+    environment = os.environ | {
+        "TMPDIR": str(files),
+        "OMP_NUM_THREADS": "1",
+        "http_proxy": "http://127.0.0.1:9",
+    }
+    command = [
+        sys.executable,
+        ROOT / "demo" / "web.py",
+        "--config-file",
+        CONFIG,
+        "--weights",
+        WEIGHTS,
+    ]
     with open(tmp_path / "log", "w+") as log:
         process = subprocess.Popen(
             [*command, "--device", "cpu", "--port", "0"], stdout=log, stderr=log, env=environment
         )
         read_log = (tmp_path / "log").read_text
         try:
-            wait_for(lambda: "http://" in read_log() or process.poll() is not None, "the server", seconds=120)
+            wait_for(
+                lambda: "http://" in read_log() or process.poll() is not None,
+                "the server",
+                seconds=120,
+            )
             address = read_log().partition("Salience DETR at ")[2].split(" ")[0]
             assert address, read_log()
             yield SimpleNamespace(address=address, process=process, read_log=read_log, files=files)
@@ -224,7 +262,9 @@ def browser(tmp_path):
     """Headless Chromium."""
     webdriver = pytest.importorskip("selenium.webdriver")
     if not (CHROMIUM and CHROMEDRIVER):
-        pytest.skip("needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
+        pytest.skip(
+            "needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)"
+        )
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in [*CHROMIUM_FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}"]:
@@ -261,7 +301,9 @@ class Visit:
         return self.browser.find_elements("css selector", selector)
 
     def upload(self, path):
-        wait_for(lambda: self.find("#upload input[type=file]"), "the place to drop a picture")[0].send_keys(str(path))
+        wait_for(lambda: self.find("#upload input[type=file]"), "the place to drop an image")[
+            0
+        ].send_keys(str(path))
 
     def choose_threshold(self, value):
         field = self.find("#threshold input[type=number]")[0]
@@ -269,48 +311,63 @@ class Visit:
         field.send_keys(f"{value}\n")
 
     def wait_for_text(self, text):
-        wait_for(lambda: text in self.browser.execute_script("return document.body.innerText"), repr(text))
+        wait_for(
+            lambda: text in self.browser.execute_script("return document.body.innerText"),
+            repr(text),
+        )
 
     def wait_for_rows(self, count):
-        wait_for(lambda: len(self.find("#table [role=row]")) == count + 1, f"{count} rows and the headings")
+        wait_for(
+            lambda: len(self.find("#table [role=row]")) == count + 1,
+            f"{count} rows and the headings",
+        )
 
-    def wait_for_pictures(self, *widths):
-        script = "return [...document.querySelectorAll('.picture img')].map(x => x.naturalWidth)"
-        wait_for(lambda: self.browser.execute_script(script) == list(widths), f"pictures of widths {widths}")
+    def wait_for_images(self, *widths):
+        script = "return [...document.querySelectorAll('.image img')].map(x => x.naturalWidth)"
+        wait_for(
+            lambda: self.browser.execute_script(script) == list(widths),
+            f"images of widths {widths}",
+        )
 
     def requested(self):
         """The addresses that were asked for, but for the browser's own pages."""
-        messages = [json.loads(x["message"])["message"] for x in self.browser.get_log("performance")]
-        urls = [x["params"]["request"]["url"] for x in messages if x["method"] == "Network.requestWillBeSent"]
+        messages = [
+            json.loads(x["message"])["message"] for x in self.browser.get_log("performance")
+        ]
+        urls = [
+            x["params"]["request"]["url"]
+            for x in messages
+            if x["method"] == "Network.requestWillBeSent"
+        ]
         return [url for url in urls if not url.startswith(("chrome:", "data:", "blob:"))]
 
 
 def test_a_visit_in_a_real_browser(browser, server, tmp_path):
     root = tmp_path / "data"
     generate_surface_defects(root, split="val", num_images=1, seed=1, progress=False)
-    picture = shutil.copy(next(root.rglob("*.jpg")), tmp_path / "Blech 鋼.jpg")
+    image = shutil.copy(next(root.rglob("*.jpg")), tmp_path / "Blech 鋼.jpg")
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"\xff\xd8 no picture")
-    scores = load_detector(CONFIG, WEIGHTS, device="cpu")(picture).scores
+    broken.write_bytes(b"\xff\xd8 no image")
+    scores = load_detector(CONFIG, WEIGHTS, device="cpu")(image).scores
     many, some, few = (int((scores >= threshold).sum()) for threshold in (0.2, 0.5, 0.87))
     assert 9 > many > some > few > 0  # more rows would not all be in sight
 
     visit = Visit(browser, server.address)
-    visit.upload(picture)
+    visit.upload(image)
     visit.wait_for_text(f"{some} detections on Blech 鋼.jpg")
     visit.wait_for_rows(some)
-    visit.wait_for_pictures(900, 900)
+    visit.wait_for_images(900, 900)
     for threshold, count in ((0.2, many), (0.87, few)):
         visit.choose_threshold(threshold)
         visit.wait_for_text(f"{count} detection")
         visit.wait_for_rows(count)
     visit.upload(broken)
-    visit.wait_for_text("cannot read the picture broken.jpg")
+    visit.wait_for_text("cannot read the image broken.jpg")
     visit.wait_for_rows(0)
-    visit.wait_for_pictures()
-    visit.upload(picture)
+    visit.wait_for_images()
+    visit.upload(image)
     visit.wait_for_rows(few)
-    visit.wait_for_pictures(900, 900)
+    visit.wait_for_images(900, 900)
     requested = visit.requested()
     assert requested and [url for url in requested if not url.startswith(server.address)] == []
     assert any(server.files.rglob("Blech*.jpg"))

@@ -10,7 +10,8 @@ from torch import nn
 
 from salience_detr.checkpoint import CheckpointError
 from salience_detr.engine import checkpointing
-from salience_detr.engine.checkpointing import TrainingCheckpointer, check_output_dir, cut_metrics
+from salience_detr.engine.checkpointing import TrainingCheckpointer, cut_metrics
+from salience_detr.utils.files import check_output_dir
 
 
 @pytest.fixture
@@ -48,7 +49,10 @@ def test_resuming_further_back_keeps_what_is_saved_from_then_on(make, tmp_path):
     resumed = make(max_to_keep=1)
     assert resumed.resume() == 4
     resumed.save_periodic(11)
-    assert {path.name for path in tmp_path.glob("*.pth")} == {"model_0000011.pth", "model_0000050.pth"}
+    assert {path.name for path in tmp_path.glob("*.pth")} == {
+        "model_0000011.pth",
+        "model_0000050.pth",
+    }
     assert make().resume() == 11
 
 
@@ -100,7 +104,9 @@ def test_a_failed_write_leaves_the_earlier_file(make, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpointing.torch, "save", full)
-    with pytest.raises(OSError, match=r"cannot write the checkpoint .*model_best\.pth.*No space left.*are intact"):
+    with pytest.raises(
+        OSError, match=r"cannot write the checkpoint .*model_best\.pth.*No space left.*are intact"
+    ):
         checkpointer.save("model_best", iteration=2, resumable=False)
     assert (tmp_path / "model_best.pth").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["model_best.pth"]
@@ -120,7 +126,9 @@ def test_weights_alone_cannot_be_resumed_from(make, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OSError, match=r"the output folder .*file.* cannot be written to.*train\.output_dir"):
+    with pytest.raises(
+        OSError, match=r"the output folder .*file.* cannot be written to.*train\.output_dir"
+    ):
         check_output_dir(tmp_path / "file" / "output")
 
 

@@ -13,8 +13,8 @@ from detectron2.utils.events import EventStorage, get_event_storage
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from salience_detr.config import ConfigError
 from salience_detr.engine import hooks
-from salience_detr.engine.config import ConfigError
 from salience_detr.engine.hooks import (
     AverageHook,
     BestCheckpointHook,
@@ -44,15 +44,25 @@ def test_the_average_follows_fast_at_first_and_slowly_later():
     assert seen == pytest.approx([1, third, 0.75 * third + 0.25 * 3], abs=1e-4)
 
 
-def test_pictures_are_kept_as_files_and_for_tensorboard(tmp_path):
-    picture = np.full((4, 6, 3), 200, np.uint8)
-    hook = PreviewHook(lambda: {"a": picture}, 2, tmp_path)
+def test_images_are_kept_as_files_and_for_tensorboard(tmp_path):
+    pixels = np.full((4, 6, 3), 200, np.uint8)
+    hook = PreviewHook(lambda: {"a": pixels}, 2, tmp_path)
     with EventStorage() as storage:
-        for iteration in (0, 1, 2, 4):  # one step before an evaluation, at one, after it, and at the end
+        for iteration in (
+            0,
+            1,
+            2,
+            4,
+        ):  # one step before an evaluation, at one, after it, and at the end
             hook.trainer = SimpleNamespace(iter=iteration, max_iter=5, storage=storage)
             hook.after_step()
-        assert [(name, image.shape) for name, image, _ in storage._vis_data] == [("previews/a", (3, 4, 6))] * 2
-    assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == ["a_0000002.jpg", "a_0000005.jpg"]
+        assert [(name, image.shape) for name, image, _ in storage._vis_data] == [
+            ("previews/a", (3, 4, 6))
+        ] * 2
+    assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == [
+        "a_0000002.jpg",
+        "a_0000005.jpg",
+    ]
 
 
 def test_a_signal_that_comes_twice_at_once_is_one_and_later_ends_the_process(monkeypatch):
@@ -74,7 +84,9 @@ class Counter:
         self.seen = []
 
     def write(self):
-        self.seen.append({name: value for name, value in get_event_storage().latest().items() if "AP" in name})
+        self.seen.append(
+            {name: value for name, value in get_event_storage().latest().items() if "AP" in name}
+        )
 
 
 @pytest.mark.parametrize("made_up", [False, True])
@@ -83,7 +95,9 @@ def test_an_evaluation_is_written_at_once_and_belongs_to_its_step(tmp_path, made
     best = SimpleNamespace(metric="bbox/AP", update=lambda *_: None)
     hook = EvaluationHook(3, lambda: {"bbox/AP": 5.0}, best, tmp_path / "metrics.json", [writer])
     with EventStorage(3 if made_up else 2) as storage:
-        hook.trainer = SimpleNamespace(start_iter=3 * made_up, iter=storage.iter, max_iter=9, storage=storage)
+        hook.trainer = SimpleNamespace(
+            start_iter=3 * made_up, iter=storage.iter, max_iter=9, storage=storage
+        )
         hook.before_train()
         if not made_up:
             hook.after_step()
@@ -141,7 +155,16 @@ def test_without_the_package_wandb_is_an_error_with_the_remedy(tmp_path, monkeyp
 
 
 def test_losses_are_grouped_by_what_they_teach():
-    names = ["class", "bbox", "class_0", "bbox_10", "class_enc", "class_dn", "class_dn_0", "salience"]
+    names = [
+        "class",
+        "bbox",
+        "class_0",
+        "bbox_10",
+        "class_enc",
+        "class_dn",
+        "class_dn_0",
+        "salience",
+    ]
     losses = {f"loss_{name}": 1.0 for name in names} | {"grad_norm": 5.0}
     assert group_losses(losses) == {
         "class": 1, "bbox": 1, "earlier": 2, "encoder": 1, "denoising": 2, "salience": 1,

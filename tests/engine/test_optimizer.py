@@ -9,7 +9,7 @@ import torch
 from detectron2.config import instantiate
 from torch import nn
 
-from salience_detr.engine.config import load_config
+from salience_detr.config import load_config
 from salience_detr.engine.optimizer import get_parameter_groups
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +26,9 @@ def r50():
 def test_every_trainable_parameter_of_the_r50_model_is_in_the_right_group(r50):
     _, model = r50
     groups = get_parameter_groups(model, base_lr=1.0, weight_decay=0.5)
-    placed = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
+    placed = {
+        name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]
+    }
     assert placed.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
     assert sum(len(group["params"]) for group in groups) == len(placed)
     expected = {
@@ -56,7 +58,10 @@ def test_every_trainable_parameter_of_the_r50_model_is_in_the_right_group(r50):
                 "body.stages_1.blocks.0.conv_dw.bias": (0.1, 0.0),
                 "body.stages_1.blocks.0.norm.weight": (0.1, 0.0),
                 "body.stages_1.blocks.0.gamma": (0.1, 0.5),
-                "body.stages_2.downsample.0.weight": (0.1, 0.0),  # a norm by its type, not by its name
+                "body.stages_2.downsample.0.weight": (
+                    0.1,
+                    0.0,
+                ),  # a norm by its type, not by its name
                 "body.stages_2.downsample.1.weight": (0.1, 0.5),
             },
         ),
@@ -85,15 +90,21 @@ def test_every_trainable_parameter_of_the_r50_model_is_in_the_right_group(r50):
 def test_every_trainable_parameter_of_other_backbones_is_in_the_right_group(recipe, expected):
     config = load_config(ROOT / f"configs/salience_detr_{recipe}_12ep.py")
     model = nn.Module()
-    with torch.device("cpu" if recipe == "swin_t" else "meta"):  # detectron2's needs numbers while it is built
+    with torch.device(
+        "cpu" if recipe == "swin_t" else "meta"
+    ):  # detectron2's needs numbers while it is built
         model.backbone = instantiate(config.model.backbone)
     groups = get_parameter_groups(model, base_lr=1.0, weight_decay=0.5)
-    placed = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
+    placed = {
+        name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]
+    }
     assert placed.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
     assert {name: placed[f"backbone.{name}"] for name in expected} == expected
 
 
-@pytest.mark.parametrize(("recipe", "rate"), [("convnext_l", 0.5), ("swin_l", 0.2), ("focalnet_l", 0.5)])
+@pytest.mark.parametrize(
+    ("recipe", "rate"), [("convnext_l", 0.5), ("swin_l", 0.2), ("focalnet_l", 0.5)]
+)
 def test_stochastic_depth_has_the_published_rate(recipe, rate):
     config = load_config(ROOT / f"configs/salience_detr_{recipe}_12ep.py")
     assert config.model.backbone.drop_path_rate == rate

@@ -9,8 +9,8 @@ import pytest
 
 import train_net
 from salience_detr import Predictor
+from salience_detr.config import ConfigError
 from salience_detr.data.datasets import DatasetError
-from salience_detr.engine.config import ConfigError
 from salience_detr.engine.own_data import fit_schedule
 
 CATEGORIES = [{"id": 7, "name": "nick"}, {"id": 30, "name": "burr"}]
@@ -18,11 +18,13 @@ CATEGORIES = [{"id": 7, "name": "nick"}, {"id": 30, "name": "burr"}]
 
 @pytest.fixture
 def own_data(surface_root, tmp_path):
-    """The generated pictures with two categories of other ids, in COCO's layout."""
+    """The generated images with two categories of other ids, in COCO's layout."""
     root = tmp_path / "own"
     for split in ("train", "val"):
         shutil.copytree(surface_root / "surface_defects" / split, root / split)
-        content = json.loads((surface_root / "surface_defects" / "annotations" / f"{split}.json").read_text())
+        content = json.loads(
+            (surface_root / "surface_defects" / "annotations" / f"{split}.json").read_text()
+        )
         content["categories"] = CATEGORIES
         for annotation in content["annotations"]:
             annotation["category_id"] = CATEGORIES[annotation["category_id"] % 2]["id"]
@@ -38,7 +40,12 @@ def configure(*words):
 def flags(root, *splits):
     words = []
     for split in splits:
-        words += [f"--{split}-json", root / "annotations" / f"{split}.json", f"--{split}-images", root / split]
+        words += [
+            f"--{split}-json",
+            root / "annotations" / f"{split}.json",
+            f"--{split}-images",
+            root / split,
+        ]
     return words
 
 
@@ -46,13 +53,17 @@ def test_classes_and_data_sets_follow_the_files(own_data, micro_config):
     for words in (["--data-dir", own_data], flags(own_data, "train", "val")):
         config = configure(micro_config, *words)
         assert config.model.num_classes == 2
-        assert config.dataloader.train.dataset.json_file == str(own_data / "annotations" / "train.json")
+        assert config.dataloader.train.dataset.json_file == str(
+            own_data / "annotations" / "train.json"
+        )
         assert config.dataloader.test.dataset.image_root == str(own_data / "val")
 
 
 def test_the_schedule_keeps_its_proportions(own_data):
-    config = configure("configs/salience_detr_r50_4scale_12ep.py", "--data-dir", own_data, "--epochs", "100")
-    # 100 epochs of 12 pictures in batches of 16; evaluations twelve times, as often as in the 12 epochs of COCO.
+    config = configure(
+        "configs/salience_detr_r50_4scale_12ep.py", "--data-dir", own_data, "--epochs", "100"
+    )
+    # 100 epochs of 12 images in batches of 16; evaluations twelve times, as often as in the 12 epochs of COCO.
     assert config.train.max_iter == 75
     assert config.train.eval_period == config.train.checkpointer.period == 6
     # 1,000 iterations are more than a tenth of the run.
@@ -62,7 +73,12 @@ def test_the_schedule_keeps_its_proportions(own_data):
 
 
 def test_what_the_user_sets_stays(own_data, micro_config):
-    words = ["train.max_iter=10", "train.eval_period=3", "model.num_classes=9", "lr_multiplier.warmup_length=0.5"]
+    words = [
+        "train.max_iter=10",
+        "train.eval_period=3",
+        "model.num_classes=9",
+        "lr_multiplier.warmup_length=0.5",
+    ]
     config = configure(micro_config, "--data-dir", own_data, *words)
     assert (config.train.max_iter, config.train.eval_period, config.model.num_classes) == (10, 3, 9)
     assert config.lr_multiplier.warmup_length == 0.5
@@ -78,7 +94,14 @@ def test_a_run_on_own_data_leaves_all_that_is_needed_to_use_it(own_data, micro_c
     assert "| nick" in log and "| burr" in log
     # The saved config alone evaluates, resumes and detects.
     saved, weights = str(output / "config.yaml"), str(output / "model_final.pth")
-    evaluation = ["--config-file", saved, "--eval-only", "--weights", weights, f"train.output_dir={tmp_path / 'e'}"]
+    evaluation = [
+        "--config-file",
+        saved,
+        "--eval-only",
+        "--weights",
+        weights,
+        f"train.output_dir={tmp_path / 'e'}",
+    ]
     assert train_net.run(evaluation) == 0
     assert train_net.run(["--config-file", saved, "--resume"]) == 0
     predictor = Predictor(saved, weights)
@@ -106,8 +129,16 @@ def test_different_categories_are_an_error(own_data, micro_config):
     [
         (["--train-json", "a.json"], ConfigError, "--train-json needs --train-images"),
         (["--val-images", "."], ConfigError, "--val-images needs --val-json"),
-        (["--train-json", "nothing.json", "--train-images", "."], ConfigError, "data to evaluate on: none are given"),
-        (["--val-json", "a", "--val-images", "nowhere"], DatasetError, "no folder of pictures nowhere"),
+        (
+            ["--train-json", "nothing.json", "--train-images", "."],
+            ConfigError,
+            "data to evaluate on: none are given",
+        ),
+        (
+            ["--val-json", "a", "--val-images", "nowhere"],
+            DatasetError,
+            "no folder of images nowhere",
+        ),
         (["--epochs", "3"], ConfigError, "--epochs goes with --data-dir"),
         (["--data-dir", "tests"], DatasetError, "no annotations in COCO's format"),
     ],
@@ -122,12 +153,15 @@ def test_missing_flags_and_files_are_named(micro_config, words, error, message):
     [
         ({"images": []}, "no list 'categories'"),
         ({"images": [], "categories": []}, "has no categories"),
-        ({"images": [], "categories": [{"id": "pit", "name": "pit"}]}, "has the id 'pit', not a whole number"),
+        (
+            {"images": [], "categories": [{"id": "pit", "name": "pit"}]},
+            "has the id 'pit', not a whole number",
+        ),
         ({"categories": CATEGORIES}, "has no list 'images'"),
-        ({"images": [], "categories": CATEGORIES}, "holds no pictures"),
+        ({"images": [], "categories": CATEGORIES}, "holds no images"),
     ],
 )
-def test_files_without_classes_or_pictures_are_refused(own_data, micro_config, content, message):
+def test_files_without_classes_or_images_are_refused(own_data, micro_config, content, message):
     (own_data / "annotations" / "train.json").write_text(json.dumps({"annotations": [], **content}))
     with pytest.raises(DatasetError, match=message):
         configure(micro_config, *flags(own_data, "train", "val"))

@@ -9,7 +9,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from salience_detr.engine.config import load_config
+from salience_detr.config import load_config
 from salience_detr.engine.trainer import Trainer, split_evenly
 
 
@@ -29,8 +29,8 @@ class FixedLoader:
 
 @pytest.fixture
 def step(micro_config, make_input):
-    """Does one step in float64 on four pictures of different sizes, one without boxes; returns losses and gradients."""
-    pictures = [
+    """Does one step in float64 on four images of different sizes, one without boxes; returns losses and gradients."""
+    images = [
         make_input(64, 96, [[4, 4, 40, 30], [50, 8, 90, 60]], [0, 5]),
         make_input(96, 50, [[1, 1, 20, 90]], [2]),
         make_input(40, 64, [], []),
@@ -41,17 +41,29 @@ def step(micro_config, make_input):
         torch.manual_seed(1)
         model = instantiate(load_config(micro_config, overrides).model)
         model = (FrozenBatchNorm2d.convert_frozen_batchnorm(model) if frozen else model).double()
-        # As initialised, all tokens are nearly as likely as each other, and rounding would choose the queries.
+        # As initialized, all tokens are nearly as likely as each other, and rounding would choose the queries.
         nn.init.normal_(model.query_selection.class_head.weight)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         trainer = Trainer(
-            model=model, data_loader=FixedLoader(pictures), optimizer=optimizer, clip_grad_norm=0.0, **options
+            model=model,
+            data_loader=FixedLoader(images),
+            optimizer=optimizer,
+            clip_grad_norm=0.0,
+            **options,
         )
         trainer.start_iter = trainer.iter = 0
         with EventStorage() as trainer.storage:
             trainer.run_step()
-            losses = {name: value for name, (value, _) in trainer.storage.latest().items() if "loss" in name}
-        return losses, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}, model
+            losses = {
+                name: value
+                for name, (value, _) in trainer.storage.latest().items()
+                if "loss" in name
+            }
+        return (
+            losses,
+            {name: p.grad for name, p in model.named_parameters() if p.requires_grad},
+            model,
+        )
 
     return run
 
@@ -89,8 +101,12 @@ def test_recomputed_activations_are_not_kept(micro_config, make_input):
         for name in ("backbone", "encoder"):
             stage = model.get_submodule(name)
             stage.register_forward_pre_hook(lambda *_, sizes=sizes: sizes.clear())
-            stage.register_forward_hook(lambda *_, at=(name, use), sizes=sizes: kept.update({at: sum(sizes)}))
-        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.nbytes) or x, lambda x: x):
+            stage.register_forward_hook(
+                lambda *_, at=(name, use), sizes=sizes: kept.update({at: sum(sizes)})
+            )
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, sizes=sizes: sizes.append(x.nbytes) or x, lambda x: x
+        ):
             model([make_input(256, 256, [[10, 10, 200, 200]], [0])])
     for name in ("backbone", "encoder"):
         assert kept[name, True] < 0.7 * kept[name, False], name
@@ -101,8 +117,14 @@ def test_a_model_that_cannot_count_is_refused_when_accumulating():
         pass
 
     model = Plain(1, 1)
-    options = {"data_loader": FixedLoader([]), "optimizer": torch.optim.SGD(model.parameters()), "clip_grad_norm": 0.0}
-    with pytest.raises(ValueError, match=r"train\.accumulate is 2, but Plain cannot be trained in parts"):
+    options = {
+        "data_loader": FixedLoader([]),
+        "optimizer": torch.optim.SGD(model.parameters()),
+        "clip_grad_norm": 0.0,
+    }
+    with pytest.raises(
+        ValueError, match=r"train\.accumulate is 2, but Plain cannot be trained in parts"
+    ):
         Trainer(model=model, accumulate=2, **options)
 
 
@@ -128,7 +150,8 @@ def test_gradients_that_no_scale_makes_finite_stop_the_run():
 
 
 @pytest.mark.parametrize(
-    ("count", "expected"), [(1, ["abcde"]), (2, ["abc", "de"]), (3, ["ab", "cd", "e"]), (9, ["a", "b", "c", "d", "e"])]
+    ("count", "expected"),
+    [(1, ["abcde"]), (2, ["abc", "de"]), (3, ["ab", "cd", "e"]), (9, ["a", "b", "c", "d", "e"])],
 )
 def test_batches_are_split_evenly(count, expected):
     assert ["".join(part) for part in split_evenly(list("abcde"), count)] == expected

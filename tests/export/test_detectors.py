@@ -1,4 +1,4 @@
-"""Exported models find what the model finds, for any number of pictures of any size."""
+"""Exported models find what the model finds, for any number of images of any size."""
 
 from __future__ import annotations
 
@@ -21,24 +21,28 @@ from salience_detr.export.verification import compare
 pytestmark = pytest.mark.xdist_group("export")
 
 
-def picture(height, width, seed=0):
+def new_image(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module", params=["onnx", "pt2"])
 def detector(exported, request):
-    return {"onnx": OnnxDetector, "pt2": PackagedDetector}[request.param](exported / f"model.{request.param}")
+    return {"onnx": OnnxDetector, "pt2": PackagedDetector}[request.param](
+        exported / f"model.{request.param}"
+    )
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 333), (400, 60), (1, 1), (1, 300)])
-def test_a_picture_of_any_size_has_the_same_detections(predictor, detector, size):
-    image = picture(*size)
+def test_an_image_of_any_size_has_the_same_detections(predictor, detector, size):
+    image = new_image(*size)
     found = compare(predictor(image), detector(image))
-    assert found.detections == 120 and found.unmatched == 0 and found.score < 1e-5 and found.box < 0.01
+    assert (
+        found.detections == 120 and found.unmatched == 0 and found.score < 1e-5 and found.box < 0.01
+    )
 
 
 def test_a_batch_of_different_sizes_has_the_same_detections_and_salience(predictor, detector):
-    images = [picture(40, 64, 1), picture(64, 30, 2), picture(100, 100, 3)]
+    images = [new_image(40, 64, 1), new_image(64, 30, 2), new_image(100, 100, 3)]
     for expected, found in zip(predictor.detect(images), detector.detect(images), strict=True):
         difference = compare(expected.instances, found.instances)
         assert difference.unmatched == 0 and difference.score < 1e-5
@@ -47,15 +51,18 @@ def test_a_batch_of_different_sizes_has_the_same_detections_and_salience(predict
 
 def test_names_and_ids_of_the_classes_come_from_the_file(predictor, detector):
     assert detector.class_names == predictor.class_names
-    found = detector(picture(64, 64))
+    found = detector(new_image(64, 64))
     assert found.to_coco(7)[0]["category_id"] == found.pred_classes[0] + 1
     assert found.draw().shape == (64, 64, 3)
 
 
 def test_the_threshold_of_an_exported_model_holds(exported, predictor):
-    scores = predictor(picture(64, 64)).scores
+    scores = predictor(new_image(64, 64)).scores
     threshold = (scores[9] + scores[10]).item() / 2
-    assert len(OnnxDetector(exported / "model.onnx", score_threshold=threshold)(picture(64, 64))) == 10
+    assert (
+        len(OnnxDetector(exported / "model.onnx", score_threshold=threshold)(new_image(64, 64)))
+        == 10
+    )
 
 
 def test_the_onnx_file_has_plain_operators_and_free_axes(exported):
@@ -64,29 +71,40 @@ def test_the_onnx_file_has_plain_operators_and_free_axes(exported):
     assert {x.domain for x in model.opset_import} == {""} and model.opset_import[0].version >= 17
     kinds = {node.op_type for node in model.graph.node}
     assert {"GridSample", "NonMaxSuppression"} <= kinds and not model.functions
-    axes = {x.name: [d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim] for x in model.graph.input}
+    axes = {
+        x.name: [d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim]
+        for x in model.graph.input
+    }
     assert axes == {"images": ["batch", 3, "height", "width"], "image_sizes": ["batch", 2]}
 
 
-def test_onnx_runs_without_this_project_on_what_lies_beside_the_pictures(exported, predictor):
+def test_onnx_runs_without_this_project_on_what_lies_beside_the_images(exported, predictor):
     onnxruntime = pytest.importorskip("onnxruntime")
-    session = onnxruntime.InferenceSession(str(exported / "model.onnx"), providers=["CPUExecutionProvider"])
-    image = torch.from_numpy(picture(33, 47)).permute(2, 0, 1)
+    session = onnxruntime.InferenceSession(
+        str(exported / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    image = torch.from_numpy(new_image(33, 47)).permute(2, 0, 1)
     garbage = np.full((1, 3, 64, 60), 99, np.float32)  # the model pads to the same 64 x 64
     garbage[0, :, :33, :47] = image
-    boxes, scores, labels, _ = session.run(None, {"images": garbage, "image_sizes": np.array([[33, 47]])})
+    boxes, scores, labels, _ = session.run(
+        None, {"images": garbage, "image_sizes": np.array([[33, 47]])}
+    )
     with torch.no_grad():
         expected = predictor.model([{"image": image}])[0]["instances"]
     np.testing.assert_allclose(scores[0], expected.scores, atol=1e-5)
     np.testing.assert_allclose(boxes[0], expected.pred_boxes.tensor, atol=1e-2)
-    assert (labels[0] == expected.pred_classes.numpy()).mean() > 0.95  # but where two scores are nearly equal
+    assert (
+        labels[0] == expected.pred_classes.numpy()
+    ).mean() > 0.95  # but where two scores are nearly equal
 
 
 def other_onnx(path):
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "other", [x], [y])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path
+    )
 
 
 @pytest.mark.parametrize("kind", [OnnxDetector, PackagedDetector])
@@ -119,8 +137,10 @@ def test_a_device_that_onnx_runtime_lacks_is_described(exported):
         OnnxDetector(exported / "model.onnx", device="tpu")
 
 
-def test_pictures_that_are_not_only_resized_cannot_be_exported(micro_config, surface_data):
-    changed = Predictor(micro_config, None, device="cpu", overrides=["dataloader.test.mapper.augmentations=[]"])
+def test_images_that_are_not_only_resized_cannot_be_exported(micro_config, surface_data):
+    changed = Predictor(
+        micro_config, None, device="cpu", overrides=["dataloader.test.mapper.augmentations=[]"]
+    )
     with pytest.raises(ExportError, match="not one ResizeShortestEdge"):
         DetectorInfo.of(changed)
 
@@ -137,14 +157,23 @@ def test_a_package_compiled_ahead_finds_the_same(predictor, tmp_path):
     compile_package(record(predictor), tmp_path / "model.pt2", DetectorInfo.of(predictor))
     detector = PackagedDetector(tmp_path / "model.pt2")
     for size in ((64, 64), (50, 333), (1, 1)):
-        assert compare(predictor(picture(*size)), detector(picture(*size))).unmatched == 0
+        assert compare(predictor(new_image(*size)), detector(new_image(*size))).unmatched == 0
 
 
 def test_the_demo_takes_an_exported_model_without_a_config(exported, predictor, tmp_path):
-    Image.fromarray(picture(50, 70)).save(tmp_path / "a.png")
-    call = ["--input", str(tmp_path / "a.png"), "--output", str(tmp_path / "out"), "--score-threshold", "0"]
+    Image.fromarray(new_image(50, 70)).save(tmp_path / "a.png")
+    call = [
+        "--input",
+        str(tmp_path / "a.png"),
+        "--output",
+        str(tmp_path / "out"),
+        "--score-threshold",
+        "0",
+    ]
     call += ["--json", str(tmp_path / "found.json"), "--weights", str(exported / "model.onnx")]
     assert demo.main(call) == 0
     found = json.loads((tmp_path / "found.json").read_text())["annotations"]
-    assert [x["score"] for x in found] == pytest.approx(predictor(picture(50, 70)).scores.tolist(), abs=1e-5)
+    assert [x["score"] for x in found] == pytest.approx(
+        predictor(new_image(50, 70)).scores.tolist(), abs=1e-5
+    )
     assert demo.main([*call, "model.num_classes=3"]) == 2

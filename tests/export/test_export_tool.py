@@ -25,7 +25,15 @@ def call(micro_config, surface_data, weights, tmp_path, program, monkeypatch):
 
     def run(*extra, output="model.pt2"):
         return export.main(
-            ["--config-file", micro_config, "--weights", weights, "--output", str(tmp_path / output), *extra]
+            [
+                "--config-file",
+                micro_config,
+                "--weights",
+                weights,
+                "--output",
+                str(tmp_path / output),
+                *extra,
+            ]
         )
 
     return run
@@ -34,7 +42,11 @@ def call(micro_config, surface_data, weights, tmp_path, program, monkeypatch):
 def test_an_export_is_verified_on_the_test_set_and_timed(call, tmp_path, capsys):
     assert call("--verify") == 0
     out = capsys.readouterr().out
-    assert "pictures of the test set" in out and "0 detections differ" in out and "PackagedDetector" in out
+    assert (
+        "images of the test set" in out
+        and "0 detections differ" in out
+        and "PackagedDetector" in out
+    )
     assert PackagedDetector(tmp_path / "model.pt2").class_names[0] == "scratch"
 
 
@@ -42,14 +54,19 @@ def test_a_model_that_finds_something_else_fails_the_verification(
     call, micro_config, surface_data, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "model.pt2").write_bytes(b"of a model that finds less")
-    less = Predictor(micro_config, tmp_path / "weights.safetensors", device="cpu", overrides=["model.max_detections=1"])
+    less = Predictor(
+        micro_config,
+        tmp_path / "weights.safetensors",
+        device="cpu",
+        overrides=["model.max_detections=1"],
+    )
     monkeypatch.setattr(export, "write", lambda predictor, args: less)
     assert call("--verify", str(surface_data / "val" / "000002.jpg")) == 1
     out = capsys.readouterr().out
-    assert "the given pictures" in out and " 119 |" in out
+    assert "the given images" in out and " 119 |" in out
 
 
-def test_overrides_may_follow_the_pictures(tmp_path):
+def test_overrides_may_follow_the_images(tmp_path):
     start = ["--config-file", "F", "--output", "model.onnx"]
     args = export.parse_args([*start, "--verify", "a.jpg", "b=c.jpg", "model.num_classes=3"])
     assert args.verify == ["a.jpg"] and args.opts == ["b=c.jpg", "model.num_classes=3"]
@@ -77,7 +94,9 @@ def test_an_ending_that_does_not_fit_is_an_error_of_the_call(call, output, extra
         call(*extra, output=output)
 
 
-def test_pictures_are_compared_in_several_shapes(tmp_path):
+def test_images_are_compared_in_several_shapes(tmp_path):
     Image.new("RGB", (60, 90)).save(tmp_path / "a.png")
-    shapes = [x.shape[:2] for x in export.several_shapes([export.read_image(str(tmp_path / "a.png"))])]
+    shapes = [
+        x.shape[:2] for x in export.several_shapes([export.read_image(str(tmp_path / "a.png"))])
+    ]
     assert shapes == [(90, 60), (90, 30), (30, 60)]

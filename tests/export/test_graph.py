@@ -13,20 +13,22 @@ from salience_detr.modeling.backbones.swin import Swin
 from salience_detr.modeling.encoder import BackgroundEmbedding
 
 
-def test_the_graph_equals_the_model_on_padded_pictures(predictor):
+def test_the_graph_equals_the_model_on_padded_images(predictor):
     images = torch.randint(0, 256, (2, 3, 80, 110)).float()
-    pictures = [images[0, :, :80, :61], images[1, :, :33, :110]]
+    pixels = [images[0, :, :80, :61], images[1, :, :33, :110]]
     with torch.no_grad():
-        boxes, scores, labels, _ = DetectionGraph(predictor.model)(images, torch.tensor([[80, 61], [33, 110]]))
-        expected = [x["instances"] for x in predictor.model([{"image": x} for x in pictures])]
+        boxes, scores, labels, _ = DetectionGraph(predictor.model)(
+            images, torch.tensor([[80, 61], [33, 110]])
+        )
+        expected = [x["instances"] for x in predictor.model([{"image": x} for x in pixels])]
     for i, instances in enumerate(expected):
         torch.testing.assert_close(scores[i], instances.scores)
         torch.testing.assert_close(boxes[i], instances.pred_boxes.tensor, rtol=1e-4, atol=1e-3)
         assert torch.equal(labels[i], instances.pred_classes)
 
 
-def test_queries_that_a_small_picture_lacks_are_masked(predictor):
-    # 32 x 32 padded pixels have 16 + 4 + 1 tokens, of which fewer than the 20 queries survive their neighbours.
+def test_queries_that_a_small_image_lacks_are_masked(predictor):
+    # 32 x 32 padded pixels have 16 + 4 + 1 tokens, of which fewer than the 20 queries survive their neighbors.
     image = torch.randint(0, 256, (1, 3, 30, 25)).float()
     with torch.no_grad():
         boxes, scores, labels, _ = DetectionGraph(predictor.model)(image, torch.tensor([[30, 25]]))
@@ -54,7 +56,9 @@ def test_swin_for_unknown_sides_equals_detectron2s(size):
     make_swin_exportable(exportable)
     images = torch.rand(2, 3, *size)
     with torch.no_grad():
-        for ours, theirs in zip(exportable(images).values(), backbone(images).values(), strict=True):
+        for ours, theirs in zip(
+            exportable(images).values(), backbone(images).values(), strict=True
+        ):
             torch.testing.assert_close(ours, theirs)
 
 

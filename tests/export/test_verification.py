@@ -10,7 +10,9 @@ from salience_detr.export.verification import Difference, compare
 
 
 def detections(boxes, scores, classes):
-    instances = Instances((100, 200), scores=torch.tensor(scores), pred_classes=torch.tensor(classes))
+    instances = Instances(
+        (100, 200), scores=torch.tensor(scores), pred_classes=torch.tensor(classes)
+    )
     instances.pred_boxes = Boxes(torch.tensor(boxes))
     return Detections(instances, ClassTable(("a", "b"), (1, 2)), lambda: None)
 
@@ -26,7 +28,9 @@ def test_equal_detections_do_not_differ_in_whatever_order():
 
 def test_the_largest_differences_of_pairs_are_told():
     first = detections([[0.0, 0, 10, 10]], [0.5], [0])
-    second = detections([[0.0, 0.125, 10, 10]], [0.50048828125], [0])  # tolerances: 0.2 pixels and 0.001
+    second = detections(
+        [[0.0, 0.125, 10, 10]], [0.50048828125], [0]
+    )  # tolerances: 0.2 pixels and 0.001
     found = compare(first, second)
     assert found.unmatched == 0 and found.box == 0.125 and abs(found.score - 0.00048828125) < 1e-6
 
@@ -34,7 +38,12 @@ def test_the_largest_differences_of_pairs_are_told():
 def test_another_class_box_or_score_is_no_pair():
     first = detections(BOXES, [0.9, 0.5, 0.1], [0, 1, 0])
     assert compare(first, detections(BOXES, [0.9, 0.5, 0.1], [1, 1, 0])).unmatched == 2
-    assert compare(first, detections([[1.0, 0, 10, 10], *BOXES[1:]], [0.9, 0.5, 0.1], [0, 1, 0])).unmatched == 2
+    assert (
+        compare(
+            first, detections([[1.0, 0, 10, 10], *BOXES[1:]], [0.9, 0.5, 0.1], [0, 1, 0])
+        ).unmatched
+        == 2
+    )
     assert compare(first, detections(BOXES, [0.8, 0.5, 0.1], [0, 1, 0])).unmatched == 2
 
 
@@ -46,7 +55,12 @@ def test_one_that_is_missing_counts():
 
 def test_different_ends_of_equally_long_lists_do_not_count():
     first = detections(BOXES, [0.9, 0.5, 0.1], [0, 1, 0])
-    assert compare(first, detections([*BOXES[:2], [70.0, 70, 80, 80]], [0.9, 0.5, 0.1005], [0, 1, 1])).unmatched == 0
+    assert (
+        compare(
+            first, detections([*BOXES[:2], [70.0, 70, 80, 80]], [0.9, 0.5, 0.1005], [0, 1, 1])
+        ).unmatched
+        == 0
+    )
 
 
 def test_a_few_uncertain_detections_may_differ_but_no_certain_one():

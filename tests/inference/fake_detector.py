@@ -20,12 +20,14 @@ class RectangleDetector(Detector):
     """Finds each connected patch of pure red, green or blue, with its exact box; its salience is where they are.
 
     Attributes:
-        batches: sizes, (height, width) each, of the pictures of every batch that was computed.
-        failing: makes a batch fail, of the list of its (H, W, 3) pictures.
+        batches: sizes, (height, width) each, of the images of every batch that was computed.
+        failing: makes a batch fail, of the list of its (H, W, 3) images.
     """
 
     def __init__(self, *, score: float = 0.9, batch_size: int = 4) -> None:
-        super().__init__(CLASSES, DetectionMapper(is_train=False, augmentations=[]), batch_size=batch_size)
+        super().__init__(
+            CLASSES, DetectionMapper(is_train=False, augmentations=[]), batch_size=batch_size
+        )
         self.score = score
         self.batches: list[list[tuple[int, int]]] = []
         self.failing = lambda images: False
@@ -42,7 +44,9 @@ class RectangleDetector(Detector):
         for label in range(3):
             # Clear of black, and of the mixtures that come of shrinking.
             patch = (image[..., label] > 128) & (image.sum(axis=2) < 1.5 * image[..., label])
-            count, _, stats, _ = cv2.connectedComponentsWithStats(patch.astype(np.uint8), connectivity=8)
+            count, _, stats, _ = cv2.connectedComponentsWithStats(
+                patch.astype(np.uint8), connectivity=8
+            )
             for x, y, width, height, _ in stats[1:count]:
                 boxes.append([x, y, x + width, y + height])
                 classes.append(label)
@@ -56,7 +60,7 @@ class RectangleDetector(Detector):
 
 
 def paint(height: int, width: int, *rectangles: tuple[int, int, int, int, int]) -> np.ndarray:
-    """An (H, W, 3) black picture with rectangles x0, y0, x1, y1 of a class."""
+    """An (H, W, 3) black image with rectangles x0, y0, x1, y1 of a class."""
     image = np.zeros((height, width, 3), np.uint8)
     for x0, y0, x1, y1, label in rectangles:
         image[y0:y1, x0:x1, label] = 255
@@ -66,4 +70,6 @@ def paint(height: int, width: int, *rectangles: tuple[int, int, int, int, int]) 
 def boxes_of(found: Any) -> list[tuple[float, ...]]:
     """x0, y0, x1, y1, class of each detection, sorted."""
     boxes = found.pred_boxes.tensor.tolist()
-    return sorted((*box, label) for box, label in zip(boxes, found.pred_classes.tolist(), strict=True))
+    return sorted(
+        (*box, label) for box, label in zip(boxes, found.pred_classes.tolist(), strict=True)
+    )

@@ -36,7 +36,9 @@ def test_other_classes_are_left_out_on_tiles_too():
     assert boxes_of(detector(image)) == [OBJECTS[0], OBJECTS[2]]
     assert detector.detect([image])[0].salience.shape == (100, 150)
     assert boxes_of(TiledDetector(detector, tile=100)(image)) == [OBJECTS[0], OBJECTS[2]]
-    assert boxes_of(only_classes(TiledDetector(RectangleDetector(), tile=100), ["13"])(image)) == [OBJECTS[2]]
+    assert boxes_of(only_classes(TiledDetector(RectangleDetector(), tile=100), ["13"])(image)) == [
+        OBJECTS[2]
+    ]
 
 
 def test_a_predictor_does_not_lose_them_to_other_classes(micro_config, surface_data):
@@ -54,6 +56,6 @@ def test_a_predictor_does_not_lose_them_to_other_classes(micro_config, surface_d
 
 def test_the_predictor_of_the_caller_keeps_its_limit(micro_config, surface_data):
     predictor = Predictor(micro_config, None, device="cpu", overrides=["model.max_detections=5"])
-    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert len(only_classes(predictor, ["pit"])(picture)) == 5
-    assert len(predictor(picture)) == 5
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert len(only_classes(predictor, ["pit"])(image)) == 5
+    assert len(predictor(image)) == 5

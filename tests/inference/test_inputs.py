@@ -1,4 +1,4 @@
-"""Finding inputs, and reading pictures ahead in batches."""
+"""Finding inputs, and reading images ahead in batches."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from PIL import Image
 
 from salience_detr.data import ImageReadError
 from salience_detr.inference import inputs
-from salience_detr.inference.inputs import PictureReader, collect_inputs, picture_size
+from salience_detr.inference.inputs import ImageReader, collect_inputs, image_size
 
 
 @pytest.fixture
 def save(tmp_path):
-    """Writes a grey picture of (width, height), of the grey value that its number is."""
+    """Writes a gray image of (width, height), of the gray value that its number is."""
     count = 0
 
     def write(width, height, name=None):
@@ -34,53 +34,79 @@ def test_folders_patterns_and_files_are_collected_once_each(save, tmp_path):
     names = ["b.png", "a.JPG", "sub/ü ö.png"]
     for name in names:
         save(4, 4, name)
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "film.MP4").write_bytes(b"")
-    files, missing = collect_inputs([str(tmp_path), str(tmp_path / "*.png"), str(tmp_path / "none*")])
-    assert [str(path.relative_to(tmp_path)) for path in files] == ["a.JPG", "b.png", "film.MP4", "sub/ü ö.png"]
-    assert len(missing) == 1 and "none*: there is no such picture" in missing[0]
-    assert collect_inputs([str(tmp_path / "notes.txt")]) == ([tmp_path / "notes.txt"], [])  # named, so taken
+    files, missing = collect_inputs(
+        [str(tmp_path), str(tmp_path / "*.png"), str(tmp_path / "none*")]
+    )
+    assert [str(path.relative_to(tmp_path)) for path in files] == [
+        "a.JPG",
+        "b.png",
+        "film.MP4",
+        "sub/ü ö.png",
+    ]
+    assert len(missing) == 1 and "none*: there is no such image" in missing[0]
+    assert collect_inputs([str(tmp_path / "notes.txt")]) == (
+        [tmp_path / "notes.txt"],
+        [],
+    )  # named, so taken
 
 
 def positions(reader):
     return [[read.position for read in batch] for batch in reader]
 
 
-def test_pictures_come_in_order_with_their_content(save):
+def test_images_come_in_order_with_their_content(save):
     paths = [save(8, 6) for _ in range(20)]
-    seen = [read.image[0, 0, 0] for batch in PictureReader(paths, batch_size=3, num_threads=3) for read in list(batch)]
+    seen = [
+        read.image[0, 0, 0]
+        for batch in ImageReader(paths, batch_size=3, num_threads=3)
+        for read in list(batch)
+    ]
     assert seen == list(range(1, 21))
 
 
-def test_batches_are_of_pictures_of_one_shape_that_follow_each_other(save):
+def test_batches_are_of_images_of_one_shape_that_follow_each_other(save):
     sizes = [(80, 60), (160, 120), (82, 60), (60, 80), (80, 60), (80, 60), (80, 60), (80, 60)]
-    reader = PictureReader([save(*size) for size in sizes], batch_size=3)
+    reader = ImageReader([save(*size) for size in sizes], batch_size=3)
     assert positions(reader) == [[0, 1, 2], [3], [4, 5, 6], [7]]
 
 
-def test_a_picture_that_cannot_be_read_stands_alone(save, tmp_path):
+def test_an_image_that_cannot_be_read_stands_alone(save, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"")
     cut = tmp_path / "cut.png"
     Image.fromarray(np.random.randint(0, 255, (8, 8, 3), np.uint8)).save(cut)
     cut.write_bytes(cut.read_bytes()[:100])  # its size can be read, its pixels cannot
-    paths = [save(8, 8), tmp_path / "broken.png", tmp_path / "none.png", save(8, 8), cut, save(8, 8)]
-    batches = [list(batch) for batch in PictureReader(paths, batch_size=4)]
+    paths = [
+        save(8, 8),
+        tmp_path / "broken.png",
+        tmp_path / "none.png",
+        save(8, 8),
+        cut,
+        save(8, 8),
+    ]
+    batches = [list(batch) for batch in ImageReader(paths, batch_size=4)]
     assert [[read.position for read in batch] for batch in batches] == [[0], [1], [2], [3, 4, 5]]
-    errors = [read.position for batch in batches for read in batch if isinstance(read.image, ImageReadError)]
+    errors = [
+        read.position
+        for batch in batches
+        for read in batch
+        if isinstance(read.image, ImageReadError)
+    ]
     assert errors == [1, 2, 4]
 
 
-def test_turned_pictures_count_with_the_shape_that_they_are_shown_in(tmp_path):
+def test_turned_images_count_with_the_shape_that_they_are_shown_in(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("L", (30, 20)).save(tmp_path / "turned.png", exif=exif)
-    assert picture_size(tmp_path / "turned.png") == (20, 30)
-    assert picture_size(tmp_path / "none.png") == (0, 0)
+    assert image_size(tmp_path / "turned.png") == (20, 30)
+    assert image_size(tmp_path / "none.png") == (0, 0)
 
 
 @pytest.fixture
 def watched(monkeypatch):
-    """Numbers of the pictures whose reading has begun, in order."""
+    """Numbers of the images whose reading has begun, in order."""
     begun, lock = [], threading.Lock()
 
     def read(name):
@@ -93,7 +119,7 @@ def watched(monkeypatch):
 
 
 def test_reading_is_ahead_of_the_work_but_not_far(save, watched):
-    reader = iter(PictureReader([save(8, 8) for _ in range(50)], num_threads=2))
+    reader = iter(ImageReader([save(8, 8) for _ in range(50)], num_threads=2))
     next(reader)
     deadline = time.monotonic() + 5
     while len(watched) < 4 and time.monotonic() < deadline:
@@ -103,8 +129,8 @@ def test_reading_is_ahead_of_the_work_but_not_far(save, watched):
     reader.close()
 
 
-def test_large_pictures_are_not_in_memory_together(save, watched):
-    reader = iter(PictureReader([save(40, 40) for _ in range(4)], num_threads=4, max_pixels=1000))
+def test_large_images_are_not_in_memory_together(save, watched):
+    reader = iter(ImageReader([save(40, 40) for _ in range(4)], num_threads=4, max_pixels=1000))
     for count in (1, 2, 3):
         batch = next(reader)
         assert len(batch) == 1
@@ -113,9 +139,11 @@ def test_large_pictures_are_not_in_memory_together(save, watched):
     first = batch
     next(reader)
     assert first == []  # was emptied before the next was read
-    # Two pictures of 1,600 pixels fit.
-    assert positions(PictureReader([save(40, 40) for _ in range(4)], batch_size=4, max_pixels=3200)) == [[0, 1], [2, 3]]
+    # Two images of 1,600 pixels fit.
+    assert positions(
+        ImageReader([save(40, 40) for _ in range(4)], batch_size=4, max_pixels=3200)
+    ) == [[0, 1], [2, 3]]
 
 
-def test_no_pictures_are_no_batches():
-    assert positions(PictureReader([])) == []
+def test_no_images_are_no_batches():
+    assert positions(ImageReader([])) == []

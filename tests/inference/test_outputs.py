@@ -13,16 +13,28 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from salience_detr.detections import ClassTable, Detections
-from salience_detr.inference.outputs import AnnotatedVideo, OutputFolder, Targets, cut_out, safe_names, write_picture
+from salience_detr.inference.outputs import (
+    AnnotatedVideo,
+    OutputFolder,
+    Targets,
+    cut_out,
+    safe_names,
+    write_image,
+)
 from salience_detr.inference.records import CSV_COLUMNS, Journal, Record, Results, replay
 from salience_detr.inference.video import VideoReader
 from tests.inference.fake_detector import CLASSES, paint
 
 
 def detections(*rows, track_ids=None):
-    """Of x0, y0, x1, y1, class, score on a picture of 60 x 80."""
+    """Of x0, y0, x1, y1, class, score on an image of 60 x 80."""
     table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
-    instances = Instances((60, 80), pred_boxes=Boxes(table[:, :4]), pred_classes=table[:, 4].long(), scores=table[:, 5])
+    instances = Instances(
+        (60, 80),
+        pred_boxes=Boxes(table[:, :4]),
+        pred_classes=table[:, 4].long(),
+        scores=table[:, 5],
+    )
     if track_ids is not None:
         instances.track_ids = torch.tensor(track_ids, dtype=torch.int64)
     return Detections(instances, CLASSES, lambda: None)
@@ -40,15 +52,27 @@ def test_outputs_are_named_like_their_inputs(tmp_path):
 
 
 def test_no_output_has_the_name_of_another_or_of_an_input(tmp_path):
-    assert planned(tmp_path, "x/a.jpg", "y/a.jpg", "z/a.png", "y/a_2.jpg") == ["a.jpg", "a_2.jpg", "a.png", "a_2_2.jpg"]
+    assert planned(tmp_path, "x/a.jpg", "y/a.jpg", "z/a.png", "y/a_2.jpg") == [
+        "a.jpg",
+        "a_2.jpg",
+        "a.png",
+        "a_2_2.jpg",
+    ]
     assert planned(tmp_path, tmp_path / "a.jpg", "y/a.jpg") == ["a_2.jpg", "a_3.jpg"]
-    assert planned(tmp_path, "x/a_salience.jpg", "x/a.jpg", salience=True) == ["a_salience.jpg", "a_2.jpg"]
+    assert planned(tmp_path, "x/a_salience.jpg", "x/a.jpg", salience=True) == [
+        "a_salience.jpg",
+        "a_2.jpg",
+    ]
     # A video of odd size becomes an .avi.
     assert planned(tmp_path, "x/f.mp4", "x/f.avi") == ["f.mp4", "f_2.avi"]
 
 
 def test_with_crops_names_differ_without_their_endings_and_from_earlier_crops(tmp_path):
-    assert planned(tmp_path, "x/a.jpg", "x/a.png", "x/a.mp4", crops=True) == ["a.jpg", "a_2.png", "a_3.mp4"]
+    assert planned(tmp_path, "x/a.jpg", "x/a.png", "x/a.mp4", crops=True) == [
+        "a.jpg",
+        "a_2.png",
+        "a_3.mp4",
+    ]
     earlier = tmp_path / "crops" / "red" / "a_1.jpg"
     assert planned(tmp_path, earlier, "x/a.jpg", crops=True) == ["a_1_2.jpg", "a_2.jpg"]
 
@@ -71,7 +95,7 @@ def test_names_of_classes_become_folders(names, expected):
     assert safe_names(names) == expected
 
 
-def test_a_crop_has_the_pixels_that_a_box_touches_within_the_picture():
+def test_a_crop_has_the_pixels_that_a_box_touches_within_the_image():
     image = np.arange(60 * 80 * 3, dtype=np.uint8).reshape(60, 80, 3)
     assert np.array_equal(cut_out(image, np.array([10.2, 20.0, 12.1, 22.0])), image[20:22, 10:13])
     assert np.array_equal(cut_out(image, np.array([-5.0, 50.0, 10.0, 90.0])), image[50:, :10])
@@ -79,27 +103,35 @@ def test_a_crop_has_the_pixels_that_a_box_touches_within_the_picture():
     assert cut_out(image, np.array([10.0, 10.0, 10.0, 20.0])).size == 0
 
 
-def test_crops_are_filed_by_class_and_numbered_by_picture(tmp_path):
+def test_crops_are_filed_by_class_and_numbered_by_image(tmp_path):
     folder = OutputFolder(tmp_path, CLASSES, salience=False, crops=True)
     image = paint(60, 80, (10, 10, 30, 20, 0), (40, 10, 60, 50, 2))
     found = detections(
-        (10, 10, 30, 20, 0, 0.9), (40, 10, 60, 50, 2, 0.8), (90, 0, 99, 9, 0, 0.7), (0, 0, 80, 60, 0, 0.6)
+        (10, 10, 30, 20, 0, 0.9),
+        (40, 10, 60, 50, 2, 0.8),
+        (90, 0, 99, 9, 0, 0.7),
+        (0, 0, 80, 60, 0, 0.6),
     )
     folder.write_crops(image, found, folder.plan([Path("in/a.png")])[0])
     folder.write_crops(image, found[:1], Targets(tmp_path / "f.mp4", tmp_path / "s.mp4"), 17)
-    crops = {str(path.relative_to(tmp_path / "crops")): Image.open(path).size for path in tmp_path.rglob("*.jpg")}
+    crops = {
+        str(path.relative_to(tmp_path / "crops")): Image.open(path).size
+        for path in tmp_path.rglob("*.jpg")
+    }
     assert crops == {
         "red/a_1.jpg": (20, 10), "blue/a_2.jpg": (20, 40), "red/a_4.jpg": (80, 60), "red/f_000017-1.jpg": (20, 10),
     }  # fmt: skip
-    assert np.asarray(Image.open(tmp_path / "crops/red/a_1.jpg"))[5, 10].tolist() == pytest.approx([254, 0, 0], abs=3)
-    assert image[15, 15].tolist() == [255, 0, 0]  # writing did not change the picture
+    assert np.asarray(Image.open(tmp_path / "crops/red/a_1.jpg"))[5, 10].tolist() == pytest.approx(
+        [254, 0, 0], abs=3
+    )
+    assert image[15, 15].tolist() == [255, 0, 0]  # writing did not change the image
 
 
-def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path):
+def test_an_image_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="at most 65500 pixels"):
-        write_picture(tmp_path / "a.jpg", np.zeros((1, 65501, 3), np.uint8))
+        write_image(tmp_path / "a.jpg", np.zeros((1, 65501, 3), np.uint8))
     with pytest.raises(OSError, match=r"none.a\.png"):
-        write_picture(tmp_path / "none" / "a.png", np.zeros((2, 2, 3), np.uint8))
+        write_image(tmp_path / "none" / "a.png", np.zeros((2, 2, 3), np.uint8))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -124,7 +156,9 @@ def test_a_drawing_stands_still_where_frames_are_missing(tmp_path):
 
 RECORDS = [
     Record.of(detections((1, 2, 11, 22, 1, 0.5)), "a,ü.jpg"),
-    Record.of(detections((1, 2, 3, 4, 0, 0.75), (5, 6, 7, 8, 2, 0.25), track_ids=[4, -1]), "f.mp4", 0),
+    Record.of(
+        detections((1, 2, 3, 4, 0, 0.75), (5, 6, 7, 8, 2, 0.25), track_ids=[4, -1]), "f.mp4", 0
+    ),
     Record.of(detections(track_ids=[]), "f.mp4", 1),
 ]
 
@@ -141,7 +175,13 @@ def test_json_and_csv_hold_the_same(tmp_path):
         ["f.mp4", "0", "13", "blue", "0.25", "5.0", "6.0", "7.0", "8.0", ""],
     ]
     content = json.loads((tmp_path / "f.json").read_text())
-    assert content["images"][1] == {"id": 2, "file_name": "f.mp4", "height": 60, "width": 80, "frame": 0}
+    assert content["images"][1] == {
+        "id": 2,
+        "file_name": "f.mp4",
+        "height": 60,
+        "width": 80,
+        "frame": 0,
+    }
     assert content["annotations"][1] == {
         "id": 2, "image_id": 2, "category_id": 11, "bbox": [1, 2, 2, 2], "area": 4, "score": 0.75, "iscrowd": 0,
         "track_id": 4,
@@ -155,7 +195,10 @@ def test_rows_are_written_as_they_come_and_become_the_file_at_the_end(tmp_path):
     with Results(CLASSES, csv_path=tmp_path / "f.csv") as results:
         for count, record in enumerate(RECORDS[:2], start=1):
             results.found(0, record)
-            assert len((tmp_path / "f.csv.tmp").read_text(encoding="utf-8").splitlines()) == [2, 4][count - 1]
+            assert (
+                len((tmp_path / "f.csv.tmp").read_text(encoding="utf-8").splitlines())
+                == [2, 4][count - 1]
+            )
         assert (tmp_path / "f.csv").read_text() == "earlier"
     assert len((tmp_path / "f.csv").read_text(encoding="utf-8").splitlines()) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["f.csv"]
@@ -182,5 +225,10 @@ def test_journals_of_several_processes_become_one_result_in_order(tmp_path):
     with Results(CLASSES, tmp_path / "f.json") as results:
         replay(paths, results)
     images = json.loads((tmp_path / "f.json").read_text())["images"]
-    assert [(x["id"], x["file_name"]) for x in images] == [(1, "0.jpg"), (2, "1.jpg"), (3, "2.jpg"), (4, "3.jpg")]
+    assert [(x["id"], x["file_name"]) for x in images] == [
+        (1, "0.jpg"),
+        (2, "1.jpg"),
+        (3, "2.jpg"),
+        (4, "3.jpg"),
+    ]
     assert (results.succeeded, results.failures, results.notes) == (4, ["why"], ["so"])

@@ -1,4 +1,4 @@
-"""What tiles show becomes what is on the picture, once each."""
+"""What tiles show becomes what is on the image, once each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from salience_detr import Predictor
 from salience_detr.data.surface.dataset import render_sample
 from salience_detr.inference import tiling
 from salience_detr.inference.merging import Found, Grid, drop_doubles, merge
-from salience_detr.inference.tiling import TiledDetector, Views, paint_highest, tile_grid, tile_starts
+from salience_detr.inference.tiling import (
+    TiledDetector,
+    Views,
+    paint_highest,
+    tile_grid,
+    tile_starts,
+)
 from salience_detr.layers.box_ops import box_iou
 from tests.inference.fake_detector import RectangleDetector, boxes_of, paint
 
@@ -36,19 +42,19 @@ def test_tiles_cover_a_side_and_end_with_it(length, expected):
     assert tile_starts(length, 100, 0.2) == expected
 
 
-def test_tiles_are_squares_cut_to_the_picture():
+def test_tiles_are_squares_cut_to_the_image():
     assert tile_grid(50, 150, 100, 0.5) == [(0, 0, 100, 50), (50, 0, 150, 50)]
     assert tile_grid(1, 1, 100, 0.2) == [(0, 0, 1, 1)]
 
 
 def test_views_are_not_copied():
-    picture = paint(40, 60)
-    views = Views(picture, tile_grid(40, 60, 30, 0.0))
+    image = paint(40, 60)
+    views = Views(image, tile_grid(40, 60, 30, 0.0))
     assert len(views) == 4 and len(views[1:3]) == 2 and views[1:3][0].shape == (30, 30, 3)
-    assert np.shares_memory(views[3], picture)
+    assert np.shares_memory(views[3], image)
 
 
-def test_a_picture_of_one_tile_is_detected_on_as_it_is():
+def test_an_image_of_one_tile_is_detected_on_as_it_is():
     image = paint(90, 100, (10, 10, 30, 30, 0), (60, 50, 90, 80, 2))
     plain = RectangleDetector()
     tiled = TiledDetector(plain, tile=100)
@@ -66,16 +72,20 @@ def test_objects_on_borders_and_corners_of_tiles_are_found_once(with_whole):
         (150, 75, 170, 105, 1),  # around a corner where four tiles meet
         (5, 95, 15, 99, 2),  # ends before a border
         (190, 190, 220, 220, 0),
-        (0, 230, 30, 260, 1),  # at the border of the picture
+        (0, 230, 30, 260, 1),  # at the border of the image
     ]
-    found = TiledDetector(RectangleDetector(), tile=100, overlap=0.3, with_whole=with_whole)(paint(260, 240, *objects))
+    found = TiledDetector(RectangleDetector(), tile=100, overlap=0.3, with_whole=with_whole)(
+        paint(260, 240, *objects)
+    )
     assert boxes_of(found) == sorted(objects)
 
 
-def test_what_is_larger_than_a_tile_is_seen_by_the_whole_picture():
+def test_what_is_larger_than_a_tile_is_seen_by_the_whole_image():
     large = (20, 30, 230, 210, 0)
     tiled = TiledDetector(RectangleDetector(), tile=100)
-    assert boxes_of(tiled(paint(240, 260, large, (240, 5, 250, 15, 0)))) == sorted([large, (240, 5, 250, 15, 0)])
+    assert boxes_of(tiled(paint(240, 260, large, (240, 5, 250, 15, 0)))) == sorted(
+        [large, (240, 5, 250, 15, 0)]
+    )
 
 
 def test_parts_that_no_view_has_whole_are_joined():
@@ -94,7 +104,7 @@ def test_an_object_around_a_corner_is_joined_from_four_tiles():
     assert boxes_of(tiled(paint(180, 180, square))) == [square]
 
 
-def test_neighbours_are_not_joined():
+def test_neighbors_are_not_joined():
     # Both end near the overlap of the tiles, which is 80 to 100, and neither fills it.
     apart = [(20, 40, 88, 60, 0), (92, 40, 160, 60, 0)]
     tiled = TiledDetector(RectangleDetector(), tile=100, with_whole=False)
@@ -105,13 +115,13 @@ def test_neighbours_are_not_joined():
 
 
 def found_in_tiles(boxes, *, classes=(0, 0), scores=(0.9, 0.8)):
-    """One box from each of the tiles 0 to 100 and 80 to 180 of a picture of 100 x 180."""
+    """One box from each of the tiles 0 to 100 and 80 to 180 of an image of 100 x 180."""
     array = np.array(boxes, float)
     cut = np.concatenate([GRID.cut_sides(array[[i]], GRID.tiles[i]) for i in range(2)])
     return Found(array, np.array(scores), np.array(classes), np.arange(2), GRID.tiles, cut)
 
 
-def test_sides_are_cut_where_the_picture_goes_on():
+def test_sides_are_cut_where_the_image_goes_on():
     boxes = np.array([[80, 0, 99, 100], [81, 5, 180, 60], [90, 5, 95, 60]], float)
     grid = Grid(np.array([[80, 0, 180, 100]]), height=100, width=300, margin=2)
     assert grid.cut_sides(boxes, grid.tiles[0]).tolist() == [
@@ -133,7 +143,9 @@ def test_a_part_is_dropped_if_another_tile_shows_its_place_whole_and_nothing_the
     # The second tile begins at 80, the first one ends at 100.
     far = (150, 50, 170, 70)
     assert len(merge(found_in_tiles([(85, 10, 99, 30), far]), GRID)) == 1
-    assert len(merge(found_in_tiles([(81, 10, 99, 30), far]), GRID)) == 2  # cut by the second tile, too
+    assert (
+        len(merge(found_in_tiles([(81, 10, 99, 30), far]), GRID)) == 2
+    )  # cut by the second tile, too
     assert len(merge(found_in_tiles([(85, 10, 97, 30), far]), GRID)) == 2  # not cut
 
 
@@ -147,7 +159,14 @@ def test_of_doubles_from_two_views_the_surer_stays_and_a_cut_one_counts_half():
 
 def test_what_overlaps_in_one_view_stays():
     found = found_in_tiles([(20, 10, 60, 30), (20, 10, 60, 31)])
-    one_view = Found(found.boxes, found.scores, found.classes, np.zeros(2, int), found.tiles[[0, 0]], found.cut[[0, 0]])
+    one_view = Found(
+        found.boxes,
+        found.scores,
+        found.classes,
+        np.zeros(2, int),
+        found.tiles[[0, 0]],
+        found.cut[[0, 0]],
+    )
     assert len(merge(one_view, GRID)) == 2
 
 
@@ -156,13 +175,15 @@ def test_detections_come_by_falling_score():
     assert found.scores.tolist() == [0.7, 0.3]
 
 
-def test_small_objects_of_the_whole_picture_do_not_count():
+def test_small_objects_of_the_whole_image_do_not_count():
     class SeesGhosts(RectangleDetector):
-        """Finds something in pictures larger than a tile only."""
+        """Finds something in images larger than a tile only."""
 
         def find(self, image):
             if image.shape[1] > 100:
-                image = paint(*image.shape[:2], (10, 10, 40, 40, 2), (10, 60, 70, 90, 2), (70, 10, 110, 30, 0))
+                image = paint(
+                    *image.shape[:2], (10, 10, 40, 40, 2), (10, 60, 70, 90, 2), (70, 10, 110, 30, 0)
+                )
             return super().find(image)
 
     found = TiledDetector(SeesGhosts(), tile=100, overlap=0.2)(paint(100, 180))
@@ -181,29 +202,37 @@ def test_salience_is_the_highest_of_the_tiles():
     objects = [(70, 20, 95, 40, 0), (150, 75, 170, 105, 1)]
     image = paint(130, 240, *objects)
     for with_whole in (True, False):
-        found = TiledDetector(RectangleDetector(), tile=100, with_whole=with_whole).detect([image])[0]
+        found = TiledDetector(RectangleDetector(), tile=100, with_whole=with_whole).detect([image])[
+            0
+        ]
         assert np.array_equal(found.salience, image.max(axis=2) / 255)
     canvas = np.array([[0.5, 0.1, 0.0]], np.float32)
     paint_highest(canvas, np.array([[0.2, 0.3]], np.float32), (0, 0, 2, 1), (1, 3))
     assert canvas.tolist() == [[0.5, pytest.approx(0.3), 0.0]]
 
 
-def test_of_a_very_large_picture_the_whole_and_the_salience_are_smaller(monkeypatch):
+def test_of_a_very_large_image_the_whole_and_the_salience_are_smaller(monkeypatch):
     monkeypatch.setattr(tiling, "MAX_WHOLE_PIXELS", 10_000)
     detector = RectangleDetector()
     image = paint(400, 400, (40, 80, 320, 320, 2), (350, 10, 370, 30, 1))
     found = TiledDetector(detector, tile=200).detect([image])[0]
     assert detector.batches[0] == [(100, 100)] and found.kept.shape == (100, 100)
     assert boxes_of(found.instances) == [(40, 80, 320, 320, 2), (350, 10, 370, 30, 1)]
-    assert found.salience.shape == (400, 400) and found.salience[200, 200] == 1 and found.salience[5, 200] == 0
+    assert (
+        found.salience.shape == (400, 400)
+        and found.salience[200, 200] == 1
+        and found.salience[5, 200] == 0
+    )
 
 
 def test_a_line_of_one_pixel_is_tiled_too():
-    found = TiledDetector(RectangleDetector(), tile=100).detect([paint(1, 2000, (300, 0, 340, 1, 0))])[0]
+    found = TiledDetector(RectangleDetector(), tile=100).detect(
+        [paint(1, 2000, (300, 0, 340, 1, 0))]
+    )[0]
     assert boxes_of(found.instances) == [(300, 0, 340, 1, 0)] and found.salience.shape == (1, 2000)
 
 
-def test_pictures_without_objects_have_no_detections():
+def test_images_without_objects_have_no_detections():
     found = TiledDetector(RectangleDetector(), tile=100)(paint(300, 300))
     assert len(found) == 0 and found.image_size == (300, 300)
 
@@ -213,21 +242,31 @@ def test_it_has_the_interface_of_a_detector(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), image[..., ::-1])
     tiled = TiledDetector(RectangleDetector(), tile=100)
     assert tiled.class_names == ["red", "green", "blue"]
-    for found in (tiled(tmp_path / "a.png"), tiled(image[..., ::-1], channel_order="BGR"), *tiled.batch([image])):
+    for found in (
+        tiled(tmp_path / "a.png"),
+        tiled(image[..., ::-1], channel_order="BGR"),
+        *tiled.batch([image]),
+    ):
         assert boxes_of(found) == [(20, 20, 120, 40, 0)] and found.labels == ["red"]
         assert found.draw().shape == (150, 150, 3)
 
 
-@pytest.mark.parametrize("options", [{"tile": 1}, {"tile": 100, "overlap": 1.0}, {"tile": 100, "overlap": -0.1}])
+@pytest.mark.parametrize(
+    "options", [{"tile": 1}, {"tile": 100, "overlap": 1.0}, {"tile": 100, "overlap": -0.1}]
+)
 def test_tiles_that_cannot_be_are_refused(options):
     with pytest.raises(ValueError, match=r"is \S+; (the side of a tile|tiles overlap)"):
         TiledDetector(RectangleDetector(), **options)
 
 
-def test_small_flaws_of_a_large_surface_are_found_on_tiles():
+def test_small_defects_of_a_large_surface_are_found_on_tiles():
     samples = [render_sample(i, split="val", seed=0, image_size=(320, 320)) for i in range(9)]
-    rows = [np.concatenate([sample.image for sample in samples[i : i + 3]], axis=1) for i in (0, 3, 6)]
-    truth = np.concatenate([x.boxes + [320 * (i % 3), 320 * (i // 3)] * 2 for i, x in enumerate(samples)])
+    rows = [
+        np.concatenate([sample.image for sample in samples[i : i + 3]], axis=1) for i in (0, 3, 6)
+    ]
+    truth = np.concatenate(
+        [x.boxes + [320 * (i % 3), 320 * (i // 3)] * 2 for i, x in enumerate(samples)]
+    )
     classes = np.concatenate([sample.classes for sample in samples])
     predictor = Predictor(
         ROOT / "configs/surface_defects_tiny.py",

@@ -66,7 +66,11 @@ class FakeCamera:
         return True
 
     def get(self, what):
-        return {cv2.CAP_PROP_FPS: self.fps, cv2.CAP_PROP_FRAME_WIDTH: 8, cv2.CAP_PROP_FRAME_HEIGHT: 6}.get(what, 0)
+        return {
+            cv2.CAP_PROP_FPS: self.fps,
+            cv2.CAP_PROP_FRAME_WIDTH: 8,
+            cv2.CAP_PROP_FRAME_HEIGHT: 6,
+        }.get(what, 0)
 
     def read(self):
         time.sleep(self.pause)
@@ -114,7 +118,9 @@ def test_a_camera_that_hangs_does_not_hang_the_program(camera, monkeypatch):
     time.sleep(0.05)
     begin = time.monotonic()
     camera.close()
-    assert time.monotonic() - begin < 0.5 and FakeCamera.released == 0  # a read is under way: it is not cut off
+    assert (
+        time.monotonic() - begin < 0.5 and FakeCamera.released == 0
+    )  # a read is under way: it is not cut off
 
 
 def test_an_impossible_rate_becomes_one_that_can_be_written(monkeypatch):

@@ -24,7 +24,9 @@ def test_inverse_sigmoid_clamps_both_sides_at_eps():
     # log(0.001 / 1) at 0 and below, log(1 / 0.001) at 1 and above.
     limit = math.log(1000)
     found = inverse_sigmoid(torch.tensor([-3.0, 0.0, 1.0, 7.0], dtype=torch.float64))
-    torch.testing.assert_close(found, torch.tensor([-limit, -limit, limit, limit], dtype=torch.float64))
+    torch.testing.assert_close(
+        found, torch.tensor([-limit, -limit, limit, limit], dtype=torch.float64)
+    )
 
 
 def test_formats_convert_both_ways():

@@ -26,7 +26,7 @@ def sample(x: float, y: float, level: int = 0) -> float:
     return ms_deform_attn_reference(value, SHAPES, STARTS, locations, weights).item()
 
 
-def test_pixel_centres_read_the_pixel():
+def test_pixel_centers_read_the_pixel():
     assert sample(0.5 / 3, 0.5 / 2) == pytest.approx(0, abs=1e-5)
     assert sample(2.5 / 3, 1.5 / 2) == pytest.approx(5)
     assert sample(1.5 / 2, 0.5, level=1) == pytest.approx(7)
@@ -60,7 +60,9 @@ def test_four_dimensional_references_are_shifted_in_half_boxes():
 
 def test_other_references_are_refused():
     with pytest.raises(ValueError, match=r"2 or 4 coordinates.*got 3"):
-        sampling_locations_from_offsets(torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 1, 1, 1, 2), torch.tensor([[1, 1]]))
+        sampling_locations_from_offsets(
+            torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 1, 1, 1, 2), torch.tensor([[1, 1]])
+        )
 
 
 def test_the_fused_form_equals_the_chain():
@@ -69,7 +71,9 @@ def test_the_fused_form_equals_the_chain():
     locations = sampling_locations_from_offsets(reference, offsets, SHAPES)
     weights = logits.flatten(3).softmax(-1).view_as(logits)
     expected = ms_deform_attn(value, SHAPES, STARTS, locations, weights)
-    torch.testing.assert_close(ms_deform_attn_fused(value, SHAPES, STARTS, reference, offsets, logits), expected)
+    torch.testing.assert_close(
+        ms_deform_attn_fused(value, SHAPES, STARTS, reference, offsets, logits), expected
+    )
 
 
 @pytest.mark.parametrize("dims", [2, 4])
@@ -86,7 +90,11 @@ def test_gradients_are_right(dims):
 
 
 def test_half_precision_values_are_sampled_in_single_precision():
-    value, locations, weights = torch.randn(1, 8, 2, 4), torch.rand(1, 3, 2, 2, 2, 2), torch.rand(1, 3, 2, 2, 2)
+    value, locations, weights = (
+        torch.randn(1, 8, 2, 4),
+        torch.rand(1, 3, 2, 2, 2, 2),
+        torch.rand(1, 3, 2, 2, 2),
+    )
     half = value.to(torch.bfloat16)
     found = ms_deform_attn_reference(half, SHAPES, STARTS, locations, weights)
     expected = ms_deform_attn_reference(half.float(), SHAPES, STARTS, locations, weights)

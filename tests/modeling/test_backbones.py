@@ -10,7 +10,12 @@ from torch import nn
 from salience_detr.modeling.backbones.swin import Swin
 from salience_detr.modeling.backbones.timm_backbone import TimmBackbone, timm_channels
 
-SMALL_SWIN = {"embed_dim": 12, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8), "frozen_stages": 2}
+SMALL_SWIN = {
+    "embed_dim": 12,
+    "depths": (2, 2, 2, 2),
+    "num_heads": (1, 2, 4, 8),
+    "frozen_stages": 2,
+}
 
 
 def swin(**options):
@@ -49,11 +54,13 @@ def test_any_feature_model_of_timm_gives_maps_of_its_strides_at_any_size(name):
         "stride32": (2, channels[2], 3, 4),
     }
     described = backbone.output_shape()
-    assert [(s.channels, s.stride) for s in described.values()] == list(zip(channels, [8, 16, 32], strict=True))
+    assert [(s.channels, s.stride) for s in described.values()] == list(
+        zip(channels, [8, 16, 32], strict=True)
+    )
     assert backbone.size_divisibility == 32
 
 
-def test_pictures_are_padded_to_the_multiples_that_a_model_asks_for():
+def test_images_are_padded_to_the_multiples_that_a_model_asks_for():
     backbone = TimmBackbone(name="halonet26t", size_divisibility=256)
     assert backbone.size_divisibility == 256
     assert backbone(torch.randn(1, 3, 64, 300))["stride16"].shape[2:] == (4, 19)
@@ -61,17 +68,19 @@ def test_pictures_are_padded_to_the_multiples_that_a_model_asks_for():
 
 def test_wanted_maps_can_be_chosen():
     backbone = convnext(out_features=["stride4", "stride32"])
-    assert {feature: tuple(x.shape[2:]) for feature, x in backbone(torch.randn(1, 3, 64, 64)).items()} == {
+    assert {
+        feature: tuple(x.shape[2:]) for feature, x in backbone(torch.randn(1, 3, 64, 64)).items()
+    } == {
         "stride4": (16, 16),
         "stride32": (2, 2),
     }
 
 
-def test_padding_does_not_reach_the_maps_of_a_picture_that_needs_none():
+def test_padding_does_not_reach_the_maps_of_an_image_that_needs_none():
     backbone = convnext().eval()
-    picture = torch.randn(1, 3, 64, 96)
+    image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        found, expected = backbone(picture), backbone.body(picture)
+        found, expected = backbone(image), backbone.body(image)
     assert all(torch.equal(a, b) for a, b in zip(found.values(), expected, strict=True))
 
 
@@ -82,10 +91,19 @@ def test_padding_does_not_reach_the_maps_of_a_picture_that_needs_none():
         ({"name": "vit_tiny_patch16_224"}, r"has no map of stride 8; its strides are \[16\]"),
         ({"name": "resnet18", "out_features": ["res3"]}, "'res3' is not called by its stride"),
         ({"name": "resnet18", "options": {"no_such": 1}}, "cannot build 'resnet18'.*no_such"),
-        ({"name": "hrnet_w18_small", "freeze_at_stride": 4}, "cannot be frozen; set freeze_at_stride=0"),
-        ({"name": "efficientformer_l1"}, r"efficientformer_l1 does not take pictures of any size \(160x224: "),
+        (
+            {"name": "hrnet_w18_small", "freeze_at_stride": 4},
+            "cannot be frozen; set freeze_at_stride=0",
+        ),
+        (
+            {"name": "efficientformer_l1"},
+            r"efficientformer_l1 does not take images of any size \(160x224: ",
+        ),
         ({"name": "halonet26t"}, "set size_divisibility if it asks for multiples of more"),
-        ({"name": "inception_v3"}, r"maps of \(17, 25\) for pictures of \(160, 224\), which is no stride 8"),
+        (
+            {"name": "inception_v3"},
+            r"maps of \(17, 25\) for images of \(160, 224\), which is no stride 8",
+        ),
         ({"name": "vgg11", "drop_path_rate": 0.1}, "cannot build 'vgg11'.*drop_path_rate"),
         ({"name": "hrnet_w18_small", "use_checkpoint": True}, "set use_checkpoint=False"),
     ],
@@ -108,7 +126,9 @@ def test_the_stem_the_first_stage_and_the_downsampling_after_it_are_frozen(backb
     prefixes = tuple(f"{name}." for name in frozen)
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad != name.startswith(prefixes), name
-    assert all(any(name.startswith(prefix) for name, _ in model.named_parameters()) for prefix in prefixes)
+    assert all(
+        any(name.startswith(prefix) for name, _ in model.named_parameters()) for prefix in prefixes
+    )
 
 
 def test_the_projections_beside_the_blocks_of_the_next_stage_are_not_frozen():
@@ -120,7 +140,9 @@ def test_the_projections_beside_the_blocks_of_the_next_stage_are_not_frozen():
 def test_batch_norm_keeps_its_statistics_unless_it_is_to_learn():
     for freeze in (True, False):
         model = TimmBackbone(name="efficientnet_b0", freeze_batch_norm=freeze).train()
-        before = {name: x.clone() for name, x in model.state_dict().items() if "running_mean" in name}
+        before = {
+            name: x.clone() for name, x in model.state_dict().items() if "running_mean" in name
+        }
         with torch.no_grad():
             model(torch.randn(2, 3, 64, 64))
         same = [torch.equal(x, model.state_dict()[name]) for name, x in before.items()]
@@ -159,18 +181,22 @@ def test_activations_that_are_computed_again_are_not_kept(backbone):
 
 @pytest.mark.parametrize("backbone", [convnext, focalnet, swin])
 def test_saving_memory_changes_no_gradient(backbone):
-    picture = torch.randn(1, 3, 64, 64)
-    models = [backbone(drop_path_rate=0.0, use_checkpoint=use).double().train() for use in (False, True)]
+    image = torch.randn(1, 3, 64, 64)
+    models = [
+        backbone(drop_path_rate=0.0, use_checkpoint=use).double().train() for use in (False, True)
+    ]
     models[1].load_state_dict(models[0].state_dict())
     for model in models:
-        sum(x.square().mean() for x in model(picture.double()).values()).backward()
-    for (name, expected), (_, found) in zip(*(model.named_parameters() for model in models), strict=True):
+        sum(x.square().mean() for x in model(image.double()).values()).backward()
+    for (name, expected), (_, found) in zip(
+        *(model.named_parameters() for model in models), strict=True
+    ):
         assert (found.grad is None) == (not expected.requires_grad), name
         if expected.requires_grad:
             torch.testing.assert_close(found.grad, expected.grad, msg=name)
 
 
-def test_output_norms_normalise_each_map():
+def test_output_norms_normalize_each_map():
     for model in (focalnet(), swin(output_norms=True)):
         for x in model(torch.randn(1, 3, 64, 64)).values():
             torch.testing.assert_close(x.mean(1), torch.zeros_like(x.mean(1)), atol=1e-5, rtol=0)

@@ -16,8 +16,8 @@ K = 4
 
 
 def random_target(count):
-    centres, sizes = torch.rand(count, 2) * 0.6 + 0.2, torch.rand(count, 2) * 0.3 + 0.02
-    boxes = torch.cat([centres, sizes], dim=1).double()
+    centers, sizes = torch.rand(count, 2) * 0.6 + 0.2, torch.rand(count, 2) * 0.3 + 0.02
+    boxes = torch.cat([centers, sizes], dim=1).double()
     return DetectionTargets(torch.randint(0, K, (count,)), boxes, (100, 160))
 
 
@@ -70,7 +70,10 @@ def test_losses_of_every_layer_equal_plain_loops(suffix):
 
 
 def test_denoising_matches_each_positive_slot_and_divides_by_the_groups():
-    targets, layout = [random_target(3), random_target(1)], DenoisingLayout(num_groups=2, max_boxes=3)
+    targets, layout = (
+        [random_target(3), random_target(1)],
+        DenoisingLayout(num_groups=2, max_boxes=3),
+    )
     decoder, encoder = random_predictions(1, 2, 5), random_predictions(1, 2, 5)
     denoised = random_predictions(1, 2, layout.num_queries)
     losses = SetCriterion(matcher=HungarianMatcher())(decoder, encoder, targets, (denoised, layout))
@@ -87,7 +90,9 @@ def test_a_batch_without_boxes_has_finite_losses_with_gradients():
     predictions = random_predictions(1, 2, 3)
     predictions.boxes.requires_grad_()
     predictions.logits.requires_grad_()
-    losses = SetCriterion(matcher=HungarianMatcher())(predictions, predictions, [random_target(0), random_target(0)])
+    losses = SetCriterion(matcher=HungarianMatcher())(
+        predictions, predictions, [random_target(0), random_target(0)]
+    )
     sum(losses.values()).backward()
     assert losses["loss_bbox"] == losses["loss_giou"] == 0
     assert losses["loss_class"] > 0

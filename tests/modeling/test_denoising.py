@@ -11,11 +11,15 @@ from salience_detr.modeling.structures import DetectionTargets
 
 
 def generator(**options):
-    return DenoisingGenerator(**{"num_classes": 5, "embed_dim": 8, "num_queries": 3, **options}).double()
+    return DenoisingGenerator(
+        **{"num_classes": 5, "embed_dim": 8, "num_queries": 3, **options}
+    ).double()
 
 
 def target(count):
-    boxes = torch.cat([torch.rand(count, 2) * 0.4 + 0.3, torch.rand(count, 2) * 0.2 + 0.1], dim=1).double()
+    boxes = torch.cat(
+        [torch.rand(count, 2) * 0.4 + 0.3, torch.rand(count, 2) * 0.2 + 0.1], dim=1
+    ).double()
     return DetectionTargets(torch.randint(0, 5, (count,)), boxes, (10, 10))
 
 
@@ -30,7 +34,9 @@ def test_groups_fill_the_wanted_number_of_queries(boxes, groups, queries):
 
 
 def test_positives_of_each_group_come_before_its_negatives():
-    slots, boxes = DenoisingLayout(num_groups=2, max_boxes=3).positive_matches(2, torch.device("cpu"))
+    slots, boxes = DenoisingLayout(num_groups=2, max_boxes=3).positive_matches(
+        2, torch.device("cpu")
+    )
     assert slots.tolist() == [0, 1, 6, 7]
     assert boxes.tolist() == [0, 1, 0, 1]
 
@@ -40,7 +46,10 @@ def test_without_noise_slots_hold_the_boxes_and_labels_and_empty_ones_are_neutra
     few, many = target(1), target(2)
     queries = module([few, many])
     assert queries.layout == DenoisingLayout(num_groups=2, max_boxes=2)
-    content, boxes = queries.content.view(2, 2, 2, 2, 8), queries.reference_boxes.view(2, 2, 2, 2, 4)
+    content, boxes = (
+        queries.content.view(2, 2, 2, 2, 8),
+        queries.reference_boxes.view(2, 2, 2, 2, 4),
+    )
     # Axes: image, group, positive or negative, box.
     torch.testing.assert_close(boxes[1], many.boxes.expand(2, 2, 2, 4))
     torch.testing.assert_close(content[1, 1, 0], module.label_encoder(many.labels))
@@ -61,7 +70,7 @@ def test_corners_move_by_up_to_half_a_side_or_by_half_to_a_whole_one():
     assert torch.corrcoef(factor[:, 0, 0].T).triu(1).abs().max() < 0.05  # drawn independently
 
 
-def test_noised_boxes_stay_inside_the_picture():
+def test_noised_boxes_stay_inside_the_image():
     box = torch.tensor([0.95, 0.05, 0.1, 0.1], dtype=torch.float64)
     corners = box_cxcywh_to_xyxy(generator().noise_boxes(box.expand(500, 2, 1, 4)))
     assert corners.min() >= -1e-12 and corners.max() <= 1 + 1e-12
@@ -90,4 +99,9 @@ def test_a_batch_without_boxes_gives_no_queries_but_keeps_the_embedding_in_the_g
 
 
 def test_with_one_class_labels_stay():
-    assert (DenoisingGenerator(num_classes=1, embed_dim=4).noise_labels(torch.zeros(100, dtype=torch.int64)) == 0).all()
+    assert (
+        DenoisingGenerator(num_classes=1, embed_dim=4).noise_labels(
+            torch.zeros(100, dtype=torch.int64)
+        )
+        == 0
+    ).all()

@@ -32,7 +32,9 @@ def test_boxes_at_a_distance_cost_l1_and_giou():
     # Boxes of side 0.2 at x = 0.3 and 0.7: L1 0.4; hull 0.6 x 0.2 = 0.12, union 0.08: GIoU = -(0.04 / 0.12).
     matcher = HungarianMatcher(class_weight=0.0)
     boxes = torch.tensor([[0.3, 0.5, 0.2, 0.2]], dtype=torch.float64)
-    cost = matcher.cost(torch.zeros(1, 1, dtype=torch.float64), boxes, target([0], [[0.7, 0.5, 0.2, 0.2]]))
+    cost = matcher.cost(
+        torch.zeros(1, 1, dtype=torch.float64), boxes, target([0], [[0.7, 0.5, 0.2, 0.2]])
+    )
     assert cost.item() == pytest.approx(5 * 0.4 + 2 / 3, abs=1e-9)
 
 
@@ -41,9 +43,15 @@ def test_the_assignment_is_the_cheapest_of_all():
     for _ in range(10):
         boxes = torch.rand(3, 4, dtype=torch.float64) * 0.4 + 0.2
         truth = DetectionTargets(torch.randint(0, 4, (3,)), boxes, (100, 100))
-        logits, predicted = torch.randn(1, 5, 4, dtype=torch.float64), torch.rand(1, 5, 4, dtype=torch.float64)
+        logits, predicted = (
+            torch.randn(1, 5, 4, dtype=torch.float64),
+            torch.rand(1, 5, 4, dtype=torch.float64),
+        )
         cost = matcher.cost(logits[0], predicted[0], truth)
-        best = min(permutations(range(5), 3), key=lambda queries: sum(cost[q, j] for j, q in enumerate(queries)))
+        best = min(
+            permutations(range(5), 3),
+            key=lambda queries: sum(cost[q, j] for j, q in enumerate(queries)),
+        )
         queries, matched = matcher(logits, predicted, [truth])[0]
         assert sorted(zip(queries.tolist(), matched.tolist(), strict=True)) == sorted(
             (q, j) for j, q in enumerate(best)
@@ -59,7 +67,10 @@ def test_images_without_boxes_and_with_more_boxes_than_queries_are_matched():
 
 
 def test_surplus_slots_are_never_matched():
-    logits, boxes = torch.zeros(1, 3, 1), torch.tensor([[[0.9, 0.9, 0.1, 0.1]] * 2 + [[0.5, 0.5, 0.2, 0.2]]])
+    logits, boxes = (
+        torch.zeros(1, 3, 1),
+        torch.tensor([[[0.9, 0.9, 0.1, 0.1]] * 2 + [[0.5, 0.5, 0.2, 0.2]]]),
+    )
     mask = torch.tensor([[True, True, False]])
     queries, _ = HungarianMatcher()(logits, boxes, [target([0], [[0.5, 0.5, 0.2, 0.2]])], mask)[0]
     assert queries.item() in (0, 1)

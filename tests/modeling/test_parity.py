@@ -13,10 +13,13 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
 
-from salience_detr import checkpoint_conversion
-from salience_detr.checkpoint import convert_reference_checkpoint, load_state_dict_strictly
-from salience_detr.modeling.capture import captured_output
+from salience_detr.checkpoint import (
+    convert_reference_checkpoint,
+    load_state_dict_strictly,
+    reference_conversion,
+)
 from salience_detr.modeling.token_pyramid import flatten_maps
+from salience_detr.visualization.capture import captured_output
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-9  # of the largest value of each array
@@ -53,7 +56,7 @@ def available_memory():
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
-def pictures(case):
+def images(case):
     return [torch.from_numpy(image).permute(2, 0, 1) for image in case.images()]
 
 
@@ -71,25 +74,38 @@ def test_evaluation_equals_the_published_model_stage_by_stage(shared, name):
     case = load_case(shared("parity"), f"{name}_eval")
     model = build_model(case, f"salience_detr_{name}_12ep").eval()
     model.decoder.train()  # has no dropout or statistics; in training mode it returns all its layers
-    stages = ("backbone", "salience_filter", "encoder", "feature_fusion", "query_selection", "decoder")
+    stages = (
+        "backbone",
+        "salience_filter",
+        "encoder",
+        "feature_fusion",
+        "query_selection",
+        "decoder",
+    )
     captures = {name: captured_output(model.get_submodule(name)) for name in stages}
     results = {name: capture.__enter__() for name, capture in captures.items()}
     with torch.no_grad():
-        detections = model([{"image": image} for image in pictures(case)])[0]["instances"]
+        detections = model([{"image": image} for image in images(case)])[0]["instances"]
     expected = case.expected
 
     for level, features in enumerate(results["backbone"][0].values()):
         step = max(1, features.shape[1] // 8)
-        assert_close(features[0, ::step, ::5, ::5], expected[f"backbone_{level}"], f"backbone {level}")
+        assert_close(
+            features[0, ::step, ::5, ::5], expected[f"backbone_{level}"], f"backbone {level}"
+        )
     selection = results["salience_filter"][0]
     for level, scores in enumerate(selection.score_maps):
         assert_close(scores, expected[f"salience_{level}"], f"salience {level}")
     assert selection.counts == expected["focus_token_nums"].tolist()
-    assert [counts[0] for counts in selection.layer_counts] == expected["encoder_layer_tokens"].tolist()
+    assert [counts[0] for counts in selection.layer_counts] == expected[
+        "encoder_layer_tokens"
+    ].tolist()
     assert selection.token_index[0].sort().values.tolist() == expected["selected_tokens"].tolist()
     tokens = expected["token_index"]
     assert_close(results["encoder"][0][0, tokens], expected["encoder_output"], "encoder output")
-    assert_close(flatten_maps(results["feature_fusion"][0])[0, tokens], expected["memory"], "memory")
+    assert_close(
+        flatten_maps(results["feature_fusion"][0])[0, tokens], expected["memory"], "memory"
+    )
     proposals = results["query_selection"][0]
     assert proposals.token_index[0].tolist() == expected["query_tokens"].tolist()
     assert_close(proposals.boxes[0], expected["proposal_boxes"], "proposal boxes")
@@ -108,7 +124,7 @@ def test_training_losses_and_gradients_equal_the_published_model(shared):
     case = load_case(shared("parity"), "r50_4scale_train")
     model = build_model(case, label_noise_prob=0.0, box_noise_scale=0.0).train()
     inputs = []
-    for image, target in zip(pictures(case), case.targets(), strict=True):
+    for image, target in zip(images(case), case.targets(), strict=True):
         instances = Instances(tuple(image.shape[1:]))
         instances.gt_boxes = Boxes(torch.zeros(0, 4))
         instances.gt_boxes.tensor = torch.from_numpy(target["boxes"])  # kept in float64
@@ -120,12 +136,18 @@ def test_training_losses_and_gradients_equal_the_published_model(shared):
     total.backward()
 
     parameters = dict(model.named_parameters())
-    names = {name.theirs: name.ours for name in checkpoint_conversion._reference_names(case.checkpoint())}
+    names = {
+        name.theirs: name.ours for name in reference_conversion._reference_names(case.checkpoint())
+    }
     gradients = {name: p.grad.norm() for name, p in parameters.items() if p.requires_grad}
-    found = dict(losses, total_loss=total, total_grad_norm=torch.stack(list(gradients.values())).norm())
+    found = dict(
+        losses, total_loss=total, total_grad_norm=torch.stack(list(gradients.values())).norm()
+    )
     for key in case.expected:
         if key.startswith("grad_norm:"):
-            reference = key.removeprefix("grad_norm:").replace("encoder.enhance_mcsp", "encoder_class_head")
+            reference = key.removeprefix("grad_norm:").replace(
+                "encoder.enhance_mcsp", "encoder_class_head"
+            )
             found[key] = gradients[names[reference]]
     assert set(losses) == {key for key in case.expected if key.startswith("loss_")}
     for key, expected in case.expected.items():

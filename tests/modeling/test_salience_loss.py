@@ -15,7 +15,7 @@ RANGES = ((-1.0, 24.0), (24.0, 99999.0))
 
 
 def drawn(*boxes):
-    """Ground truth with boxes in pixels (xyxy) on a 64 x 80 picture."""
+    """Ground truth with boxes in pixels (xyxy) on a 64 x 80 image."""
     xyxy = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
     scale = torch.tensor([80, 64, 80, 64])
     cxcywh = torch.cat([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], dim=1) / scale
@@ -37,7 +37,7 @@ def test_salience_falls_towards_the_sides():
 def test_tokens_outside_have_none():
     target = salience_targets(SHAPES, [drawn([10, 2, 30, 22])], PADDED, RANGES)[0][0]
     inside = torch.zeros(8, 10, dtype=torch.bool)
-    inside[0:3, 1:4] = True  # centres 4, 12, 20 (rows) and 12, 20, 28 (columns)
+    inside[0:3, 1:4] = True  # centers 4, 12, 20 (rows) and 12, 20, 28 (columns)
     assert torch.equal(target > 0, inside)
 
 
@@ -56,7 +56,7 @@ def test_where_boxes_overlap_the_largest_value_counts_even_of_a_box_of_another_r
     assert both[1, 1] == pytest.approx(0.8)
 
 
-def test_padded_pictures_and_pictures_without_boxes_have_zeros():
+def test_padded_images_and_images_without_boxes_have_zeros():
     fine, coarse = salience_targets(SHAPES, [drawn(), drawn([1, 1, 5, 5])], PADDED, RANGES)
     assert fine[0].sum() == 0 and coarse[0].sum() == 0
     assert fine[1, 0, 0] > 0 and (fine[1] > 0).sum() == 1
@@ -74,7 +74,9 @@ def test_the_loss_is_divided_by_the_positive_tokens():
     expected = 2 * ((0.1875 * (1 - wanted) + 0.0625 * wanted).sum() * math.log(2) / 9)
     maps = [torch.zeros(1, *shape, dtype=torch.float64) for shape in SHAPES]
     criterion = SalienceCriterion(level_ranges=RANGES)
-    assert criterion(maps, [target], PADDED)["loss_salience"].item() == pytest.approx(expected.item())
+    assert criterion(maps, [target], PADDED)["loss_salience"].item() == pytest.approx(
+        expected.item()
+    )
 
 
 def test_without_boxes_the_divisor_is_one():

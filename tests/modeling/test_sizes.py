@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
-from salience_detr.engine.config import load_config
+from salience_detr.config import load_config
 
 
 def build(micro_config, *overrides):
@@ -26,7 +26,7 @@ def build(micro_config, *overrides):
         [(64, 32), (32, 64), (97, 131)],
     ],
 )
-def test_any_picture_size_is_detected_on(micro_config, make_input, sizes):
+def test_any_image_size_is_detected_on(micro_config, make_input, sizes):
     model = build(micro_config).eval()
     with torch.no_grad():
         results = model([make_input(height, width, [], []) for height, width in sizes])
@@ -40,21 +40,27 @@ def test_any_picture_size_is_detected_on(micro_config, make_input, sizes):
 
 @pytest.mark.parametrize("num_classes", [1, 1000])
 @pytest.mark.parametrize("counts", [[0], [0, 0], [3, 0], [130, 1]])
-def test_any_number_of_boxes_and_classes_trains_every_parameter(micro_config, make_input, num_classes, counts):
+def test_any_number_of_boxes_and_classes_trains_every_parameter(
+    micro_config, make_input, num_classes, counts
+):
     model = build(micro_config, f"model.num_classes={num_classes}").train()
     inputs = []
     for count in counts:
         corners = torch.rand(count, 2) * 30
         boxes = torch.cat([corners, corners + 1 + torch.rand(count, 2) * 20], dim=1)
-        inputs.append(make_input(64, 48, boxes.tolist(), torch.randint(num_classes, (count,)).tolist()))
+        inputs.append(
+            make_input(64, 48, boxes.tolist(), torch.randint(num_classes, (count,)).tolist())
+        )
     losses = model(inputs)
     total = sum(losses.values())
     total.backward()
     assert torch.isfinite(total)
-    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert [
+        name for name, p in model.named_parameters() if p.requires_grad and p.grad is None
+    ] == []
 
 
-def test_a_lone_tiny_picture_trains(micro_config, make_input):
+def test_a_lone_tiny_image_trains(micro_config, make_input):
     model = build(micro_config, "model.backbone.freeze_at=5").train()
     total = sum(model([make_input(20, 20, [[2, 2, 9, 9]], [0])]).values())
     total.backward()
@@ -83,7 +89,11 @@ def test_images_of_one_size_do_not_influence_each_other(micro_config, make_input
 
 def test_losses_of_a_batch_are_those_of_its_images(micro_config, make_input):
     # Without shared statistics (BatchNorm frozen, as many boxes in each) a batch's loss is the mean of its images'.
-    model = build(micro_config, "model.num_queries=200", "model.denoising.label_noise_prob=0").double().train()
+    model = (
+        build(micro_config, "model.num_queries=200", "model.denoising.label_noise_prob=0")
+        .double()
+        .train()
+    )
     model.denoising.box_noise_scale = 0.0
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from salience_detr.modeling.decoder import bbox_head, class_head
-from salience_detr.modeling.encoder import BackgroundEmbedding, SalienceEncoder, SalienceEncoderLayer
+from salience_detr.layers.heads import bbox_head, class_head
+from salience_detr.modeling.encoder import (
+    BackgroundEmbedding,
+    SalienceEncoder,
+    SalienceEncoderLayer,
+)
 from salience_detr.modeling.feature_fusion import FeatureFusion, RepVGGBlock
 from salience_detr.modeling.neck import ChannelMapper
 from salience_detr.modeling.postprocess import select_detections
@@ -21,7 +25,7 @@ D = 16
 
 
 def make_tokens(sizes, padded=(32, 48), dim=D):
-    """Tokens of two levels (strides 8 and 16) for pictures of the given (height, width)."""
+    """Tokens of two levels (strides 8 and 16) for images of the given (height, width)."""
     pixels = torch.ones(len(sizes), *padded, dtype=torch.bool)
     for mask, (height, width) in zip(pixels, sizes, strict=True):
         mask[:height, :width] = False
@@ -35,17 +39,22 @@ def test_tokens_are_flattened_level_by_level_and_back():
     assert tokens.level_start_index.tolist() == [0, 24]
     assert torch.equal(tokens.features[0, 6 * 1 + 2], maps[0][0, :, 1, 2])
     assert torch.equal(tokens.features[0, 24 + 3 * 1 + 2], maps[1][0, :, 1, 2])
-    assert all(torch.equal(a, b) for a, b in zip(tokens.to_maps(tokens.features), maps, strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(tokens.to_maps(tokens.features), maps, strict=True)
+    )
     assert torch.equal(flatten_maps(maps), tokens.features)
 
 
-def test_padding_and_valid_ratios_follow_the_picture():
+def test_padding_and_valid_ratios_follow_the_image():
     tokens, _ = make_tokens([(32, 48), (16, 24)])
-    assert (~tokens.padding_mask).sum(1).tolist() == [30, 2 * 3 + 1 * 2]  # level 1: columns 0 and 1 start inside
+    assert (~tokens.padding_mask).sum(1).tolist() == [
+        30,
+        2 * 3 + 1 * 2,
+    ]  # level 1: columns 0 and 1 start inside
     assert tokens.valid_ratios[1].tolist() == [[3 / 6, 2 / 4], [pytest.approx(2 / 3), 1 / 2]]
 
 
-def test_proposals_are_centred_on_their_tokens_and_grow_with_the_level():
+def test_proposals_are_centerd_on_their_tokens_and_grow_with_the_level():
     tokens, _ = make_tokens([(32, 48)])
     # Token (row 1, column 2) of level 0 (4 x 6), then (row 0, column 1) of level 1 (2 x 3).
     assert tokens.proposals[0, 8].tolist() == pytest.approx([2.5 / 6, 1.5 / 4, 0.05, 0.05])
@@ -53,7 +62,7 @@ def test_proposals_are_centred_on_their_tokens_and_grow_with_the_level():
     assert tokens.valid_proposals.all()
 
 
-def test_padded_tokens_and_centres_outside_have_no_valid_proposal():
+def test_padded_tokens_and_centers_outside_have_no_valid_proposal():
     tokens, _ = make_tokens([(16, 24), (32, 48)])
     assert tokens.valid_proposals[0].sum() <= 8
     assert not (tokens.valid_proposals & tokens.padding_mask).any()
@@ -103,7 +112,9 @@ def test_the_selection_of_an_image_does_not_depend_on_its_batch_mates():
     for image, size in enumerate([(32, 48), (16, 24)]):
         pixels = torch.ones(1, 32, 48, dtype=torch.bool)
         pixels[:, : size[0], : size[1]] = False
-        tokens = TokenPyramidBuilder(embed_dim=D, num_levels=2)([x[image : image + 1] for x in maps], pixels)
+        tokens = TokenPyramidBuilder(embed_dim=D, num_levels=2)(
+            [x[image : image + 1] for x in maps], pixels
+        )
         alone = salience_filter(memory[image : image + 1], tokens)
         count = alone.counts[0]
         assert count == together.counts[image]
@@ -119,7 +130,8 @@ def test_a_coarse_score_modulates_the_finer_level_only_where_the_factor_is_negat
         salience_filter.alpha.fill_(-1e3)
         assert not torch.allclose(salience_filter.score_levels(memory, tokens)[0], plain, atol=1e-4)
         assert torch.equal(
-            salience_filter.score_levels(memory, tokens)[1], salience_filter.head(memory[:, 24:]).view(1, 2, 3)
+            salience_filter.score_levels(memory, tokens)[1],
+            salience_filter.head(memory[:, 24:]).view(1, 2, 3),
         )
 
 
@@ -130,10 +142,14 @@ def test_ratios_outside_zero_to_one_are_refused():
 
 def make_encoder(**options):
     layers = [
-        SalienceEncoderLayer(**{"embed_dim": D, "num_heads": 2, "ffn_dim": 8, "num_levels": 2, **options})
+        SalienceEncoderLayer(
+            **{"embed_dim": D, "num_heads": 2, "ffn_dim": 8, "num_levels": 2, **options}
+        )
         for _ in range(2)
     ]
-    return SalienceEncoder(layers=layers, background_embedding=BackgroundEmbedding(embed_dim=D, size=8))
+    return SalienceEncoder(
+        layers=layers, background_embedding=BackgroundEmbedding(embed_dim=D, size=8)
+    )
 
 
 def test_only_selected_tokens_move_and_the_others_are_marked_as_background():
@@ -170,7 +186,9 @@ def test_the_background_table_is_stretched_beyond_its_size():
     found = embedding(((2, 5),)).view(2, 5, 4)
     assert torch.equal(found[0, 0, :2], embedding.col_embed[0])
     torch.testing.assert_close(found[0, 4, :2], embedding.col_embed[2])
-    torch.testing.assert_close(found[0, 2, :2], embedding.col_embed[1])  # the middle of 5 is the middle of 3
+    torch.testing.assert_close(
+        found[0, 2, :2], embedding.col_embed[1]
+    )  # the middle of 5 is the middle of 3
     assert torch.equal(found[1, 3, 2:], embedding.row_embed[1])  # two rows fit into the table
 
 
@@ -199,11 +217,14 @@ def test_the_extra_level_reads_the_last_backbone_map():
 
 
 def make_query_selection(num_queries=6):
-    heads = {"class_head": class_head(embed_dim=D, num_classes=3), "bbox_head": bbox_head(embed_dim=D)}
+    heads = {
+        "class_head": class_head(embed_dim=D, num_classes=3),
+        "bbox_head": bbox_head(embed_dim=D),
+    }
     return QuerySelection(num_queries=num_queries, **heads)
 
 
-def test_direct_neighbours_of_a_better_token_are_suppressed_diagonal_ones_are_not():
+def test_direct_neighbors_of_a_better_token_are_suppressed_diagonal_ones_are_not():
     tokens, _ = make_tokens([(32, 48)])
     scores = torch.full((1, 30), -9.0)
     # On level 0 (6 columns): 7 is best; 8 (right) and 13 (below) touch it, 14 is diagonal; 25 is on level 1.
@@ -219,7 +240,9 @@ def test_images_with_fewer_survivors_get_surplus_slots():
     proposals = selection(torch.randn(2, 30, D), tokens)
     counts = proposals.query_mask.sum(1)
     assert proposals.boxes.shape[1] == counts.max() < 30
-    assert all((mask == (torch.arange(len(mask)) < mask.sum())).all() for mask in proposals.query_mask)
+    assert all(
+        (mask == (torch.arange(len(mask)) < mask.sum())).all() for mask in proposals.query_mask
+    )
 
 
 def test_invalid_tokens_propose_the_whole_corner():

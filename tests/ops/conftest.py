@@ -42,7 +42,9 @@ class Case:
 
     @property
     def plain(self) -> tuple[Tensor, ...]:
-        locations = self.reference[:, :, None, :, None, :2] + self.offsets.to(self.reference.dtype) / 5
+        locations = (
+            self.reference[:, :, None, :, None, :2] + self.offsets.to(self.reference.dtype) / 5
+        )
         weights = self.logits.to(self.reference.dtype)
         return (self.value, self.shapes, self.starts, locations.detach(), weights.detach())
 
@@ -75,7 +77,12 @@ def make_case(device):
         sizes = shapes.prod(1)
         count, grid = len(levels), (batch, queries, heads, len(levels), points)
         reference = torch.rand(
-            batch, queries, reference_levels or count, dims, generator=generator, dtype=torch.float64
+            batch,
+            queries,
+            reference_levels or count,
+            dims,
+            generator=generator,
+            dtype=torch.float64,
         )
         return Case(
             value=randn(batch, int(sizes.sum()), heads, channels).to(device, dtype),

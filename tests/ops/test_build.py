@@ -126,8 +126,14 @@ def test_kernels_for_the_gpu_are_found_wherever_they_are(builder, tmp_path):
 def test_kernels_run_on_their_generation_and_ptx_on_later_ones():
     serves = import_file(BUILD).serves
     assert serves("7.5;8.0", (8, 6)) and serves("8.0", (8, 0)) and serves("8.6+PTX", (9, 0))
-    assert not serves("8.6", (8, 0)) and not serves("7.5;8.6", (9, 0)) and not serves("9.0+PTX", (8, 6))
-    assert serves("8.0;9.0a", (9, 0)) and not serves("10.0a+PTX", (10, 3)) and serves("10.0f", (10, 3))
+    assert (
+        not serves("8.6", (8, 0))
+        and not serves("7.5;8.6", (9, 0))
+        and not serves("9.0+PTX", (8, 6))
+    )
+    assert (
+        serves("8.0;9.0a", (9, 0)) and not serves("10.0a+PTX", (10, 3)) and serves("10.0f", (10, 3))
+    )
     assert not serves("Hopper", (9, 0)) and not serves("", (9, 0))
 
 
@@ -142,7 +148,9 @@ def test_kernels_run_on_their_generation_and_ptx_on_later_ones():
         ("Hopper;", [(9, 0)], "Hopper;9.0"),
     ],
 )
-def test_kernels_are_built_for_what_is_listed_and_for_the_gpus_at_hand(builder, monkeypatch, listed, gpus, expected):
+def test_kernels_are_built_for_what_is_listed_and_for_the_gpus_at_hand(
+    builder, monkeypatch, listed, gpus, expected
+):
     monkeypatch.setattr(builder, "nvcc", lambda: "nvcc")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setenv("FORCE_CUDA", "1")
@@ -171,7 +179,9 @@ def test_what_is_missing_is_named(monkeypatch, tmp_path):
     build = import_file(BUILD)
     for name in ("/nowhere/g++", "g++ 'half"):
         monkeypatch.setenv("CXX", name)
-        with pytest.raises(build.BuildError, match=rf"compiler of \$CXX was not found: {re.escape(name)}"):
+        with pytest.raises(
+            build.BuildError, match=rf"compiler of \$CXX was not found: {re.escape(name)}"
+        ):
             build.build(tmp_path, None)
     monkeypatch.setenv("FORCE_CUDA", "1")
     found = run_build(tmp_path, PATH="/bin", CUDA_HOME="/nowhere")
@@ -234,7 +244,9 @@ def nothing_built(tmp_path):
     """A copy of the project without a library, in which nothing can be found built ahead."""
     project = tmp_path / "project"
     for name in ("salience_detr", "ops"):
-        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("_operator", "__pycache__"))
+        shutil.copytree(
+            ROOT / name, project / name, ignore=shutil.ignore_patterns("_operator", "__pycache__")
+        )
     return {"PYTHONPATH": str(project), "SALIENCE_DETR_CACHE": str(tmp_path / "cache")}
 
 
@@ -271,19 +283,25 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc
 @pytest.mark.nvcc
 @needs_nvcc
 @pytest.mark.parametrize(
-    "architectures", ["9.0", pytest.param("", marks=pytest.mark.slow)], ids=["one", "all that are supported"]
+    "architectures",
+    ["9.0", pytest.param("", marks=pytest.mark.slow)],
+    ids=["one", "all that are supported"],
 )
 def test_the_cuda_part_compiles_without_a_gpu_and_spills_no_registers(tmp_path, architectures):
     found = run_build(tmp_path, FORCE_CUDA="1", TORCH_CUDA_ARCH_LIST=architectures)
     assert found.returncode == 0, found.stderr
     library = Path(found.stdout.strip())
-    assert "CUDA" in found.stderr and (architectures or "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX") in found.stderr
+    assert (
+        "CUDA" in found.stderr
+        and (architectures or "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX") in found.stderr
+    )
     load = f"import torch; torch.ops.load_library({str(library)!r}); " + (
         "print(torch._C._dispatch_has_kernel_for_dispatch_key('salience_detr::ms_deform_attn', 'CUDA'))"
     )
     assert subprocess.check_output([sys.executable, "-c", load], text=True).strip() == "True"
     spilled = re.findall(
-        r"(\d+) bytes spill stores, (\d+) bytes spill loads", (library.parent / "build.log").read_text()
+        r"(\d+) bytes spill stores, (\d+) bytes spill loads",
+        (library.parent / "build.log").read_text(),
     )
     # 6 number types x forward and backward x vectors and single numbers, for each architecture.
     assert len(spilled) == 24 * (1 if architectures else 7)

@@ -16,16 +16,31 @@ from salience_detr.layers.ms_deform_attn import (
 )
 
 HERE = Path(__file__).parent
-SIZES = ("batch", "queries", "heads", "tokens", "levels", "points", "channels", "reference_levels", "reference_dims")
+SIZES = (
+    "batch",
+    "queries",
+    "heads",
+    "tokens",
+    "levels",
+    "points",
+    "channels",
+    "reference_levels",
+    "reference_dims",
+)
 TENSORS = ("shapes", "starts", "value", "reference_points", "offsets", "weights")
 
 
 class Problem(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in SIZES] + [(name, ctypes.c_void_p) for name in TENSORS]
+    _fields_ = [(name, ctypes.c_int64) for name in SIZES] + [
+        (name, ctypes.c_void_p) for name in TENSORS
+    ]
 
 
 class Gradients(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("output", "value", "reference_points", "offsets", "weights")]
+    _fields_ = [
+        (name, ctypes.c_void_p)
+        for name in ("output", "value", "reference_points", "offsets", "weights")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +49,16 @@ def kernels(tmp_path_factory):
     if compiler is None:
         pytest.skip("no C++ compiler")
     library = tmp_path_factory.mktemp("kernels") / "kernels.so"
-    command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", HERE / "cuda_kernels_on_host.cpp", "-o", library]
+    command = [
+        compiler,
+        "-std=c++17",
+        "-O1",
+        "-shared",
+        "-fPIC",
+        HERE / "cuda_kernels_on_host.cpp",
+        "-o",
+        library,
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return ctypes.CDLL(str(library))
 
@@ -66,16 +90,29 @@ def expected_output(inputs):
     # Anything far away, because the gradient of a box is a product with the offset.
     locations = torch.where(locations.abs() < 1e6, locations, -1e4)
     if inputs["dims"]:
-        locations = sampling_locations_from_offsets(inputs["reference_points"], locations, inputs["shapes"])
+        locations = sampling_locations_from_offsets(
+            inputs["reference_points"], locations, inputs["shapes"]
+        )
         weights = weights.flatten(3).softmax(-1).view_as(weights)
-    output = ms_deform_attn_reference(inputs["value"], inputs["shapes"], inputs["starts"], locations, weights)
+    output = ms_deform_attn_reference(
+        inputs["value"], inputs["shapes"], inputs["starts"], locations, weights
+    )
     return output.contiguous()
 
 
 def as_problem(inputs):
     value, offsets, reference = inputs["value"], inputs["offsets"], inputs["reference_points"]
-    sizes = (value.shape[0], offsets.shape[1], value.shape[2], value.shape[1], *offsets.shape[3:5], value.shape[3])
-    return Problem(*sizes, reference.shape[2], inputs["dims"], *(inputs[name].data_ptr() for name in TENSORS))
+    sizes = (
+        value.shape[0],
+        offsets.shape[1],
+        value.shape[2],
+        value.shape[1],
+        *offsets.shape[3:5],
+        value.shape[3],
+    )
+    return Problem(
+        *sizes, reference.shape[2], inputs["dims"], *(inputs[name].data_ptr() for name in TENSORS)
+    )
 
 
 @pytest.mark.parametrize("variant", ["vector", "scalar", "narrow"])
@@ -97,10 +134,18 @@ def test_every_thread_computes_its_part(kernels, variant, options):
 
     names = ["value", "offsets", "weights"] + (["reference_points"] if inputs["dims"] else [])
     grad_output = torch.randn_like(output)
-    expected = dict(zip(names, torch.autograd.grad(output, [inputs[name] for name in names], grad_output), strict=True))
+    expected = dict(
+        zip(
+            names,
+            torch.autograd.grad(output, [inputs[name] for name in names], grad_output),
+            strict=True,
+        )
+    )
     run = getattr(kernels, f"backward_{variant}")
     for left_out in (None, *names):  # null pointers for gradients that nobody asked for
-        grads = run_backward(run, problem, inputs, grad_output, [name for name in names if name != left_out])
+        grads = run_backward(
+            run, problem, inputs, grad_output, [name for name in names if name != left_out]
+        )
         for name, found in grads.items():
             torch.testing.assert_close(found, expected[name], atol=1e-11, rtol=1e-11, msg=name)
 

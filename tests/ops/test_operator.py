@@ -23,7 +23,9 @@ DTYPES = [torch.float64, torch.float32, *HALF]
 
 
 def assert_close(found, expected, dtype):
-    torch.testing.assert_close(found.double(), expected.double(), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    torch.testing.assert_close(
+        found.double(), expected.double(), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]
+    )
 
 
 def gradients(function, inputs, grad_output):
@@ -38,7 +40,9 @@ def gradients(function, inputs, grad_output):
 @pytest.mark.parametrize("dims", [2, 4])
 @pytest.mark.parametrize("channels", [1, 30, 32, 64, 71])
 def test_both_forms_equal_the_pytorch_form(make_case, dtype, dims, channels):
-    case = make_case(dtype=dtype, dims=dims, channels=channels, reference_levels=1 if channels == 64 else None)
+    case = make_case(
+        dtype=dtype, dims=dims, channels=channels, reference_levels=1 if channels == 64 else None
+    )
     for function, reference, inputs in (
         (ms_deform_attn, ms_deform_attn_reference, case.plain),
         (ms_deform_attn_fused, ms_deform_attn_fused_reference, case.fused),
@@ -49,14 +53,18 @@ def test_both_forms_equal_the_pytorch_form(make_case, dtype, dims, channels):
         assert_close(found, expected, dtype)
         grad_output = torch.randn_like(expected)
         for one, other in zip(
-            gradients(function, inputs, grad_output), gradients(reference, inputs, grad_output), strict=True
+            gradients(function, inputs, grad_output),
+            gradients(reference, inputs, grad_output),
+            strict=True,
         ):
             scale = other.abs().max().clamp(min=1)
             assert_close(one / scale, other / scale, dtype)
 
 
 def test_the_gradients_of_a_training_step_agree_to_ten_digits(make_case):
-    case = make_case(channels=32, heads=8, queries=50, levels=[(20, 30), (10, 15), (5, 8), (3, 4)], points=4)
+    case = make_case(
+        channels=32, heads=8, queries=50, levels=[(20, 30), (10, 15), (5, 8), (3, 4)], points=4
+    )
     grad_output = torch.randn_like(ms_deform_attn_fused(*case.fused))
     found = gradients(ms_deform_attn_fused, case.fused, grad_output)
     expected = gradients(ms_deform_attn_fused_reference, case.fused, grad_output)
@@ -73,7 +81,9 @@ def test_each_gradient_is_the_same_whatever_else_is_asked_for(make_case, dims):
     grad = torch.randn(2, 13, 96, dtype=torch.float64).to(case.value.device)
     whole = backward(grad, *inputs, [True] * count)
     for needed in itertools.product([False, True], repeat=count):
-        for found, expected, wanted in zip(backward(grad, *inputs, list(needed)), whole, needed, strict=True):
+        for found, expected, wanted in zip(
+            backward(grad, *inputs, list(needed)), whole, needed, strict=True
+        ):
             if wanted:
                 torch.testing.assert_close(found, expected)
             else:
@@ -83,14 +93,24 @@ def test_each_gradient_is_the_same_whatever_else_is_asked_for(make_case, dims):
 def test_second_derivatives_are_refused(make_case):
     case = make_case()
     case.logits.requires_grad_()
-    (grad,) = torch.autograd.grad(ms_deform_attn_fused(*case.fused).square().sum(), case.logits, create_graph=True)
+    (grad,) = torch.autograd.grad(
+        ms_deform_attn_fused(*case.fused).square().sum(), case.logits, create_graph=True
+    )
     with pytest.raises(NotImplementedError, match="first derivatives only"):
         grad.square().sum().backward()
 
 
 @pytest.mark.parametrize("dims", [0, 2, 4])
 def test_the_derivatives_are_those_of_the_function(make_case, dims):
-    case = make_case(batch=1, queries=3, heads=2, channels=3, levels=[(3, 4), (2, 2)], dims=max(dims, 2), spread=0.7)
+    case = make_case(
+        batch=1,
+        queries=3,
+        heads=2,
+        channels=3,
+        levels=[(3, 4), (2, 2)],
+        dims=max(dims, 2),
+        spread=0.7,
+    )
     function, inputs = (ms_deform_attn_fused, case.fused) if dims else (ms_deform_attn, case.plain)
     inputs = [x.requires_grad_() if x.is_floating_point() else x for x in inputs]
     assert torch.autograd.gradcheck(function, tuple(inputs), nondet_tol=1e-10)
@@ -98,7 +118,9 @@ def test_the_derivatives_are_those_of_the_function(make_case, dims):
 
 def plain_at(make_case, x, *, dtype=torch.float32, value=None):
     """One query that reads, from level 0 of 1 x 4 pixels 1, 2, 3, 4, the location ``x`` pixels from the left edge."""
-    case = make_case(batch=1, queries=1, heads=1, channels=1, levels=[(1, 4)], points=1, dtype=dtype)
+    case = make_case(
+        batch=1, queries=1, heads=1, channels=1, levels=[(1, 4)], points=1, dtype=dtype
+    )
     values = torch.tensor([1.0, 2, 3, 4]) if value is None else torch.tensor(value)
     location = torch.tensor([x / 4, 0.5], dtype=torch.float32).view(1, 1, 1, 1, 1, 2)
     weight = torch.ones(1, 1, 1, 1, 1)
@@ -114,7 +136,7 @@ def plain_at(make_case, x, *, dtype=torch.float32, value=None):
 @pytest.mark.parametrize(
     ("x", "expected"),
     [
-        (0.5, 1.0),  # the centre of the first pixel
+        (0.5, 1.0),  # the center of the first pixel
         (0.0, 0.5),  # half outside
         (-0.5, 0.0),  # a whole pixel outside
         (-0.25, 0.25),
@@ -153,7 +175,9 @@ def test_what_is_not_finite_lies_outside(make_case, number, axis, form):
     else:
         case.offsets[0, 5, 1, 2, 1, at] = number
         samples[0, 5, 1, 2, 1] = True
-    operator, inputs = (ms_deform_attn, case.plain) if form == "locations" else (ms_deform_attn_fused, case.fused)
+    operator, inputs = (
+        (ms_deform_attn, case.plain) if form == "locations" else (ms_deform_attn_fused, case.fused)
+    )
     found = operator(*inputs)
     # Samples without weight give nothing either, once the softmax is done.
     locations = sampling_locations_from_offsets(case.reference, case.offsets, case.shapes)
@@ -181,17 +205,25 @@ def test_the_weight_of_a_sample_outside_does_not_matter(make_case, number):
     expected_gradients = gradients(ms_deform_attn, inputs, grad)
     weights[0, 5, 1, 3, 1] = number
     assert torch.equal(ms_deform_attn(*inputs), expected)
-    for found, wanted in zip(gradients(ms_deform_attn, inputs, grad), expected_gradients, strict=True):
+    for found, wanted in zip(
+        gradients(ms_deform_attn, inputs, grad), expected_gradients, strict=True
+    ):
         torch.testing.assert_close(found, wanted)
 
 
 def test_a_sample_just_inside_the_right_edge_does_not_read_the_next_row(make_case):
     # Here x + 1 rounds to 5, which would make 4 the left corner of a map of 4 columns.
-    case = make_case(batch=1, queries=1, heads=1, channels=1, levels=[(2, 4)], points=1, dtype=torch.float32)
+    case = make_case(
+        batch=1, queries=1, heads=1, channels=1, levels=[(2, 4)], points=1, dtype=torch.float32
+    )
     value = torch.tensor([1.0, 1, 1, 1, 1e6, 1e6, 1e6, 1e6]).view(1, 8, 1, 1).to(case.value)
-    reference = torch.tensor([0.125, 0.25]).view(1, 1, 1, 2).to(case.value)  # the centre of the first pixel
+    reference = (
+        torch.tensor([0.125, 0.25]).view(1, 1, 1, 2).to(case.value)
+    )  # the center of the first pixel
     offsets = torch.tensor([4 - 2**-22, 0]).view(1, 1, 1, 1, 1, 2).to(case.value)
-    found = ms_deform_attn_fused(value, case.shapes, case.starts, reference, offsets, torch.zeros_like(case.logits))
+    found = ms_deform_attn_fused(
+        value, case.shapes, case.starts, reference, offsets, torch.zeros_like(case.logits)
+    )
     assert found.item() == pytest.approx(2**-22, rel=1e-3)
 
 
@@ -206,7 +238,9 @@ def test_an_infinite_value_beside_the_map_is_not_multiplied_by_zero(make_case):
 def test_gradients_of_samples_outside_are_written_as_zero(make_case):
     case = make_case(channels=32, spread=1e4, dtype=torch.float32)
     grad = torch.ones(2, 13, 96, device=case.value.device)
-    poison = torch.full_like(case.offsets, float("nan"))  # likely to be the memory that the gradient gets
+    poison = torch.full_like(
+        case.offsets, float("nan")
+    )  # likely to be the memory that the gradient gets
     del poison
     found = OPS.ms_deform_attn_fused_backward(grad, *case.fused, [True] * 4)
     expected = gradients(ms_deform_attn_fused_reference, case.fused, grad)
@@ -267,7 +301,9 @@ def test_strides_and_storage_offsets_do_not_matter(make_case):
 
 
 def all_results(case):
-    grad = torch.ones(*case.offsets.shape[:2], case.value.shape[2] * case.value.shape[3], dtype=case.value.dtype)
+    grad = torch.ones(
+        *case.offsets.shape[:2], case.value.shape[2] * case.value.shape[3], dtype=case.value.dtype
+    )
     grads = OPS.ms_deform_attn_fused_backward(grad, *case.fused, [True] * 4)
     return [OPS.ms_deform_attn_fused(*case.fused), OPS.ms_deform_attn(*case.plain), *grads]
 
@@ -275,7 +311,9 @@ def all_results(case):
 @pytest.mark.parametrize("device", ["cpu"], indirect=True)
 @pytest.mark.parametrize("heads", [1, 8])  # one head shares its queries out over the threads
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_every_instruction_set_and_every_run_gives_the_same_bits(make_case, monkeypatch, heads, dtype):
+def test_every_instruction_set_and_every_run_gives_the_same_bits(
+    make_case, monkeypatch, heads, dtype
+):
     case = make_case(queries=301, heads=heads, channels=71, dtype=dtype)
     torch.set_num_threads(2)
     try:
@@ -286,14 +324,18 @@ def test_every_instruction_set_and_every_run_gives_the_same_bits(make_case, monk
             assert all(map(torch.equal, all_results(case), expected)), instructions
     finally:
         torch.set_num_threads(1)
-    for one, other in zip(all_results(case), expected, strict=True):  # one thread adds in another order
+    for one, other in zip(
+        all_results(case), expected, strict=True
+    ):  # one thread adds in another order
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("device", ["cpu"], indirect=True)
 def test_an_unknown_instruction_set_is_refused(make_case, monkeypatch):
     monkeypatch.setenv("SALIENCE_DETR_CPU", "sse9")
-    with pytest.raises((RuntimeError, ValueError), match="must be baseline, avx2 or avx512, got 'sse9'"):
+    with pytest.raises(
+        (RuntimeError, ValueError), match="must be baseline, avx2 or avx512, got 'sse9'"
+    ):
         ms_deform_attn_fused(*make_case().fused)
 
 
@@ -301,7 +343,10 @@ def test_an_unknown_instruction_set_is_refused(make_case, monkeypatch):
 def test_pytorch_accepts_the_registration(make_case, dims):
     case = make_case(batch=1, queries=5, dims=dims, channels=4, dtype=torch.float32)
     grad = torch.randn(1, 5, 12, device=case.value.device)
-    for operator, inputs in ((OPS.ms_deform_attn, case.plain), (OPS.ms_deform_attn_fused, case.fused)):
+    for operator, inputs in (
+        (OPS.ms_deform_attn, case.plain),
+        (OPS.ms_deform_attn_fused, case.fused),
+    ):
         leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
         torch.library.opcheck(operator, tuple(leaves))
     needed = [True, False, True]
@@ -312,7 +357,10 @@ def test_pytorch_accepts_the_registration(make_case, dims):
 def test_it_compiles_into_one_graph_for_any_size(make_case):
     torch.compiler.reset()
     compiled = torch.compile(
-        lambda *inputs: ms_deform_attn_fused(*inputs).relu() * 2, fullgraph=True, dynamic=True, backend="aot_eager"
+        lambda *inputs: ms_deform_attn_fused(*inputs).relu() * 2,
+        fullgraph=True,
+        dynamic=True,
+        backend="aot_eager",
     )
     for queries, batch in ((5, 2), (9, 3), (13, 1)):
         inputs = make_case(queries=queries, batch=batch, dtype=torch.float32).fused
@@ -358,7 +406,9 @@ def test_autocast_samples_in_half_precision_at_exact_places(make_case, dtype):
         found = [x.grad for x in leaves if x.requires_grad]
         assert all(x.dtype == torch.float32 for x in found)
         halved = (inputs[0].to(dtype), *inputs[1:])
-        for one, other in zip(found, gradients(reference, halved, torch.ones_like(reference(*inputs))), strict=True):
+        for one, other in zip(
+            found, gradients(reference, halved, torch.ones_like(reference(*inputs))), strict=True
+        ):
             scale = other.abs().max()
             assert_close(one / scale, other / scale, dtype)
 
@@ -372,11 +422,19 @@ def test_autocast_leaves_double_precision_alone(make_case, dtype):
 
 
 def test_the_module_takes_references_of_less_precision(make_case, device):
-    module = MultiScaleDeformableAttention(embed_dim=12, num_heads=3, num_levels=5, num_points=2).double().to(device)
+    module = (
+        MultiScaleDeformableAttention(embed_dim=12, num_heads=3, num_levels=5, num_points=2)
+        .double()
+        .to(device)
+    )
     case = make_case(channels=4)
     query = torch.randn(2, 13, 12, dtype=torch.float64, device=device)
     found = module(
-        query, case.reference.float(), case.value.flatten(2), spatial_shapes=case.shapes, level_start_index=case.starts
+        query,
+        case.reference.float(),
+        case.value.flatten(2),
+        spatial_shapes=case.shapes,
+        level_start_index=case.starts,
     )
     assert found.dtype == torch.float64
 
@@ -421,10 +479,14 @@ def test_inputs_that_do_not_fit_are_named(make_case, name, spoil, message):
 def test_levels_that_are_not_the_tokens_are_named(make_case):
     case = make_case(dtype=torch.float32)
     tokens = case.value.shape[1]
-    with pytest.raises(RuntimeError, match=f"spatial_shapes sum to {tokens} tokens but value has {tokens - 1}"):
+    with pytest.raises(
+        RuntimeError, match=f"spatial_shapes sum to {tokens} tokens but value has {tokens - 1}"
+    ):
         ms_deform_attn_fused(case.value[:, 1:], *case.fused[1:])
     for side in (2**24, 2**32):  # whose product is no int64
-        with pytest.raises(RuntimeError, match=rf"must be below 16777216, got \({side}, {side}\) for level 0"):
+        with pytest.raises(
+            RuntimeError, match=rf"must be below 16777216, got \({side}, {side}\) for level 0"
+        ):
             ms_deform_attn_fused(case.value, torch.tensor([[side, side]] * 5), *case.fused[2:])
     case.starts[2] += 1
     with pytest.raises(RuntimeError, match=r"level_start_index of level 2 must be 47, .* got 48"):

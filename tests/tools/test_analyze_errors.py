@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from salience_detr.visualization.confusion import plot_confusion
+from salience_detr.evaluation.confusion import plot_confusion
 from tools.analyze_errors import confusion_table, main, table
 
 NAMES = ["report.md", "report.json", "confusion.png", "worst.jpg"]
@@ -16,12 +16,18 @@ NAMES = ["report.md", "report.json", "confusion.png", "worst.jpg"]
 
 @pytest.fixture
 def files(tmp_path):
-    """Two pictures, of a right detection and of a missed box."""
+    """Two images, of a right detection and of a missed box."""
     (tmp_path / "images").mkdir()
-    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "1e5"}, {"id": 2, "name": "a|b"}]}
+    content = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "1e5"}, {"id": 2, "name": "a|b"}],
+    }
     for i in (1, 2):
         Image.new("L", (64, 48), 99).save(tmp_path / "images" / f"é{i}.png")
-        content["images"].append({"id": f"p{i}", "file_name": f"é{i}.png", "width": 64, "height": 48})
+        content["images"].append(
+            {"id": f"p{i}", "file_name": f"é{i}.png", "width": 64, "height": 48}
+        )
         box = {"id": i, "image_id": f"p{i}", "category_id": i, "bbox": [8, 8, 16, 16]}
         content["annotations"].append(box)
     (tmp_path / "truth.json").write_text(json.dumps(content))
@@ -41,7 +47,9 @@ def test_everything_is_written_beside_the_results(files, tmp_path, capsys):
     assert report["metrics"] == pytest.approx(
         {"AP": 50, "AP50": 50, "AP75": 50, "APs": 50, "APm": None, "APl": None}
     )  # of the two classes one is found
-    assert report["errors"]["detections"]["correct"] == 1 and report["errors"]["boxes"]["missed"] == 1
+    assert (
+        report["errors"]["detections"]["correct"] == 1 and report["errors"]["boxes"]["missed"] == 1
+    )
     assert report["confusion"]["matrix"] == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
     assert [x["picture"] for x in report["worst"]] == ["é2.png"]
     for name in ("confusion.png", "worst.jpg"):
@@ -49,20 +57,33 @@ def test_everything_is_written_beside_the_results(files, tmp_path, capsys):
         assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 5
 
 
-def test_without_pictures_only_the_sheet_is_missing(files, tmp_path, capsys):
+def test_without_images_only_the_sheet_is_missing(files, tmp_path, capsys):
     output = tmp_path / "out"
     output.mkdir()
     (output / "worst.jpg").write_bytes(b"of an earlier run")
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     assert main([*files, "--output", str(output)]) == 0
     notes = capsys.readouterr().err.splitlines()
-    assert len(notes) == 1 and notes[0].startswith("note: no worst.jpg: the pictures of")
+    assert len(notes) == 1 and notes[0].startswith("note: no worst.jpg: the images of")
     assert sorted(path.name for path in output.iterdir()) == sorted(NAMES[:3])
-    assert main([*files, "--output", str(output), "--images", str(tmp_path / "elsewhere"), "--worst", "1"]) == 0
+    assert (
+        main(
+            [
+                *files,
+                "--output",
+                str(output),
+                "--images",
+                str(tmp_path / "elsewhere"),
+                "--worst",
+                "1",
+            ]
+        )
+        == 0
+    )
     assert (output / "worst.jpg").stat().st_size > 1000
 
 
-def test_detections_of_demo_are_judged_on_its_pictures_alone(files, tmp_path):
+def test_detections_of_demo_are_judged_on_its_images_alone(files, tmp_path):
     found = {"images": [{"id": 5, "file_name": "some/é1.png"}], "annotations": []}
     (tmp_path / "found.json").write_text(json.dumps(found))
     assert main(files) == 0
@@ -78,12 +99,12 @@ def test_without_detections_boxes_or_mistakes_there_is_a_report(files, tmp_path,
     truth["annotations"] = []
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     assert main(files) == 0
-    assert "There is no mistake in any picture." in capsys.readouterr().out
+    assert "There is no mistake in any image." in capsys.readouterr().out
     assert not (tmp_path / "errors" / "worst.jpg").exists()
     truth["images"] = []
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     assert main(files) == 0
-    assert "has no pictures" in capsys.readouterr().err
+    assert "has no images" in capsys.readouterr().err
 
 
 def test_a_mistake_is_one_line(files, tmp_path, capsys):

@@ -65,7 +65,9 @@ def test_an_importable_one_is_left_alone(labgym):
 def test_the_named_source_comes_before_git(installer):
     install, commands = installer(DETECTRON2_SOURCE="/some/where")
     assert install.install() == "detectron2 from DETECTRON2_SOURCE=/some/where"
-    assert len(commands.seen) == 1 and commands.seen[0].endswith("install --no-build-isolation /some/where")
+    assert len(commands.seen) == 1 and commands.seen[0].endswith(
+        "install --no-build-isolation /some/where"
+    )
 
 
 def test_a_named_source_that_fails_is_not_replaced(installer):
@@ -84,7 +86,9 @@ def test_git_is_taken_at_the_pinned_commit(installer):
 def test_without_git_the_wheel_is_repacked_and_installed(installer, capsys):
     install, commands = installer(failing=["ls-remote"])
     assert "pure-Python copy" in install.install()
-    assert "--no-deps" in commands.seen[-1] and "detectron2-0.6-py3-none-any.whl" in commands.seen[-1]
+    assert (
+        "--no-deps" in commands.seen[-1] and "detectron2-0.6-py3-none-any.whl" in commands.seen[-1]
+    )
     assert "passed over Git" in capsys.readouterr().out
 
 
@@ -115,8 +119,13 @@ def test_the_repacked_wheel_is_a_proper_one(labgym, tmp_path):
     with zipfile.ZipFile(repack_wheel(labgym, tmp_path / "work")) as archive:
         names = archive.namelist()
         assert archive.read("detectron2/user.py") == b"from detectron2 import __version__\n"
-        assert "Name: detectron2\nVersion: 0.6" in archive.read("detectron2-0.6.dist-info/METADATA").decode()
-        record = list(csv.reader(io.StringIO(archive.read("detectron2-0.6.dist-info/RECORD").decode())))
+        assert (
+            "Name: detectron2\nVersion: 0.6"
+            in archive.read("detectron2-0.6.dist-info/METADATA").decode()
+        )
+        record = list(
+            csv.reader(io.StringIO(archive.read("detectron2-0.6.dist-info/RECORD").decode()))
+        )
     assert sorted(row[0] for row in record) == sorted(names)
     assert not any(name.startswith("LabGym") for name in names)
 
@@ -125,7 +134,18 @@ def test_pip_sees_the_repacked_wheel(labgym, tmp_path):
     wheel = repack_wheel(labgym, tmp_path / "work")
     target = tmp_path / "site"
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(target), str(wheel)],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-deps",
+            "--no-index",
+            "--target",
+            str(target),
+            str(wheel),
+        ],
         check=True,
     )
     code = "import detectron2, importlib.metadata as m; print(detectron2.__file__, m.version('detectron2'))"
@@ -137,8 +157,8 @@ def test_pip_sees_the_repacked_wheel(labgym, tmp_path):
 
 
 def test_importing_the_package_without_detectron2_names_the_command():
-    code = (
-        "import sys; sys.modules['detectron2'] = None\ntry:\n import salience_detr\nexcept ImportError as e: print(e)"
-    )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    code = "import sys; sys.modules['detectron2'] = None\ntry:\n import salience_detr\nexcept ImportError as e: print(e)"
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert "tools/install_detectron2.py" in printed

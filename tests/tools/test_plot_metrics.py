@@ -1,4 +1,4 @@
-"""Pictures of a run, and what is said where there is none."""
+"""Images of a run, and what is said where there is none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ import pytest
 from PIL import Image
 
 import train_net
-from tools.plot_metrics import main, plot_precision_recall, read_metrics, run_names, series, smoothed
+from tools.plot_metrics import (
+    main,
+    plot_precision_recall,
+    read_metrics,
+    run_names,
+    series,
+    smoothed,
+)
 
 
 @pytest.fixture
@@ -18,17 +25,17 @@ def finished_run(surface_data, micro_config, tmp_path):
     return output
 
 
-def test_a_run_gives_four_pictures(finished_run, capsys):
+def test_a_run_gives_four_images(finished_run, capsys):
     assert main([str(finished_run)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
     names = ["ap.png", "confusion.png", "losses.png", "precision_recall.png"]
     assert sorted(path.name for path in (finished_run / "plots").iterdir()) == names
     for name in names:
-        picture = np.asarray(Image.open(finished_run / "plots" / name))
-        assert len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 5
+        image = np.asarray(Image.open(finished_run / "plots" / name))
+        assert len(np.unique(image.reshape(-1, image.shape[-1]), axis=0)) > 5
 
 
-def test_runs_can_be_compared_in_one_picture(finished_run, tmp_path):
+def test_runs_can_be_compared_in_one_image(finished_run, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     # Only losses, and a last line that a kill cut off.

@@ -13,8 +13,8 @@ from detectron2.config import instantiate
 from safetensors.torch import load_file
 from torch import nn
 
-from salience_detr.engine.config import load_config
-from salience_detr.engine.profiling import STAGES, count
+from salience_detr.benchmark.profiling import STAGES, count
+from salience_detr.config import load_config
 from salience_detr.inference.video import VideoReader
 from tools import (
     analyze_model,
@@ -29,9 +29,20 @@ from tools import (
 
 
 def test_the_data_set_tool_makes_both_splits(tmp_path, capsys):
-    words = ["--output", str(tmp_path), "--num-train", "2", "--num-val", "1", "--size", "40x48", "--workers", "0"]
+    words = [
+        "--output",
+        str(tmp_path),
+        "--num-train",
+        "2",
+        "--num-val",
+        "1",
+        "--size",
+        "40x48",
+        "--workers",
+        "0",
+    ]
     assert make_surface_defects.main(words) == 0
-    assert "train: 2 pictures" in capsys.readouterr().out
+    assert "train: 2 images" in capsys.readouterr().out
     assert len(list((tmp_path / "val").glob("*.jpg"))) == 1
     assert make_surface_defects.main([*words, "--seed", "3"]) == 2
     assert "--force" in capsys.readouterr().err
@@ -44,9 +55,20 @@ def test_a_size_that_is_none_is_refused(capsys):
 
 
 def test_the_demo_inputs_are_made_once(tmp_path, surface_data):
-    words = ["--output", str(tmp_path), "--pictures", str(surface_data / "val"), "--num-pictures", "2"]
+    words = [
+        "--output",
+        str(tmp_path),
+        "--images",
+        str(surface_data / "val"),
+        "--num-images",
+        "2",
+    ]
     assert make_demo_inputs.main([*words, "--seconds", "0.5", "--size", "64"]) == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["000001.jpg", "000002.jpg", "conveyor.mp4"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "000001.jpg",
+        "000002.jpg",
+        "conveyor.mp4",
+    ]
     reader = VideoReader(tmp_path / "conveyor.mp4")
     assert reader.fps == 10 and [x.shape for x in reader] == [(64, 64, 3)] * 5
 
@@ -56,7 +78,10 @@ def test_stripping_keeps_the_weights_only(tmp_path):
     torch.save({"model": model.state_dict(), "optimizer": {}, "iteration": 3}, tmp_path / "a.pth")
     assert strip_checkpoint.main([str(tmp_path / "a.pth"), str(tmp_path / "a.safetensors")]) == 0
     assert torch.equal(load_file(tmp_path / "a.safetensors")["weight"], model.weight)
-    assert strip_checkpoint.main(["--half", str(tmp_path / "a.pth"), str(tmp_path / "h.safetensors")]) == 0
+    assert (
+        strip_checkpoint.main(["--half", str(tmp_path / "a.pth"), str(tmp_path / "h.safetensors")])
+        == 0
+    )
     assert load_file(tmp_path / "h.safetensors")["weight"].dtype == torch.float16
     assert strip_checkpoint.main([str(tmp_path / "none.pth"), str(tmp_path / "b.pth")]) == 2
 
@@ -64,7 +89,10 @@ def test_stripping_keeps_the_weights_only(tmp_path):
 def test_converting_something_else_is_an_error(tmp_path, capsys):
     torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "a.pth")
     assert convert_checkpoint.main([str(tmp_path / "a.pth"), str(tmp_path / "b.pth")]) == 2
-    assert "looks like something unknown (bias, weight), not like a published" in capsys.readouterr().err
+    assert (
+        "looks like something unknown (bias, weight), not like a published"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "b.pth").exists()
 
 
@@ -75,9 +103,13 @@ def test_converting_reports_what_was_mapped_and_what_was_left_out(shared, tmp_pa
     torch.save({"model": state}, tmp_path / "a.pth")
     assert convert_checkpoint.main([str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors")]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"\| decoder +\| +\d+ \|", printed) and re.search(r"\| total +\| +\d+ \|", printed)
+    assert re.search(r"\| decoder +\| +\d+ \|", printed) and re.search(
+        r"\| total +\| +\d+ \|", printed
+    )
     left_out = printed.split("left out, as constants or repetitions ")[1]
-    assert left_out.startswith("(3): transformer.encoder.enhance_mcsp.bias, transformer.encoder.enhance_mcsp.weight")
+    assert left_out.startswith(
+        "(3): transformer.encoder.enhance_mcsp.bias, transformer.encoder.enhance_mcsp.weight"
+    )
     assert len(load_file(tmp_path / "b.safetensors")["query_selection.class_head.bias"]) == 80
     assert convert_checkpoint.main([str(tmp_path / "b.safetensors"), str(tmp_path / "c.pth")]) == 2
     assert "looks like Salience DETR in this project's names" in capsys.readouterr().err
@@ -88,7 +120,14 @@ def annotation_file(tmp_path):
         "images": [{"id": 1, "width": 50, "height": 50, "file_name": "a"}],
         "categories": [{"id": 4, "name": "pit"}],
         "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 4, "bbox": [10, 10, 10, 10], "area": 100, "iscrowd": 0}
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 4,
+                "bbox": [10, 10, 10, 10],
+                "area": 100,
+                "iscrowd": 0,
+            }
         ],
     }
     path = tmp_path / "annotations.json"
@@ -133,8 +172,17 @@ def test_the_analysis_lists_every_stage(micro_config, capsys):
 
 
 def test_the_analysis_of_another_architecture_lists_its_parts(capsys):
-    assert analyze_model.main(["--config-file", "configs/neu_det_retinanet_r18.py", "--size", "64", "64"]) == 0
-    rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert (
+        analyze_model.main(
+            ["--config-file", "configs/neu_det_retinanet_r18.py", "--size", "64", "64"]
+        )
+        == 0
+    )
+    rows = [
+        line.split("|")[1].strip()
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("| ")
+    ]
     assert rows == ["stage", "backbone", "head", "anchor_generator", "total"]
 
 
@@ -158,7 +206,10 @@ def test_the_r50_model_takes_at_most_206_gmacs(capsys):
 
 def test_the_operator_is_timed_in_all_forms(tmp_path, capsys):
     assert (
-        benchmark_op.main(["--device", "cpu", "--repeats", "1", "--shapes", "5", "--json", f"{tmp_path}/op.json"]) == 0
+        benchmark_op.main(
+            ["--device", "cpu", "--repeats", "1", "--shapes", "5", "--json", f"{tmp_path}/op.json"]
+        )
+        == 0
     )
     assert "| small maps, 256x256 | backward | fused" in " ".join(capsys.readouterr().out.split())
     rows = json.loads((tmp_path / "op.json").read_text())
@@ -169,18 +220,31 @@ def test_the_operator_is_timed_in_all_forms(tmp_path, capsys):
 
 
 def test_the_model_is_timed_with_and_without_the_operator(tmp_path):
-    words = ["--config-file", "configs/surface_defects_tiny.py", "--device", "cpu", "--repeats", "1"]
+    words = [
+        "--config-file",
+        "configs/surface_defects_tiny.py",
+        "--device",
+        "cpu",
+        "--repeats",
+        "1",
+    ]
     sizes = ["--size", "64", "96", "--train-size", "64", "64", "--train-batch", "1"]
     assert benchmark_forms.main([*words, *sizes, "--json", f"{tmp_path}/model.json"]) == 0
     found = json.loads((tmp_path / "model.json").read_text())
     assert {(row["step"], row["operator"]) for row in found["steps"]} == {
-        (step, operator) for step in ("evaluation", "training step") for operator in ("compiled", "PyTorch")
+        (step, operator)
+        for step in ("evaluation", "training step")
+        for operator in ("compiled", "PyTorch")
     }
     assert found["stages"]["compiled"].keys() == set(STAGES)
 
 
 def test_what_has_a_first_line_for_the_shell_can_be_run():
     root = Path(__file__).resolve().parents[2]
-    programs = [path for path in [*root.glob("*.py"), *root.glob("tools/*"), *root.glob("demo/*.py")] if path.is_file()]
+    programs = [
+        path
+        for path in [*root.glob("*.py"), *root.glob("tools/*"), *root.glob("demo/*.py")]
+        if path.is_file()
+    ]
     started = [path for path in programs if path.read_bytes().startswith(b"#!")]
     assert len(started) > 15 and all(os.access(path, os.X_OK) for path in started)

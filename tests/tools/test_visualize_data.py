@@ -1,4 +1,4 @@
-"""Annotations are drawn where they are, and the training loader's pictures as it yields them."""
+"""Annotations are drawn where they are, and the training loader's images as it yields them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,38 @@ import numpy as np
 import pytest
 from detectron2.config import instantiate
 
+from salience_detr.config import load_config
 from salience_detr.data import batches, read_image
-from salience_detr.engine.config import load_config
 from tools.visualize_data import main
 
 
 def test_annotations_are_drawn_as_they_are(surface_data, micro_config, tmp_path, capsys):
-    assert main(["--config-file", micro_config, "--output", str(tmp_path), "--split", "val", "--count", "3"]) == 0
+    assert (
+        main(
+            [
+                "--config-file",
+                micro_config,
+                "--output",
+                str(tmp_path),
+                "--split",
+                "val",
+                "--count",
+                "3",
+            ]
+        )
+        == 0
+    )
     content = json.loads((surface_data / "annotations" / "val.json").read_text())
     drawn = sorted(tmp_path.glob("*.jpg"))
     assert len(drawn) == 3
     path = drawn[0]
     image = next(x for x in content["images"] if x["file_name"] == path.name)
-    changed = np.abs(read_image(str(path)).astype(int) - read_image(str(surface_data / "val" / path.name))).sum(-1) > 60
+    changed = (
+        np.abs(
+            read_image(str(path)).astype(int) - read_image(str(surface_data / "val" / path.name))
+        ).sum(-1)
+        > 60
+    )
     for annotation in (x for x in content["annotations"] if x["image_id"] == image["id"]):
         x, y, w, h = (round(value) for value in annotation["bbox"])
         # At least half of the lower side, which no label covers.
@@ -28,11 +47,21 @@ def test_annotations_are_drawn_as_they_are(surface_data, micro_config, tmp_path,
         assert side.any(axis=0).mean() > 0.5
 
 
-def test_the_loaders_pictures_are_those_of_the_first_iterations(surface_data, micro_config, tmp_path):
-    words = ["--config-file", micro_config, "--output", str(tmp_path), "--augmented", "--count", "5"]
+def test_the_loaders_images_are_those_of_the_first_iterations(surface_data, micro_config, tmp_path):
+    words = [
+        "--config-file",
+        micro_config,
+        "--output",
+        str(tmp_path),
+        "--augmented",
+        "--count",
+        "5",
+    ]
     assert main(words) == 0
     stream = batches(instantiate(load_config(micro_config).dataloader.train), 0)
-    expected = [f"{i:04d}_{x['file_name'].rsplit('/', 1)[1]}" for i in range(3) for x in next(stream)][:5]
+    expected = [
+        f"{i:04d}_{x['file_name'].rsplit('/', 1)[1]}" for i in range(3) for x in next(stream)
+    ][:5]
     assert sorted(path.name for path in tmp_path.glob("*.jpg")) == sorted(expected)
 
 
@@ -44,25 +73,46 @@ def test_what_does_not_go_together_is_said(micro_config, tmp_path, capsys):
     assert "there is no data folder nowhere" in capsys.readouterr().err
 
 
-def test_pictures_of_the_same_name_are_all_drawn_and_training_data_are_enough(surface_data, micro_config, tmp_path):
+def test_images_of_the_same_name_are_all_drawn_and_training_data_are_enough(
+    surface_data, micro_config, tmp_path
+):
     content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "pit"}]}
     for i, folder in enumerate(("one", "two"), 1):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "x.jpg").write_bytes((surface_data / "val" / "000001.jpg").read_bytes())
-        content["images"].append({"id": i, "file_name": f"{folder}/x.jpg", "width": 64, "height": 64})
+        (tmp_path / folder / "x.jpg").write_bytes(
+            (surface_data / "val" / "000001.jpg").read_bytes()
+        )
+        content["images"].append(
+            {"id": i, "file_name": f"{folder}/x.jpg", "width": 64, "height": 64}
+        )
     (tmp_path / "train.json").write_text(json.dumps(content))
     words = ["--train-json", str(tmp_path / "train.json"), "--train-images", str(tmp_path)]
     assert main(["--config-file", micro_config, "--output", str(tmp_path / "drawn"), *words]) == 0
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["x.jpg", "x_2.jpg"]
 
 
-def test_a_broken_picture_is_one_line_from_a_worker_too(surface_data, micro_config, tmp_path, capsys):
-    (tmp_path / "x.jpg").write_bytes(b"no picture")
-    content = {"images": [{"id": 1, "file_name": "x.jpg", "width": 64, "height": 64}], "annotations": []}
+def test_a_broken_image_is_one_line_from_a_worker_too(surface_data, micro_config, tmp_path, capsys):
+    (tmp_path / "x.jpg").write_bytes(b"no image")
+    content = {
+        "images": [{"id": 1, "file_name": "x.jpg", "width": 64, "height": 64}],
+        "annotations": [],
+    }
     content["categories"] = [{"id": 1, "name": "pit"}]
     (tmp_path / "train.json").write_text(json.dumps(content))
-    words = ["--train-json", str(tmp_path / "train.json"), "--train-images", str(tmp_path), "--augmented"]
-    words += ["--config-file", micro_config, "--output", str(tmp_path / "drawn"), "dataloader.train.num_workers=1"]
+    words = [
+        "--train-json",
+        str(tmp_path / "train.json"),
+        "--train-images",
+        str(tmp_path),
+        "--augmented",
+    ]
+    words += [
+        "--config-file",
+        micro_config,
+        "--output",
+        str(tmp_path / "drawn"),
+        "dataloader.train.num_workers=1",
+    ]
     assert main(words) == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
-    assert line.startswith("error: cannot read the picture") and "x.jpg" in line
+    assert line.startswith("error: cannot read the image") and "x.jpg" in line

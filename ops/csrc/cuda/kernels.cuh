@@ -1,6 +1,6 @@
 // The CUDA kernels, without PyTorch, so that the tests can also run them thread by thread on a CPU.
 //
-// A group of kLanes neighbouring threads computes one item, a head of a query; each thread owns kVector neighbouring
+// A group of kLanes neighboring threads computes one item, a head of a query; each thread owns kVector neighboring
 // channels (more, in steps of the group, if the head is wider). The threads share out the arithmetic of the samples,
 // one each, and hand the results round by shuffles, so all threads of a warp stay together to the end.
 //
@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) forward_kernel(const Proble
   }
 }
 
-// to[i] += values[i], for neighbours that lie as a vector does.
+// to[i] += values[i], for neighbors that lie as a vector does.
 template <int kVector, typename A>
 __device__ inline void add_atomically(A* to, const A (&values)[kVector]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

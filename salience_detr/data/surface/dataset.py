@@ -1,6 +1,6 @@
-"""The generated data set "surface defects": pictures of metal with six kinds of flaws and their exact boxes.
+"""The generated data set "surface defects": images of metal with six kinds of defects and their exact boxes.
 
-Each picture depends on the seed, the split and its index only; so any number of pictures is the beginning of the
+Each image depends on the seed, the split and its index only; so any number of images is the beginning of the
 same sequence, whatever the number of workers.
 """
 
@@ -22,22 +22,22 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from salience_detr.data.datasets import DatasetError, register_coco_dataset
-from salience_detr.data.surface.flaws import FLAWS, Flaw
+from salience_detr.data.surface.defects import DEFECTS, Defect
 from salience_detr.data.surface.textures import make_surface, photograph
 
-SURFACE_DEFECT_CLASSES = tuple(FLAWS)
+SURFACE_DEFECT_CLASSES = tuple(DEFECTS)
 SPLITS = ("train", "val")
 MIN_SIDE = 32  # pixels
-MIN_BOX_SIDE = 4  # pixels; smaller parts of a flaw at the border of a picture are not painted
+MIN_BOX_SIDE = 4  # pixels; smaller parts of a defect at the border of an image are not painted
 
 
 @dataclass(frozen=True)
 class SurfaceSample:
-    """A picture and what is on it.
+    """An image and what is on it.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        boxes: (G, 4) float64 absolute xyxy, the edges of the visible pixels of each flaw.
+        boxes: (G, 4) float64 absolute xyxy, the edges of the visible pixels of each defect.
         classes: (G,) int64 indices into SURFACE_DEFECT_CLASSES.
     """
 
@@ -46,8 +46,10 @@ class SurfaceSample:
     classes: np.ndarray
 
 
-def render_surface(rng: np.random.Generator, height: int, width: int, *, max_defects: int = 12) -> SurfaceSample:
-    """A random picture of ``height`` x ``width`` pixels with up to ``max_defects`` flaws that hardly overlap."""
+def render_surface(
+    rng: np.random.Generator, height: int, width: int, *, max_defects: int = 12
+) -> SurfaceSample:
+    """A random image of ``height`` x ``width`` pixels with up to ``max_defects`` defects that hardly overlap."""
     if min(height, width) < MIN_SIDE or max_defects < 0:
         raise ValueError(
             f"height {height} and width {width} must be {MIN_SIDE} or more, max_defects ({max_defects}) not negative"
@@ -60,18 +62,23 @@ def render_surface(rng: np.random.Generator, height: int, width: int, *, max_def
     for _ in range(wanted):
         for _ in range(8):
             label = int(rng.integers(len(SURFACE_DEFECT_CLASSES)))
-            flaw = FLAWS[SURFACE_DEFECT_CLASSES[label]](rng, unit, surface.grain)
-            left = int(rng.integers(0, width)) - flaw.strength.shape[1] // 2
-            top = int(rng.integers(0, height)) - flaw.strength.shape[0] // 2
-            patch = _crop(flaw, left, top, width, height)
+            defect = DEFECTS[SURFACE_DEFECT_CLASSES[label]](rng, unit, surface.grain)
+            left = int(rng.integers(0, width)) - defect.strength.shape[1] // 2
+            top = int(rng.integers(0, height)) - defect.strength.shape[0] // 2
+            patch = _crop(defect, left, top, width, height)
             box = patch[0].box() if patch else None
             if patch is None or box is None:
                 continue
             cropped, x, y = patch
             placed = (box[0] + x, box[1] + y, box[2] + x, box[3] + y)
-            if min(placed[2] - placed[0], placed[3] - placed[1]) < MIN_BOX_SIDE or _crowded(placed, boxes):
+            if min(placed[2] - placed[0], placed[3] - placed[1]) < MIN_BOX_SIDE or _crowded(
+                placed, boxes
+            ):
                 continue
-            rows, columns = slice(y, y + cropped.strength.shape[0]), slice(x, x + cropped.strength.shape[1])
+            rows, columns = (
+                slice(y, y + cropped.strength.shape[0]),
+                slice(x, x + cropped.strength.shape[1]),
+            )
             surface.albedo[rows, columns] *= cropped.albedo.astype(np.float32)
             surface.height[rows, columns] += cropped.height.astype(np.float32)
             boxes.append(placed)
@@ -84,15 +91,17 @@ def render_surface(rng: np.random.Generator, height: int, width: int, *, max_def
     )
 
 
-def _crop(flaw: Flaw, left: int, top: int, width: int, height: int) -> tuple[Flaw, int, int] | None:
-    """The part of a flaw inside the picture and where it goes; None if most of it is outside."""
-    rows, columns = flaw.strength.shape
+def _crop(
+    defect: Defect, left: int, top: int, width: int, height: int
+) -> tuple[Defect, int, int] | None:
+    """The part of a defect inside the image and where it goes; None if most of it is outside."""
+    rows, columns = defect.strength.shape
     x0, y0, x1, y1 = max(0, left), max(0, top), min(width, left + columns), min(height, top + rows)
     if x0 >= x1 or y0 >= y1:
         return None
     part = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
-    cropped = Flaw(flaw.strength[part], flaw.albedo[part], flaw.height[part])
-    if cropped.strength.sum() < 0.6 * flaw.strength.sum():
+    cropped = Defect(defect.strength[part], defect.albedo[part], defect.height[part])
+    if cropped.strength.sum() < 0.6 * defect.strength.sum():
         return None
     return cropped, x0, y0
 
@@ -109,8 +118,10 @@ def _crowded(box: tuple[int, int, int, int], others: list[tuple[int, int, int, i
     return False
 
 
-def render_sample(index: int, *, split: str, seed: int, image_size: tuple[int, int]) -> SurfaceSample:
-    """The picture with this index of a split; ``image_size`` is (height, width)."""
+def render_sample(
+    index: int, *, split: str, seed: int, image_size: tuple[int, int]
+) -> SurfaceSample:
+    """The image with this index of a split; ``image_size`` is (height, width)."""
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     return render_surface(rng, *image_size)
 
@@ -128,12 +139,12 @@ def generate_surface_defects(
 ) -> Path:
     """Write a split as ``root/SPLIT/*.jpg`` and ``root/annotations/SPLIT.json`` (COCO format).
 
-    Pictures are written into a temporary folder that takes its place when it is complete, and the annotations come
+    Images are written into a temporary folder that takes its place when it is complete, and the annotations come
     last: an interrupted run leaves nothing half-written. A complete split made with the same arguments is kept.
 
     Args:
         root: the folder of the data set.
-        split: "train" or "val"; their pictures differ.
+        split: "train" or "val"; their images differ.
         num_images: how many.
         image_size: (height, width) in pixels.
         seed: of the whole data set.
@@ -167,7 +178,7 @@ def generate_surface_defects(
         partial_file = new / "annotations.json"
         partial_file.write_text(json.dumps(content))
         annotation_file.parent.mkdir(exist_ok=True)
-        annotation_file.unlink(missing_ok=True)  # there are never annotations without their pictures
+        annotation_file.unlink(missing_ok=True)  # there are never annotations without their images
         if (root / split).exists():
             (root / split).rename(old)
         new.rename(root / split)
@@ -179,7 +190,7 @@ def generate_surface_defects(
 
 
 def is_complete(root: Path, split: str, info: dict[str, Any]) -> bool:
-    """Whether the split is there, made with the parameters in ``info``, with all its pictures.
+    """Whether the split is there, made with the parameters in ``info``, with all its images.
 
     Raises:
         DatasetError: there is something else in its place.
@@ -215,7 +226,9 @@ def _check_arguments(split: str, num_images: int, image_size: tuple[int, int], s
     if seed < 0:
         raise DatasetError(f"the seed is {seed}; it must not be negative")
     if min(image_size) < MIN_SIDE:
-        raise DatasetError(f"the image size is {image_size[0]}x{image_size[1]}; both sides must be {MIN_SIDE} or more")
+        raise DatasetError(
+            f"the image size is {image_size[0]}x{image_size[1]}; both sides must be {MIN_SIDE} or more"
+        )
 
 
 def _write_images(
@@ -228,7 +241,7 @@ def _write_images(
     workers: int,
     progress: bool,
 ) -> dict[str, Any]:
-    """Write the pictures and return the content of the annotation file."""
+    """Write the images and return the content of the annotation file."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     draw = partial(_write_image, folder=folder, split=split, seed=seed, image_size=image_size)
@@ -238,16 +251,36 @@ def _write_images(
             drawn = pool.map(draw, range(num_images), chunksize=8)
         else:
             drawn = map(draw, range(num_images))
-        bar = tqdm(drawn, total=num_images, desc=f"surface defects {split}", unit="image", disable=not progress)
+        bar = tqdm(
+            drawn,
+            total=num_images,
+            desc=f"surface defects {split}",
+            unit="image",
+            disable=not progress,
+        )
         for index, (name, boxes, classes) in enumerate(bar):
             height, width = image_size
             images.append({"id": index + 1, "file_name": name, "height": height, "width": width})
             for (x0, y0, x1, y1), label in zip(boxes, classes, strict=True):
-                annotation = {"id": len(annotations) + 1, "image_id": index + 1, "category_id": label + 1}
-                box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
+                annotation = {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "category_id": label + 1,
+                }
+                box = {
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": (x1 - x0) * (y1 - y0),
+                    "iscrowd": 0,
+                }
                 annotations.append(annotation | box)
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(SURFACE_DEFECT_CLASSES)]
-    return {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
+    return {
+        "info": info,
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
 
 
 def _write_image(
@@ -263,13 +296,17 @@ def _write_image(
 
 
 def register_surface_defects(root: str | Path | None = None) -> None:
-    """Register ``surface_defects_train`` and ``surface_defects_val`` in detectron2's catalogues.
+    """Register ``surface_defects_train`` and ``surface_defects_val`` in detectron2's catalogs.
 
     Args:
         root: the folder of the data set; ``surface_defects`` below $DETECTRON2_DATASETS (or ./datasets) if None.
             Registering again replaces an earlier root.
     """
-    folder = Path(root) if root else Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "surface_defects"
+    folder = (
+        Path(root)
+        if root
+        else Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "surface_defects"
+    )
     for split in SPLITS:
         name = f"surface_defects_{split}"
         if name in DatasetCatalog.list():
@@ -278,6 +315,8 @@ def register_surface_defects(root: str | Path | None = None) -> None:
         register_coco_dataset(name, folder / "annotations" / f"{split}.json", folder / split)
         MetadataCatalog.get(name).set(
             thing_classes=list(SURFACE_DEFECT_CLASSES),
-            thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(SURFACE_DEFECT_CLASSES))},
+            thing_dataset_id_to_contiguous_id={
+                i + 1: i for i in range(len(SURFACE_DEFECT_CLASSES))
+            },
             how_to_get="make it with: python tools/make_surface_defects.py",
         )

@@ -1,4 +1,4 @@
-"""Metal-like surfaces without flaws, and the camera that looks at them.
+"""Metal-like surfaces without defects, and the camera that looks at them.
 
 A surface is a height map and an albedo map; both are float32 (H, W), heights in pixels, albedo in about [0, 1].
 """
@@ -30,19 +30,29 @@ class Surface:
     grain: float
 
 
-def fractal_noise(rng: np.random.Generator, height: int, width: int, *, coarsest: float, octaves: int) -> np.ndarray:
+def fractal_noise(
+    rng: np.random.Generator, height: int, width: int, *, coarsest: float, octaves: int
+) -> np.ndarray:
     """(H, W) smooth noise of about unit variance; the largest features measure ``coarsest`` pixels."""
     noise = np.zeros((height, width), np.float32)
     for octave in range(octaves):
         cell = max(1.0, coarsest / 2**octave)
         shape = (int(height / cell) + 3, int(width / cell) + 3)
         coarse = rng.standard_normal(shape, dtype=np.float32)
-        noise += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) * np.float32(0.6**octave)
+        noise += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) * np.float32(
+            0.6**octave
+        )
     return noise / max(float(noise.std()), 1e-6)
 
 
 def directed_noise(
-    rng: np.random.Generator, height: int, width: int, *, angle: float, length: float, thickness: float
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    *,
+    angle: float,
+    length: float,
+    thickness: float,
 ) -> np.ndarray:
     """(H, W) streaks of about unit variance along ``angle``."""
     side = int(np.ceil(np.hypot(height, width))) + 2
@@ -55,7 +65,7 @@ def directed_noise(
 
 
 def make_surface(rng: np.random.Generator, height: int, width: int) -> Surface:
-    """A random flawless surface."""
+    """A random defectless surface."""
     finish = FINISHES[rng.integers(len(FINISHES))]
     grain = float(rng.normal(0, 0.12) + (np.pi / 2 if rng.random() < 0.3 else 0.0))
     tone = rng.uniform(0.38, 0.62)
@@ -85,7 +95,7 @@ def make_surface(rng: np.random.Generator, height: int, width: int) -> Surface:
 
 
 def photograph(rng: np.random.Generator, surface: Surface) -> np.ndarray:
-    """(H, W, 3) uint8 RGB picture of the surface: shading, uneven light, blur and sensor noise."""
+    """(H, W, 3) uint8 RGB image of the surface: shading, uneven light, blur and sensor noise."""
     height, width = surface.height.shape
     slope_x = cv2.Sobel(surface.height, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8)
     slope_y = cv2.Sobel(surface.height, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8)
@@ -99,7 +109,7 @@ def photograph(rng: np.random.Generator, surface: Surface) -> np.ndarray:
 
 
 def illumination(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """(H, W) light over the picture: a gradient, a broad reflection, and vignetting."""
+    """(H, W) light over the image: a gradient, a broad reflection, and vignetting."""
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None]
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0.03, 0.22)

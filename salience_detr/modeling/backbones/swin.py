@@ -32,14 +32,18 @@ class Swin(SwinTransformer):
     ) -> None:
         indices = [int(name.removeprefix("p")) for name in out_features]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # detectron2 takes DropPath from where timm had it before
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # detectron2 takes DropPath from where timm had it before
             super().__init__(out_indices=indices, **settings)
         if not output_norms:
             for index in indices:
                 setattr(self, f"norm{index}", nn.Identity())
         for module in self.modules():
             if isinstance(module, WindowAttention):  # a constant, which no checkpoint needs to hold
-                module.register_buffer("relative_position_index", module.relative_position_index, persistent=False)
+                module.register_buffer(
+                    "relative_position_index", module.relative_position_index, persistent=False
+                )
             if use_checkpoint and isinstance(module, SwinTransformerBlock):
                 # detectron2's own way loses the gradients of the blocks that follow a frozen stage.
                 recompute_activations(module)

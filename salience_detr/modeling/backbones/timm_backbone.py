@@ -23,15 +23,15 @@ class TimmBackbone(Backbone):
         out_features: names of the wanted maps.
         freeze_at_stride: all that computes the map of this stride, and the downsampling after it, keeps its weights;
             0 = nothing.
-        freeze_batch_norm: BatchNorm keeps its statistics and its weights, which batches of few pictures ask for.
+        freeze_batch_norm: BatchNorm keeps its statistics and its weights, which batches of few images ask for.
         output_norms: a LayerNorm for each map.
         drop_path_rate: stochastic depth of the last block; earlier ones have less.
         use_checkpoint: compute activations again in the backward pass instead of keeping them.
-        size_divisibility: pictures are padded, at the right and at the bottom, to multiples of this, and maps are cut.
+        size_divisibility: images are padded, at the right and at the bottom, to multiples of this, and maps are cut.
         options: further arguments of ``timm.create_model``.
 
     Raises:
-        ValueError: timm has no such model, it has no map of such a stride, it takes pictures of one size only, or it
+        ValueError: timm has no such model, it has no map of such a stride, it takes images of one size only, or it
             lacks what is asked for.
     """
 
@@ -53,23 +53,31 @@ class TimmBackbone(Backbone):
         options = dict(options or {})
         if drop_path_rate:
             options["drop_path_rate"] = drop_path_rate
-        # Of some models the default rate is not 0, and some take pictures of other sizes on request.
+        # Of some models the default rate is not 0, and some take images of other sizes on request.
         options = accepted_options(name, options, {"drop_path_rate": 0.0, "strict_img_size": False})
         model = build_without_weights(name, options)
         features = list(model.feature_info.info)
         indices = {stride: index_of_stride(name, features, stride) for stride in strides}
         check_maps(name, model, strides, size_divisibility)
         self.body: Any = timm.create_model(
-            name, pretrained=False, features_only=True, out_indices=sorted(indices.values()), **options
+            name,
+            pretrained=False,
+            features_only=True,
+            out_indices=sorted(indices.values()),
+            **options,
         )
         self._size_divisibility = size_divisibility
         self._out_features = list(out_features)
         self._out_feature_strides = dict(zip(out_features, strides, strict=True))
         self._out_feature_channels = {
-            feature: features[indices[stride]]["num_chs"] for feature, stride in self._out_feature_strides.items()
+            feature: features[indices[stride]]["num_chs"]
+            for feature, stride in self._out_feature_strides.items()
         }
         self.output_norms = nn.ModuleDict(
-            {feature: LayerNorm2d(channels, eps=1e-5) for feature, channels in self._out_feature_channels.items()}
+            {
+                feature: LayerNorm2d(channels, eps=1e-5)
+                for feature, channels in self._out_feature_channels.items()
+            }
             if output_norms
             else {}
         )
@@ -81,7 +89,9 @@ class TimmBackbone(Backbone):
             try:
                 self.body.set_grad_checkpointing(True)
             except (AssertionError, AttributeError) as error:
-                raise ValueError(f"{name} cannot compute activations again; set use_checkpoint=False") from error
+                raise ValueError(
+                    f"{name} cannot compute activations again; set use_checkpoint=False"
+                ) from error
 
     @property
     def size_divisibility(self) -> int:
@@ -103,10 +113,20 @@ class TimmBackbone(Backbone):
     def _freeze(self, features: Sequence[Mapping[str, Any]], index: int) -> None:
         """Modules are registered in the order of the data; some models downsample at the start of the next stage."""
         modules = dict(self.body.named_modules())
-        inside = [i for i, name in enumerate(modules) if f"{name}.".startswith(prefixes(features[index]["module"]))]
+        inside = [
+            i
+            for i, name in enumerate(modules)
+            if f"{name}.".startswith(prefixes(features[index]["module"]))
+        ]
         if not inside:
-            raise ValueError(f"{features[index]['module']} cannot be frozen; set freeze_at_stride=0")
-        after = prefixes(f"{features[index + 1]['module']}.downsample") if index + 1 < len(features) else ()
+            raise ValueError(
+                f"{features[index]['module']} cannot be frozen; set freeze_at_stride=0"
+            )
+        after = (
+            prefixes(f"{features[index + 1]['module']}.downsample")
+            if index + 1 < len(features)
+            else ()
+        )
         for i, (name, module) in enumerate(modules.items()):
             if i <= inside[-1] or f"{name}.".startswith(after):
                 for parameter in module.parameters(recurse=False):
@@ -131,15 +151,22 @@ def build_without_weights(name: str, options: Mapping[str, Any]) -> Any:
         try:
             with torch.device("meta"):
                 return timm.create_model(name, features_only=True, **options).eval()
-        except (NotImplementedError, RuntimeError):  # some compute with their weights while they are built
+        except (
+            NotImplementedError,
+            RuntimeError,
+        ):  # some compute with their weights while they are built
             return timm.create_model(name, features_only=True, **options).eval()
     except (RuntimeError, TypeError, AttributeError) as error:
         near = [] if timm.is_model(name) else timm.list_models(f"*{name.split('_')[0]}*")[:8]
         hint = f"; it has {', '.join(near)}" if near else ""
-        raise ValueError(f"timm {timm.__version__} cannot build {name!r} for its maps: {error}{hint}") from error
+        raise ValueError(
+            f"timm {timm.__version__} cannot build {name!r} for its maps: {error}{hint}"
+        ) from error
 
 
-def accepted_options(name: str, options: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+def accepted_options(
+    name: str, options: dict[str, Any], wanted: Mapping[str, Any]
+) -> dict[str, Any]:
     """The options, and those of the wanted ones that the model knows."""
     for key, value in wanted.items():
         try:
@@ -151,32 +178,34 @@ def accepted_options(name: str, options: dict[str, Any], wanted: Mapping[str, An
 
 
 def check_maps(name: str, model: Any, strides: Sequence[int], divisor: int) -> None:
-    """Try a picture that is not square.
+    """Try an image that is not square.
 
     Raises:
-        ValueError: the model takes pictures of one size only, or its maps do not cover the picture.
+        ValueError: the model takes images of one size only, or its maps do not cover the image.
     """
     height, width = 5 * divisor, 7 * divisor
-    picture = torch.zeros(1, 3, height, width, device=next(model.parameters()).device)
+    image = torch.zeros(1, 3, height, width, device=next(model.parameters()).device)
     try:
         with torch.no_grad():
-            maps = model(picture)
+            maps = model(image)
     except Exception as error:  # whatever is in its way
         raise ValueError(
-            f"{name} does not take pictures of any size ({height}x{width}: {str(error) or type(error).__name__}); "
+            f"{name} does not take images of any size ({height}x{width}: {str(error) or type(error).__name__}); "
             "choose another model, or set size_divisibility if it asks for multiples of more"
         ) from error
     for stride, x in zip(model.feature_info.reduction(), maps, strict=True):
         size = tuple(channels_first(model, x).shape[-2:])
         if stride in strides and size != (height // stride, width // stride):
             raise ValueError(
-                f"{name} has maps of {size} for pictures of {(height, width)}, which is no stride {stride}"
+                f"{name} has maps of {size} for images of {(height, width)}, which is no stride {stride}"
             )
 
 
 def channels_first(model: Any, x: Tensor) -> Tensor:
     """(B, H, W, C), which some models give, -> (B, C, H, W)"""
-    return x.permute(0, 3, 1, 2) if str(getattr(model, "output_fmt", "NCHW")).endswith("NHWC") else x
+    return (
+        x.permute(0, 3, 1, 2) if str(getattr(model, "output_fmt", "NCHW")).endswith("NHWC") else x
+    )
 
 
 def index_of_stride(name: str, features: Sequence[Mapping[str, Any]], stride: int) -> int:
@@ -190,10 +219,18 @@ def index_of_stride(name: str, features: Sequence[Mapping[str, Any]], stride: in
 
 def prefixes(module: str) -> tuple[str, ...]:
     """How names inside a module may start in timm's feature models, which wrap the whole model in several ways."""
-    return tuple(f"{name}." for name in (module, module.replace(".", "_", 1), f"model.{module}", f"body.{module}"))
+    return tuple(
+        f"{name}."
+        for name in (module, module.replace(".", "_", 1), f"model.{module}", f"body.{module}")
+    )
 
 
-def timm_channels(name: str, out_features: Sequence[str], options: Mapping[str, Any] | None = None) -> list[int]:
+def timm_channels(
+    name: str, out_features: Sequence[str], options: Mapping[str, Any] | None = None
+) -> list[int]:
     """Channels of the maps that :class:`TimmBackbone` gives, for the neck of a config."""
     features = build_without_weights(name, dict(options or {})).feature_info.info
-    return [features[index_of_stride(name, features, stride_of(feature))]["num_chs"] for feature in out_features]
+    return [
+        features[index_of_stride(name, features, stride_of(feature))]["num_chs"]
+        for feature in out_features
+    ]

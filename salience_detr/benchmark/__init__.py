@@ -1,0 +1,1 @@
+"""Timing and profiling, of our model and of other detectors."""

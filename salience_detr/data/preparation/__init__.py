@@ -1,0 +1,1 @@
+"""Preparation of data sets: layouts, validation, repair and conversion."""

@@ -1,0 +1,1 @@
+"""COCO evaluation, results files, error analysis and drawn comparisons."""

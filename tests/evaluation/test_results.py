@@ -1,0 +1,180 @@
+"""Detections against annotations, by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from salience_detr.evaluation.results import (
+    ResultsError,
+    check_detection,
+    class_precisions,
+    confusion_matrix,
+    evaluate,
+    load,
+    with_ids_of,
+)
+
+NAMES = ["pit", "dent"]
+
+
+def truth(annotation_id, image, category, box, crowd=0):
+    return {
+        "id": annotation_id,
+        "image_id": image,
+        "category_id": category,
+        "bbox": box,
+        "iscrowd": crowd,
+    }
+
+
+def found(image, category, box, score):
+    return {"image_id": image, "category_id": category, "bbox": box, "score": score}
+
+
+@pytest.fixture
+def files(tmp_path):
+    def write(annotations, detections):
+        content = {
+            "images": [
+                {"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100} for i in (1, 2)
+            ],
+            "categories": [{"id": 4, "name": "pit"}, {"id": 8, "name": "dent"}],
+            "annotations": annotations,
+        }
+        (tmp_path / "truth.json").write_text(json.dumps(content))
+        (tmp_path / "found.json").write_text(json.dumps(detections))
+        return load(tmp_path / "found.json", tmp_path / "truth.json")
+
+    return write
+
+
+def test_confusion_counts_right_wrong_missed_and_invented(files):
+    coco, detections, _ = files(
+        [
+            truth(1, 1, 4, [0, 0, 10, 10]),
+            truth(2, 1, 8, [50, 50, 20, 20]),
+            truth(3, 2, 4, [0, 0, 10, 10]),
+            truth(4, 2, 8, [40, 40, 50, 50], crowd=1),
+        ],
+        [
+            found(1, 4, [0, 0, 10, 10], 0.9),  # right
+            found(1, 4, [50, 50, 20, 19], 0.8),  # a dent, taken for a pit
+            found(1, 8, [0, 0, 10, 9], 0.7),  # its box is taken: of nothing
+            found(1, 8, [50, 50, 20, 20], 0.1),  # below the threshold
+            found(2, 8, [45, 45, 10, 10], 0.9),  # in a crowd: does not count
+            found(2, 8, [0, 8, 10, 10], 0.9),  # overlaps too little
+        ],
+    )
+    matrix, names = confusion_matrix(coco, detections)
+    assert names == NAMES
+    assert matrix.tolist() == [[1, 0, 1], [1, 0, 0], [0, 2, 0]]
+
+
+def test_precision_is_one_until_the_first_false_detection(files):
+    coco, detections, images = files(
+        [truth(1, 1, 4, [0, 0, 10, 10]), truth(2, 2, 4, [0, 0, 10, 10])],
+        [
+            found(1, 4, [0, 0, 10, 10], 0.9),
+            found(1, 4, [60, 60, 10, 10], 0.8),
+            found(2, 4, [0, 0, 10, 10], 0.7),
+        ],
+    )
+    precisions = class_precisions(evaluate(coco, detections, images))
+    # Right, wrong, right: precision 1 up to recall 1/2, then 2/3.
+    assert precisions["pit"][0, :51] == pytest.approx([1.0] * 51)
+    assert precisions["pit"][0, 51:] == pytest.approx([2 / 3] * 50)
+    assert np.isnan(precisions["dent"]).all()
+
+
+def test_without_detections_there_is_no_evaluation_and_everything_is_missed(files):
+    coco, detections, images = files([truth(1, 1, 4, [0, 0, 10, 10])], [])
+    assert evaluate(coco, detections, images) is None
+    assert confusion_matrix(coco, detections)[0].tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("first", [0, 1, "a"])
+def test_perfect_detections_are_perfect_whatever_the_ids_of_the_annotations_are(files, first):
+    boxes = [[10 * i, 10 * i, 9, 9] for i in range(4)]
+    ids = [f"{first}{i}" if isinstance(first, str) else first + i for i in range(4)]
+    annotations = [truth(i, 1, 4, box, crowd=None) for i, box in zip(ids, boxes, strict=True)]
+    coco, detections, _ = files(annotations, [found(1, 4, box, 0.9) for box in boxes])
+    assert evaluate(coco, detections).stats[0] == pytest.approx(1.0)
+
+
+def test_annotations_with_a_mistake_are_refused_with_the_remedy(files):
+    with pytest.raises(
+        ResultsError, match=r"annotation 1 in .* has a bbox None, not .*check_dataset\.py"
+    ):
+        files([truth(1, 1, 4, None)], [])
+
+
+@pytest.mark.parametrize(
+    ("detection", "message"),
+    [
+        (found(1, 4, [0, 0, float("nan"), 1], 0.9), "has the bbox .*nan.*, not four numbers"),
+        (found(1, 4, [0, 0, 1, 1], float("nan")), "has the score nan, not a number"),
+        (found([1], 4, [0, 0, 1, 1], 0.9), r"has the image_id \[1\], not a number or a text"),
+        (
+            found("x", 4, [0, 0, 1, 1], 0.9),
+            "has the image_id 7, unknown to",
+        ),  # besides one that is a text
+    ],
+)
+def test_detections_that_are_none_are_refused(files, detection, message):
+    with pytest.raises(ResultsError, match=message):
+        files([], [detection, found(7, 4, [0, 0, 1, 1], 0.9)])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"annotations": []}, "has no list 'images'"),
+        ({"images": [{"id": 1}], "annotations": []}, "image 0 of .* is {'id': 1}"),
+        (
+            {"images": [], "annotations": [{"image_id": 1}]},
+            "detection 0 of .* has no bbox, category_id, score",
+        ),
+        (
+            {"images": [], "annotations": [found(1, 4, [0, 0, 1, 1], 0.9)]},
+            "detection 0 of .* is of image 1, not in",
+        ),
+    ],
+)
+def test_a_file_that_demo_did_not_write_is_refused(files, content, message):
+    with pytest.raises(ResultsError, match=message):
+        files([], content)
+
+
+def test_images_that_were_not_looked_at_are_not_confused(files):
+    coco, detections, images = files(
+        [truth(1, 1, 4, [0, 0, 10, 10]), truth(2, 2, 4, [0, 0, 10, 10])],
+        {
+            "images": [{"id": 9, "file_name": "some/2.jpg"}],
+            "annotations": [found(9, 4, [0, 0, 10, 10], 0.9)],
+        },
+    )
+    assert images == [2]
+    assert confusion_matrix(coco, detections, images=images)[0].tolist() == [
+        [1, 0, 0],
+        [0, 0, 0],
+        [0, 0, 0],
+    ]
+
+
+def test_a_negative_side_is_no_box():
+    detection = {"image_id": 1, "category_id": 1, "bbox": [5, 5, -3, 2], "score": 0.5}
+    with pytest.raises(ResultsError, match="negative"):
+        check_detection(detection, "detection 0")
+
+
+def test_a_demo_file_with_two_images_of_one_name_is_refused(tmp_path):
+    images = [
+        {"id": i, "file_name": f"{folder}/x.jpg", "height": 9, "width": 9}
+        for i, folder in enumerate("ab")
+    ]
+    content = {"images": [{"id": 7, "file_name": "x.jpg"}]}
+    with pytest.raises(ResultsError, match=r"two images called x\.jpg"):
+        with_ids_of({"images": images, "annotations": []}, content, tmp_path / "found.json")

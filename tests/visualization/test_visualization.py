@@ -1,0 +1,420 @@
+"""What the images of the model's inside show is where they show it, and is what the model computed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from salience_detr import Predictor
+from salience_detr.data.surface import render_surface
+from salience_detr.layers import ms_deform_attn as operator_module
+from salience_detr.layers.ms_deform_attn import ms_deform_attn_reference
+from salience_detr.modeling.token_pyramid import TokenPyramid
+from salience_detr.visualization import (
+    ProposedBoxes,
+    QueryFigures,
+    QueryStatistics,
+    SamplingPoints,
+    TokenCells,
+    class_activation,
+    draw_attribution,
+    draw_proposals,
+    draw_salience_levels,
+    draw_sampling_points,
+    draw_selected_tokens,
+    inspect,
+    plot_query_statistics,
+    query_statistics,
+)
+from salience_detr.visualization.attribution import (
+    merge_levels,
+    positive_sums,
+    unpadded_sizes,
+    weigh_by_mean,
+)
+from salience_detr.visualization.capture import captured_output
+from salience_detr.visualization.inside import best_queries, token_cells
+from salience_detr.visualization.panels import Panel, assemble, legend_strip, resize_map, text_strip
+from salience_detr.visualization.stages import attention_outside, closest_window, widest_window
+
+RED = (255, 0, 0)
+
+
+@pytest.fixture
+def predictor(micro_config):
+    """Random weights, with attention that differs between queries, heads and levels."""
+    made = Predictor(micro_config, None, device="cpu")
+    for layer in made.model.decoder.layers:
+        nn.init.normal_(layer.cross_attention.sampling_offsets.weight, std=0.1)
+        nn.init.normal_(layer.cross_attention.attention_weights.weight, std=0.3)
+        nn.init.normal_(layer.cross_attention.value_proj.bias)
+    for head in made.model.decoder.bbox_heads:
+        nn.init.normal_(head.layers[-1].weight, std=0.05)
+    return made
+
+
+def image_of(height: int, width: int) -> np.ndarray:
+    return render_surface(np.random.default_rng(3), height, width).image
+
+
+PORTRAIT, LANDSCAPE, SMALL = (90, 50), (48, 80), (32, 33)
+
+
+def test_a_token_is_where_the_unpadded_image_has_it():
+    # Two levels, 2 x 4 and 1 x 2 tokens, of which 2 x 3 and 1 x 2 are the image's: 30 wide and 20 high.
+    tokens = TokenPyramid(
+        features=torch.zeros(1, 10, 4),
+        positions=torch.zeros(1, 10, 4),
+        padding_mask=torch.zeros(1, 10, dtype=torch.bool),
+        level_shapes=((2, 4), (1, 2)),
+        valid_sizes=torch.tensor([[[3.0, 2.0], [2.0, 1.0]]]),
+    )
+    found = token_cells(tokens, torch.tensor([6, 9]), 30, 20)
+    assert found.levels.tolist() == [0, 1] and found.grid.tolist() == [[2, 1], [1, 0]]
+    # Row 1, column 2 of cells of 10 x 10; column 1 of cells of 15 x 20.
+    assert found.cells.tolist() == [[20, 10, 30, 20], [15, 0, 30, 20]]
+    assert found.centers.tolist() == [[25, 15], [22.5, 10]]
+
+
+@pytest.mark.parametrize("size", [PORTRAIT, LANDSCAPE, SMALL])
+def test_an_inspection_holds_what_the_model_computed_without_padding(predictor, size):
+    image = image_of(*size)
+    seen = inspect(predictor, image)
+    found = predictor(image)
+    assert seen.strides == (8, 16, 32) and seen.image.shape == (*size, 3)
+    assert [x.shape for x in seen.salience] == list(seen.level_sizes)
+    rows = np.array(seen.level_sizes)[seen.tokens.levels]
+    assert (seen.tokens.grid[:, 1] < rows[:, 0]).all() and (
+        seen.tokens.grid[:, 0] < rows[:, 1]
+    ).all()
+    assert (
+        seen.tokens.cells.min() >= 0
+        and (seen.tokens.cells.max(0)[2:] <= [size[1] + 1e-3, size[0] + 1e-3]).all()
+    )
+    # Ratios 0.25, 0.5 and 1 of the levels, of which the second encoder layer refines a half.
+    counts = [
+        int(h * w * part) for (h, w), part in zip(seen.level_sizes, (0.25, 0.5, 1.0), strict=True)
+    ]
+    assert np.bincount(seen.tokens.levels).tolist() == counts
+    assert seen.layer_counts == (sum(counts), sum(counts) // 2)
+    assert seen.token_layers.tolist() == [2] * (sum(counts) // 2) + [1] * (
+        sum(counts) - sum(counts) // 2
+    )
+    best = seen.best_queries(1)[0]
+    assert seen.scores[best].max() == pytest.approx(found.scores[0].item())
+    np.testing.assert_allclose(
+        seen.layer_boxes[-1, best], found.pred_boxes.tensor[0].numpy(), atol=1e-4
+    )
+    np.testing.assert_allclose(seen.layer_boxes[0], seen.proposals.boxes, atol=1e-3)
+    assert (
+        len(seen.layer_boxes) == 3 and np.abs(seen.layer_boxes[1] - seen.layer_boxes[0]).max() > 0.1
+    )
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("size", [PORTRAIT, LANDSCAPE])
+def test_the_sampling_points_give_the_attentions_output(predictor, size, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(operator_module, "is_compiled_for", lambda _: False)
+    attention = predictor.model.decoder.layers[1].cross_attention
+    with (
+        captured_output(attention) as outputs,
+        captured_output(attention.value_proj) as values,
+        captured_output(predictor.model.token_pyramid) as pyramids,
+    ):
+        seen = inspect(predictor, image_of(*size))
+    (tokens,), points = pyramids, seen.sampling[1]
+    normalized = torch.from_numpy(points.locations) / torch.tensor([size[1], size[0]])
+    locations = normalized * tokens.valid_ratios[0][:, None]
+    assert tokens.valid_ratios.min() < 1  # else padding would not be tested
+    value = values[0].masked_fill(tokens.padding_mask[..., None], 0)
+    expected = ms_deform_attn_reference(
+        value.unflatten(-1, (attention.num_heads, -1)),
+        tokens.spatial_shapes,
+        tokens.level_start_index,
+        locations[None],
+        torch.from_numpy(points.weights)[None],
+    )
+    torch.testing.assert_close(attention.output_proj(expected), outputs[0], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(points.weights.sum((2, 3)), 1, rtol=1e-5)
+
+
+def test_plain_proposals_are_the_best_tokens_without_suppression(predictor):
+    image = image_of(*LANDSCAPE)
+    suppressed = inspect(predictor, image)
+    predictor.model.query_selection.iou_threshold = 1.0  # nothing overlaps more
+    seen = inspect(predictor, image)
+    assert np.array_equal(seen.proposals.tokens.cells, suppressed.plain_proposals.tokens.cells)
+    np.testing.assert_allclose(seen.proposals.boxes, suppressed.plain_proposals.boxes, atol=1e-3)
+    assert not np.array_equal(suppressed.proposals.tokens.cells, seen.proposals.tokens.cells)
+
+
+def test_a_model_is_looked_into_as_it_is_left(predictor):
+    image = image_of(64, 64)  # the size that the predictor would give it
+    expected = inspect(predictor, image)
+    predictor.model.train()
+    seen = inspect(predictor.model, image)
+    assert predictor.model.training and seen.class_names == ("0", "1", "2", "3", "4", "5")
+    np.testing.assert_array_equal(seen.scores, expected.scores)
+    attributions = class_activation(predictor.model, image)
+    assert predictor.model.training and all(x.grad is None for x in predictor.model.parameters())
+    assert attributions[0].score == pytest.approx(expected.scores.max())
+
+
+def test_channel_orders_are_told_apart(predictor):
+    image = image_of(*SMALL)
+    image[..., 0] //= 3
+    seen = inspect(predictor, image[..., ::-1], channel_order="BGR")
+    assert np.array_equal(seen.image, image)
+    assert np.array_equal(seen.scores, inspect(predictor, image).scores)
+
+
+def test_what_cannot_be_looked_into_and_queries_that_are_none_are_said(predictor):
+    image = image_of(*SMALL)
+    with pytest.raises(TypeError, match="not a str"):
+        inspect("model.onnx", image)
+    for call in (
+        lambda: draw_sampling_points(inspect(predictor, image), 20),
+        lambda: class_activation(predictor, image, queries=[20]),
+        lambda: inspect(predictor, image).describe(-1),
+    ):
+        with pytest.raises(
+            IndexError, match=r"there is no query (20|-1): this image has \d+ queries"
+        ):
+            call()
+    with pytest.raises(ValueError, match="no attribution"):
+        draw_attribution([])
+
+
+def test_the_best_queries_fall_and_one_is_always_there():
+    scores = np.array([[0.1, 0.2], [0.9, 0.0], [0.3, 0.6]])
+    assert best_queries(scores, 3) == [1, 2, 0]
+    assert best_queries(scores, 3, 0.5) == [1, 2] and best_queries(scores, 3, 0.95) == [1]
+    assert best_queries(scores, 1) == [1]
+
+
+def test_attribution_is_nothing_where_no_query_reads(predictor):
+    for layer in predictor.model.decoder.layers:  # the finest level is given no attention
+        bias = layer.cross_attention.attention_weights.bias.data.view(4, 3, 4)
+        bias[:, 0] = -1e4
+    (found,) = class_activation(predictor, image_of(*LANDSCAPE), count=1)
+    assert [x.max() > 0 for x in found.memory_levels] == [False, True, True]
+    assert found.memory.shape == LANDSCAPE and found.memory.max() == 1 and found.backbone.max() == 1
+    for layer in predictor.model.decoder.layers:  # nothing is read
+        nn.init.zeros_(layer.cross_attention.value_proj.weight)
+    (found,) = class_activation(predictor, image_of(*LANDSCAPE), count=1)
+    assert (
+        not any(x.any() for x in found.memory_levels)
+        and not found.memory.any()
+        and not found.backbone.any()
+    )
+    assert draw_attribution([found]).dtype == np.uint8
+
+
+def test_attribution_is_gradient_times_memory_where_that_is_positive():
+    memory = torch.tensor(
+        [[[[1.0, 2.0, 9.0]], [[3.0, 4.0, 9.0]]]]
+    )  # two channels of a 1 x 3 map, the last place padded
+    gradient = torch.tensor([[[[2.0, -1.0, 9.0]], [[1.0, 0.25, 9.0]]]])
+    # 1*2 + 3*1 = 5 and -2 + 1 = -1, which is cut off.
+    assert positive_sums([memory * gradient], [(1, 2)])[0].tolist() == [[5, 0]]
+    # Means over the two places: 0.5 and 0.625; 1*0.5 + 3*0.625 and 2*0.5 + 4*0.625.
+    weighed = weigh_by_mean([memory], [gradient], [(1, 2)])
+    assert positive_sums(weighed, [(1, 2)])[0].tolist() == [[2.375, 3.5]]
+
+
+def test_the_maps_of_a_detection_leave_padding_out(predictor):
+    (found,) = class_activation(predictor, image_of(*LANDSCAPE), count=1)
+    seen = inspect(predictor, image_of(*LANDSCAPE))
+    assert [x.shape for x in found.memory_levels] == list(seen.level_sizes)
+    # 40 x 72 of 64 x 96 padded pixels are 5 x 9 of 8 x 12 places.
+    maps = [torch.zeros(1, 2, 8, 12), torch.zeros(1, 2, 1, 1)]
+    assert unpadded_sizes(maps, (40, 72), torch.zeros(1, 3, 64, 96)) == [(5, 9), (1, 1)]
+
+
+def test_frozen_backbones_and_switched_off_gradients_do_no_harm(predictor):
+    image = image_of(*PORTRAIT)
+    expected = class_activation(predictor, image)
+    for parameter in predictor.model.parameters():
+        parameter.requires_grad_(False)
+    with torch.inference_mode():
+        found = class_activation(predictor, image)
+    assert [x.query for x in found] == [x.query for x in expected]
+    np.testing.assert_allclose(found[0].backbone, expected[0].backbone, atol=1e-4)
+    np.testing.assert_allclose(found[0].memory, expected[0].memory, atol=1e-4)
+
+
+def test_levels_are_merged_over_the_image():
+    image = np.zeros((4, 8, 3), np.uint8)
+    merged = merge_levels([np.array([[0.0, 1.0]]), np.ones((1, 1))], image)
+    # The left quarter is at the first column's 0 plus 1, the right quarter at 1 plus 1, which is the highest.
+    assert merged.shape == (4, 8) and merged[0, 0] == 0.5 and merged[0, 7] == 1
+    assert resize_map(np.array([[0.0, 4.0]]), 4, 1).tolist() == [[0, 1, 3, 4]]
+
+
+def figures_by_hand() -> QueryFigures:
+    tokens = TokenCells(np.array([0, 0, 1]), np.array([[1, 1], [2, 1], [1, 1]]), np.zeros((3, 4)))
+    boxes = np.array([[0.0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 70]])
+    return QueryFigures.of(ProposedBoxes(tokens, boxes))
+
+
+def test_the_figures_of_queries_are_those_computed_by_hand():
+    figures = figures_by_hand()
+    # The second box covers 80 of the first one's 100; the third lies apart.
+    np.testing.assert_allclose(figures.overlaps, [0.8, 0.8, 0])
+    np.testing.assert_allclose(figures.sizes, [10, 80**0.5, 200**0.5])
+    assert figures.repeats.tolist() == [False, True, False]
+    assert figures.neighbors.tolist() == [1, 1, 0]  # the third has the same place on another level
+    np.testing.assert_allclose(figures.level_shares(3), [2 / 3, 1 / 3, 0])
+
+
+def test_a_single_query_repeats_nothing():
+    tokens = TokenCells(np.array([0]), np.array([[0, 0]]), np.zeros((1, 4)))
+    figures = QueryFigures.of(
+        ProposedBoxes(tokens, np.array([[5.0, 5, 1, 1]]))
+    )  # inside out: it has no size
+    assert (
+        figures.overlaps.tolist() == [0]
+        and figures.sizes.tolist() == [0]
+        and not figures.repeats.any()
+    )
+    statistics = QueryStatistics(1, ("level 1",), np.array([4]), figures, figures)
+    assert plot_query_statistics(statistics).shape == (800, 1100, 3)
+
+
+def test_the_models_queries_have_no_neighbors_and_images_add_up(predictor):
+    images = [image_of(*size) for size in (PORTRAIT, LANDSCAPE)]
+    statistics = query_statistics(predictor, images)
+    seen = [inspect(predictor, image) for image in images]
+    assert statistics.num_images == 2 and statistics.queries_per_image == 20
+    assert (
+        statistics.level_tokens.tolist()
+        == np.sum([[h * w for h, w in x.level_sizes] for x in seen], axis=0).tolist()
+    )
+    assert statistics.selected.neighbors.max() == 0 < statistics.plain.neighbors.max()
+    assert len(statistics.selected.sizes) == len(statistics.plain.sizes) == 40
+    with pytest.raises(ValueError, match="no images"):
+        query_statistics(predictor, [])
+
+
+@pytest.mark.parametrize("size", [PORTRAIT, LANDSCAPE, SMALL, (1, 1), (32, 400)])
+def test_every_drawing_is_an_image_and_leaves_the_original_alone(predictor, size):
+    image = image_of(*size) if min(size) >= 32 else np.full((*size, 3), 99, np.uint8)
+    before = image.copy()
+    seen = inspect(predictor, image)
+    drawings = [
+        draw_salience_levels(seen),
+        draw_selected_tokens(seen),
+        draw_proposals(seen, count=3, score_threshold=0),
+        draw_sampling_points(seen),
+        draw_sampling_points(seen, 2),
+        draw_attribution(class_activation(predictor, image, queries=[0, 2])),
+    ]
+    for drawn in drawings:
+        assert (
+            drawn.dtype == np.uint8
+            and drawn.ndim == 3
+            and drawn.shape[2] == 3
+            and max(drawn.shape) < 3000
+        )
+    assert not np.array_equal(drawings[3], drawings[4])
+    assert np.array_equal(image, before)
+
+
+def test_points_that_are_not_finite_are_left_out(predictor):
+    seen = inspect(predictor, image_of(*SMALL))
+    expected = draw_sampling_points(seen, 0)
+    points = seen.sampling[0]
+    locations = points.locations.copy()
+    locations[1] = np.nan  # of another query
+    sampling = (SamplingPoints(locations, points.weights), *seen.sampling[1:])
+    assert np.array_equal(draw_sampling_points(replace(seen, sampling=sampling), 0), expected)
+    assert draw_sampling_points(replace(seen, sampling=sampling), 1).dtype == np.uint8
+
+
+def test_names_beyond_ascii_are_written(predictor):
+    seen = inspect(predictor, image_of(*SMALL))
+    names = [
+        draw_proposals(replace(seen, class_names=(name,) * 6))
+        for name in ("Kratzer", "Größe", "трещина")
+    ]
+    assert not np.array_equal(names[1], names[2])
+
+
+def test_a_panel_draws_where_the_image_has_it():
+    image = np.zeros((10, 20, 3), np.uint8)
+    panel = Panel(image, long_side=200)
+    assert panel.pixels.shape == (100, 200, 3) and panel.locate(np.array([5, 2])).tolist() == [
+        50,
+        20,
+    ]
+    panel.box(np.array([5, 2, 15, 8]), RED, 2)
+    columns, rows = (
+        np.nonzero(panel.pixels[50, :, 0] > 127)[0],
+        np.nonzero(panel.pixels[:, 100, 0] > 127)[0],
+    )
+    assert columns.min() in (48, 49) and columns.max() in (150, 151) and len(columns) <= 8
+    assert rows.min() in (18, 19) and rows.max() in (80, 81)
+    panel = Panel(image, long_side=200)
+    panel.dot(np.array([7.25, 3.5]), 3, RED)
+    middle = np.argwhere(panel.pixels[..., 0] > 127).mean(0) + 0.5
+    np.testing.assert_allclose(middle, [35, 72.5], atol=0.3)
+
+
+def test_cells_are_filled_and_nothing_else():
+    panel = Panel(np.zeros((10, 10, 3), np.uint8), long_side=100)
+    panel.cells(np.array([[2.0, 3, 4, 5]]), np.array([RED]), opacity=1)
+    filled = panel.pixels[..., 0] == 255
+    assert (
+        filled[30:49, 20:39].all() and filled.sum() == 19 * 19
+    )  # a line stays at the right and below
+    panel.cells(np.array([[0.0, 0, 0.01, 0.01]]), np.array([RED]), opacity=1)
+    assert panel.pixels[0, 0, 0] == 255  # smaller than a pixel, and yet there
+
+
+def test_a_window_shows_its_part_and_gray_beyond_the_image():
+    image = np.zeros((10, 10, 3), np.uint8)
+    image[4:6, 4:6] = 255
+    panel = Panel(image, window=(4, 4, 6, 6), long_side=40)
+    assert panel.pixels.shape == (40, 40, 3) and (panel.pixels[10:30, 10:30] == 255).all()
+    outside = Panel(image, window=(-10, 0, 10, 10), long_side=40)
+    assert (outside.pixels[:, :18] == 225).all() and (outside.pixels[4:7, 23:37] == 0).all()
+
+
+def test_labels_do_not_cover_each_other():
+    panel = Panel(np.zeros((100, 100, 3), np.uint8), long_side=400)
+    for _ in range(4):
+        panel.label(np.array([99, 0]), "#1 a long name", RED)
+    tops = sorted(box[1] for box in panel.taken)
+    assert all(below - above >= 19 for above, below in pairwise(tops))
+    assert all(box[2] <= 400 for box in panel.taken)
+
+
+def test_long_texts_and_legends_are_broken_into_lines():
+    assert text_strip("word " * 40, 200).shape[0] > 3 * text_strip("word", 200).shape[0]
+    short, long = (legend_strip([(RED, "a level")] * n, 300) for n in (1, 9))
+    assert long.shape[0] > short.shape[0] and long.shape[1] == 300
+    whole = assemble([("a title", np.zeros((50, 60, 3), np.uint8))] * 3, columns=2, heat=("0", "1"))
+    assert whole.dtype == np.uint8 and whole.shape[1] == 2 * 180 + 3 * 8
+
+
+def test_windows_hold_what_a_query_looks_at():
+    image = np.zeros((100, 200, 3), np.uint8)
+    locations = np.array([50.0, 40, 52, 42, 48, 38, 150, 90]).reshape(1, 1, 4, 2)
+    points = SamplingPoints(locations, np.array([0.5, 0.3, 0.19, 0.01]).reshape(1, 1, 4))
+    boxes = np.array([[45.0, 35, 55, 45]])
+    window = closest_window(image, [points], boxes)
+    # The light point far away is left out; the shape is the image's.
+    assert window[0] < 45 and window[1] < 35 and 55 < window[2] < 80 and 45 < window[3] < 60
+    assert (window[2] - window[0]) == pytest.approx(2 * (window[3] - window[1]))
+    assert closest_window(image, [points], np.array([[0.0, 0, 200, 100]])) is None
+    assert widest_window(image, [points]) == (0, 0, 200, 100)
+    outside = SamplingPoints(np.array([[[[-20.0, 50], [230, 300]]]]), np.array([[[0.25, 0.75]]]))
+    # Two pixels more than the point at the left and right; below no more than a quarter of the longer side.
+    assert widest_window(image, [outside]) == (-22, 0, 232, 150)
+    assert attention_outside(outside, image) == 1 and attention_outside(points, image) == 0

@@ -1,0 +1,275 @@
+#!/usr/bin/env python
+"""Record what the project computes, to show that a change keeps its results.
+
+record_results.py --output before.json               (on the code before the change)
+record_results.py --output after.json                (after it, on the same machine)
+record_results.py --compare before.json after.json
+
+It drives the programs as a user does, in processes of one thread, and writes down: the losses of the first steps
+of two trainings, their weights, the same training stopped and resumed, the AP of the shipped weights, the detections
+of the demo, and the outputs of an exported model. Equal files mean equal results to the last bit. NEU-DET is
+taken from --neu-det or the environment variable NEU_DET; without it, its rows are left out and said to be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 30
+NUM_IMAGES = 5  # that the exported model runs on
+Results: TypeAlias = dict[str, object]
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write")
+    action.add_argument(
+        "--compare", type=Path, nargs=2, metavar="FILE", help="two recordings to compare"
+    )
+    parser.add_argument(
+        "--project",
+        type=Path,
+        default=ROOT,
+        metavar="DIR",
+        help="checkout whose programs are run (default: this one)",
+    )
+    parser.add_argument(
+        "--neu-det",
+        type=Path,
+        default=os.environ.get("NEU_DET"),
+        metavar="DIR",
+        help="NEU-DET's folder (default: the environment variable NEU_DET)",
+    )
+    return parser.parse_args(argv)
+
+
+class Recorder:
+    """A checkout's programs, run one after the other in a scratch folder.
+
+    Args:
+        project: root of the checkout.
+        scratch: folder for data and outputs.
+        neu_det: folder of NEU-DET, if it is at hand.
+    """
+
+    def __init__(self, project: Path, scratch: Path, neu_det: Path | None) -> None:
+        self.project = project.resolve()
+        self.scratch = scratch
+        self.neu_det = neu_det
+        self.environment = os.environ | {
+            "DETECTRON2_DATASETS": str(scratch / "datasets"),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(self.project),
+        }
+        if neu_det is not None:
+            self.environment["NEU_DET"] = str(neu_det.resolve())
+
+    def run(self, program: str, *arguments: str) -> None:
+        """Run a program of the checkout.
+
+        Raises:
+            RuntimeError: it failed; with the end of what it printed.
+        """
+        print("running", program, *arguments, flush=True)
+        finished = subprocess.run(
+            [sys.executable, program, *arguments],
+            cwd=self.project,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if finished.returncode:
+            raise RuntimeError(
+                f"{program} ended with {finished.returncode}\n{finished.stdout[-3000:]}"
+            )
+
+    def record(self) -> Results:
+        """Run everything and return the results by name."""
+        self.run("tools/make_surface_defects.py", "--num-train", "240")
+
+        tiny = "configs/surface_defects_tiny.py"
+        tiny_weights = "demo/surface_defects_tiny.safetensors"
+        results = self.record_training("surface_defects_tiny", tiny)
+        results |= self.record_evaluation("surface_defects_tiny", tiny, tiny_weights)
+        results |= self.record_demo(tiny, tiny_weights)
+        results |= self.record_export(tiny, tiny_weights)
+
+        if self.neu_det is None:
+            print("NEU-DET is left out: name its folder with --neu-det")
+            return results
+        neu = "configs/neu_det_r18.py"
+        results |= self.record_training("neu_det_r18", neu)
+        results |= self.record_evaluation("neu_det_r18", neu, "demo/neu_det_r18.safetensors")
+        return results
+
+    def record_training(self, name: str, config: str) -> Results:
+        """Train for some steps at once, and again with a stop in the middle."""
+        whole = self.scratch / name / "whole"
+        self.train(config, whole, max_iter=STEPS)
+
+        parts = self.scratch / name / "parts"
+        self.train(config, parts, max_iter=STEPS // 2)
+        self.train(config, parts, "--resume", max_iter=STEPS)
+        return {
+            f"{name}: losses": read_losses(whole),
+            f"{name}: weights": digest_of_weights(whole / "model_final.pth"),
+            f"{name}: losses, resumed": read_losses(parts),
+            f"{name}: weights, resumed": digest_of_weights(parts / "model_final.pth"),
+        }
+
+    def train(self, config: str, output_dir: Path, *flags: str, max_iter: int) -> None:
+        self.run(
+            "train_net.py",
+            "--config-file",
+            config,
+            *flags,
+            f"train.output_dir={output_dir}",
+            f"train.max_iter={max_iter}",
+            "train.log_period=1",
+            "train.eval_period=1000",
+            f"train.checkpointer.period={STEPS // 2}",
+            "train.previews=0",
+        )
+
+    def record_evaluation(self, name: str, config: str, weights: str) -> Results:
+        """Evaluate shipped weights; detectron2 prints the AP on lines that hold "copypaste"."""
+        output_dir = self.scratch / name / "evaluation"
+        arguments = ["--eval-only", "--weights", weights, f"train.output_dir={output_dir}"]
+        self.run("train_net.py", "--config-file", config, *arguments)
+
+        log = (output_dir / "log.txt").read_text()
+        table = [line.split("copypaste: ")[1] for line in log.splitlines() if "copypaste: " in line]
+        return {f"{name}: AP of the shipped weights": table}
+
+    def record_demo(self, config: str, weights: str) -> Results:
+        """Detect on validation images and on a video."""
+        inputs = self.scratch / "inputs"
+        self.run("tools/make_demo_inputs.py", "--output", str(inputs), "--seconds", "1")
+        for image in self.validation_images():
+            shutil.copy(image, inputs)
+
+        path = self.scratch / "predictions.json"
+        arguments = ["--config-file", config, "--weights", weights, "--input", str(inputs)]
+        outputs = ["--output", str(self.scratch / "detections"), "--json", str(path)]
+        self.run("demo/demo.py", *arguments, *outputs)
+
+        content = json.loads(path.read_text().replace(str(inputs), "inputs"))
+        return {"demo: detections": content}
+
+    def record_export(self, config: str, weights: str) -> Results:
+        """Export to ONNX, and run ONNX Runtime on validation images."""
+        import onnxruntime
+
+        path = self.scratch / "model.onnx"
+        arguments = ["--config-file", config, "--weights", weights, "--output", str(path)]
+        self.run("tools/export.py", *arguments)
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        results: Results = {}
+        for image in self.validation_images():
+            outputs = session.run(None, onnx_inputs(session, read_chw(image)))
+            results[f"ONNX: {image.name}"] = [digest_of_array(output) for output in outputs]
+        return results
+
+    def validation_images(self) -> list[Path]:
+        folder = self.scratch / "datasets" / "surface_defects" / "val"
+        return sorted(folder.glob("*.jpg"))[:NUM_IMAGES]
+
+
+def read_chw(path: Path) -> np.ndarray:
+    """Return the (3, H, W) uint8 RGB image of a file."""
+    from PIL import Image
+
+    return np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1).copy()
+
+
+def onnx_inputs(session: object, image: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what an exported model is given for one (3, H, W) image."""
+    inputs: dict[str, np.ndarray] = {}
+    for node in session.get_inputs():  # type: ignore[attr-defined]
+        dtype = np.uint8 if "uint8" in node.type else np.float32
+        if len(node.shape) == 4:
+            inputs[node.name] = image[None].astype(dtype)
+        else:
+            inputs[node.name] = np.array([image.shape[1:]], dtype=np.int64)
+    return inputs
+
+
+def read_losses(output_dir: Path) -> dict[str, list[float]]:
+    """Return the losses of every step of a run, by name."""
+    losses: dict[str, list[float]] = {}
+    for line in (output_dir / "metrics.json").read_text().splitlines():
+        for name, value in json.loads(line).items():
+            if name == "total_loss" or name.startswith("loss_") or name == "grad_norm":
+                losses.setdefault(name, []).append(value)
+    return losses
+
+
+def digest_of_weights(path: Path) -> str:
+    """Return the SHA-256 of all tensors of a checkpoint's model, with their names."""
+    state_dict = torch.load(path, map_location="cpu", weights_only=True)["model"]
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state_dict.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def digest_of_array(array: np.ndarray) -> str:
+    """Return shape, sum and SHA-256 of an array."""
+    content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return f"{array.shape} sum {array.sum():.9g} sha256 {content}"
+
+
+def compare(before: Results, after: Results) -> bool:
+    """Print a line for each result and return whether all are equal."""
+    names = list(dict.fromkeys([*before, *after]))
+    for name in names:
+        if name not in before or name not in after:
+            verdict = "only in one of the two"
+        elif before[name] == after[name]:
+            verdict = "equal"
+        else:
+            verdict = "DIFFERENT"
+        print(f"{verdict:24} {name}")
+    return before == after
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    if args.compare:
+        before, after = (json.loads(path.read_text()) for path in args.compare)
+        return 0 if compare(before, after) else 1
+
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            results = Recorder(args.project, Path(scratch), args.neu_det).record()
+        except RuntimeError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    args.output.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"{len(results)} results in {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
