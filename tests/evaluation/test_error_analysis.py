@@ -172,7 +172,7 @@ def test_crowded_images_are_told_from_sparse_ones():
     coco = annotations(truth(1, 4, [0, 0, 10, 10]), *boxes, images=(1, 2, 3))
     detections = [found(1, 4, [0, 0, 10, 10]), found(3, 4, [0, 0, 10, 10])]
     none, few, medium, many = density_rows(coco, detections, examine(coco, detections))
-    assert [x["images"] for x in (none, few, medium, many)] == [1, 1, 1, 0]
+    assert [x["pictures"] for x in (none, few, medium, many)] == [1, 1, 1, 0]
     assert (none["false"], none["AP"], none["recall"]) == (1, None, None)
     assert (few["boxes"], few["missed"], few["recall"]) == (1, 0, 100) and few[
         "AP"

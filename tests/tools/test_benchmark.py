@@ -131,7 +131,7 @@ def test_times_are_summed_up_by_median_percentile_and_throughput():
 def test_the_peak_is_of_weights_and_of_what_calls_take():
     program = """if True:
         import torch
-        from salience_detr.engine.profiling import PeakMemory
+        from salience_detr.benchmark.profiling import PeakMemory
 
         memory = PeakMemory(torch.nn.Linear(1024, 1024, bias=False))  # 4 MiB
         memory.reset()

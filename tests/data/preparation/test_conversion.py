@@ -165,14 +165,14 @@ def test_unusable_yolo_lines_are_reported(yolo, line):
 
 
 @pytest.mark.parametrize(
-    ("image", "expected"),
+    ("image_file", "expected"),
     [
         (
             "a/images/x/images/train/1.jpg",
             ["a/images/x/labels/train/1.txt", "a/images/x/images/train/1.txt"],
         ),
         ("train/images/1.jpg", ["train/labels/1.txt", "train/images/1.txt"]),
-        ("images/images.jpg", ["images/images.txt"]),
+        ("photos/images.jpg", ["photos/images.txt"]),
     ],
 )
 def test_labels_lie_beside_the_last_images_folder_or_the_image(image_file, expected):
