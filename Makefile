@@ -61,7 +61,7 @@ format: setup ## apply the style
 bench: setup ## parameters, GMACs, time and memory of the operator, of the model, and of other detectors
 	$(RUN) tools/analyze_model.py --config-file configs/salience_detr_r50_4scale_12ep.py
 	$(RUN) tools/benchmark_op.py
-	$(RUN) tools/benchmark_forms.py
+	$(RUN) tools/benchmark.py --operator compiled reference --modes eager training --batch-sizes 1 --repeats 3
 	$(RUN) tools/benchmark.py --batch-sizes 1 2 --repeats 3 --compare all
 
 train-demo: setup ## train the shipped weights again

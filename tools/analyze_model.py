@@ -11,7 +11,7 @@ from detectron2.config import instantiate
 from tabulate import tabulate
 from tqdm import tqdm
 
-from salience_detr.benchmark.profiling import count
+from salience_detr.benchmark.flops import count_flops
 from salience_detr.config import ConfigError, load_config
 
 
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         except (ConfigError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        found = count(model, *args.size)
+        found = count_flops(model, *args.size)
         print(f"{config_file} at {args.size[0]}x{args.size[1]}")
         print(
             tabulate(found.stages, headers=("stage", *headers), floatfmt=".2f", tablefmt="github"),

@@ -37,9 +37,8 @@ command -v compute-sanitizer >/dev/null &&
 for dtype in float32 bfloat16; do
 	step "operator_$dtype" 120 "$PYTHON" tools/benchmark_op.py --device cuda --dtype "$dtype" --repeats 20
 done
-for dtype in float32 bfloat16; do
-	step "model_$dtype" 200 "$PYTHON" tools/benchmark_forms.py --device cuda --dtype "$dtype" --repeats 10
-done
+step operators 400 "$PYTHON" tools/benchmark.py --device cuda --operator compiled reference \
+	--modes eager amp training training-amp --batch-sizes 1 2 --repeats 10
 # Both print what they have by then where their time is over.
 step benchmark 150 "$PYTHON" tools/benchmark.py --device cuda --modes eager amp compiled compiled-amp --batch-sizes 1 8
 step compare 120 "$PYTHON" tools/benchmark.py --device cuda --modes eager amp --batch-sizes 1 --compare all
@@ -50,7 +49,7 @@ DETECTRON2_DATASETS=output/gpu_data step training 300 "$PYTHON" train_net.py --c
 step variants 300 "$PYTHON" tools/benchmark_training.py --config-file configs/salience_detr_r50_4scale_12ep.py \
 	--data-dir output/gpu_data/surface_defects --steps 10 dataloader.train.total_batch_size=8
 
-for table in operator_float32 operator_bfloat16 model_float32 model_bfloat16 benchmark compare variants; do
+for table in operator_float32 operator_bfloat16 operators benchmark compare variants; do
 	printf '\n### %s\n\n' "$table"
 	grep -E '^\||threads|NVIDIA' "$OUT/$table.log"
 done >>"$SUMMARY"

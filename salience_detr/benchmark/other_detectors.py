@@ -1,13 +1,13 @@
-"""Detectors of other packages, with random weights, taking and giving what this project's models do: to compare costs.
+"""Detectors of other packages with random weights, behind detectron2's interface, to compare costs.
 
-Nothing is downloaded. Images are computed at the size they have, padded to multiples of 32 as this project's are.
+Nothing is downloaded. Images are computed at their own size, padded to multiples of 32 as this
+project's are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from detectron2.structures import Boxes, ImageList, Instances
@@ -18,78 +18,83 @@ from salience_detr.modeling.salience_detr import padding_mask
 SIZE_DIVISIBILITY = 32
 
 
-def as_instances(image: Tensor, found: dict[str, Tensor]) -> dict[str, Instances]:
-    """``boxes`` (absolute xyxy), ``scores`` and ``labels`` of a (3, H, W) image as detectron2 has them."""
-    instances = Instances((image.shape[-2], image.shape[-1]))
-    instances.pred_boxes = Boxes(found["boxes"])
-    instances.scores, instances.pred_classes = found["scores"], found["labels"]
-    return {"instances": instances}
-
-
 class TorchvisionDetector(nn.Module):
-    """A detector of torchvision that computes images of a size at that size, where it would have resized them."""
+    """A detector of torchvision that keeps the size of the images, which it would have resized."""
 
     def __init__(self, detector: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()
         self.detector = detector
-        transform: Any = detector.transform
-        transform.min_size, transform.max_size = (min(size),), max(size)
+        detector.transform.min_size = (min(size),)
+        detector.transform.max_size = max(size)
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+    def forward(self, batched_inputs: list[dict]) -> list[dict[str, Instances]]:
         """See :meth:`salience_detr.modeling.SalienceDETR.forward`; evaluation only."""
-        device = next(self.parameters()).device
-        found = self.detector([x["image"].to(device, torch.float32) / 255 for x in batched_inputs])
-        return [as_instances(x["image"], one) for x, one in zip(batched_inputs, found, strict=True)]
+        images = scale_images(batched_inputs, next(self.parameters()).device)
+        return to_instances(images, self.detector(images))
 
 
 class TransformersDetector(nn.Module):
-    """A detector of transformers with the part of its image processor that makes boxes of its output."""
+    """A detector of transformers with the part of its image processor that decodes the boxes."""
 
-    def __init__(self, detector: nn.Module, processor: Any) -> None:
+    def __init__(self, detector: nn.Module, processor: object) -> None:
         super().__init__()
         self.detector = detector
         self.processor = processor
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+    def forward(self, batched_inputs: list[dict]) -> list[dict[str, Instances]]:
         """See :meth:`salience_detr.modeling.SalienceDETR.forward`; evaluation only."""
-        device = next(self.parameters()).device
-        image_tensors = [x["image"].to(device, torch.float32) / 255 for x in batched_inputs]
-        images = ImageList.from_tensors(image_tensors, SIZE_DIVISIBILITY)
-        outputs = self.detector(pixel_values=images.tensor, pixel_mask=~padding_mask(images))
-        found = self.processor.post_process_object_detection(
-            outputs,
-            threshold=0.0,
-            target_sizes=[tuple(image.shape[-2:]) for image in image_tensors],
+        images = scale_images(batched_inputs, next(self.parameters()).device)
+        batch = ImageList.from_tensors(images, SIZE_DIVISIBILITY)
+        outputs = self.detector(pixel_values=batch.tensor, pixel_mask=~padding_mask(batch))
+
+        results = self.processor.post_process_object_detection(  # type: ignore[attr-defined]
+            outputs, threshold=0.0, target_sizes=batch.image_sizes
         )
-        return [as_instances(image, one) for image, one in zip(image_tensors, found, strict=True)]
+        return to_instances(images, results)
 
 
-def torchvision_builder(name: str) -> Callable[[tuple[int, int], int], nn.Module]:
-    """Of a function of torchvision.models.detection; torchvision counts the background as a class."""
+def scale_images(batched_inputs: list[dict], device: torch.device) -> list[Tensor]:
+    """Return the (3, H, W) images of the inputs in [0, 1]."""
+    return [x["image"].to(device, torch.float32) / 255 for x in batched_inputs]
+
+
+def to_instances(
+    images: list[Tensor], results: list[dict[str, Tensor]]
+) -> list[dict[str, Instances]]:
+    """Convert ``boxes`` (absolute xyxy), ``scores`` and ``labels`` of each image."""
+    outputs = []
+    for image, result in zip(images, results, strict=True):
+        instances = Instances((image.shape[-2], image.shape[-1]))
+        instances.pred_boxes = Boxes(result["boxes"])
+        instances.scores = result["scores"]
+        instances.pred_classes = result["labels"]
+        outputs.append({"instances": instances})
+    return outputs
+
+
+Builder = Callable[[tuple[int, int], int], nn.Module]
+
+
+def torchvision_builder(name: str) -> Builder:
+    """Return the builder of a detector of torchvision, which counts the background as a class."""
 
     def build(size: tuple[int, int], num_classes: int) -> nn.Module:
         from torchvision.models import detection
 
-        detector = getattr(detection, name)(
-            weights=None, weights_backbone=None, num_classes=num_classes + 1
-        )
+        make = getattr(detection, name)
+        detector = make(weights=None, weights_backbone=None, num_classes=num_classes + 1)
         return TorchvisionDetector(detector, size)
 
     return build
 
 
 def deformable_detr(size: tuple[int, int], num_classes: int) -> nn.Module:
-    """The variant with box refinement and two stages, which Salience DETR builds on."""
-    from transformers import (
-        DeformableDetrConfig,
-        DeformableDetrForObjectDetection,
-        DeformableDetrImageProcessor,
-        ResNetConfig,
-    )
+    """Build the variant with box refinement and two stages, which Salience DETR builds on."""
+    import transformers
 
-    config = DeformableDetrConfig(
-        # Of its own: what some versions take by default has pretrained weights.
-        backbone_config=ResNetConfig(out_features=["stage2", "stage3", "stage4"]),
+    config = transformers.DeformableDetrConfig(
+        # Stated, because what some versions take by default has pretrained weights.
+        backbone_config=transformers.ResNetConfig(out_features=["stage2", "stage3", "stage4"]),
         use_timm_backbone=False,
         use_pretrained_backbone=False,
         backbone=None,
@@ -97,18 +102,17 @@ def deformable_detr(size: tuple[int, int], num_classes: int) -> nn.Module:
         with_box_refine=True,
         num_labels=num_classes,
     )
-    return TransformersDetector(
-        DeformableDetrForObjectDetection(config), DeformableDetrImageProcessor()
-    )
+    detector = transformers.DeformableDetrForObjectDetection(config)
+    return TransformersDetector(detector, transformers.DeformableDetrImageProcessor())
 
 
 def rt_detr(size: tuple[int, int], num_classes: int) -> nn.Module:
-    """RT-DETR's R50, which its configuration has by default."""
-    from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor
+    """Build RT-DETR with R50, its configuration's default."""
+    import transformers
 
-    return TransformersDetector(
-        RTDetrForObjectDetection(RTDetrConfig(num_labels=num_classes)), RTDetrImageProcessor()
-    )
+    config = transformers.RTDetrConfig(num_labels=num_classes)
+    detector = transformers.RTDetrForObjectDetection(config)
+    return TransformersDetector(detector, transformers.RTDetrImageProcessor())
 
 
 @dataclass(frozen=True)
@@ -116,17 +120,17 @@ class OtherDetector:
     """A detector to compare with.
 
     Attributes:
-        label: for people.
-        package: that it comes from.
-        build: (height, width) and number of classes -> the detector.
-        parts: of tensors only, which ``torch.compile`` takes.
-        uses_nms: what it does after the network depends on how many boxes score well.
+        label: name in tables.
+        package: package that it comes from.
+        build: function of the image size (height, width) and the number of classes.
+        compiled_stages: submodules of plain tensors, which ``torch.compile`` takes.
+        uses_nms: its time after the network depends on how many boxes score well.
     """
 
     label: str
     package: str
-    build: Callable[[tuple[int, int], int], nn.Module]
-    parts: tuple[str, ...]
+    build: Builder
+    compiled_stages: tuple[str, ...]
     uses_nms: bool = False
 
 
@@ -138,23 +142,15 @@ TWO_STAGE = (
     "detector.roi_heads.box_predictor",
 )
 TRANSFORMER = ("detector.model.backbone", "detector.model.encoder", "detector.model.decoder")
+
+retinanet = torchvision_builder("retinanet_resnet50_fpn_v2")
+fcos = torchvision_builder("fcos_resnet50_fpn")
+faster_rcnn = torchvision_builder("fasterrcnn_resnet50_fpn_v2")
 OTHER_DETECTORS = {
-    "retinanet": OtherDetector(
-        "RetinaNet R50 v2",
-        "torchvision",
-        torchvision_builder("retinanet_resnet50_fpn_v2"),
-        DENSE,
-        uses_nms=True,
-    ),
-    "fcos": OtherDetector(
-        "FCOS R50", "torchvision", torchvision_builder("fcos_resnet50_fpn"), DENSE, uses_nms=True
-    ),
+    "retinanet": OtherDetector("RetinaNet R50 v2", "torchvision", retinanet, DENSE, uses_nms=True),
+    "fcos": OtherDetector("FCOS R50", "torchvision", fcos, DENSE, uses_nms=True),
     "faster-rcnn": OtherDetector(
-        "Faster R-CNN R50 v2",
-        "torchvision",
-        torchvision_builder("fasterrcnn_resnet50_fpn_v2"),
-        TWO_STAGE,
-        uses_nms=True,
+        "Faster R-CNN R50 v2", "torchvision", faster_rcnn, TWO_STAGE, uses_nms=True
     ),
     "deformable-detr": OtherDetector(
         "Deformable DETR R50, two stages", "transformers", deformable_detr, TRANSFORMER

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,110 +15,139 @@ import torch
 from detectron2.config import instantiate
 from torch.utils.flop_counter import FlopCounterMode
 
-from salience_detr.benchmark import benchmarking
-from salience_detr.benchmark.benchmarking import Timing
-from salience_detr.benchmark.isolation import IsolatedError, describe_exit, isolated
+from salience_detr.benchmark import measurements
+from salience_detr.benchmark.flops import STAGES, ModelCost, StageCost, count_flops, noise_image
+from salience_detr.benchmark.measurements import OURS, Timing, Variant, Worker
 from salience_detr.benchmark.other_detectors import OTHER_DETECTORS
-from salience_detr.benchmark.profiling import STAGES, count, noise_image
 from salience_detr.config import load_config
+from salience_detr.layers import ms_deform_attn
 from tools import benchmark
 
 SMALL = ["--size", "64", "64", "--device", "cpu", "--repeats", "1"]
 
 
-def in_this_process(function: Callable[..., Iterable[Any]], *args: Any) -> Iterator[Any]:
-    """Spares the start of a process; what is raised is told as if there were one."""
-    try:
-        yield from function(*args)
-    except Exception as error:
-        raise IsolatedError(str(error)) from error
+class ThisProcess(Worker):
+    """A worker that spares the start of a process."""
+
+    def __enter__(self) -> ThisProcess:
+        measurements.prepare.cache_clear()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def attempt(self, function: Callable[..., Any], *args: object) -> Any:
+        try:
+            return function(*args)
+        except Exception as error:
+            return f"failed: {error}"
 
 
 @pytest.fixture
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmarking, "isolated", in_this_process)
+    monkeypatch.setattr(measurements, "Worker", ThisProcess)
+
+
+def answer_with(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Any]) -> None:
+    """Replace all measurements: ``answer`` is called with the function and its arguments."""
+
+    class Oracle(ThisProcess):
+        def attempt(self, function: Callable[..., Any], *args: object) -> Any:
+            return answer(function, *args)
+
+    monkeypatch.setattr(measurements, "Worker", Oracle)
+
+
+def cost_of(parameters: float) -> ModelCost:
+    return ModelCost([StageCost("total", parameters, 1.0, 1.0)], Counter())
 
 
 def rows_of(printed: str) -> list[dict[str, str]]:
-    """The first table that was printed."""
-    start = printed.index("| detector")
-    lines = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in printed[start:].split("\n\n")[0].splitlines()
-    ]
-    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+    """Return the rows of the first table that was printed."""
+    table = printed[printed.index("| detector") :].split("\n\n")[0]
+    lines = []
+    for line in table.splitlines():
+        lines.append([cell.strip() for cell in line.strip("|").split("|")])
+    header, _, *rows = lines
+    return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def test_a_model_is_measured_whole_and_by_stage_in_another_process(
-    micro_config, tmp_path, monkeypatch, capsys
-):
-    def spare_a_process(function: Callable[..., Iterable[Any]], *args: Any) -> Iterator[Any]:
-        return (in_this_process if function is benchmarking.count_costs else isolated)(
-            function, *args
-        )
+def test_a_model_is_measured_whole_and_by_stage_in_another_process(micro_config, tmp_path, capsys):
+    files = ["--json", f"{tmp_path}/b.json", "--markdown", f"{tmp_path}/b.md"]
+    words = ["--modes", "eager", "--batch-sizes", "2", "model.num_queries=10", *files]
+    assert benchmark.main(["--config-file", micro_config, *SMALL, *words]) == 0
 
-    monkeypatch.setattr(benchmarking, "isolated", spare_a_process)
-    words = [
-        "--config-file",
-        micro_config,
-        *SMALL,
-        "--modes",
-        "eager",
-        "--batch-sizes",
-        "2",
-        "model.num_queries=10",
-    ]
-    assert (
-        benchmark.main([*words, "--json", f"{tmp_path}/b.json", "--markdown", f"{tmp_path}/b.md"])
-        == 0
-    )
     printed = capsys.readouterr().out
     assert (tmp_path / "b.md").read_text() == printed
     assert "float32; 64x64 pixels; timed calls: 1, after 1 to warm up" in printed.splitlines()[0]
     assert "threads: 1; torch 2" in printed.splitlines()[0]
-    found = json.loads((tmp_path / "b.json").read_text())
-    (row,) = found["measurements"]
-    assert [timing["batch_size"] for timing in row["timings"]] == [1, 2] and row["failure"] == ""
-    assert row["stages"].keys() == {*STAGES, "rest", "total"}
-    assert row["stages"]["total"] == pytest.approx(
-        sum(row["stages"][name] for name in (*STAGES, "rest"))
-    )
-    assert min(row["stages"][name] for name in STAGES) > 0
-    cost = found["costs"]["ours"]
+
+    content = json.loads((tmp_path / "b.json").read_text())
+    (measurement,) = content["measurements"]
+    assert [timing["batch_size"] for timing in measurement["timings"]] == [1, 2]
+    assert measurement["failure"] == ""
+
+    stages = measurement["stages"]
+    assert stages.keys() == {*STAGES, "rest", "total"}
+    assert min(stages[name] for name in STAGES) > 0
+    assert stages["total"] == pytest.approx(sum(stages[name] for name in (*STAGES, "rest")))
+
+    cost = content["costs"]["ours"]["stages"]
+    assert [stage["stage"] for stage in cost] == [*STAGES, "total"]
     # 20 queries of 32 numbers became 10.
-    assert cost["parameters_millions"] == pytest.approx(
-        millions_of_parameters(micro_config) - 10 * 32 / 1e6
-    )
-    assert [stage["stage"] for stage in cost["stages"]] == [*STAGES, "total"] and cost["stages"][
-        -1
-    ]["gmacs"] > 0
+    parameters = millions_of_parameters(micro_config) - 10 * 32 / 1e6
+    assert cost[-1]["parameters"] == pytest.approx(parameters) and cost[-1]["gmacs"] > 0
 
 
 def millions_of_parameters(config: str) -> float:
     return sum(p.numel() for p in instantiate(load_config(config).model).parameters()) / 1e6
 
 
+def test_the_reference_operator_and_training_are_measured_beside(micro_config, monkeypatch, capsys):
+    calls = []
+
+    def answer(function: Callable[..., Any], settings: Any, subject: Any, *args: Any) -> Any:
+        if function is measurements.time_batch:
+            calls.append(subject)
+            return Timing(1, [60.0 if subject.operator == "reference" else 40.0], None)
+        return cost_of(1.5) if function is measurements.count_costs else {}
+
+    answer_with(monkeypatch, answer)
+    words = ["--batch-sizes", "1", "--modes", "eager", "training"]
+    operators = ["--operator", "compiled", "reference"]
+    assert benchmark.main(["--config-file", micro_config, *SMALL, *words, *operators]) == 0
+
+    rows = rows_of(capsys.readouterr().out)
+    modes = [(mode, operator) for mode in ("eager", "training") for operator in operators[1:]]
+    assert calls == [Variant(OURS, *mode) for mode in modes]
+    assert [row["mode"] for row in rows[:2]] == ["eager", "eager, reference"]
+    assert [row["of ours"] for row in rows] == ["1.00", "1.50", "1.00", "1.50"]
+
+
+@pytest.mark.parametrize("operator", ["compiled", "reference"])
+def test_a_training_step_changes_the_weights(micro_config, monkeypatch, operator):
+    args = benchmark.parse_args(["--config-file", micro_config, *SMALL])
+    settings = benchmark.make_settings(args)
+    measurements.prepare.cache_clear()
+    # The reference is chosen for the rest of a process.
+    monkeypatch.setattr(ms_deform_attn, "is_compiled_for", ms_deform_attn.is_compiled_for)
+
+    subject = measurements.prepare(settings, Variant(OURS, "training", operator))
+    before = subject.model.query_embedding.detach().clone()
+    subject.step(2)
+    assert not torch.equal(before, subject.model.query_embedding)
+
+
 @pytest.mark.parametrize(
-    ("function", "args", "items", "reason"),
+    ("function", "args", "reason"),
     [
-        (map, (int, ["1", "x"]), [1], "ValueError: invalid literal"),
-        (os._exit, (3,), [], "its process ended with exit code 3"),
+        (int, ("x",), "failed: ValueError: invalid literal"),
+        (os._exit, (3,), "failed: its process was ended"),
     ],
 )
-def test_what_ends_a_process_is_told_after_what_it_has_given(function, args, items, reason):
-    found = []
-    with pytest.raises(IsolatedError, match=reason):
-        for item in isolated(function, *args):
-            found.append(item)
-    assert found == items
-
-
-def test_an_ended_process_names_its_signal():
-    assert (
-        describe_exit(-9)
-        == "its process was ended by SIGKILL, as a system does where memory runs out"
-    )
-    assert describe_exit(-11) == "its process was ended by SIGSEGV"
+def test_what_ends_a_process_is_an_answer(function, args, reason):
+    with Worker() as worker:
+        assert worker.attempt(function, *args).startswith(reason)
 
 
 def test_times_are_summed_up_by_median_percentile_and_throughput():
@@ -131,7 +161,7 @@ def test_times_are_summed_up_by_median_percentile_and_throughput():
 def test_the_peak_is_of_weights_and_of_what_calls_take():
     program = """if True:
         import torch
-        from salience_detr.benchmark.profiling import PeakMemory
+        from salience_detr.benchmark.timing import PeakMemory
 
         memory = PeakMemory(torch.nn.Linear(1024, 1024, bias=False))  # 4 MiB
         memory.reset()
@@ -152,7 +182,7 @@ def test_the_peak_is_of_weights_and_of_what_calls_take():
 def test_other_detectors_compute_the_image_at_its_size(name):
     detector = OTHER_DETECTORS[name].build((150, 120), 3).eval()
     shapes = []
-    backbone = detector.get_submodule(OTHER_DETECTORS[name].parts[0])
+    backbone = detector.get_submodule(OTHER_DETECTORS[name].compiled_stages[0])
     backbone.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
     with torch.no_grad():
         (output,) = detector([noise_image(150, 120)])
@@ -161,7 +191,7 @@ def test_other_detectors_compute_the_image_at_its_size(name):
     assert found.image_size == (150, 120) and len(found.scores) == len(found.pred_boxes) == len(
         found.pred_classes
     )
-    assert all(detector.get_submodule(part) for part in OTHER_DETECTORS[name].parts)
+    assert all(detector.get_submodule(part) for part in OTHER_DETECTORS[name].compiled_stages)
 
 
 def test_other_detectors_are_rows_beside_the_model(one_process, micro_config, capsys):
@@ -195,7 +225,7 @@ def test_the_macs_of_another_detector_are_those_of_its_convolutions_and_norms():
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
         detector([noise_image(64, 96)])
     convolutions = flops.get_total_flops() / 2e9
-    assert convolutions <= count(detector, 64, 96).stages[-1].gmacs < 1.01 * convolutions
+    assert convolutions <= count_flops(detector, 64, 96).stages[-1].gmacs < 1.01 * convolutions
 
 
 def test_a_mode_that_fails_is_a_row_that_says_why(one_process, micro_config, monkeypatch, capsys):
@@ -222,54 +252,42 @@ def test_a_mode_that_fails_is_a_row_that_says_why(one_process, micro_config, mon
 
 
 def test_what_was_measured_before_a_failure_is_kept(micro_config, monkeypatch, capsys):
-    def out_of_memory(function: Callable[..., Any], *args: Any) -> Iterator[Any]:
-        yield 1.5 if function is benchmarking.count_costs else Timing(1, [40.0], 100.0)
-        raise IsolatedError("out of memory")
+    def answer(function: Callable[..., Any], settings: Any, *args: Any) -> Any:
+        if function is measurements.time_batch and args[1] == 1:
+            return Timing(1, [40.0], 100.0)
+        return "failed: out of memory"
 
-    monkeypatch.setattr(benchmarking, "isolated", out_of_memory)
+    answer_with(monkeypatch, answer)
     assert benchmark.main(["--config-file", micro_config, *SMALL, "--modes", "eager"]) == 0
     (row,) = rows_of(capsys.readouterr().out)
     assert row["remarks"] == "failed: out of memory; GMACs: failed: out of memory"
-    assert [row[name] for name in ("parameters (M)", "GMACs", "median (ms)")] == [
-        "1.50",
-        "",
-        "40.0",
-    ]
+    assert (row["GMACs"], row["median (ms)"]) == ("", "40.0")
     assert [row[f"images/s, batch {size}"] for size in (1, 2, 4)] == ["25.0", "", ""]
 
 
 def test_an_interrupt_leaves_what_was_measured(micro_config, tmp_path, monkeypatch, capsys):
-    def interrupted(
-        function: Callable[..., Any], settings: Any, name: str, *mode: str
-    ) -> Iterator[Any]:
-        if mode == ("amp",):
+    def answer(function: Callable[..., Any], settings: Any, subject: Any, *args: Any) -> Any:
+        if function is measurements.count_costs:
+            return cost_of(1.5)
+        if subject.mode == "amp":
             raise KeyboardInterrupt
-        yield 1.5 if function is benchmarking.count_costs else Timing(1, [40.0], 100.0)
+        return Timing(1, [40.0], 100.0) if function is measurements.time_batch else {}
 
-    monkeypatch.setattr(benchmarking, "isolated", interrupted)
-    words = [
-        "--config-file",
-        micro_config,
-        *SMALL,
-        "--compare",
-        "fcos",
-        "--json",
-        f"{tmp_path}/b.json",
-    ]
-    assert benchmark.main(words) == 130
+    answer_with(monkeypatch, answer)
+    words = ["--compare", "fcos", "--json", f"{tmp_path}/b.json"]
+    assert benchmark.main(["--config-file", micro_config, *SMALL, *words]) == 130
+
     eager, amp = rows_of(capsys.readouterr().out)
     assert (eager["median (ms)"], eager["remarks"], amp["remarks"]) == ("40.0", "", "stopped")
-    assert (
-        json.loads((tmp_path / "b.json").read_text())["notes"][-1]
-        == "Stopped before all was measured."
-    )
+    notes = json.loads((tmp_path / "b.json").read_text())["notes"]
+    assert notes[-1] == "Stopped before all was measured."
 
 
 def test_a_package_that_is_not_there_is_a_note(micro_config, monkeypatch, capsys):
     monkeypatch.setattr(
         benchmark, "find_spec", lambda package: None if package == "transformers" else package
     )
-    monkeypatch.setattr(benchmarking, "isolated", lambda *_: iter(()))
+    answer_with(monkeypatch, lambda *_: "failed: not measured")
     words = [
         "--config-file",
         micro_config,
@@ -309,12 +327,16 @@ def test_another_architecture_is_measured_by_its_own_parts(one_process, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--modes", "fast"], "--modes 'fast' is unknown; use eager, compiled, amp, compiled-amp"),
+        (
+            ["--modes", "fast"],
+            "--modes 'fast' is unknown; use eager, compiled, amp, compiled-amp, training",
+        ),
         (
             ["--compare", "yolo"],
             "--compare 'yolo' is unknown; use all, retinanet, fcos, faster-rcnn",
         ),
         (["--batch-sizes", "0"], "--batch-sizes '0' is not a number of images"),
+        (["--operator", "fast"], "--operator 'fast' is unknown; use compiled, reference"),
         (["--size", "0", "64"], "--size is 0 64"),
         (["--repeats", "0"], "--repeats is 0; it must be at least 1"),
         (["--json", "/proc/there.json"], "/proc cannot be written to"),

@@ -1,0 +1,362 @@
+"""Measurements of detectors, each detector and mode in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import statistics
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances
+from torch import nn
+from tqdm import tqdm
+
+from salience_detr.benchmark.flops import ModelCost, count_flops, noise_image
+from salience_detr.benchmark.other_detectors import OTHER_DETECTORS
+from salience_detr.benchmark.timing import PeakMemory, stage_timers, time_calls
+from salience_detr.checkpoint import load_weights
+from salience_detr.config import load_config, resolve_device
+from salience_detr.engine.train import COMPILED_STAGES
+from salience_detr.layers import ms_deform_attn
+from salience_detr.utils.errors import one_line
+from salience_detr.utils.signals import StopSignals
+
+MODES = ("eager", "compiled", "amp", "compiled-amp", "training", "training-amp")
+OPERATORS = ("compiled", "reference")
+OURS = "ours"  # the config's model, beside the names of OTHER_DETECTORS
+NUM_BOXES = 8  # ground-truth boxes of an image in training modes
+KILLED = "its process was ended, as a system does where memory runs out"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a benchmark.
+
+    Attributes:
+        weights: checkpoint of the config's model, or None for random weights.
+        num_classes: number of classes of all detectors.
+        size: (height, width) of the images in pixels.
+        dtype: autocast dtype of the amp modes; the others compute in float32.
+        modes: some of :data:`MODES`.
+        operators: implementations of the deformable attention, some of :data:`OPERATORS`.
+        batch_sizes: in rising order, from 1 on.
+        compare: names in :data:`salience_detr.benchmark.other_detectors.OTHER_DETECTORS`.
+        compare_batch: measure these at all batch sizes, not at the first only.
+        warmup: calls before the timed ones.
+        repeats: timed calls at each batch size.
+    """
+
+    config_file: str
+    overrides: tuple[str, ...]
+    weights: str | None
+    num_classes: int
+    size: tuple[int, int]
+    device: str
+    dtype: str
+    modes: tuple[str, ...]
+    operators: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    compare: tuple[str, ...]
+    compare_batch: bool
+    warmup: int
+    repeats: int
+
+
+class Variant(NamedTuple):
+    """A detector in one mode, with one implementation of the deformable attention."""
+
+    detector: str
+    mode: str
+    operator: str
+
+    @property
+    def label(self) -> str:
+        return self.mode if self.operator == "compiled" else f"{self.mode}, {self.operator}"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of each call with a batch, and peak memory where the system tells it."""
+
+    batch_size: int
+    milliseconds: list[float]
+    peak_mebibytes: float | None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.milliseconds)
+
+    @property
+    def p95(self) -> float:
+        return float(np.percentile(self.milliseconds, 95))
+
+    @property
+    def images_per_second(self) -> float:
+        return self.batch_size * 1e3 / self.median
+
+
+@dataclass
+class Measurement:
+    """Figures of one variant.
+
+    Attributes:
+        timings: by rising batch size.
+        stages: median milliseconds of each stage with one image, see :func:`time_stages`.
+        failure: reason why figures are missing.
+    """
+
+    variant: Variant
+    timings: list[Timing] = field(default_factory=list)
+    stages: dict[str, float] = field(default_factory=dict)
+    failure: str = ""
+
+
+@dataclass
+class Benchmark:
+    """All figures so far, and notes on how they came about.
+
+    Attributes:
+        costs: parameters and GMACs of each detector, or the reason why they are missing.
+    """
+
+    settings: Settings
+    costs: dict[str, ModelCost | str] = field(default_factory=dict)
+    measurements: list[Measurement] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def run(benchmark: Benchmark) -> bool:
+    """Measure everything, in one process after the other; return False if it was interrupted."""
+    try:
+        with StopSignals():
+            measure_all(benchmark)
+    except KeyboardInterrupt:
+        benchmark.notes.append("Stopped before all was measured.")
+        if benchmark.measurements:
+            benchmark.measurements[-1].failure = "stopped"
+        return False
+    return True
+
+
+def measure_all(benchmark: Benchmark) -> None:
+    settings = benchmark.settings
+    detectors = (OURS, *settings.compare)
+    variants = all_variants(settings)
+    with tqdm(total=len(detectors) + len(variants), desc="measurements") as bar:
+        for name in detectors:
+            bar.set_postfix_str(f"{name}, GMACs")
+            with Worker() as worker:
+                benchmark.costs[name] = worker.attempt(count_costs, settings, name)
+            bar.update()
+
+        for variant in variants:
+            bar.set_postfix_str(f"{variant.detector}, {variant.label}")
+            measurement = Measurement(variant)
+            benchmark.measurements.append(measurement)
+            measure(settings, measurement)
+            bar.update()
+
+
+def all_variants(settings: Settings) -> list[Variant]:
+    """Return what is measured; other detectors have one operator only, and are not trained."""
+    variants = []
+    for mode in settings.modes:
+        for operator in settings.operators:
+            variants.append(Variant(OURS, mode, operator))
+
+    for name in settings.compare:
+        for mode in settings.modes:
+            if not mode.startswith("training"):
+                variants.append(Variant(name, mode, "compiled"))
+    return variants
+
+
+def measure(settings: Settings, measurement: Measurement) -> None:
+    """Fill a measurement, batch size by batch size; what fails leaves what there is by then."""
+    variant = measurement.variant
+    batch_sizes = settings.batch_sizes
+    if variant.detector != OURS and not settings.compare_batch:
+        batch_sizes = batch_sizes[:1]
+
+    with Worker() as worker:
+        for batch_size in batch_sizes:
+            timing = worker.attempt(time_batch, settings, variant, batch_size)
+            if isinstance(timing, str):
+                measurement.failure = timing
+                return
+            measurement.timings.append(timing)
+
+        if variant.detector == OURS:
+            stages = worker.attempt(time_stages, settings, variant)
+            if isinstance(stages, str):
+                measurement.failure = stages
+            else:
+                measurement.stages = stages
+
+
+class Worker:
+    """A fresh process: no other work is in its memory, and what ends it ends it alone."""
+
+    def __enter__(self) -> Worker:
+        context = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(
+            max_workers=1,
+            mp_context=context,
+            initializer=signal.signal,  # Ctrl-C is for the process that waits
+            initargs=(signal.SIGINT, signal.SIG_IGN),
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # A measurement that was interrupted would otherwise run to its end.
+        for process in multiprocessing.active_children():
+            process.kill()
+        self.pool.shutdown()
+
+    def attempt(self, function: Callable[..., T], *args: object) -> T | str:
+        """Return ``function(*args)``, computed in the process, or the reason why it failed."""
+        try:
+            return self.pool.submit(function, *args).result()
+        except BrokenProcessPool:
+            return f"failed: {KILLED}"
+        except Exception as error:  # whatever the function raises belongs into the table
+            return f"failed: {type(error).__name__}: {one_line(error)}"
+
+
+class Subject(NamedTuple):
+    """A model that is ready to be measured, with its memory before the first call."""
+
+    step: Callable[[int], None]
+    model: nn.Module
+    memory: PeakMemory
+
+
+def count_costs(settings: Settings, name: str) -> ModelCost:
+    """Count parameters and GMACs of a detector."""
+    return count_flops(build(settings, name), *settings.size)
+
+
+def time_batch(settings: Settings, variant: Variant, batch_size: int) -> Timing:
+    """Time calls with a batch of one image of noise, after the warm-up."""
+    subject = prepare(settings, variant)
+    time_calls(lambda: subject.step(batch_size), settings.warmup)
+
+    subject.memory.reset()
+    milliseconds = time_calls(lambda: subject.step(batch_size), settings.repeats)
+    return Timing(batch_size, milliseconds, subject.memory.mebibytes())
+
+
+def time_stages(settings: Settings, variant: Variant) -> dict[str, float]:
+    """Return the median milliseconds of each stage, of the "rest" and of the "total"."""
+    subject = prepare(settings, variant)
+    calls = []
+    for _ in range(settings.repeats + 1):
+        with stage_timers(subject.model) as stages:
+            (total,) = time_calls(lambda: subject.step(1), 1)
+        rest = total - sum(stages.values())
+        calls.append({**stages, "rest": rest, "total": total})
+
+    # The first call that waits between the stages warms up.
+    medians = {}
+    for stage in calls[0]:
+        medians[stage] = statistics.median(call[stage] for call in calls[1:])
+    return medians
+
+
+@lru_cache(maxsize=1)  # of the process: all batch sizes of a variant are measured on one model
+def prepare(settings: Settings, variant: Variant) -> Subject:
+    """Build the model of a variant on its device, with the function that is timed."""
+    warnings.simplefilter("ignore")
+    device = resolve_device(settings.device)
+    dtype = getattr(torch, settings.dtype) if variant.mode.endswith("amp") else None
+    if variant.operator == "reference":
+        patch.object(ms_deform_attn, "is_compiled_for", lambda _: False).start()
+
+    model = build(settings, variant.detector).to(device)
+    if variant.mode.startswith("compiled"):
+        compile_stages(model, variant.detector)
+    memory = PeakMemory(model)
+
+    image = noise_image(*settings.size)
+    if variant.mode.startswith("training"):
+        model.train()
+        image["instances"] = ground_truth(settings)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+    def detect(batch_size: int) -> None:
+        with torch.inference_mode(), autocast(device, dtype):
+            model([image] * batch_size)
+
+    def train(batch_size: int) -> None:
+        optimizer.zero_grad()
+        with autocast(device, dtype):
+            losses = model([image] * batch_size)
+        sum(losses.values()).backward()
+        optimizer.step()
+
+    return Subject(train if model.training else detect, model, memory)
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def ground_truth(settings: Settings) -> Instances:
+    """Return boxes in a row across the image, absolute xyxy, with their classes."""
+    height, width = settings.size
+    boxes = torch.zeros(NUM_BOXES, 4)
+    boxes[:, 0] = torch.arange(NUM_BOXES) * (width / NUM_BOXES)
+    boxes[:, 1] = height / 4
+    boxes[:, 2] = boxes[:, 0] + width / NUM_BOXES
+    boxes[:, 3] = height / 2
+
+    classes = torch.arange(NUM_BOXES) % settings.num_classes
+    return Instances((height, width), gt_boxes=Boxes(boxes), gt_classes=classes)
+
+
+def build(settings: Settings, name: str) -> nn.Module:
+    """Build a detector on the CPU, in evaluation mode; random weights are the same each time.
+
+    Raises:
+        ConfigError, CheckpointError, ValueError: the config or the weights cannot be used.
+    """
+    torch.manual_seed(0)
+    if name != OURS:
+        return OTHER_DETECTORS[name].build(settings.size, settings.num_classes).eval()
+
+    model: nn.Module = instantiate(load_config(settings.config_file, settings.overrides).model)
+    if settings.weights is not None:
+        load_weights(model, settings.weights)
+    return model.eval()
+
+
+def compile_stages(model: nn.Module, name: str) -> None:
+    """Compile the stages of plain tensors; of this project's models those that training compiles."""
+    stages = COMPILED_STAGES if name == OURS else OTHER_DETECTORS[name].compiled_stages
+    modules = dict(model.named_modules())
+    for stage in stages:
+        if stage in modules:
+            # Only the forward, so that the hooks that time the stage stay outside of the graph.
+            modules[stage].forward = torch.compile(modules[stage].forward)  # type: ignore[method-assign]
+
+
+def detector_label(settings: Settings, name: str) -> str:
+    """Return the name of a detector in tables."""
+    if name != OURS:
+        other = OTHER_DETECTORS[name]
+        return f"{other.label} ({other.package}, random weights)"
+    weights = "random weights" if settings.weights is None else Path(settings.weights).name
+    return f"{Path(settings.config_file).stem} ({weights})"

@@ -1,0 +1,263 @@
+"""Tables of a benchmark, in Markdown, and all its figures as JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from dataclasses import asdict
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from tabulate import tabulate
+
+from salience_detr.benchmark.flops import ModelCost, StageCost
+from salience_detr.benchmark.measurements import (
+    OURS,
+    Benchmark,
+    Measurement,
+    Settings,
+    detector_label,
+)
+from salience_detr.benchmark.other_detectors import OTHER_DETECTORS
+from salience_detr.config import resolve_device
+
+Cell: TypeAlias = str | float | None
+Row: TypeAlias = dict[str, Cell]
+LONGEST_REMARK = 200  # characters
+
+
+def detector_rows(benchmark: Benchmark) -> list[Row]:
+    """Return a row for each detector and mode; empty columns of remarks are left out."""
+    rows = [detector_row(benchmark, measurement) for measurement in benchmark.measurements]
+    if not any(row["remarks"] for row in rows):
+        for row in rows:
+            del row["remarks"]
+    return rows
+
+
+def detector_row(benchmark: Benchmark, measurement: Measurement) -> Row:
+    settings = benchmark.settings
+    variant = measurement.variant
+    total = total_cost(benchmark, variant.detector)
+    row: Row = {
+        "detector": detector_label(settings, variant.detector),
+        "mode": variant.label,
+        "parameters (M)": total and total.parameters,
+        "GMACs": total and total.gmacs,
+        "median (ms)": None,
+        "p95 (ms)": None,
+    }
+    if measurement.timings:
+        row["median (ms)"] = measurement.timings[0].median
+        row["p95 (ms)"] = measurement.timings[0].p95
+    if settings.compare or len(settings.operators) > 1:
+        row["of ours"] = ratio_to_ours(benchmark, measurement)
+
+    timings = {timing.batch_size: timing for timing in measurement.timings}
+    for batch_size in settings.batch_sizes:
+        timing = timings.get(batch_size)
+        row[f"images/s, batch {batch_size}"] = timing and timing.images_per_second
+        row[f"MiB, batch {batch_size}"] = timing and timing.peak_mebibytes
+
+    row["remarks"] = remarks(benchmark, measurement)
+    return row
+
+
+def total_cost(benchmark: Benchmark, detector: str) -> StageCost | None:
+    """Return parameters and GMACs of a detector, or None where they could not be counted."""
+    cost = benchmark.costs.get(detector)
+    return cost.stages[-1] if isinstance(cost, ModelCost) else None
+
+
+def ratio_to_ours(benchmark: Benchmark, measurement: Measurement) -> float | None:
+    """Return the median time over that of the config's model in the same mode, if both exist."""
+    for other in benchmark.measurements:
+        is_ours = other.variant == (OURS, measurement.variant.mode, "compiled")
+        if is_ours and other.timings and measurement.timings:
+            return measurement.timings[0].median / other.timings[0].median
+    return None
+
+
+def remarks(benchmark: Benchmark, measurement: Measurement) -> str:
+    """Return the reasons why figures of a row are missing, short enough for a table."""
+    reasons = []
+    if measurement.failure:
+        reasons.append(measurement.failure)
+    cost = benchmark.costs.get(measurement.variant.detector)
+    if isinstance(cost, str):
+        reasons.append(f"GMACs: {cost}")
+
+    text = "; ".join(reasons).replace("|", "/")
+    if len(text) > LONGEST_REMARK:
+        text = text[: LONGEST_REMARK - 3] + "..."
+    return text
+
+
+def stage_rows(benchmark: Benchmark) -> list[Row]:
+    """Return a row for each stage of the config's model, with the milliseconds of each mode."""
+    cost = benchmark.costs.get(OURS)
+    costs = {row.stage: row for row in cost.stages} if isinstance(cost, ModelCost) else {}
+    ours = [m for m in benchmark.measurements if m.variant.detector == OURS and m.stages]
+
+    stages = dict.fromkeys(costs)
+    for measurement in ours:
+        stages |= dict.fromkeys(measurement.stages)
+    stages.pop("total", None)
+
+    rows = []
+    for stage in (*stages, "total"):
+        stage_cost = costs.get(stage)
+        row: Row = {
+            "stage": stage,
+            "parameters (M)": stage_cost and stage_cost.parameters,
+            "GMACs": stage_cost and stage_cost.gmacs,
+        }
+        for measurement in ours:
+            row[f"{measurement.variant.label} (ms)"] = measurement.stages.get(stage)
+        rows.append(row)
+    return rows
+
+
+def circumstances(settings: Settings) -> dict[str, str]:
+    """Return on what machine, with what packages and settings, and when this was measured."""
+    packages = dict.fromkeys(["torch"])
+    packages |= dict.fromkeys(OTHER_DETECTORS[name].package for name in settings.compare)
+    dtype = "float32"
+    if any(mode.endswith("amp") for mode in settings.modes):
+        dtype += f", amp in {settings.dtype}"
+    return {
+        "machine": machine(settings.device),
+        "packages": ", ".join(f"{package} {version(package)}" for package in packages),
+        "dtype": dtype,
+        "size": f"{settings.size[0]}x{settings.size[1]} pixels",
+        "calls": f"timed calls: {settings.repeats}, after {settings.warmup} to warm up",
+        "date": datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
+    }
+
+
+def machine(device: str) -> str:
+    """Return the name of the GPU, or of the processor with the number of threads in use."""
+    if resolve_device(device).type == "cuda":
+        convolutions = "on" if torch.backends.cudnn.allow_tf32 else "off"
+        products = "on" if torch.backends.cuda.matmul.allow_tf32 else "off"
+        tf32 = f"TF32: convolutions {convolutions}, matrix products {products}"
+        return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda} ({tf32})"
+
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        match = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE)
+        name = match[1] if match else name
+    return f"{name}, threads: {torch.get_num_threads()}"
+
+
+def explanations(benchmark: Benchmark) -> list[str]:
+    """Return what a reader has to know of the figures, a line each."""
+    settings = benchmark.settings
+    lines = [
+        "Milliseconds: a whole call with one image of noise, from a list of dictionaries to "
+        "Instances (training: to the optimizer's step); images/s: of the median call with that "
+        "many images.",
+        "GMACs: by fvcore, for one image; convolutions, matrix products, attention, norms, "
+        "sampling, interpolation.",
+    ]
+    if resolve_device(settings.device).type == "cuda":
+        lines.append("MiB: the peak of what tensors were allocated, weights included.")
+    else:
+        lines.append(
+            "MiB: the weights, and the most that the process held above its memory before the "
+            "first call (of compiled modes with what the compiler keeps)."
+        )
+
+    for name, cost in benchmark.costs.items():
+        if isinstance(cost, ModelCost) and cost.uncounted:
+            calls = [f"{times} x {operator}" for operator, times in cost.uncounted.items()]
+            label = detector_label(settings, name)
+            lines.append(f"Not in the GMACs of {label}: {', '.join(calls)}.")
+
+    if settings.compare or len(settings.operators) > 1:
+        lines.append("of ours: median over that of the config's model in the same mode.")
+    others = [OTHER_DETECTORS[name] for name in settings.compare]
+    with_nms = [other.label for other in others if other.uses_nms]
+    if with_nms:
+        lines.append(
+            f"Random weights: {', '.join(with_nms)} select boxes by their scores, so how many "
+            "reach NMS, and the heads of a two-stage one, differs from a trained detector's."
+        )
+    return lines + benchmark.notes
+
+
+def table(rows: list[Row]) -> str:
+    """Return a Markdown table; numbers have one decimal from 10 on, else three digits."""
+    cells = []
+    numeric = set()
+    for row in rows:
+        texts = {}
+        for name, value in row.items():
+            if isinstance(value, float):
+                numeric.add(name)
+                value = f"{value:.1f}" if abs(value) >= 10 else f"{value:#.3g}"
+            texts[name] = value
+        cells.append(texts)
+
+    sides = ["right" if name in numeric else "left" for name in rows[0]]
+    return tabulate(cells, headers="keys", tablefmt="github", colalign=sides, disable_numparse=True)
+
+
+def as_markdown(benchmark: Benchmark) -> str:
+    """Return the tables with their circumstances and explanations."""
+    settings = benchmark.settings
+    parts = ["; ".join(circumstances(settings).values())]
+    rows = detector_rows(benchmark)
+    if rows:
+        parts.append(table(rows))
+    parts.append("\n".join(f"- {line}" for line in explanations(benchmark)))
+
+    stages = stage_rows(benchmark)
+    if len(stages) > 1:
+        parts.append(f"{detector_label(settings, OURS)}, one image, with a wait after each stage:")
+        parts.append(table(stages))
+    return "\n\n".join(parts) + "\n"
+
+
+def as_json(benchmark: Benchmark) -> str:
+    """Return all figures, the milliseconds of each call included."""
+    settings = benchmark.settings
+    costs = {}
+    for name, cost in benchmark.costs.items():
+        if isinstance(cost, ModelCost):
+            stages = [row._asdict() for row in cost.stages]
+            costs[name] = {"stages": stages, "uncounted": cost.uncounted, "failure": ""}
+        else:
+            costs[name] = {"stages": [], "uncounted": {}, "failure": cost}
+
+    measurements = []
+    for measurement in benchmark.measurements:
+        timings = []
+        for timing in measurement.timings:
+            derived = {"median": timing.median, "p95": timing.p95}
+            timings.append(
+                {**asdict(timing), **derived, "images_per_second": timing.images_per_second}
+            )
+        measurements.append(
+            {
+                **measurement.variant._asdict(),
+                "label": detector_label(settings, measurement.variant.detector),
+                "timings": timings,
+                "stages": measurement.stages,
+                "failure": measurement.failure,
+            }
+        )
+
+    content = {
+        "circumstances": circumstances(settings),
+        "settings": asdict(settings),
+        "costs": costs,
+        "measurements": measurements,
+        "notes": explanations(benchmark),
+    }
+    return json.dumps(content, indent=1) + "\n"
