@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import signal
@@ -19,6 +18,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from salience_detr.data.coco_format import DatasetError
+from salience_detr.utils.signals import stop_with_parent
 
 
 class DataWorkerError(RuntimeError):
@@ -202,21 +202,6 @@ class WatchedLoader:
                 ) from error
 
 
-def obey_main_process(worker: int) -> None:
-    """Let the main process alone decide when a worker ends: launchers and terminals send their signals to all."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # Linux
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=end_with_parents_signal, daemon=True).start()
-
-
-def end_with_parents_signal() -> None:
-    """Wait for a SIGTERM of the main process, which sends it to its workers when it ends."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
 def describe_death(dataset: Any, iterator: Any, error: str) -> str:
     """What happened to a worker, at which image, and what to do."""
     at: list[int] = dataset.at.tolist() if isinstance(dataset, TrackedDataset) else []
@@ -262,7 +247,7 @@ def build_train_loader(
         num_workers=num_workers,
         collate_fn=list,
         persistent_workers=num_workers > 0,
-        worker_init_fn=obey_main_process,
+        worker_init_fn=stop_with_parent,
     )
 
 
@@ -275,5 +260,5 @@ def build_test_loader(
         sampler=InferenceSampler(len(dataset)),
         num_workers=num_workers,
         collate_fn=list,
-        worker_init_fn=obey_main_process,
+        worker_init_fn=stop_with_parent,
     )

@@ -5,11 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-import signal
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -25,10 +22,9 @@ from salience_detr.config import ConfigError
 from salience_detr.engine.checkpointing import TrainingCheckpointer
 from salience_detr.engine.launch import any_process
 from salience_detr.utils.files import written_whole
+from salience_detr.utils.signals import StopSignals
 
 logger = logging.getLogger(__name__)
-
-PATIENCE = 3  # seconds
 
 
 class AverageHook(HookBase):
@@ -202,45 +198,15 @@ class Interrupted(SystemExit):
         super().__init__(0)
 
 
-class SignalHook(HookBase):
-    """Notes SIGINT and SIGTERM from before the work of the other hooks, so it is the first of them."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self.received_at = 0.0
-        self.previous: dict[int, Any] = {}
-
-    def before_train(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, self.handle)
-
-    def after_train(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the signal; one that comes ``PATIENCE`` seconds later ends the process at once."""
-        if self.received:
-            # A launcher passes on what the terminal or the scheduler has sent to all processes already.
-            if time.monotonic() - self.received_at > PATIENCE:
-                raise KeyboardInterrupt
-            return
-        self.received, self.received_at = number, time.monotonic()
-        name = signal.Signals(number).name
-        logger.warning(
-            "%s: finishing this step and saving; again after %d s ends at once", name, PATIENCE
-        )
-
-
 class InterruptHook(HookBase):
     """After a signal saves a checkpoint and ends the run so that --resume continues it; the last of the hooks."""
 
-    def __init__(self, signals: SignalHook, checkpointer: TrainingCheckpointer) -> None:
-        self.signals = signals
+    def __init__(self, stops: StopSignals, checkpointer: TrainingCheckpointer) -> None:
+        self.stops = stops
         self.checkpointer = checkpointer
 
     def after_step(self) -> None:
-        if not any_process(bool(self.signals.received)):  # all have to stop after the same step
+        if not any_process(self.stops.received is not None):  # all have to stop after the same step
             return
         finished = self.trainer.iter + 1
         self.checkpointer.save_periodic(finished)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from types import FrameType
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
+
+from salience_detr.utils.signals import ForwardedSignals
 
 
 def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
@@ -20,7 +19,7 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace)
     if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
         _run_under_torchrun(main, args)
         return
-    with signals_for_children() if args.num_gpus * args.num_machines > 1 else nullcontext():
+    with ForwardedSignals() if args.num_gpus * args.num_machines > 1 else nullcontext():
         detectron2_launch(
             main,
             args.num_gpus,
@@ -29,25 +28,6 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace)
             dist_url=args.dist_url,
             args=(args,),
         )
-
-
-@contextmanager
-def signals_for_children() -> Iterator[None]:
-    """Pass SIGINT and SIGTERM on to the processes that are started inside, and wait for what they do about them."""
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        for child in multiprocessing.active_children():
-            if child.pid is not None:
-                os.kill(child.pid, number)
-
-    previous = {
-        number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def any_process(flag: bool) -> bool:

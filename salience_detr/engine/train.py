@@ -41,7 +41,6 @@ from salience_detr.engine.hooks import (
     EvaluationHook,
     InterruptHook,
     PreviewHook,
-    SignalHook,
     WandbWriter,
 )
 from salience_detr.engine.previews import preview_images
@@ -50,8 +49,11 @@ from salience_detr.engine.trainer import FetchError, Trainer
 from salience_detr.evaluation.coco_evaluation import evaluate_with_average
 from salience_detr.layers.recompute import recomputes_batch_norm
 from salience_detr.utils.files import check_output_dir
+from salience_detr.utils.signals import StopSignals
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 3  # seconds
 
 # Those of plain tensors; losses, matching and the making of queries depend on the numbers of boxes.
 COMPILED_STAGES = (
@@ -268,12 +270,20 @@ def train(config: DictConfig, *, resume: bool) -> None:
         save_config(
             config
         )  # not before: that of a run in this folder stays if this one may not go on with it
-    trainer.register_hooks(build_hooks(config, model, average, scheduler, checkpointer, start))
+    stops = StopSignals(
+        defer=True,
+        patience=PATIENCE,
+        announcement=f"finishing this step and saving; again after {PATIENCE} s ends at once",
+    )
+    trainer.register_hooks(
+        build_hooks(config, model, average, scheduler, checkpointer, start, stops)
+    )
     batch = config.dataloader.train.total_batch_size
     logger.info(
         "%d images, %d iterations, %.1f epochs", images, max_iter, max_iter * batch / max(1, images)
     )
-    run_steps(trainer, checkpointer, start, max_iter)
+    with stops:
+        run_steps(trainer, checkpointer, start, max_iter)
 
 
 def build_checkpointer(
@@ -353,6 +363,7 @@ def build_hooks(
     scheduler: LRMultiplier,
     checkpointer: TrainingCheckpointer,
     start: int,
+    stops: StopSignals,
 ) -> list[HookBase]:
     """The hooks of a run, in the order in which they act after a step."""
     best = BestCheckpointHook(
@@ -365,9 +376,8 @@ def build_hooks(
         previews = [
             PreviewHook(lambda: preview_images(config, shown), config.train.eval_period, output_dir)
         ]
-    signals, writers = SignalHook(), build_writers(config, start)
+    writers = build_writers(config, start)
     return [
-        signals,
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=scheduler),
         *([] if average is None else [AverageHook(average, model)]),
@@ -383,5 +393,5 @@ def build_hooks(
         hooks.PeriodicWriter(
             writers, period=min(config.train.log_period, max(1, math.ceil(config.train.max_iter)))
         ),
-        InterruptHook(signals, checkpointer),
+        InterruptHook(stops, checkpointer),
     ]

@@ -71,7 +71,7 @@ class Ending(IntEnum):
 class DetectionRun:
     """Detects, writes drawings, and notes what was found; an input that fails is noted, and passed over.
 
-    A drawing is written and noted under ``stops.after_this()``, so that both or neither are there.
+    A drawing is written and noted under ``stops.deferred()``, so that both or neither are there.
 
     Attributes:
         detector: that detects.
@@ -111,7 +111,7 @@ class DetectionRun:
         except OSError as error:
             self.recorder.failed(jobs[-1].position, str(error))
             ending = Ending.CANNOT_WRITE
-        self.stops.finish()
+        self.stops.ignore()
         return ending
 
     def inputs(self, jobs: Sequence[Job]) -> None:
@@ -165,7 +165,7 @@ class DetectionRun:
             if isinstance(found, str):
                 raise RuntimeError(found)
             instances = self.confident(found.instances)
-            with self.stops.after_this():
+            with self.stops.deferred():
                 if self.folder.crops:
                     self.folder.write_crops(image, instances, job.targets)
                 write_image(job.targets.drawing, self.folder.draw(image, instances))
@@ -258,7 +258,7 @@ class DetectionRun:
         self, job: Job, video: AnnotatedVideo, place: int, image: np.ndarray, found: Detection
     ) -> None:
         """Write and note what was found on a frame."""
-        with self.stops.after_this():
+        with self.stops.deferred():
             drawings = [self.folder.draw(image, found.instances)]
             if self.folder.salience:
                 drawings.append(draw_salience_map(image, found.salience))

@@ -1,52 +1,116 @@
-"""Signals that end a run, at moments that leave its outputs whole."""
+"""Signals that ask a process to stop: SIGINT (Ctrl-C), SIGTERM (schedulers) and SIGHUP (a closed terminal)."""
 
 from __future__ import annotations
 
-import contextlib
+import logging
+import multiprocessing
+import os
 import signal
-from collections.abc import Iterator
-from typing import Any
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TypeAlias
+
+Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+logger = logging.getLogger(__name__)
 
 
 class StopSignals:
-    """In its ``with`` block SIGINT, SIGTERM and SIGHUP become KeyboardInterrupt: at once, or after what must be whole.
+    """Stop signals turned into KeyboardInterrupt inside a ``with`` block of the main thread.
 
-    It is entered in the main thread.
+    The exception comes at once, or at the end of a :meth:`deferred` block. A long loop may defer the signals
+    altogether and look at ``received`` wherever it can stop.
+
+    Args:
+        defer: only note the first signal in ``received``.
+        announcement: warning to log when a deferred signal comes.
+        patience: seconds after the first signal in which more of them do nothing. A launcher passes on to its
+            processes what the terminal has sent to all of them already. Later ones raise KeyboardInterrupt, so that
+            a second Ctrl-C ends even a write that hangs.
     """
 
-    def __init__(self) -> None:
-        self.is_held_back = self.came = self.is_finishing = False
-        self.previous: dict[int, Any] = {}
+    def __init__(
+        self, *, defer: bool = False, patience: float = 0.0, announcement: str = ""
+    ) -> None:
+        self.defer = defer
+        self.announcement = announcement
+        self.patience = patience
+        self.received: signal.Signals | None = None
+        self._received_at = 0.0
+        self._is_ignoring = False
+        self._previous: dict[signal.Signals, Handler] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # A shell makes what it starts in the background deaf to SIGINT; nohup means what it does.
+        for number in STOP_SIGNALS:
+            # nohup makes a program ignore SIGHUP. SIGINT is ignored in what a shell starts in the
+            # background, but whoever sends it there means it.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                self.previous[number] = signal.signal(number, self.handle)
+                self._previous[number] = signal.signal(number, self.handle)
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self.previous.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def handle(self, number: int, frame: Any) -> None:
-        if self.is_finishing:
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Note a signal, or raise KeyboardInterrupt."""
+        if self._is_ignoring:
             return
-        if not self.is_held_back or self.came:  # a second one ends even a write that hangs
-            raise KeyboardInterrupt
-        self.came = True
 
-    @contextlib.contextmanager
-    def after_this(self) -> Iterator[None]:
-        """Hold a signal back until the body is done."""
-        self.is_held_back = True
+        if not self.defer:
+            raise KeyboardInterrupt
+
+        if self.received is None:
+            self.received = signal.Signals(number)
+            self._received_at = time.monotonic()
+            if self.announcement:
+                logger.warning("%s: %s", self.received.name, self.announcement)
+        elif time.monotonic() - self._received_at >= self.patience:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Hold a signal back until the end of the block, so that what the block writes is complete."""
+        self.defer = True
         try:
             yield
         finally:
-            self.is_held_back = False
-        if self.came:
+            self.defer = False
+        if self.received:
             raise KeyboardInterrupt
 
-    def finish(self) -> None:
-        """From now on signals do nothing: what is left takes little time, and torchrun repeats its signals."""
-        self.is_finishing = True
+    def ignore(self) -> None:
+        """Ignore signals from now on: what is left takes little time, and torchrun repeats its signals."""
+        self._is_ignoring = True
+
+
+class ForwardedSignals(StopSignals):
+    """Stop signals passed on to the child processes, whose answer to them this process waits for."""
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Send the signal to all children."""
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                os.kill(child.pid, number)
+
+
+def stop_with_parent(worker: int) -> None:
+    """Let only the parent process stop a worker: launchers and terminals send their signals to all.
+
+    This is a ``worker_init_fn`` of PyTorch's DataLoader.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_exit_on_parents_sigterm, daemon=True).start()
+
+
+def _exit_on_parents_sigterm() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from types import SimpleNamespace
 
@@ -14,13 +13,11 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from salience_detr.config import ConfigError
-from salience_detr.engine import hooks
 from salience_detr.engine.hooks import (
     AverageHook,
     BestCheckpointHook,
     EvaluationHook,
     PreviewHook,
-    SignalHook,
     WandbWriter,
 )
 from salience_detr.engine.trainer import group_losses
@@ -63,18 +60,6 @@ def test_images_are_kept_as_files_and_for_tensorboard(tmp_path):
         "a_0000002.jpg",
         "a_0000005.jpg",
     ]
-
-
-def test_a_signal_that_comes_twice_at_once_is_one_and_later_ends_the_process(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(hooks.time, "monotonic", lambda: now[0])
-    hook = SignalHook()
-    hook.handle(signal.SIGINT, None)
-    hook.handle(signal.SIGTERM, None)  # of a launcher that passes it on
-    assert hook.received == signal.SIGINT
-    now[0] += 10
-    with pytest.raises(KeyboardInterrupt):
-        hook.handle(signal.SIGINT, None)
 
 
 class Counter:
