@@ -27,7 +27,7 @@ from salience_detr.engine.own_data import add_data_arguments, use_own_data
 from salience_detr.engine.train import build_model, save_config, setup_run, train
 from salience_detr.engine.trainer import FetchError
 from salience_detr.evaluation.coco_evaluation import check_show_dir, evaluate, show_evaluation
-from salience_detr.utils.errors import one_line
+from salience_detr.utils.errors import print_error
 
 USER_ERRORS = (
     CheckpointError, ConfigError, DatasetError, DataWorkerError, FloatingPointError, ImageReadError, OSError, ValueError
@@ -108,12 +108,12 @@ def main(args: argparse.Namespace) -> None:
     except FetchError as error:
         if error.reason is not None:
             log_traceback()
-            tell(error.reason)
+            print_error(error.reason)
         comm.synchronize()  # it has been told before the launcher ends all processes with the first
         sys.exit(2)
     except USER_ERRORS as error:
         log_traceback()
-        tell(error)
+        print_error(error)
         sys.exit(2)
 
 
@@ -127,10 +127,6 @@ def log_traceback() -> None:
     for handler in logger.handlers:
         if getattr(handler, "stream", None) is not sys.stdout:
             handler.emit(record)
-
-
-def tell(error: Exception) -> None:
-    print(f"error: {one_line(error)}", file=sys.stderr)
 
 
 def work(args: argparse.Namespace) -> None:
@@ -159,7 +155,7 @@ def run(argv: list[str] | None = None) -> int:
     try:
         make_config(args)  # typos are found before processes are started
     except USER_ERRORS as error:
-        tell(error)
+        print_error(error)
         return 2
     try:
         launch(main, args)

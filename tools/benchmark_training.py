@@ -27,7 +27,7 @@ from tqdm import tqdm
 from salience_detr.config import ConfigError, load_config, resolve_amp, resolve_device
 from salience_detr.data import DatasetError, batches
 from salience_detr.engine.own_data import add_data_arguments, use_own_data
-from salience_detr.engine.train import arrange, build_model
+from salience_detr.engine.train import build_model, compile_model
 from salience_detr.engine.trainer import Trainer
 
 AMP, ENCODER, BACKBONE = (
@@ -79,7 +79,7 @@ def train_variant(args: argparse.Namespace, overrides: list[str]) -> dict[str, f
     config = configure(args, overrides)
     torch.manual_seed(0)
     model = build_model(config)
-    arrange(config, model)
+    compile_model(config, model)
     config.optimizer.params.model = model
     device = resolve_device(config.train.device)
     trainer = Trainer(

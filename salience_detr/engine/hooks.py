@@ -27,7 +27,7 @@ from salience_detr.utils.signals import StopSignals
 logger = logging.getLogger(__name__)
 
 
-class AverageHook(HookBase):
+class EMAHook(HookBase):
     """Takes the weights of every step into their moving average."""
 
     def __init__(self, average: ModelEmaV3, model: nn.Module) -> None:

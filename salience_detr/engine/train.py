@@ -34,10 +34,10 @@ from salience_detr.engine.checkpointing import (
     cut_metrics,
 )
 from salience_detr.engine.hooks import (
-    AverageHook,
     BestCheckpointHook,
     CheckpointHook,
     ConsoleWriter,
+    EMAHook,
     EvaluationHook,
     InterruptHook,
     PreviewHook,
@@ -46,8 +46,8 @@ from salience_detr.engine.hooks import (
 from salience_detr.engine.previews import preview_images
 from salience_detr.engine.sync_batch_norm import use_cpu_sync_batch_norm
 from salience_detr.engine.trainer import FetchError, Trainer
-from salience_detr.evaluation.coco_evaluation import evaluate_with_average
-from salience_detr.layers.recompute import recomputes_batch_norm
+from salience_detr.evaluation.coco_evaluation import evaluate_with_ema
+from salience_detr.layers.activation_checkpointing import checkpoints_batch_norm
 from salience_detr.utils.files import check_output_dir
 from salience_detr.utils.signals import StopSignals
 
@@ -137,7 +137,7 @@ def build_optimizer(config: DictConfig, model: nn.Module) -> torch.optim.Optimiz
     return optimizer
 
 
-def arrange(config: DictConfig, model: nn.Module) -> None:
+def compile_model(config: DictConfig, model: nn.Module) -> None:
     """Set the memory format of the convolutions and compile the stages, in place, as the config says.
 
     Raises:
@@ -146,7 +146,7 @@ def arrange(config: DictConfig, model: nn.Module) -> None:
     if config.train.channels_last:
         model.to(memory_format=torch.channels_last)
     if config.train.compile:
-        if any(recomputes_batch_norm(module) for module in model.modules()):
+        if any(checkpoints_batch_norm(module) for module in model.modules()):
             raise ConfigError(
                 "train.compile=True cannot compile layers with BatchNorm whose activations are computed again; "
                 "set model.backbone.use_checkpoint=False, or train.compile=False"
@@ -257,7 +257,7 @@ def train(config: DictConfig, *, resume: bool) -> None:
     model = build_model(config)
     optimizer = build_optimizer(config, model)
     average = build_average(config, model)
-    arrange(config, model)
+    compile_model(config, model)
     max_iter, images = config.train.max_iter, len(loader.dataset)
     scheduler = LRMultiplier(optimizer, instantiate(config.lr_multiplier), max_iter)
     trainer = build_trainer(config, model, loader, optimizer)
@@ -380,11 +380,11 @@ def build_hooks(
     return [
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=scheduler),
-        *([] if average is None else [AverageHook(average, model)]),
+        *([] if average is None else [EMAHook(average, model)]),
         CheckpointHook(checkpointer, config.train.checkpointer.period),
         EvaluationHook(
             config.train.eval_period,
-            lambda: evaluate_with_average(config, model, average and average.module),
+            lambda: evaluate_with_ema(config, model, average and average.module),
             best,
             Path(output_dir) / "metrics.json",
             writers,

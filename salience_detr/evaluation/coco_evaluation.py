@@ -59,7 +59,7 @@ def flat_metrics(results: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in flatten_results_dict(results).items()}
 
 
-def evaluate_with_average(
+def evaluate_with_ema(
     config: DictConfig, model: nn.Module, average: nn.Module | None
 ) -> dict[str, float]:
     """Metrics of the model as ``bbox/AP`` and the like and, if there is one, of its average as ``ema/bbox/AP``."""

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from salience_detr.layers.activation_checkpointing import checkpoint_activations
 from salience_detr.layers.mlp import FeedForward
 from salience_detr.layers.ms_deform_attn import MultiScaleDeformableAttention
-from salience_detr.layers.recompute import recompute_activations
 from salience_detr.modeling.salience import SalienceSelection
 from salience_detr.modeling.token_pyramid import TokenPyramid, gather_tokens, scatter_tokens
 
@@ -147,7 +147,7 @@ class SalienceEncoder(nn.Module):
         self.background_embedding = background_embedding
         if use_checkpoint:
             for layer in self.layers:
-                recompute_activations(layer)
+                checkpoint_activations(layer)
 
     def forward(
         self,

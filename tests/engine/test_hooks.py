@@ -14,8 +14,8 @@ from torch import nn
 
 from salience_detr.config import ConfigError
 from salience_detr.engine.hooks import (
-    AverageHook,
     BestCheckpointHook,
+    EMAHook,
     EvaluationHook,
     PreviewHook,
     WandbWriter,
@@ -27,7 +27,7 @@ def test_the_average_follows_fast_at_first_and_slowly_later():
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
     average = ModelEmaV3(model, decay=0.75, use_warmup=True)
-    hook = AverageHook(average, model)
+    hook = EMAHook(average, model)
     nn.init.ones_(model.weight)
     seen = []
     for iteration in (0, 2, 100):

@@ -80,7 +80,7 @@ def test_parts_of_a_batch_add_up_to_the_batch(step, parts):
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_recomputed_activations_change_nothing(step, frozen):
+def test_activation_checkpointing_changes_nothing(step, frozen):
     losses, gradients, model = step(frozen=frozen)
     again, same_gradients, same_model = step(
         "model.encoder.use_checkpoint=True", "model.backbone.use_checkpoint=True", frozen=frozen
@@ -93,7 +93,7 @@ def test_recomputed_activations_change_nothing(step, frozen):
     assert same_model.state_dict().keys() == model.state_dict().keys()
 
 
-def test_recomputed_activations_are_not_kept(micro_config, make_input):
+def test_activation_checkpointing_keeps_less_memory(micro_config, make_input):
     kept = {}
     for use in (False, True):
         overrides = [f"model.{part}.use_checkpoint={use}" for part in ("encoder", "backbone")]

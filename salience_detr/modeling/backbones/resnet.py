@@ -6,7 +6,7 @@ from typing import Any
 
 from detectron2.modeling.backbone import resnet
 
-from salience_detr.layers.recompute import recompute_activations
+from salience_detr.layers.activation_checkpointing import checkpoint_activations
 
 
 class ResNet(resnet.ResNet):
@@ -22,4 +22,4 @@ class ResNet(resnet.ResNet):
         if use_checkpoint:
             for stage in self.stages:
                 for block in stage:
-                    recompute_activations(block)
+                    checkpoint_activations(block)

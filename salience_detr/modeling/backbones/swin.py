@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.modeling.backbone.swin import SwinTransformer, SwinTransformerBlock, WindowAttention
 from torch import nn
 
-from salience_detr.layers.recompute import recompute_activations
+from salience_detr.layers.activation_checkpointing import checkpoint_activations
 
 
 class Swin(SwinTransformer):
@@ -46,7 +46,7 @@ class Swin(SwinTransformer):
                 )
             if use_checkpoint and isinstance(module, SwinTransformerBlock):
                 # detectron2's own way loses the gradients of the blocks that follow a frozen stage.
-                recompute_activations(module)
+                checkpoint_activations(module)
 
     @property
     def size_divisibility(self) -> int:

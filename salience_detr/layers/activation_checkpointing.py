@@ -1,4 +1,4 @@
-"""Less memory for more time: activations that are computed again instead of kept."""
+"""Activation checkpointing: less memory for more time, by computing activations again in backward."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def recompute_activations(module: nn.Module) -> None:
+def checkpoint_activations(module: nn.Module) -> None:
     """Make a module, in place, keep its inputs only and compute the rest again in the backward pass.
 
     Results and gradients stay the same, random numbers and the running statistics of BatchNorm included.
     """
     has_batch_norm = any(isinstance(child, _BatchNorm) for child in module.modules())
-    context = {"context_fn": partial(recomputation_contexts, module)} if has_batch_norm else {}
+    context = {"context_fn": partial(checkpoint_contexts, module)} if has_batch_norm else {}
     module.forward = partial(checkpoint, module.forward, use_reentrant=False, **context)  # type: ignore[method-assign]
 
 
-def recomputes_batch_norm(module: nn.Module) -> bool:
+def checkpoints_batch_norm(module: nn.Module) -> bool:
     """Whether the activations of a module itself are computed again, with BatchNorm among its layers."""
     forward = module.__dict__.get("forward")
     return isinstance(forward, partial) and "context_fn" in forward.keywords
 
 
-def recomputation_contexts(
+def checkpoint_contexts(
     module: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """What the first and the second computation run in."""
