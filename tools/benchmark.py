@@ -136,7 +136,9 @@ def make_benchmark(settings: Settings) -> Benchmark:
             missing.setdefault(other.package, []).append(other.label)
     benchmark = Benchmark(replace(settings, compare=tuple(present)))
 
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    # A reader of the table cannot know that the machine was busy.
+    load = os.getloadavg()[0]
+    cores = os.cpu_count() or 1
     if load > cores / 4:
         start = f"load {load:.1f} on {cores} cores at the start"
         benchmark.notes.append(f"Other work ran on the machine ({start}): times vary.")
@@ -154,6 +156,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
 
+    # An interrupt keeps what there is by then: the tables are printed in any case.
     finished = run_benchmark(benchmark)
     tables = as_markdown(benchmark)
     print(tables, end="")

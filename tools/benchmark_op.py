@@ -73,6 +73,7 @@ def make_inputs(shape: Shape, device: str, dtype: torch.dtype) -> list[Tensor]:
         box_sizes = torch.rand(references.shape, generator=generator) * 0.3
         references = torch.cat([references, box_sizes], -1)
 
+    # Most samples of a trained model lie within a few tokens of their reference point.
     value = torch.randn(value_shape, generator=generator)
     offsets = 2 * torch.randn(*samples_shape, 2, generator=generator)
     logits = torch.randn(samples_shape, generator=generator)
@@ -119,6 +120,7 @@ def peak_mebibytes(step: Callable[[], object], device: str) -> float:
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         step()
+    # The peak of the running sum of all allocations and frees.
     events = [x for x in profile.profiler.kineto_results.events() if x.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):

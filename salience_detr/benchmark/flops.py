@@ -106,6 +106,7 @@ def count_flops(model: nn.Module, height: int, width: int) -> ModelCost:
         macs.set_op_handle(name, attention_macs)
         activations.set_op_handle(name, attention_activations)
 
+    # Both analyses trace the model when they are first asked.
     with countable_operators():
         macs_by_module = macs.by_module()
         activations_by_module = activations.by_module()
@@ -119,6 +120,7 @@ def count_flops(model: nn.Module, height: int, width: int) -> ModelCost:
             StageCost(stage or "total", parameters / 1e6, gmacs, activations_by_module[name] / 1e6)
         )
 
+    # Cheap operators without a count are no loss; costly ones are reported.
     uncounted: Counter[str] = Counter()
     for name, calls in macs.unsupported_ops().items():
         if COSTLY.search(name):

@@ -191,6 +191,7 @@ def measure(settings: Settings, measurement: Measurement) -> None:
     if variant.detector != OURS and not settings.compare_batch:
         batch_sizes = batch_sizes[:1]
 
+    # A batch that does not fit into memory ends the process; the smaller ones are kept.
     with Worker() as worker:
         for batch_size in batch_sizes:
             timing = worker.attempt(time_batch, settings, variant, batch_size)
@@ -254,6 +255,7 @@ def time_batch(settings: Settings, variant: Variant, batch_size: int) -> Timing:
     subject = prepare(settings, variant)
     time_calls(lambda: subject.step(batch_size), settings.warmup)
 
+    # The peak without the warm-up: kernels are chosen and caches filled in the first calls.
     subject.memory.reset()
     milliseconds = time_calls(lambda: subject.step(batch_size), settings.repeats)
     return Timing(batch_size, milliseconds, subject.memory.mebibytes())
@@ -281,7 +283,11 @@ def prepare(settings: Settings, variant: Variant) -> Subject:
     """Build the model of a variant on its device, with the function that is timed."""
     warnings.simplefilter("ignore")
     device = resolve_device(settings.device)
-    dtype = getattr(torch, settings.dtype) if variant.mode.endswith("amp") else None
+    dtype = None
+    if variant.mode.endswith("amp"):
+        dtype = getattr(torch, settings.dtype)
+
+    # For the rest of the process, which measures this variant only.
     if variant.operator == "reference":
         patch.object(ms_deform_attn, "is_compiled_for", lambda _: False).start()
 
@@ -290,6 +296,7 @@ def prepare(settings: Settings, variant: Variant) -> Subject:
         compile_stages(model, variant.detector)
     memory = PeakMemory(model)
 
+    # The optimizer's step belongs to a training step, its state to the memory.
     image = noise_image(*settings.size)
     if variant.mode.startswith("training"):
         model.train()
@@ -307,11 +314,15 @@ def prepare(settings: Settings, variant: Variant) -> Subject:
         sum(losses.values()).backward()
         optimizer.step()
 
-    return Subject(train if model.training else detect, model, memory)
+    step = train if model.training else detect
+    return Subject(step, model, memory)
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+    """Return the context that a model runs in; None computes in float32."""
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype)
 
 
 def ground_truth(settings: Settings) -> Instances:
@@ -358,5 +369,6 @@ def detector_label(settings: Settings, name: str) -> str:
     if name != OURS:
         other = OTHER_DETECTORS[name]
         return f"{other.label} ({other.package}, random weights)"
-    weights = "random weights" if settings.weights is None else Path(settings.weights).name
+
+    weights = Path(settings.weights).name if settings.weights else "random weights"
     return f"{Path(settings.config_file).stem} ({weights})"

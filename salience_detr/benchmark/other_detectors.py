@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from detectron2.structures import Boxes, ImageList, Instances
@@ -24,8 +25,9 @@ class TorchvisionDetector(nn.Module):
     def __init__(self, detector: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()
         self.detector = detector
-        detector.transform.min_size = (min(size),)
-        detector.transform.max_size = max(size)
+        transform: Any = detector.transform
+        transform.min_size = (min(size),)
+        transform.max_size = max(size)
 
     def forward(self, batched_inputs: list[dict]) -> list[dict[str, Instances]]:
         """See :meth:`salience_detr.modeling.SalienceDETR.forward`; evaluation only."""
@@ -36,7 +38,7 @@ class TorchvisionDetector(nn.Module):
 class TransformersDetector(nn.Module):
     """A detector of transformers with the part of its image processor that decodes the boxes."""
 
-    def __init__(self, detector: nn.Module, processor: object) -> None:
+    def __init__(self, detector: nn.Module, processor: Any) -> None:
         super().__init__()
         self.detector = detector
         self.processor = processor
@@ -47,7 +49,7 @@ class TransformersDetector(nn.Module):
         batch = ImageList.from_tensors(images, SIZE_DIVISIBILITY)
         outputs = self.detector(pixel_values=batch.tensor, pixel_mask=~padding_mask(batch))
 
-        results = self.processor.post_process_object_detection(  # type: ignore[attr-defined]
+        results = self.processor.post_process_object_detection(
             outputs, threshold=0.0, target_sizes=batch.image_sizes
         )
         return to_instances(images, results)

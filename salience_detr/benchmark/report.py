@@ -54,14 +54,18 @@ def detector_row(benchmark: Benchmark, measurement: Measurement) -> Row:
     if measurement.timings:
         row["median (ms)"] = measurement.timings[0].median
         row["p95 (ms)"] = measurement.timings[0].p95
+    # With one detector and one operator every ratio would be 1.
     if settings.compare or len(settings.operators) > 1:
         row["of ours"] = ratio_to_ours(benchmark, measurement)
 
     timings = {timing.batch_size: timing for timing in measurement.timings}
     for batch_size in settings.batch_sizes:
-        timing = timings.get(batch_size)
-        row[f"images/s, batch {batch_size}"] = timing and timing.images_per_second
-        row[f"MiB, batch {batch_size}"] = timing and timing.peak_mebibytes
+        # A column for each batch size, also where a detector was not measured at all of them.
+        row[f"images/s, batch {batch_size}"] = None
+        row[f"MiB, batch {batch_size}"] = None
+        if batch_size in timings:
+            row[f"images/s, batch {batch_size}"] = timings[batch_size].images_per_second
+            row[f"MiB, batch {batch_size}"] = timings[batch_size].peak_mebibytes
 
     row["remarks"] = remarks(benchmark, measurement)
     return row
@@ -103,6 +107,7 @@ def stage_rows(benchmark: Benchmark) -> list[Row]:
     costs = {row.stage: row for row in cost.stages} if isinstance(cost, ModelCost) else {}
     ours = [m for m in benchmark.measurements if m.variant.detector == OURS and m.stages]
 
+    # In the order of the data; "rest" is measured, but has no parameters.
     stages = dict.fromkeys(costs)
     for measurement in ours:
         stages |= dict.fromkeys(measurement.stages)
@@ -142,16 +147,20 @@ def circumstances(settings: Settings) -> dict[str, str]:
 def machine(device: str) -> str:
     """Return the name of the GPU, or of the processor with the number of threads in use."""
     if resolve_device(device).type == "cuda":
-        convolutions = "on" if torch.backends.cudnn.allow_tf32 else "off"
-        products = "on" if torch.backends.cuda.matmul.allow_tf32 else "off"
+        # TF32 decides whether "float32" means 23 or 10 bits of mantissa.
+        switch = {True: "on", False: "off"}
+        convolutions = switch[torch.backends.cudnn.allow_tf32]
+        products = switch[torch.backends.cuda.matmul.allow_tf32]
         tf32 = f"TF32: convolutions {convolutions}, matrix products {products}"
         return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda} ({tf32})"
 
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
+        # Linux on ARM has no such line.
         match = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE)
-        name = match[1] if match else name
+        if match:
+            name = match[1]
     return f"{name}, threads: {torch.get_num_threads()}"
 
 
