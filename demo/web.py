@@ -94,15 +94,15 @@ class Page:
         start, name = time.perf_counter(), Path(path).name
         try:
             image = to_rgb(path)
-            detection = self.detector.detect([image])[0]
+            output = next(self.detector.stream([image]))
             seconds, shown = time.perf_counter() - start, resize_to_show(image)
-            salience = draw_salience(shown, resize_to_show(detection.salience))
+            salience = draw_salience(shown, resize_to_show(output.salience))
         except Exception as error:  # whatever one file leads to, the page goes on
             message = one_line(error).replace(path, name)
             print(f"error: {message}", file=sys.stderr, flush=True)
             return message, None
         # What is remembered can read the file, rather than hold an image that may be large.
-        found = Detections(detection.instances, self.detector.classes, lambda: to_rgb(path))
+        found = Detections(output.detections, self.detector.classes, lambda: to_rgb(path))
         return Seen(name, found, shown, seconds), salience
 
     def show(

@@ -134,16 +134,3 @@ class Detections(Instances):
 
     def to(self, *args: Any, **kwargs: Any) -> Detections:
         return Detections(super().to(*args, **kwargs), self._classes, self._read_image)
-
-
-@dataclass(frozen=True)
-class Detection:
-    """What was found on one image.
-
-    Attributes:
-        instances: the detections.
-        salience: (H, W) float32 in [0, 1], how salient the model finds each pixel.
-    """
-
-    instances: Detections
-    salience: np.ndarray

@@ -1,20 +1,21 @@
-"""Detection on single images and batches, in a few lines of Python."""
+"""Object detection on single images and batches, in a few lines of Python."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import instantiate
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.structures import Instances
 from omegaconf import DictConfig
 from torch import Tensor
@@ -24,25 +25,69 @@ from salience_detr.config import ConfigError, load_config, resolve_device
 from salience_detr.data.datasets import ensure_class_names, register_coco_dataset
 from salience_detr.data.images import ImageLike, as_batch, to_rgb
 from salience_detr.data.mapper import DetectionMapper
-from salience_detr.detections import ClassTable, Detection, Detections
+from salience_detr.detections import ClassTable, Detections
 from salience_detr.modeling import SalienceDETR
 from salience_detr.modeling.salience_detr import padding_mask
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+# detectron2's model input: "image" (3, h, w), and "height" and "width" of the original image.
+ModelInput = dict[str, Any]
 
-class Detector(ABC):
-    """What all that detects offers, whatever computes it; several threads may call one detector at a time.
 
-    Images are computed together only where that changes nothing: what lies beside a smaller image in a batch has an
-    influence on it.
+@dataclass(frozen=True)
+class PredictorOutput:
+    """Output of a detector for one image.
+
+    Attributes:
+        detections: the detections, in the frame of the image.
+        salience: (H, W) float32 in [0, 1], the salience of each pixel. On tiles of a very large
+            image the map is smaller than the image.
+    """
+
+    detections: Detections
+    salience: np.ndarray
+
+
+class Detector(Protocol):
+    """Interface of everything that detects objects on images.
+
+    Attributes:
+        classes: classes of the model.
+        class_names: name of each class; its number where no name is known.
+        batch_size: maximum number of images that are computed together.
+    """
+
+    classes: ClassTable
+    class_names: list[str]
+    batch_size: int
+
+    def __call__(self, image: ImageLike, *, channel_order: str = "RGB") -> Detections: ...
+
+    def batch(
+        self, images: Sequence[ImageLike], *, channel_order: str = "RGB"
+    ) -> list[Detections]: ...
+
+    def stream(
+        self, images: Sequence[ImageLike], *, channel_order: str = "RGB"
+    ) -> Iterator[PredictorOutput]: ...
+
+
+class ModelDetector(ABC):
+    """Detector that runs a model; subclasses say how. Several threads may call it at a time.
+
+    Images are computed together only if they are padded to the same size: with more padding beside
+    it, the detections on an image would change.
 
     Args:
-        classes: that it tells apart.
-        mapper: makes inputs of images.
-        size_divisibility: sides of a batch are rounded up to multiples of this.
-        score_threshold: detections below it are left out.
-        batch_size: images that are computed together, at most.
+        classes: classes of the model.
+        mapper: mapper that turns images into model inputs.
+        size_divisibility: the sides of a batch are rounded up to multiples of this.
+        score_threshold: detections with lower scores are left out.
+        batch_size: maximum number of images that are computed together.
+
+    Raises:
+        ValueError: the threshold or the batch size is out of range.
     """
 
     def __init__(
@@ -57,19 +102,14 @@ class Detector(ABC):
         if not 0 <= score_threshold <= 1:
             raise ValueError(f"score_threshold is {score_threshold}; scores lie between 0 and 1")
         if batch_size < 1:
-            raise ValueError(
-                f"batch_size is {batch_size}; at least one image is computed at a time"
-            )
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+
         self.classes = classes
+        self.class_names = list(classes.names)
         self.mapper = mapper
         self.size_divisibility = size_divisibility
         self.score_threshold = score_threshold
         self.batch_size = batch_size
-
-    @property
-    def class_names(self) -> list[str]:
-        """Name of each class; its number where neither the data set nor the weights have names."""
-        return list(self.classes.names)
 
     @overload
     def __call__(self, image: ImageLike, *, channel_order: str = "RGB") -> Detections: ...
@@ -82,16 +122,17 @@ class Detector(ABC):
     def __call__(
         self, image: ImageLike | Sequence[ImageLike], *, channel_order: str = "RGB"
     ) -> Detections | list[Detections]:
-        """Detections on one image, or on each of several.
+        """Return the detections on an image, or a list of them for several images.
 
         Args:
-            image: a path, a PIL image, an array or a tensor (see :func:`salience_detr.images.to_rgb`); or a list of
-                them, a (B, 3, H, W) tensor or a (B, H, W, 3) array.
-            channel_order: of arrays and tensors; say "BGR" for what OpenCV has read.
+            image: a path, a PIL image, an array or a tensor (see
+                :func:`salience_detr.data.images.to_rgb`); or a list of them, a (B, 3, H, W) tensor
+                or a (B, H, W, 3) array.
+            channel_order: "RGB" or "BGR", of arrays and tensors; OpenCV reads images as "BGR".
 
         Raises:
             ImageReadError: a file cannot be read.
-            ValueError, TypeError: no image.
+            ValueError, TypeError: the argument is not an image.
         """
         images = as_batch(image)
         if images is None:
@@ -99,61 +140,64 @@ class Detector(ABC):
         return self.batch(images, channel_order=channel_order)
 
     def batch(self, images: Sequence[ImageLike], *, channel_order: str = "RGB") -> list[Detections]:
-        """Detections on several images, :attr:`batch_size` of them computed together."""
-        return [found.instances for found in self.detect(images, channel_order=channel_order)]
-
-    def detect(self, images: Sequence[ImageLike], *, channel_order: str = "RGB") -> list[Detection]:
-        """Detections and salience maps of several images."""
-        return list(self.stream(images, channel_order=channel_order))
+        """Return the detections on each image."""
+        return [output.detections for output in self.stream(images, channel_order=channel_order)]
 
     def stream(
         self, images: Sequence[ImageLike], *, channel_order: str = "RGB"
-    ) -> Iterator[Detection]:
-        """The same one by one: no more than a batch is held in memory."""
+    ) -> Iterator[PredictorOutput]:
+        """Yield detections and salience of each image, with one batch in memory at a time."""
         for start in range(0, len(images), self.batch_size):
-            chunk = list(images[start : start + self.batch_size])
-            inputs = [prepare_input(self.mapper, to_rgb(image, channel_order)) for image in chunk]
-            for image, (instances, salience) in zip(chunk, self.infer_alike(inputs), strict=True):
-                found = instances[instances.scores >= self.score_threshold]
-                yield Detection(
-                    Detections(found, self.classes, partial(to_rgb, image, channel_order)), salience
-                )
+            batch = images[start : start + self.batch_size]
+            inputs = [prepare_input(self.mapper, to_rgb(image, channel_order)) for image in batch]
+            results = self._infer_by_size(inputs)
 
-    def infer_alike(self, inputs: list[dict[str, Any]]) -> list[tuple[Instances, np.ndarray]]:
-        """The same as :meth:`infer` of each input alone: those that are padded to the same size go together."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for i, x in enumerate(inputs):
-            padded = tuple(
-                math.ceil(side / self.size_divisibility) for side in x["image"].shape[1:]
-            )
-            groups.setdefault(padded, []).append(i)
+            for image, (instances, salience) in zip(batch, results, strict=True):
+                confident = instances[instances.scores >= self.score_threshold]
+                read_image = partial(to_rgb, image, channel_order)
+                yield PredictorOutput(Detections(confident, self.classes, read_image), salience)
+
+    def _infer_by_size(self, inputs: list[ModelInput]) -> list[tuple[Instances, np.ndarray]]:
+        """Run the model on the inputs; those that are padded to the same size go together."""
+        groups = defaultdict(list)
+        for i, model_input in enumerate(inputs):
+            sides = model_input["image"].shape[1:]
+            padded_size = tuple(math.ceil(side / self.size_divisibility) for side in sides)
+            groups[padded_size].append(i)
+
         results: dict[int, tuple[Instances, np.ndarray]] = {}
         for group in groups.values():
-            results |= dict(zip(group, self.infer([inputs[i] for i in group]), strict=True))
+            outputs = self._infer([inputs[i] for i in group])
+            results.update(zip(group, outputs, strict=True))
+
         return [results[i] for i in range(len(inputs))]
 
     @abstractmethod
-    def infer(self, inputs: list[dict[str, Any]]) -> list[tuple[Instances, np.ndarray]]:
-        """Instances on the CPU and the salience map of each input, which has ``image``, ``height`` and ``width``."""
+    def _infer(self, inputs: list[ModelInput]) -> list[tuple[Instances, np.ndarray]]:
+        """Run the model on one batch.
+
+        Returns:
+            instances, on the CPU, and (height, width) salience of each input.
+        """
 
 
-class Predictor(Detector):
-    """Runs a model of a LazyConfig file on images, exactly as evaluation does.
+class Predictor(ModelDetector):
+    """Detector that runs the model of a LazyConfig file on images, exactly as evaluation does.
 
     Args:
-        config: a LazyConfig file, or what it holds.
-        weights: a checkpoint that :func:`salience_detr.checkpoint.load_weights` reads, tensors only; None keeps random
-            weights.
-        device: "cpu", "cuda", ... or "auto": a GPU if there is one.
-        dtype: "float32", "bfloat16" or "float16", or PyTorch's: what the model computes in, by autocast; weights,
-            coordinates and results stay in float32.
-        score_threshold: detections below it are left out.
-        batch_size: images that are computed together, at most.
+        config: a LazyConfig file, or its content.
+        weights: a checkpoint that :func:`salience_detr.checkpoint.load_weights` reads; None keeps
+            random weights.
+        device: "cpu", "cuda", ..., or "auto" for a GPU if there is one.
+        dtype: "float32", "bfloat16" or "float16", or PyTorch's. The model computes in it by
+            autocast; weights, coordinates and results stay in float32.
+        score_threshold: detections with lower scores are left out.
+        batch_size: maximum number of images that are computed together.
         overrides: ``key=value`` changes of the config.
 
     Raises:
         ConfigError, CheckpointError: the config or the weights cannot be used.
-        ValueError: a threshold or a batch size that cannot be.
+        ValueError: the threshold or the batch size is out of range.
     """
 
     def __init__(
@@ -167,96 +211,113 @@ class Predictor(Detector):
         batch_size: int = 8,
         overrides: Sequence[str] = (),
     ) -> None:
-        name = str(dtype).removeprefix("torch.")
-        if name not in DTYPES:
-            raise ConfigError(f"the dtype {name!r} is unknown; use {', '.join(DTYPES)}")
-        self.autocast_dtype = DTYPES[name]
+        dtype_name = str(dtype).removeprefix("torch.")
+        if dtype_name not in DTYPES:
+            raise ConfigError(f"the dtype {dtype_name!r} is unknown; use {', '.join(DTYPES)}")
+        self.autocast_dtype = DTYPES[dtype_name]
+
         self.config = config if isinstance(config, DictConfig) else load_config(config, overrides)
         self.model: SalienceDETR = instantiate(self.config.model).to(resolve_device(device)).eval()
-        names = [] if weights is None else load_weights(self.model, weights)
-        self.metadata = dataset_metadata(self.config)
+
+        # A checkpoint may know the names of its classes where the data set isn't at hand.
+        class_names = [] if weights is None else load_weights(self.model, weights)
+        metadata = dataset_metadata(self.config)
         super().__init__(
-            ClassTable.from_metadata(self.metadata, self.model.num_classes, names),
+            ClassTable.from_metadata(metadata, self.model.num_classes, class_names),
             instantiate(self.config.dataloader.test.mapper),
             size_divisibility=self.model.size_divisibility,
             score_threshold=score_threshold,
             batch_size=batch_size,
         )
 
-    def infer(self, inputs: list[dict[str, Any]]) -> list[tuple[Instances, np.ndarray]]:
+    def _infer(self, inputs: list[ModelInput]) -> list[tuple[Instances, np.ndarray]]:
         with self.precision():
-            return infer(self.model, inputs)
+            return detect_with_salience(self.model, inputs)
 
-    def precision(self) -> AbstractContextManager[Any]:
-        """What the model runs in."""
-        if self.autocast_dtype is None:
-            return nullcontext()
-        return torch.autocast(self.model.device.type, dtype=self.autocast_dtype)
+    def precision(self) -> torch.autocast:
+        """Return the context in which the model runs."""
+        enabled = self.autocast_dtype is not None
+        return torch.autocast(self.model.device.type, dtype=self.autocast_dtype, enabled=enabled)
 
 
-def dataset_metadata(config: DictConfig) -> Any:
-    """detectron2's metadata of a config's test set, with the names of its classes where they can be found."""
+def dataset_metadata(config: DictConfig) -> Metadata:
+    """Return the metadata of a config's test set, with class names where they can be found."""
     dataset = config.dataloader.test.dataset
     name = dataset.names if isinstance(dataset.names, str) else dataset.names[0]
     if dataset.get("json_file"):
         register_coco_dataset(name, dataset.json_file, dataset.image_root)
+
     ensure_class_names(name)
     return MetadataCatalog.get(name)
 
 
-def prepare_input(mapper: DetectionMapper, rgb: np.ndarray) -> dict[str, Any]:
-    """What the model is given for an (H, W, 3) RGB image."""
-    return mapper.prepare_image(rgb[..., ::-1] if mapper.image_format == "BGR" else rgb)
+def prepare_input(mapper: DetectionMapper, rgb: np.ndarray) -> ModelInput:
+    """Return the model input of an (H, W, 3) uint8 RGB image."""
+    if mapper.image_format == "BGR":
+        return mapper.prepare_image(rgb[..., ::-1])
+    return mapper.prepare_image(rgb)
 
 
 @torch.inference_mode()
-def infer(model: SalienceDETR, inputs: list[dict[str, Any]]) -> list[tuple[Instances, np.ndarray]]:
-    """Detections, on the CPU, and the salience map of each input, from one pass of a model in evaluation mode."""
+def detect_with_salience(
+    model: SalienceDETR, inputs: list[ModelInput]
+) -> list[tuple[Instances, np.ndarray]]:
+    """Run a model in evaluation mode once, for detections and salience.
+
+    Returns:
+        instances, on the CPU, and (height, width) salience of each input.
+    """
     images = model.preprocess_images(inputs)
     encoding = model.encode(images.tensor, padding_mask(images))
     outputs = model.postprocess(model.decode(encoding), encoding.proposals, images, inputs)
-    heat = salience_maps(
-        merge_salience(encoding.selection.score_maps), inputs, model.size_divisibility
-    )
-    return [
-        (output["instances"].to("cpu"), salience)
-        for output, salience in zip(outputs, heat, strict=True)
-    ]
+
+    merged = merge_salience(encoding.selection.score_maps)
+    maps = salience_maps(merged, inputs, model.size_divisibility)
+    instances = [output["instances"].to("cpu") for output in outputs]
+    return list(zip(instances, maps, strict=True))
 
 
 def merge_salience(score_maps: Sequence[Tensor]) -> Tensor:
-    """L maps (B, H_l, W_l) of logits, finest first -> (B, H_0, W_0) in [0, 1]: the highest salience over the levels."""
+    """Return the highest salience over all levels.
+
+    Args:
+        score_maps: logits (B, H_l, W_l) of each level, finest first.
+
+    Returns:
+        (B, H_0, W_0) in [0, 1].
+    """
     finest = score_maps[0].shape[-2:]
-    levels = [
-        F.interpolate(
-            x[:, None].float().sigmoid(), size=finest, mode="bilinear", align_corners=False
-        )
-        for x in score_maps
-    ]
+    levels = []
+    for logits in score_maps:
+        salience = logits[:, None].float().sigmoid()
+        levels.append(F.interpolate(salience, size=finest, mode="bilinear", align_corners=False))
+
     return torch.stack(levels).amax(0)[:, 0]
 
 
 def salience_maps(
-    salience: Tensor, inputs: Sequence[dict[str, Any]], size_divisibility: int
+    salience: Tensor, inputs: Sequence[ModelInput], size_divisibility: int
 ) -> list[np.ndarray]:
-    """One heat map per image.
+    """Cut the padding off and resize the salience to each image.
 
     Args:
         salience: (B, H_0, W_0) in [0, 1], over the padded batch.
-        inputs: what the model was given: ``image`` (3, h, w), and ``height`` and ``width`` of the image.
+        inputs: model inputs of the batch.
         size_divisibility: the padded batch has the largest sides, rounded up to multiples of this.
 
     Returns:
         (height, width) float32 in [0, 1] of each image.
     """
-    longest = max(x["image"].shape[1] for x in inputs)
-    stride = math.ceil(longest / size_divisibility) * size_divisibility / salience.shape[1]
-    heat = []
-    for one, x in zip(salience, inputs, strict=True):
-        rows, columns = (max(1, round(size / stride)) for size in x["image"].shape[1:])
-        unpadded = one[None, None, :rows, :columns]
-        resized = F.interpolate(
-            unpadded, size=(x["height"], x["width"]), mode="bilinear", align_corners=False
-        )
-        heat.append(resized[0, 0].cpu().numpy())
-    return heat
+    max_height = max(model_input["image"].shape[1] for model_input in inputs)
+    padded_height = math.ceil(max_height / size_divisibility) * size_divisibility
+    stride = padded_height / salience.shape[1]
+
+    maps = []
+    for padded, model_input in zip(salience, inputs, strict=True):
+        rows, columns = (max(1, round(side / stride)) for side in model_input["image"].shape[1:])
+        unpadded = padded[None, None, :rows, :columns]
+        size = (model_input["height"], model_input["width"])
+        resized = F.interpolate(unpadded, size=size, mode="bilinear", align_corners=False)
+        maps.append(resized[0, 0].cpu().numpy())
+
+    return maps

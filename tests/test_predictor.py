@@ -183,7 +183,7 @@ def test_a_list_or_a_stack_of_images_gives_a_list(predictor):
 def test_no_more_than_a_batch_is_computed_together(micro_config, surface_data):
     predictor = Predictor(micro_config, None, device="cpu", batch_size=2)
     sizes = []
-    predictor.infer = lambda inputs, infer=predictor.infer: (
+    predictor._infer = lambda inputs, infer=predictor._infer: (
         sizes.append(len(inputs)),
         infer(inputs),
     )[1]
@@ -207,11 +207,11 @@ def test_threads_share_a_predictor(predictor):
     images = [
         np.random.default_rng(i).integers(0, 256, (40 + i, 64, 3), dtype=np.uint8) for i in range(8)
     ]
-    expected = [predictor.detect([image])[0] for image in images]
+    expected = [next(predictor.stream([image])) for image in images]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda image: predictor.detect([image])[0], images))
+        found = list(pool.map(lambda image: next(predictor.stream([image])), images))
     for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one.instances.scores, other.instances.scores)
+        assert torch.equal(one.detections.scores, other.detections.scores)
         assert np.array_equal(one.salience, other.salience)
 
 
@@ -260,10 +260,10 @@ def test_images_of_other_sizes_in_a_list_change_nothing(predictor):
         np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8)
         for i, size in enumerate(sizes)
     ]
-    for found, image in zip(predictor.detect(images), images, strict=True):
-        alone = predictor.detect([image])[0]
+    for found, image in zip(predictor.stream(images), images, strict=True):
+        alone = next(predictor.stream([image]))
         torch.testing.assert_close(
-            found.instances.scores, alone.instances.scores, rtol=1e-5, atol=1e-6
+            found.detections.scores, alone.detections.scores, rtol=1e-5, atol=1e-6
         )
         np.testing.assert_allclose(found.salience, alone.salience, atol=1e-5)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from salience_detr.data.images import read_image
 from salience_detr.modeling import SalienceDETR
-from salience_detr.predictor import infer, prepare_input
+from salience_detr.predictor import detect_with_salience, prepare_input
 from salience_detr.utils.drawing import class_colors, draw_boxes, draw_detections, draw_salience
 
 SCORE_THRESHOLD = 0.3
@@ -41,7 +41,7 @@ def preview_images(config: DictConfig, model: nn.Module) -> dict[str, np.ndarray
     images: dict[str, np.ndarray] = {}
     for record in chosen:
         image = read_image(record["file_name"])
-        instances, heat = infer(model, [prepare_input(mapper, image)])[0]
+        instances, heat = detect_with_salience(model, [prepare_input(mapper, image)])[0]
         found = instances[instances.scores >= SCORE_THRESHOLD]
         boxes = [
             BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS)

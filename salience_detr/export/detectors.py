@@ -15,10 +15,10 @@ from torch import Tensor
 
 from salience_detr.export.graph import INPUTS, OUTPUTS
 from salience_detr.export.info import KEY, DetectorInfo, ExportError
-from salience_detr.predictor import Detector, salience_maps
+from salience_detr.predictor import ModelDetector, ModelInput, salience_maps
 
 
-class ExportedDetector(Detector):
+class ExportedDetector(ModelDetector):
     """A detector whose model is a graph from tensors to tensors (:class:`salience_detr.export.graph.DetectionGraph`).
 
     Args:
@@ -42,7 +42,7 @@ class ExportedDetector(Detector):
     def run(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Inputs to outputs of the graph."""
 
-    def infer(self, inputs: list[dict[str, Any]]) -> list[tuple[Instances, np.ndarray]]:
+    def _infer(self, inputs: list[ModelInput]) -> list[tuple[Instances, np.ndarray]]:
         images, sizes = collate(inputs)
         boxes, scores, labels, salience = self.run(images, sizes)
         heat = salience_maps(salience, inputs, self.size_divisibility)
@@ -61,7 +61,7 @@ class ExportedDetector(Detector):
         return results
 
 
-def collate(inputs: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+def collate(inputs: list[ModelInput]) -> tuple[Tensor, Tensor]:
     """(B, 3, H, W) float32 images, each at the upper left, and their (B, 2) (height, width)."""
     sizes = torch.tensor([x["image"].shape[1:] for x in inputs])
     height, width = sizes.amax(0).tolist()

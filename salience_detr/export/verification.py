@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from detectron2.structures import Instances
 
-from salience_detr.predictor import Detector, prepare_input
+from salience_detr.predictor import Detector, ModelDetector, prepare_input
 
 SCORE_TOLERANCE = 1e-3
 BOX_TOLERANCE = 1e-3  # of the image's longest side
@@ -83,7 +83,9 @@ def compare(expected: Instances, found: Instances) -> Difference:
     )
 
 
-def verify(expected: Detector, found: Detector, images: Sequence[np.ndarray]) -> list[Difference]:
+def verify(
+    expected: ModelDetector, found: ModelDetector, images: Sequence[np.ndarray]
+) -> list[Difference]:
     """Compare two detectors on (H, W, 3) RGB images one by one, and then on batches of them, padded to one size."""
     alone = [compare(expected(image), found(image)) for image in images]
     inputs = [prepare_input(expected.mapper, image) for image in images]
@@ -92,7 +94,7 @@ def verify(expected: Detector, found: Detector, images: Sequence[np.ndarray]) ->
         batch = inputs[start : start + BATCH_SIZE]
         together += [
             compare(x, y)
-            for (x, _), (y, _) in zip(expected.infer(batch), found.infer(batch), strict=True)
+            for (x, _), (y, _) in zip(expected._infer(batch), found._infer(batch), strict=True)
         ]
     return alone + together
 

@@ -1,102 +1,101 @@
-"""Detecting some classes only."""
+"""Detection of some classes only."""
 
 from __future__ import annotations
 
 import copy
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-import numpy as np
 import torch
-from detectron2.structures import Instances
 
 from salience_detr.data.images import ImageLike
-from salience_detr.detections import ClassTable, Detection
-from salience_detr.predictor import Detector, Predictor
+from salience_detr.detections import ClassTable, Detections
+from salience_detr.predictor import Detector, Predictor, PredictorOutput
 
 
 def find_classes(words: Sequence[str], classes: ClassTable) -> list[int]:
-    """The indices of classes that are called by their names, of whatever case, or by their category ids.
+    """Return the sorted indices of classes given by name, in any case, or by category id.
 
     Raises:
-        ValueError: an unknown word, with the name that is most like it and all known ones.
+        ValueError: a word is unknown; the message has the most similar name and all known ones.
     """
     return sorted({find_class(word, classes) for word in words})
 
 
 def find_class(word: str, classes: ClassTable) -> int:
-    """The index of one class; a name comes before an id."""
-    folded = [name.casefold() for name in classes.names]
+    """Return the index of one class; a name comes before an id."""
     if word in classes.names:
         return classes.names.index(word)
+
+    folded = [name.casefold() for name in classes.names]
     if word.casefold() in folded:
         return folded.index(word.casefold())
-    if word in map(str, classes.category_ids):
-        return [str(i) for i in classes.category_ids].index(word)
+
+    ids = [str(category_id) for category_id in classes.category_ids]
+    if word in ids:
+        return ids.index(word)
+
+    known = ", ".join(f"{name} ({i})" for name, i in zip(classes.names, ids, strict=True))
+    hint = "the"
     similar = difflib.get_close_matches(word.casefold(), folded, n=1)
-    guess = f"did you mean {classes.names[folded.index(similar[0])]}? The" if similar else "the"
-    known = ", ".join(
-        f"{name} ({i})" for name, i in zip(classes.names, classes.category_ids, strict=True)
-    )
-    raise ValueError(f"--classes {word!r} is unknown; {guess} classes are {known}")
+    if similar:
+        hint = f"did you mean {classes.names[folded.index(similar[0])]}? The"
+    raise ValueError(f"--classes {word!r} is unknown; {hint} classes are {known}")
 
 
 def only_classes(detector: Detector, words: Sequence[str]) -> ClassFilter:
-    """A detector that finds some classes only, which are called by their names or category ids.
+    """Return a detector of some classes only, given by their names or category ids.
 
-    A :class:`Predictor` finds at most as many detections as its model is set to, but no longer loses those of these
-    classes to others before they are chosen: the limit is lifted in a copy of it.
+    A model keeps its ``max_detections`` best detections of all classes, so the wanted ones could be
+    lost to others. For a :class:`Predictor` the limit is therefore lifted, in a copy of it, and
+    applied to the wanted classes afterwards.
 
     Raises:
-        ValueError: an unknown class.
+        ValueError: a class is unknown.
     """
     wanted = find_classes(words, detector.classes)
-    limit = None
-    if isinstance(detector, Predictor):
-        limit = detector.model.max_detections
-        detector = copy.copy(detector)
-        detector.model = copy.copy(
-            detector.model
-        )  # shares its weights with that of the caller, which keeps its limit
-        detector.model.max_detections = detector.model.num_queries * detector.model.num_classes
-    return ClassFilter(detector, wanted, max_detections=limit)
+    if not isinstance(detector, Predictor):
+        return ClassFilter(detector, wanted)
+
+    # The copies share their weights with the caller's predictor, which keeps its limit.
+    unlimited = copy.copy(detector)
+    unlimited.model = copy.copy(detector.model)
+    unlimited.model.max_detections = detector.model.num_queries * detector.model.num_classes
+    return ClassFilter(unlimited, wanted, max_detections=detector.model.max_detections)
 
 
-class ClassFilter(Detector):
-    """Another detector, with detections of some classes only.
+class ClassFilter:
+    """Detector that keeps some classes of what another detector finds.
 
     Args:
-        detector: that detects.
-        classes: indices of those that are wanted.
-        max_detections: of an image; those with the highest scores stay.
+        detector: the other detector.
+        wanted: indices of the classes to keep.
+        max_detections: maximum number of detections per image; None is no limit.
     """
 
     def __init__(
-        self, detector: Detector, classes: Sequence[int], *, max_detections: int | None = None
+        self, detector: Detector, wanted: Sequence[int], *, max_detections: int | None = None
     ) -> None:
-        super().__init__(
-            detector.classes,
-            detector.mapper,
-            score_threshold=detector.score_threshold,
-            batch_size=detector.batch_size,
-        )
         self.detector = detector
-        self.wanted = torch.tensor(sorted(classes), dtype=torch.int64)
+        self.classes = detector.classes
+        self.class_names = detector.class_names
+        self.batch_size = detector.batch_size
+        self.wanted = torch.tensor(wanted, dtype=torch.int64)
         self.max_detections = max_detections
+
+    def __call__(self, image: ImageLike, *, channel_order: str = "RGB") -> Detections:
+        """Return the detections on an image."""
+        return self.batch([image], channel_order=channel_order)[0]
+
+    def batch(self, images: Sequence[ImageLike], *, channel_order: str = "RGB") -> list[Detections]:
+        """Return the detections on each image."""
+        return [output.detections for output in self.stream(images, channel_order=channel_order)]
 
     def stream(
         self, images: Sequence[ImageLike], *, channel_order: str = "RGB"
-    ) -> Iterator[Detection]:
-        for found in self.detector.stream(images, channel_order=channel_order):
-            instances = found.instances
-            kept = (
-                torch.isin(instances.pred_classes, self.wanted)
-                .nonzero()
-                .flatten()[: self.max_detections]
-            )
-            yield Detection(instances[kept], found.salience)
-
-    def infer(self, inputs: list[dict[str, Any]]) -> list[tuple[Instances, np.ndarray]]:
-        """As the other detector does, of all classes."""
-        return self.detector.infer(inputs)
+    ) -> Iterator[PredictorOutput]:
+        """Yield the detections of the wanted classes, and the salience, of each image."""
+        for output in self.detector.stream(images, channel_order=channel_order):
+            is_wanted = torch.isin(output.detections.pred_classes, self.wanted)
+            keep = is_wanted.nonzero().flatten()[: self.max_detections]
+            yield PredictorOutput(output.detections[keep], output.salience)

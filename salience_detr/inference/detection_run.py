@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from salience_detr.data.images import ImageReadError
-from salience_detr.detections import Detection, Detections
+from salience_detr.detections import Detections
 from salience_detr.inference.inputs import ImageRead, ImageReader, is_video
 from salience_detr.inference.outputs import (
     AnnotatedVideo,
@@ -34,7 +34,7 @@ from salience_detr.inference.video import (
     output_ending,
     read_ahead,
 )
-from salience_detr.predictor import Detector
+from salience_detr.predictor import Detector, PredictorOutput
 from salience_detr.utils.errors import one_line
 from salience_detr.utils.signals import StopSignals
 
@@ -147,10 +147,10 @@ class DetectionRun:
                 self.finish_image(job, read.image, next(found))
             yield
 
-    def detect(self, images: Sequence[np.ndarray]) -> list[Detection | str]:
+    def detect(self, images: Sequence[np.ndarray]) -> list[PredictorOutput | str]:
         """Detections on each image, or why there are none; a batch that fails is tried image by image."""
         try:
-            return list(self.detector.detect(images))
+            return list(self.detector.stream(images))
         except FAILURES as error:
             reason = one_line(error)
         if len(images) == 1:
@@ -159,12 +159,12 @@ class DetectionRun:
             torch.cuda.empty_cache()
         return [found for image in images for found in self.detect([image])]
 
-    def finish_image(self, job: Job, image: np.ndarray, found: Detection | str) -> None:
+    def finish_image(self, job: Job, image: np.ndarray, found: PredictorOutput | str) -> None:
         """Write and note what was found on an image."""
         try:
             if isinstance(found, str):
                 raise RuntimeError(found)
-            instances = self.confident(found.instances)
+            instances = self.confident(found.detections)
             with self.stops.deferred():
                 if self.folder.crops:
                     self.folder.write_crops(image, instances, job.targets)
@@ -241,13 +241,13 @@ class DetectionRun:
                 ):
                     if isinstance(found, str):
                         raise RuntimeError(found)
-                    instances = tracker.update(found.instances) if tracker else found.instances
+                    instances = tracker.update(found.detections) if tracker else found.detections
                     self.finish_frame(
                         job,
                         video,
                         place,
                         image,
-                        Detection(self.confident(instances), found.salience),
+                        PredictorOutput(self.confident(instances), found.salience),
                     )
                     count += 1
         if count == 0:
@@ -255,17 +255,17 @@ class DetectionRun:
         return count
 
     def finish_frame(
-        self, job: Job, video: AnnotatedVideo, place: int, image: np.ndarray, found: Detection
+        self, job: Job, video: AnnotatedVideo, place: int, image: np.ndarray, found: PredictorOutput
     ) -> None:
         """Write and note what was found on a frame."""
         with self.stops.deferred():
-            drawings = [self.folder.draw(image, found.instances)]
+            drawings = [self.folder.draw(image, found.detections)]
             if self.folder.salience:
                 drawings.append(draw_salience_map(image, found.salience))
             video.add(place, drawings)
             if self.folder.crops:
-                self.folder.write_crops(image, found.instances, job.targets, place)
-            self.recorder.found(job.position, Record.of(found.instances, str(job.source), place))
+                self.folder.write_crops(image, found.detections, job.targets, place)
+            self.recorder.found(job.position, Record.of(found.detections, str(job.source), place))
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -181,7 +181,11 @@ def cut_out(image: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def draw_salience_map(image: np.ndarray, salience: np.ndarray) -> np.ndarray:
-    """An (H, W, 3) uint8 RGB image under its (H, W) salience, drawn in strips, for little memory beside it."""
+    """An (H, W, 3) uint8 RGB image under its (h, w) salience, drawn in strips, for little memory beside it."""
+    height, width = image.shape[:2]
+    if salience.shape != (height, width):
+        salience = cv2.resize(salience, (width, height))
+
     drawn = np.empty_like(image, order="C")
     for top in range(0, len(image), STRIP_ROWS):
         rows = slice(top, top + STRIP_ROWS)

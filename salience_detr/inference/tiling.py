@@ -14,9 +14,9 @@ from detectron2.structures import Boxes, Instances
 from tqdm import tqdm
 
 from salience_detr.data.images import ImageLike, to_rgb
-from salience_detr.detections import Detection, Detections
+from salience_detr.detections import Detections
 from salience_detr.inference.merging import Found, Grid, areas, concatenate, merge
-from salience_detr.predictor import Detector
+from salience_detr.predictor import Detector, PredictorOutput
 
 Tile = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the image
 
@@ -60,7 +60,7 @@ class Views(Sequence[np.ndarray]):
         return self.image[y0:y1, x0:x1]
 
 
-class TiledDetector(Detector):
+class TiledDetector:
     """Detects on tiles with another detector, and puts together what they show (see the module ``merging``).
 
     An image that fits into one tile is given to the other detector as it is. Of the whole image, which is looked at
@@ -96,38 +96,38 @@ class TiledDetector(Detector):
             raise ValueError(
                 f"overlap is {overlap}; tiles overlap by a part from 0 to 0.9 of their side"
             )
-        super().__init__(
-            detector.classes,
-            detector.mapper,
-            score_threshold=detector.score_threshold,
-            batch_size=detector.batch_size,
-        )
         self.detector = detector
+        self.classes = detector.classes
+        self.class_names = detector.class_names
+        self.batch_size = detector.batch_size
         self.tile = tile
         self.overlap = overlap
         self.with_whole = with_whole
         self.progress = progress
 
+    def __call__(self, image: ImageLike, *, channel_order: str = "RGB") -> Detections:
+        """Return the detections on an image."""
+        return self.batch([image], channel_order=channel_order)[0]
+
+    def batch(self, images: Sequence[ImageLike], *, channel_order: str = "RGB") -> list[Detections]:
+        """Return the detections on each image."""
+        return [output.detections for output in self.stream(images, channel_order=channel_order)]
+
     def stream(
         self, images: Sequence[ImageLike], *, channel_order: str = "RGB"
-    ) -> Iterator[Detection]:
+    ) -> Iterator[PredictorOutput]:
+        """Yield detections and salience of each image."""
         for image in images:
             pixels = np.ascontiguousarray(to_rgb(image, channel_order))
             tiles = tile_grid(pixels.shape[0], pixels.shape[1], self.tile, self.overlap)
             if len(tiles) == 1:
-                found = self.detector.detect([pixels])[0]
-                instances, salience = (
-                    Instances(pixels.shape[:2], **found.instances.get_fields()),
-                    found.salience,
-                )
+                found = next(self.detector.stream([pixels]))
+                instances: Instances = found.detections
+                salience = found.salience
             else:
                 instances, salience = self.detect_on_tiles(pixels, tiles)
             detections = Detections(instances, self.classes, partial(to_rgb, image, channel_order))
-            yield TiledDetection(detections, salience)
-
-    def infer(self, inputs: list[dict[str, Any]]) -> list[tuple[Instances, np.ndarray]]:
-        """As the other detector does; the inputs are not cut into tiles."""
-        return self.detector.infer(inputs)
+            yield PredictorOutput(detections, salience)
 
     def detect_on_tiles(self, image: np.ndarray, tiles: list[Tile]) -> tuple[Instances, np.ndarray]:
         """What is on an (H, W, 3) image, and its salience, perhaps smaller than the image."""
@@ -143,7 +143,7 @@ class TiledDetector(Detector):
         )  # fmt: skip
         for number, (tile, found) in enumerate(bar):
             boxes = (
-                found.instances.pred_boxes.tensor.numpy().astype(np.float64)
+                found.detections.pred_boxes.tensor.numpy().astype(np.float64)
                 + [tile[0], tile[1]] * 2
             )
             boxes = boxes.clip([tile[0], tile[1]] * 2, [tile[2], tile[3]] * 2)
@@ -159,10 +159,10 @@ class TiledDetector(Detector):
             grid: the tiles of the image.
             salience: (h, w); the image's is written into it.
         """
-        found = self.detector.detect([shrunk])[0]
+        found = next(self.detector.stream([shrunk]))
         salience[:] = found.salience
         scale = [grid.width / shrunk.shape[1], grid.height / shrunk.shape[0]] * 2
-        boxes = found.instances.pred_boxes.tensor.numpy() * scale
+        boxes = found.detections.pred_boxes.tensor.numpy() * scale
         view = view_of(
             found, boxes, WHOLE, (0, 0, grid.width, grid.height), np.zeros(boxes.shape, bool)
         )
@@ -170,36 +170,13 @@ class TiledDetector(Detector):
         return view[is_long | ~grid.has_whole(view.boxes)]
 
 
-class TiledDetection(Detection):
-    """A detection on an image whose salience may be kept in a smaller size.
-
-    Args:
-        instances: the detections.
-        kept: (h, w) float32 in [0, 1]: the salience.
-    """
-
-    kept: np.ndarray
-
-    def __init__(self, instances: Detections, kept: np.ndarray) -> None:
-        object.__setattr__(self, "instances", instances)
-        object.__setattr__(self, "kept", kept)
-
-    @property
-    def salience(self) -> np.ndarray:
-        """(H, W) float32 in [0, 1]"""
-        height, width = self.instances.image_size
-        return (
-            self.kept
-            if self.kept.shape == (height, width)
-            else cv2.resize(self.kept, (width, height))
-        )
-
-
-def view_of(found: Detection, boxes: np.ndarray, number: int, tile: Tile, cut: np.ndarray) -> Found:
+def view_of(
+    found: PredictorOutput, boxes: np.ndarray, number: int, tile: Tile, cut: np.ndarray
+) -> Found:
     """The detections of a view, with their boxes in the frame of the image, (N, 4); empty boxes are left out."""
     count = len(boxes)
     has_area = areas(boxes) > 0
-    scores, classes = found.instances.scores.numpy(), found.instances.pred_classes.numpy()
+    scores, classes = found.detections.scores.numpy(), found.detections.pred_classes.numpy()
     return Found(boxes, scores, classes, np.full(count, number), np.tile(tile, (count, 1)), cut)[
         has_area
     ]

@@ -224,7 +224,7 @@ def test_batches_give_the_same_as_single_images(call, images, surface_data, tmp_
 
 def test_a_batch_that_fails_is_tried_image_by_image(call, images, tmp_path, monkeypatch, capsys):
     (images / "broken.jpg").unlink()
-    infer = Predictor.infer
+    infer = Predictor._infer
     means = []
 
     def fail_on_batches_and_white(predictor, inputs):
@@ -233,7 +233,7 @@ def test_a_batch_that_fails_is_tried_image_by_image(call, images, tmp_path, monk
             raise RuntimeError("CUDA out of memory.\nTried to allocate")
         return infer(predictor, inputs)
 
-    monkeypatch.setattr(Predictor, "infer", fail_on_batches_and_white)
+    monkeypatch.setattr(Predictor, "_infer", fail_on_batches_and_white)
     Image.new("RGB", (64, 64), "white").save(images / "0.jpg")
     assert call(images, extra=["--batch-size", "4"]) == 0
     assert outputs(tmp_path) == ["1.jpg", "2.jpg"] and [len(x) for x in means] == [3, 1, 1, 1]

@@ -26,7 +26,7 @@ from salience_detr.data.mapper import DetectionMapper
 from salience_detr.data.surface import generate_surface_defects
 from salience_detr.detections import ClassTable
 from salience_detr.inference.loading import load_detector
-from salience_detr.predictor import Detector, Predictor
+from salience_detr.predictor import ModelDetector, Predictor
 from tests.conftest import ROOT
 
 CONFIG = ROOT / "configs" / "surface_defects_tiny.py"
@@ -46,7 +46,7 @@ def web():
     return web_program
 
 
-class Fixed(Detector):
+class Fixed(ModelDetector):
     """Finds the same three things on every image."""
 
     def __init__(self):
@@ -54,7 +54,7 @@ class Fixed(Detector):
         super().__init__(classes, DetectionMapper(is_train=False, augmentations=[]))
         self.calls = 0
 
-    def infer(self, inputs):
+    def _infer(self, inputs):
         self.calls += 1
         size = inputs[0]["height"], inputs[0]["width"]
         found = Instances(
@@ -174,7 +174,7 @@ def test_a_file_that_is_no_image_is_a_message_without_its_folder(page, tmp_path,
 
 def test_a_failure_of_the_model_is_a_message(page, image, monkeypatch):
     monkeypatch.setattr(
-        page.detector, "infer", lambda inputs: (_ for _ in ()).throw(RuntimeError("out of memory"))
+        page.detector, "_infer", lambda inputs: (_ for _ in ()).throw(RuntimeError("out of memory"))
     )
     _, summary, _ = page.show(page.look(image)[0], 0.5, [])
     assert "out of memory" in summary

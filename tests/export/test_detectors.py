@@ -43,8 +43,8 @@ def test_an_image_of_any_size_has_the_same_detections(predictor, detector, size)
 
 def test_a_batch_of_different_sizes_has_the_same_detections_and_salience(predictor, detector):
     images = [new_image(40, 64, 1), new_image(64, 30, 2), new_image(100, 100, 3)]
-    for expected, found in zip(predictor.detect(images), detector.detect(images), strict=True):
-        difference = compare(expected.instances, found.instances)
+    for expected, found in zip(predictor.stream(images), detector.stream(images), strict=True):
+        difference = compare(expected.detections, found.detections)
         assert difference.unmatched == 0 and difference.score < 1e-5
         np.testing.assert_allclose(found.salience, expected.salience, atol=1e-4)
 

@@ -11,12 +11,12 @@ from detectron2.structures import Boxes, Instances
 
 from salience_detr.data import DetectionMapper
 from salience_detr.detections import ClassTable
-from salience_detr.predictor import Detector
+from salience_detr.predictor import ModelDetector
 
 CLASSES = ClassTable(("red", "green", "blue"), (11, 12, 13))
 
 
-class RectangleDetector(Detector):
+class RectangleDetector(ModelDetector):
     """Finds each connected patch of pure red, green or blue, with its exact box; its salience is where they are.
 
     Attributes:
@@ -32,7 +32,7 @@ class RectangleDetector(Detector):
         self.batches: list[list[tuple[int, int]]] = []
         self.failing = lambda images: False
 
-    def infer(self, inputs: list[dict[str, Any]]) -> list[tuple[Instances, np.ndarray]]:
+    def _infer(self, inputs: list[dict[str, Any]]) -> list[tuple[Instances, np.ndarray]]:
         images = [x["image"].numpy().transpose(1, 2, 0) for x in inputs]
         if self.failing(images):
             raise RuntimeError("out of memory")

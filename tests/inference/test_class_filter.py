@@ -34,7 +34,7 @@ def test_other_classes_are_left_out_on_tiles_too():
     image = paint(100, 150, *OBJECTS)
     detector = only_classes(RectangleDetector(), ["red", "blue"])
     assert boxes_of(detector(image)) == [OBJECTS[0], OBJECTS[2]]
-    assert detector.detect([image])[0].salience.shape == (100, 150)
+    assert next(detector.stream([image])).salience.shape == (100, 150)
     assert boxes_of(TiledDetector(detector, tile=100)(image)) == [OBJECTS[0], OBJECTS[2]]
     assert boxes_of(only_classes(TiledDetector(RectangleDetector(), tile=100), ["13"])(image)) == [
         OBJECTS[2]

@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from salience_detr.inference.outputs import (
     OutputFolder,
     Targets,
     cut_out,
+    draw_salience_map,
     safe_names,
     write_image,
 )
@@ -232,3 +234,11 @@ def test_journals_of_several_processes_become_one_result_in_order(tmp_path):
         (4, "3.jpg"),
     ]
     assert (results.succeeded, results.failures, results.notes) == (4, ["why"], ["so"])
+
+
+def test_a_salience_map_that_is_smaller_than_the_image_is_enlarged():
+    small = np.array([[0, 1], [0, 1]], np.float32)
+    image = np.zeros((40, 60, 3), np.uint8)
+    drawn = draw_salience_map(image, small)
+    assert np.array_equal(drawn, draw_salience_map(image, cv2.resize(small, (60, 40))))
+    assert drawn.shape == image.shape and (drawn[:, 50] != drawn[:, 10]).any()

@@ -58,9 +58,10 @@ def test_an_image_of_one_tile_is_detected_on_as_it_is():
     image = paint(90, 100, (10, 10, 30, 30, 0), (60, 50, 90, 80, 2))
     plain = RectangleDetector()
     tiled = TiledDetector(plain, tile=100)
-    found, expected = tiled.detect([image])[0], plain.detect([image])[0]
-    assert boxes_of(found.instances) == boxes_of(expected.instances) and len(found.instances) == 2
-    assert found.instances.labels == expected.instances.labels
+    found, expected = next(tiled.stream([image])), next(plain.stream([image]))
+    assert boxes_of(found.detections) == boxes_of(expected.detections)
+    assert len(found.detections) == 2
+    assert found.detections.labels == expected.detections.labels
     assert np.array_equal(found.salience, expected.salience)
     assert len(plain.batches) == 2  # one pass each
 
@@ -202,9 +203,8 @@ def test_salience_is_the_highest_of_the_tiles():
     objects = [(70, 20, 95, 40, 0), (150, 75, 170, 105, 1)]
     image = paint(130, 240, *objects)
     for with_whole in (True, False):
-        found = TiledDetector(RectangleDetector(), tile=100, with_whole=with_whole).detect([image])[
-            0
-        ]
+        tiled = TiledDetector(RectangleDetector(), tile=100, with_whole=with_whole)
+        found = next(tiled.stream([image]))
         assert np.array_equal(found.salience, image.max(axis=2) / 255)
     canvas = np.array([[0.5, 0.1, 0.0]], np.float32)
     paint_highest(canvas, np.array([[0.2, 0.3]], np.float32), (0, 0, 2, 1), (1, 3))
@@ -215,21 +215,16 @@ def test_of_a_very_large_image_the_whole_and_the_salience_are_smaller(monkeypatc
     monkeypatch.setattr(tiling, "MAX_WHOLE_PIXELS", 10_000)
     detector = RectangleDetector()
     image = paint(400, 400, (40, 80, 320, 320, 2), (350, 10, 370, 30, 1))
-    found = TiledDetector(detector, tile=200).detect([image])[0]
-    assert detector.batches[0] == [(100, 100)] and found.kept.shape == (100, 100)
-    assert boxes_of(found.instances) == [(40, 80, 320, 320, 2), (350, 10, 370, 30, 1)]
-    assert (
-        found.salience.shape == (400, 400)
-        and found.salience[200, 200] == 1
-        and found.salience[5, 200] == 0
-    )
+    found = next(TiledDetector(detector, tile=200).stream([image]))
+    assert detector.batches[0] == [(100, 100)] and found.salience.shape == (100, 100)
+    assert boxes_of(found.detections) == [(40, 80, 320, 320, 2), (350, 10, 370, 30, 1)]
+    assert found.salience[50, 50] == 1 and found.salience[1, 50] == 0
 
 
 def test_a_line_of_one_pixel_is_tiled_too():
-    found = TiledDetector(RectangleDetector(), tile=100).detect(
-        [paint(1, 2000, (300, 0, 340, 1, 0))]
-    )[0]
-    assert boxes_of(found.instances) == [(300, 0, 340, 1, 0)] and found.salience.shape == (1, 2000)
+    tiled = TiledDetector(RectangleDetector(), tile=100)
+    found = next(tiled.stream([paint(1, 2000, (300, 0, 340, 1, 0))]))
+    assert boxes_of(found.detections) == [(300, 0, 340, 1, 0)] and found.salience.shape == (1, 2000)
 
 
 def test_images_without_objects_have_no_detections():
