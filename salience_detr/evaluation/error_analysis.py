@@ -25,7 +25,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from salience_detr.data.preparation.validation import MEDIUM, SMALL
+from salience_detr.data.preparation.statistics import MEDIUM, SMALL
 from salience_detr.evaluation.results import (
     METRICS,
     box_overlaps,

@@ -1,1 +1,1 @@
-"""Preparation of data sets: layouts, validation, repair and conversion."""
+"""Preparation of data sets: folder layouts, validation, repair and conversion."""

@@ -1,54 +1,76 @@
-"""Annotations of other formats, as COCO's: what :mod:`voc` and :mod:`yolo` share.
+"""Parts that the conversions of Pascal VOC (:mod:`voc`) and YOLO (:mod:`yolo`) to COCO share.
 
-What cannot be used is left out and counted, never guessed.
+What cannot be used is left out and reported, never guessed.
+
+Libraries were tried on the inputs of tests/data/preparation/test_conversion.py. supervision 0.31
+stops at the first broken file or line (7 of 14 inputs), keeps boxes that lie outside the image,
+ignores the size that VOC files give, and finds no files in folders below. datumaro 1.13 reads VOC
+only with its label map and lists of splits, and then a pixel off; of YOLO it rejects polygons and
+UTF-16, and drops all boxes of a file with one bad line. Neither reports what it left out.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from salience_detr.data.images import UNREADABLE
-from salience_detr.data.preparation.frames import shown_size
+from salience_detr.data.preparation.frames import Box, Size, read_size
+from salience_detr.data.preparation.parallel import map_files
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+# Problems that a report lists.
+NUM_LISTED = 20
+
+
+class UnusableError(ValueError):
+    """A file, line or object that is left out; its message is the problem that is reported."""
+
+
+@dataclass(frozen=True)
+class LabeledBox:
+    """Box of an image.
+
+    Attributes:
+        label: name or index of the class.
+        box: (x, y, width, height) in pixels.
+    """
+
+    label: str | int
+    box: Box
 
 
 @dataclass
-class Labels:
-    """The annotations of one image.
+class ImageLabels:
+    """Annotations of one image.
 
     Attributes:
         file_name: relative to the folder of the images.
-        size: (width, height) in pixels, as the image is shown; None if it cannot be read.
-        orientation: of the image's EXIF data.
+        size: EXIF-corrected (width, height) in pixels; None if the image is left out.
         is_labeled: whether there is a file of labels, be it empty.
-        boxes: (class name or index, x, y, width, height) in pixels.
-        problems: what was left out, in words.
+        boxes: in the frame of the EXIF-corrected image.
+        problems: descriptions of what was left out.
     """
 
-    file_name: str
+    file_name: str = ""
     size: tuple[int, int] | None = None
-    orientation: int = 1
     is_labeled: bool = True
-    boxes: list[tuple[str | int, float, float, float, float]] = field(default_factory=list)
+    boxes: list[LabeledBox] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A data set in COCO's format and what happened on the way.
+    """Data set in COCO's format and a report of its conversion.
 
     Attributes:
         content: images, annotations, categories.
-        problems: what was left out, in words, with the file.
-        num_labeled: images with a file of labels.
+        problems: descriptions of what was left out, with the file.
+        num_labeled: number of images with a file of labels.
     """
 
     content: dict[str, list[dict[str, Any]]]
@@ -56,102 +78,119 @@ class Conversion:
     num_labeled: int = 0
 
     def report(self) -> str:
-        """Images, boxes per class, problems."""
-        names = {category["id"]: category["name"] for category in self.content["categories"]}
-        counts = Counter(
-            names[annotation["category_id"]] for annotation in self.content["annotations"]
-        )
-        with_boxes = {annotation["image_id"] for annotation in self.content["annotations"]}
+        """Return the numbers of images and boxes, boxes per class, and problems as text."""
         images = self.content["images"]
-        lines = [
-            f"{len(images)} images ({len(images) - len(with_boxes)} without boxes), {counts.total()} boxes"
-        ]
-        lines += [f"  {name}: {counts[name]}" for name in names.values()]
+        annotations = self.content["annotations"]
+        box_counts = Counter(annotation["category_id"] for annotation in annotations)
+        num_empty = len(images) - len({annotation["image_id"] for annotation in annotations})
+
+        lines = [f"{len(images)} images ({num_empty} without boxes), {len(annotations)} boxes"]
+        for category in self.content["categories"]:
+            lines.append(f"  {category['name']}: {box_counts[category['id']]}")
+
         if self.problems:
-            lines += [
-                f"left out ({len(self.problems)}):",
-                *(f"  {problem}" for problem in self.problems[:20]),
-            ]
-            lines += [f"  and {len(self.problems) - 20} more"] if len(self.problems) > 20 else []
+            lines.append(f"left out ({len(self.problems)}):")
+            lines += [f"  {problem}" for problem in self.problems[:NUM_LISTED]]
+        if len(self.problems) > NUM_LISTED:
+            lines.append(f"  and {len(self.problems) - NUM_LISTED} more")
         return "\n".join(lines)
 
 
-def size_or_problem(path: Path, labels: Labels) -> bool:
-    """Fill in size and orientation of an image; False, and a problem, if it cannot be read."""
+def find_images(folder: Path) -> list[Path]:
+    """Find all images of a folder and below it, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def read_image_size(path: Path) -> tuple[tuple[int, int], int]:
+    """Read the EXIF-corrected (width, height) of an image and its EXIF orientation.
+
+    Raises:
+        UnusableError: the image cannot be read.
+    """
     try:
-        labels.size, labels.orientation = shown_size(path)
+        return read_size(path)
     except UNREADABLE as error:
-        labels.problems.append(f"{path}: the image cannot be read ({error})")
-        return False
-    return True
+        raise UnusableError(f"{path}: the image cannot be read ({error})") from error
 
 
-def clip_box(
-    box: Sequence[float], size: tuple[int, int]
-) -> tuple[float, float, float, float] | None:
-    """(x0, y0, x1, y1) clipped to (width, height) as (x, y, width, height); None if no area is left."""
-    limits = (*size, *size)
-    x0, y0, x1, y1 = (
-        min(max(value, 0.0), float(limit)) for value, limit in zip(box, limits, strict=True)
-    )
-    return (x0, y0, x1 - x0, y1 - y0) if x1 > x0 and y1 > y0 else None
+def clip_box(box: Box, size: Size) -> Box | None:
+    """Clip an (x0, y0, x1, y1) box to an image of (width, height).
+
+    Returns:
+        The box as (x, y, width, height); None if no area is left.
+    """
+    width, height = size
+    x0 = min(max(box[0], 0.0), float(width))
+    y0 = min(max(box[1], 0.0), float(height))
+    x1 = min(max(box[2], 0.0), float(width))
+    y1 = min(max(box[3], 0.0), float(height))
+
+    if x1 <= x0 or y1 <= y0:
+        return None
+    return x0, y0, x1 - x0, y1 - y0
 
 
-def read_all(read: Callable[[Any], Labels], tasks: Sequence[Any], workers: int) -> list[Labels]:
-    """Call ``read`` for each task, with a progress bar."""
-    if workers == 0:
-        return [read(task) for task in tqdm(tasks, desc="annotations", unit="files")]
-    with ProcessPoolExecutor(workers) as pool:
-        return list(
-            tqdm(
-                pool.map(read, tasks, chunksize=32),
-                total=len(tasks),
-                desc="annotations",
-                unit="files",
-            )
-        )
+def read_labels(
+    read: Callable[[Path], ImageLabels], paths: Sequence[Path], workers: int
+) -> list[ImageLabels]:
+    """Call ``read`` for each path; where it raises UnusableError, the file is left out."""
+    return map_files(partial(read_or_report, read), paths, workers, "annotations")
 
 
-def assemble(found: Iterable[Labels], ids: dict[Any, int], names: dict[int, str]) -> Conversion:
-    """Number images and boxes from 1 and look up the classes; of an image with several labels the first count."""
+def read_or_report(read: Callable[[Path], ImageLabels], path: Path) -> ImageLabels:
+    """Call ``read``, and turn an UnusableError into a problem."""
+    try:
+        return read(path)
+    except UnusableError as error:
+        return ImageLabels(problems=[str(error)])
+
+
+def assemble(
+    images_labels: Iterable[ImageLabels], category_ids: dict[Any, int], names: dict[int, str]
+) -> Conversion:
+    """Make a COCO data set, whose images and boxes are numbered from 1.
+
+    Args:
+        images_labels: annotations by image; of an image with several the first count.
+        category_ids: id of each label's category.
+        names: name of each category by id.
+    """
+    categories = [{"id": category_id, "name": name} for category_id, name in names.items()]
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     problems: list[str] = []
-    seen: set[str] = set()
+    file_names: set[str] = set()
     num_labeled = 0
-    for labels in found:
+
+    for labels in images_labels:
         problems += labels.problems
         if labels.size is None:
             continue
-        if labels.file_name in seen:
-            problems.append(f"{labels.file_name}: there are several files of labels for this image")
+
+        name = labels.file_name
+        if name in file_names:
+            problems.append(f"{name}: there are several files of labels for this image")
             continue
-        seen.add(labels.file_name)
+
+        file_names.add(name)
         num_labeled += labels.is_labeled
-        image_id = len(images) + 1
         width, height = labels.size
-        images.append(
-            {"id": image_id, "file_name": labels.file_name, "width": width, "height": height}
-        )
-        for label, *box in labels.boxes:
-            if label not in ids:
-                problems.append(
-                    f"{labels.file_name}: the class {label!r} is not one of {list(names.values())}"
-                )
+        image = {"id": len(images) + 1, "file_name": name, "width": width, "height": height}
+        images.append(image)
+
+        for labeled in labels.boxes:
+            if labeled.label not in category_ids:
+                known = list(names.values())
+                problems.append(f"{name}: the class {labeled.label!r} is not one of {known}")
                 continue
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": ids[label],
-                    "bbox": [round(value, 3) for value in box],
-                    "area": round(box[2] * box[3], 3),
-                    "iscrowd": 0,
-                }
-            )
-    categories = [{"id": category_id, "name": name} for category_id, name in names.items()]
-    return Conversion(
-        {"images": images, "annotations": annotations, "categories": categories},
-        problems,
-        num_labeled,
-    )
+
+            category_id = category_ids[labeled.label]
+            annotation = {
+                "id": len(annotations) + 1, "image_id": image["id"], "category_id": category_id,
+                "bbox": [round(value, 3) for value in labeled.box],
+                "area": round(labeled.box[2] * labeled.box[3], 3), "iscrowd": 0,
+            }  # fmt: skip
+            annotations.append(annotation)
+
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    return Conversion(content, problems, num_labeled)

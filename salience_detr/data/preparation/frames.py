@@ -1,7 +1,12 @@
-"""Boxes drawn on an image as it is stored, or on a copy of another size, in the frame of the image as shown."""
+"""Frames in which boxes are drawn, and the frame of the EXIF-corrected image.
+
+Many annotation tools draw boxes on the image as it is stored, before the turn that its EXIF data
+asks for, or on a smaller copy. The annotated size, which they write down, tells which frame it was.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -11,52 +16,65 @@ from salience_detr.data.images import ORIENTATION
 Size = tuple[float, float]
 Box = tuple[float, float, float, float]
 
-# EXIF orientations that exchange the sides.
+# EXIF orientations that exchange width and height.
 QUARTER_TURNS = (5, 6, 7, 8)
 
 
-def shown_size(path: Path) -> tuple[tuple[int, int], int]:
-    """(width, height) of an image, turned as its EXIF data says, and its EXIF orientation; only its header is read."""
+def read_size(path: Path) -> tuple[tuple[int, int], int]:
+    """Read the EXIF-corrected (width, height) and the EXIF orientation from an image's header."""
     with Image.open(path) as image:
         width, height = image.size
         orientation = int(image.getexif().get(ORIENTATION, 1))
-    return ((height, width) if orientation in QUARTER_TURNS else (width, height)), orientation
+
+    if orientation in QUARTER_TURNS:
+        return (height, width), orientation
+    return (width, height), orientation
 
 
-def to_shown_frame(box: Box, said: Size, shown: Size, orientation: int = 1) -> Box | None:
-    """A box in the frame in which an image is shown.
-
-    Many tools draw boxes on the image as it is stored, before the turn that its EXIF data asks for, or on a
-    smaller copy; the size that they write down tells.
+def frame_transform(
+    annotated_size: Size, image_size: Size, orientation: int = 1
+) -> Callable[[Box], Box] | None:
+    """Return the function that moves boxes into the frame of the EXIF-corrected image.
 
     Args:
-        box: (x0, y0, x1, y1) in a frame of ``said``.
-        said: (width, height) that the annotations give.
-        shown: (width, height) of the image as it is shown.
-        orientation: of the EXIF data.
+        annotated_size: (width, height) that the annotations give.
+        image_size: EXIF-corrected (width, height) of the image.
+        orientation: EXIF orientation of the image.
 
     Returns:
-        (x0, y0, x1, y1) in a frame of ``shown``; None if the two frames have different shapes.
+        A function from (x0, y0, x1, y1) in the annotated frame to (x0, y0, x1, y1) in the image's;
+        None if the two frames have different shapes.
     """
-    if said == shown:
-        return box
-    if not have_one_shape(said, shown):
-        turned = (said[1], said[0])
-        if orientation not in QUARTER_TURNS or not have_one_shape(turned, shown):
-            return None
-        box, said = turn(box, said, orientation), turned
-    x, y = shown[0] / said[0], shown[1] / said[1]
-    return box[0] * x, box[1] * y, box[2] * x, box[3] * y
+    if annotated_size == image_size:
+        return lambda box: box
+
+    if has_same_shape(annotated_size, image_size):
+        return lambda box: scale_box(box, annotated_size, image_size)
+
+    turned_size = (annotated_size[1], annotated_size[0])
+    if orientation in QUARTER_TURNS and has_same_shape(turned_size, image_size):
+        return lambda box: scale_box(
+            turn_box(box, annotated_size, orientation), turned_size, image_size
+        )
+    return None
 
 
-def have_one_shape(one: Size, other: Size) -> bool:
-    """Whether a size is another one times a number, but for the rounding to whole pixels."""
-    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
+def has_same_shape(first: Size, second: Size) -> bool:
+    """Return whether two sizes differ by a factor only, up to the rounding to whole pixels."""
+    return abs(first[0] * second[1] - first[1] * second[0]) <= max(*first, *second)
 
 
-def turn(box: Box, size: Size, orientation: int) -> Box:
-    """A box of an image that is stored with ``size`` (width, height), after the turn of EXIF orientation 5 to 8."""
-    (x0, y0, x1, y1), (width, height) = box, size
+def scale_box(box: Box, size: Size, new_size: Size) -> Box:
+    """Scale an (x0, y0, x1, y1) box of an image of ``size`` with the image to ``new_size``."""
+    scale_x = new_size[0] / size[0]
+    scale_y = new_size[1] / size[1]
+    return box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y
+
+
+def turn_box(box: Box, size: Size, orientation: int) -> Box:
+    """Turn an (x0, y0, x1, y1) box, as EXIF orientations 5 to 8 turn an image stored with ``size``."""
+    x0, y0, x1, y1 = box
+    width, height = size
     return {
         5: (y0, x0, y1, x1),
         6: (height - y1, x0, height - y0, x1),

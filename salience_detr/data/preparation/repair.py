@@ -1,136 +1,188 @@
-"""A copy of a data set in COCO's format without the mistakes that an inspection found."""
+"""Repair of a data set in COCO's format: a copy without the problems that validation found."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from salience_detr.data.coco_format import OPTIONAL, entry_fault, is_side, is_whole
-from salience_detr.data.preparation.frames import to_shown_frame
-from salience_detr.data.preparation.validation import Image, Inspection, box_problem
+from salience_detr.data.preparation.frames import Box, Size, frame_transform
+from salience_detr.data.preparation.validation import (
+    Entry,
+    ImageFile,
+    ValidationResult,
+    check_box,
+)
 
-Entry = dict[str, Any]
-
-# What is looked at apart, or can be given anew or left out.
-MENDED = ("id", "bbox", *OPTIONAL["annotations"])
+# Keys of annotations whose values can be repaired or left out.
+REPAIRABLE = ("id", "bbox", *OPTIONAL["annotations"])
 
 
-def fixed(
-    result: Inspection, *, without: Collection[str] = ()
+def repair(
+    result: ValidationResult, *, without: Collection[str] = ()
 ) -> tuple[dict[str, Any], Counter[str]]:
-    """A copy of the content without mistakes, and how often what was done.
+    """Return a copy of a data set without problems, and the numbers of changes by kind.
 
-    Images that cannot be read, that share their id with another one, or whose boxes were drawn in an unknown frame
-    go, with their boxes; sizes become those of the images, and boxes turn or grow with them; boxes are clipped, or
-    go where nothing is left or the class is unknown; ids of annotations are given anew where one is repeated or no
-    positive number. Everything else, further keys included, stays.
+    - Images are left out, with their boxes, that cannot be read, that share their id with another
+      image, or whose boxes were drawn in an unknown frame.
+    - Sizes become those of the images; boxes turn and scale with them.
+    - Boxes are clipped. They are left out if nothing remains or their class is unknown.
+    - Annotations get new ids if one is repeated or not a positive number.
+
+    Everything else stays, further keys included.
 
     Args:
-        result: what to mend.
+        result: validation of the data set.
         without: SHA-256 of images to leave out as well, such as those of a second set.
     """
-    done: Counter[str] = Counter()
-    kept = choose_images(result, without, done)
-    categories: dict[Any, Entry] = {x["id"]: x for x in reversed(result.usable("categories"))}
-    boxes: dict[Any, list[Entry]] = defaultdict(list)
+    changes: Counter[str] = Counter()
+    kept = select_images(result, without)
+    changes["images left out"] = len(result.content["images"]) - len(kept)
+
+    # Of categories that share an id the first one stays.
+    categories: dict[int, Entry] = {}
+    for category in result.usable("categories"):
+        categories.setdefault(category["id"], category)
+
+    by_image: dict[Any, list[Entry]] = defaultdict(list)
     for annotation in result.content["annotations"]:
-        is_usable = entry_fault("annotations", annotation, without=MENDED) is None
+        is_usable = entry_fault("annotations", annotation, without=REPAIRABLE) is None
         if is_usable and annotation["image_id"] in kept and annotation["category_id"] in categories:
-            boxes[annotation["image_id"]].append(annotation)
+            by_image[annotation["image_id"]].append(annotation)
         else:
-            done["boxes left out"] += 1
-    images, annotations = [], []
-    for image_id, (image, image_file) in kept.items():
-        mended = mend_image(image, image_file, boxes[image_id], done)
-        if mended is not None:
-            images.append(mended[0])
-            annotations += mended[1]
-    number_annotations(annotations, done)
-    ordered = sorted(categories.values(), key=lambda category: category["id"])
-    content = {"images": images, "annotations": annotations, "categories": ordered}
-    return {**result.content, **content}, Counter(
-        {what: count for what, count in done.items() if count}
-    )
+            changes["boxes left out"] += 1
+
+    images = []
+    annotations = []
+    for image_id, (entry, file) in kept.items():
+        repaired = repair_image(entry, file, by_image[image_id], changes)
+        if repaired is not None:
+            images.append(repaired[0])
+            annotations += repaired[1]
+    number_annotations(annotations, changes)
+
+    content = {
+        **result.content,
+        "images": images,
+        "annotations": annotations,
+        "categories": [categories[category_id] for category_id in sorted(categories)],
+    }
+    return content, +changes
 
 
-def choose_images(
-    result: Inspection, without: Collection[str], done: Counter[str]
-) -> dict[Any, tuple[Entry, Image]]:
-    """The images that stay, by id. Of one image that is listed twice under an id the first entry does."""
+def select_images(
+    result: ValidationResult, without: Collection[str]
+) -> dict[Any, tuple[Entry, ImageFile]]:
+    """Return the images that stay, by id.
+
+    One image that is listed twice under an id stays once; of two images with one id neither does,
+    since it is unknown whose the boxes are.
+    """
     digests: dict[Any, set[str]] = defaultdict(set)
-    for image, image_file in result.named_images():
-        digests[image["id"]].add(image_file.digest)
-    kept: dict[Any, tuple[Entry, Image]] = {}
-    for image, image_file in result.named_images():
-        is_known = image_file.size is not None and image_file.digest not in without
-        if is_known and len(digests[image["id"]]) == 1:
-            kept.setdefault(image["id"], (image, image_file))
+    for entry, file in result.images():
+        digests[entry["id"]].add(file.digest)
+
+    kept: dict[Any, tuple[Entry, ImageFile]] = {}
+    for entry, file in result.images():
+        is_wanted = file.size is not None and file.digest not in without
+        if is_wanted and len(digests[entry["id"]]) == 1:
+            kept.setdefault(entry["id"], (entry, file))
+
+    # All ids must be of one type.
     if len({type(image_id) for image_id in kept}) > 1:
-        kept = {image_id: entry for image_id, entry in kept.items() if isinstance(image_id, int)}
-    done["images left out"] += len(result.content["images"]) - len(kept)
+        kept = {image_id: pair for image_id, pair in kept.items() if isinstance(image_id, int)}
     return kept
 
 
-def mend_image(
-    image: Entry, image_file: Image, annotations: list[Entry], done: Counter[str]
+def repair_image(
+    entry: Entry, file: ImageFile, annotations: list[Entry], changes: Counter[str]
 ) -> tuple[Entry, list[Entry]] | None:
-    """An image with its true size and its boxes in that frame; None if the frame of the boxes is not known."""
-    assert image_file.size is not None
-    width, height = image_file.size
-    said = (image.get("width"), image.get("height"))
-    frame: tuple[float, float] = (width, height)
-    if is_side(said[0]) and is_side(said[1]):
-        frame = (float(said[0]), float(said[1]))  # type: ignore[arg-type]
-    if to_shown_frame((0, 0, *frame), frame, image_file.size, image_file.orientation) is None:
-        done["images left out"] += 1
-        done["boxes left out"] += len(annotations)
+    """Return an image with its true size, and its annotations with boxes in that frame.
+
+    Args:
+        entry: image.
+        file: its file.
+        annotations: its annotations.
+        changes: numbers of changes, which are added to.
+
+    Returns:
+        Copies of image and annotations; None if the frame of the boxes is unknown.
+    """
+    assert file.size is not None
+    width, height = file.size
+    annotated_size = (entry.get("width"), entry.get("height"))
+    frame: Size = file.size
+    if all(is_side(side) for side in annotated_size):
+        frame = (float(entry["width"]), float(entry["height"]))
+
+    transform = frame_transform(frame, file.size, file.orientation)
+    if transform is None:
+        changes["images left out"] += 1
+        changes["boxes left out"] += len(annotations)
         return None
-    done["sizes corrected"] += said != image_file.size
-    mended = []
+
+    changes["sizes corrected"] += annotated_size != file.size
+    change = "boxes moved into the frame of their image"
+    if frame == file.size:
+        change = "boxes clipped"
+
+    repaired = []
     for annotation in annotations:
-        box = mend_box(annotation.get("bbox"), frame, image_file)
+        box = repair_box(annotation.get("bbox"), frame, file.size, transform)
         if box is None:
-            done["boxes left out"] += 1
+            changes["boxes left out"] += 1
         elif box == annotation["bbox"]:
-            mended.append(clean(annotation))
+            repaired.append(drop_unusable_options(annotation))
         else:
-            done[
-                "boxes clipped"
-                if frame == image_file.size
-                else "boxes moved into the frame of their image"
-            ] += 1
-            mended.append(clean({**annotation, "bbox": box, "area": box[2] * box[3]}))
-    return {**image, "width": width, "height": height}, mended
+            changes[change] += 1
+            moved = {**annotation, "bbox": box, "area": box[2] * box[3]}
+            repaired.append(drop_unusable_options(moved))
+    return {**entry, "width": width, "height": height}, repaired
 
 
-def mend_box(box: Any, frame: tuple[float, float], image_file: Image) -> list[float] | None:
-    """An (x, y, width, height) box of a frame of (width, height), in that of its image; None if nothing is inside."""
-    assert image_file.size is not None
-    if box_problem(box, frame) not in (None, "box reaching out of the image"):
+def repair_box(
+    box: Any, frame: Size, image_size: Size, transform: Callable[[Box], Box]
+) -> list[float] | None:
+    """Clip a box, and move it into the frame of its image.
+
+    Args:
+        box: "bbox" of an annotation.
+        frame: (width, height) in which the box was drawn.
+        image_size: EXIF-corrected (width, height) of the image.
+        transform: see :func:`~salience_detr.data.preparation.frames.frame_transform`.
+
+    Returns:
+        (x, y, width, height) in the image; None if there is no box, or nothing of it is inside.
+    """
+    problem = check_box(box, frame)
+    if problem not in (None, "box reaching out of the image"):
         return None
-    if box_problem(box, frame) is None and frame == image_file.size:
+    if problem is None and frame == image_size:
         return list(box)
+
     x, y, width, height = box
-    corners = (max(x, 0), max(y, 0), min(x + width, frame[0]), min(y + height, frame[1]))
-    shown = to_shown_frame(corners, frame, image_file.size, image_file.orientation)
-    assert shown is not None
-    return [shown[0], shown[1], shown[2] - shown[0], shown[3] - shown[1]]
+    x0, y0, x1, y1 = transform(
+        (max(x, 0), max(y, 0), min(x + width, frame[0]), min(y + height, frame[1]))
+    )
+    return [x0, y0, x1 - x0, y1 - y0]
 
 
-def clean(annotation: Entry) -> Entry:
-    """A copy without keys that may be left out and hold nothing usable."""
-    rules = OPTIONAL["annotations"]
-    return {
-        k: v for k, v in annotation.items() if k not in rules or (v is not None and rules[k][0](v))
-    }
+def drop_unusable_options(annotation: Entry) -> Entry:
+    """Return a copy without optional keys that hold nothing usable."""
+    repaired = dict(annotation)
+    for key, (is_valid, _) in OPTIONAL["annotations"].items():
+        if key in repaired and (repaired[key] is None or not is_valid(repaired[key])):
+            del repaired[key]
+    return repaired
 
 
-def number_annotations(annotations: list[Entry], done: Counter[str]) -> None:
-    """Give all ids anew, in place, if one is repeated or no positive number."""
+def number_annotations(annotations: list[Entry], changes: Counter[str]) -> None:
+    """Give new ids to all annotations, in place, if one is repeated or not a positive number."""
     ids: list[Any] = [annotation.get("id") for annotation in annotations]
     if all(is_whole(x) and x > 0 for x in ids) and len(set(ids)) == len(ids):
         return
-    done["annotation ids given anew"] = len(ids)
+
+    changes["annotation ids given anew"] = len(ids)
     for number, annotation in enumerate(annotations, 1):
         annotation["id"] = number

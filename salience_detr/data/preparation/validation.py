@@ -1,6 +1,6 @@
-"""Everything that can be wrong with a data set in COCO's format, found in one go.
+"""Validation of a data set in COCO's format, which lists all of its problems at once.
 
-Training stops at the first mistake; this reads every annotation and every image and lists them all.
+Training stops at the first problem; validation reads every annotation and every image.
 """
 
 from __future__ import annotations
@@ -8,14 +8,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from tqdm import tqdm
 
 from salience_detr.data.coco_format import (
     LISTS,
@@ -26,37 +22,41 @@ from salience_detr.data.coco_format import (
     read_coco,
 )
 from salience_detr.data.images import UNREADABLE, ImageReadError, read_image
-from salience_detr.data.preparation.frames import shown_size
+from salience_detr.data.preparation.frames import Size, read_size
+from salience_detr.data.preparation.parallel import map_files
 
-# What training would stop at or get wrong ...
+# Kinds of problems that training would stop at or get wrong ...
 ERRORS = (
     "missing image", "unreadable image", "wrong size", "unusable entry", "duplicate image id",
-    "duplicate annotation id", "duplicate category id", "malformed box", "box without area", "box outside the image",
-    "unknown category", "unknown image", "nothing to train on", "image in both sets",
+    "duplicate annotation id", "duplicate category id", "malformed box", "box without area",
+    "box outside the image", "unknown category", "unknown image", "nothing to train on",
+    "image in both sets",
 )  # fmt: skip
-# ... and what may be meant.
+# ... and kinds that may be intended.
 WARNINGS = (
-    "box reaching out of the image", "annotation id 0", "image without boxes", "category without boxes",
-    "category name twice", "image of nearly one color", "image twice in the set",
+    "box reaching out of the image", "annotation id 0", "image without boxes",
+    "category without boxes", "category name twice", "image of nearly one color",
+    "image twice in the set",
 )  # fmt: skip
-# Sides of COCO's small and medium objects, in pixels.
-SMALL, MEDIUM = 32, 96
-# Rounding of the annotation tool, in pixels.
+# Rounding of annotation tools, in pixels.
 TOLERANCE = 0.01
-# Range of values, of 256, below which nobody sees anything: of 12 bits in a file of 16, for example.
+# Range of values, of 256, in which nothing can be seen: such as 12 bits in a file of 16 bits.
 FAINT = 16
+
+# An entry of one of the lists of a COCO file.
+Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Image:
-    """What is in the file of an image.
+class ImageFile:
+    """Content of an image file.
 
     Attributes:
-        size: (width, height) as shown; None if it cannot be read.
-        orientation: of its EXIF data.
+        size: EXIF-corrected (width, height); None if the file cannot be read.
+        orientation: EXIF orientation.
         digest: SHA-256 of the file.
         is_faint: whether its pixels hardly differ.
-        problem: why it cannot be read.
+        problem: reason why it cannot be read.
     """
 
     size: tuple[int, int] | None = None
@@ -67,274 +67,210 @@ class Image:
 
 
 @dataclass
-class Inspection:
-    """What was found in one data set.
+class ValidationResult:
+    """Problems of a data set, and what was read to find them.
 
     Attributes:
-        json_file: where it is described.
+        json_file: annotation file.
         content: images, annotations and categories as read.
-        images: of each image of ``content``, in its order.
-        findings: descriptions by kind (``ERRORS`` and ``WARNINGS``).
+        files: image file of each entry of ``content["images"]``.
+        problems: descriptions by kind (``ERRORS`` and ``WARNINGS``).
     """
 
     json_file: Path
     content: dict[str, list[Any]]
-    images: list[Image]
-    findings: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    files: list[ImageFile]
+    problems: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def num_errors(self) -> int:
-        return sum(len(self.findings.get(kind, ())) for kind in ERRORS)
+        return sum(len(self.problems.get(kind, ())) for kind in ERRORS)
 
-    def usable(self, kind: str) -> list[dict[str, Any]]:
-        """The entries of a list that are right by themselves; images tell their size, boxes are looked at apart."""
-        without = ("width", "height") if kind == "images" else ("bbox",)
-        return [
-            entry
-            for entry in self.content[kind]
-            if entry_fault(kind, entry, without=without) is None
-        ]
+    def usable(self, kind: str) -> list[Entry]:
+        """Return the valid entries of a list, whatever sizes of images and boxes are."""
+        return [entry for entry in self.content[kind] if is_usable(kind, entry)]
 
-    def named_images(self) -> list[tuple[dict[str, Any], Image]]:
-        """The images with an id and a file name, each with its image."""
-        usable = {id(image) for image in self.usable("images")}
-        both = zip(self.content["images"], self.images, strict=True)
-        return [(image, image_file) for image, image_file in both if id(image) in usable]
+    def images(self) -> list[tuple[Entry, ImageFile]]:
+        """Return the usable images, each with its file."""
+        pairs = zip(self.content["images"], self.files, strict=True)
+        return [(entry, file) for entry, file in pairs if is_usable("images", entry)]
 
 
-def inspect(json_file: Path, image_root: Path, *, workers: int = 0) -> Inspection:
-    """Read all of a data set.
+def is_usable(kind: str, entry: object) -> bool:
+    """Return whether an entry is valid, whatever the size of an image or a box is."""
+    without = ("width", "height") if kind == "images" else ("bbox",)
+    return entry_fault(kind, entry, without=without) is None
+
+
+def validate(json_file: Path, image_root: Path, *, workers: int = 0) -> ValidationResult:
+    """Read all of a data set, and list its problems.
 
     Args:
-        json_file: in COCO's format.
-        image_root: the folder of the images.
+        json_file: annotations in COCO's format.
+        image_root: folder of the images.
         workers: processes that read images; 0 reads in this one.
 
     Raises:
         DatasetError: the file is not JSON, or lacks one of the three lists.
     """
     content = read_coco(json_file)
-    names = [
-        image.get("file_name") if isinstance(image, dict) else None for image in content["images"]
-    ]
-    paths = [image_path(image_root, name) if isinstance(name, str) else Path() for name in names]
-    result = Inspection(json_file, content, read_images(paths, workers))
-    for problems in (entry_problems, image_problems, box_problems):
-        for kind, description in problems(result):
-            result.findings[kind].append(description)
+    paths = []
+    for entry in content["images"]:
+        name = entry.get("file_name") if isinstance(entry, dict) else None
+        paths.append(image_path(image_root, name) if isinstance(name, str) else Path())
+
+    result = ValidationResult(json_file, content, map_files(read_file, paths, workers, "images"))
+    for check in (check_entries, check_categories, check_images, check_boxes):
+        for kind, description in check(result):
+            result.problems[kind].append(description)
     return result
 
 
-def read_images(paths: Sequence[Path], workers: int) -> list[Image]:
-    """Decode all images, with a progress bar."""
-    progress = {"total": len(paths), "desc": "images", "unit": "files"}
-    if workers == 0:
-        return [read_image_file(path) for path in tqdm(paths, **progress)]
-    with ProcessPoolExecutor(workers) as pool:
-        return list(tqdm(pool.map(read_image_file, paths, chunksize=16), **progress))
-
-
-def read_image_file(path: Path) -> Image:
-    """Decode one image as training does."""
+def read_file(path: Path) -> ImageFile:
+    """Read an image as training does."""
     if not path.is_file():
-        return Image(problem="missing")
+        return ImageFile(problem="missing")
+
     try:
         pixels = read_image(str(path))
-        size, orientation = shown_size(path)
+        size, orientation = read_size(path)
     except (ImageReadError, *UNREADABLE) as error:
-        return Image(problem=str(error))
+        return ImageFile(problem=str(error))
+
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     is_faint = int(pixels.max()) - int(pixels.min()) < FAINT
-    return Image(size, orientation, hashlib.sha256(path.read_bytes()).hexdigest(), is_faint)
+    return ImageFile(size, orientation, digest, is_faint)
 
 
-def entry_problems(result: Inspection) -> Iterator[tuple[str, str]]:
-    """Kind and description of what is wrong with the entries, whatever the images are."""
+def check_entries(result: ValidationResult) -> Iterator[tuple[str, str]]:
+    """Yield kind and description of problems of the entries themselves, and of their ids."""
     singular = {"images": "image", "categories": "category", "annotations": "annotation"}
     for kind in LISTS:
+        ids = []
         for number, entry in enumerate(result.content[kind]):
-            fault = entry_fault(kind, entry, without=("bbox",))
-            if fault is not None:
-                yield "unusable entry", f"number {number} of {kind} {fault}"
-        ids = [
-            entry["id"]
-            for entry in result.content[kind]
-            if isinstance(entry, dict) and is_id(entry.get("id"))
-        ]
+            problem = entry_fault(kind, entry, without=("bbox",))
+            if problem is not None:
+                yield "unusable entry", f"number {number} of {kind} {problem}"
+            if isinstance(entry, dict) and is_id(entry.get("id")):
+                ids.append(entry["id"])
+
         for entry_id, count in Counter(ids).items():
             if count > 1:
                 yield f"duplicate {singular[kind]} id", f"{entry_id!r}, {count} times"
         if kind == "images" and len({type(image_id) for image_id in ids}) > 1:
             yield "unusable entry", "some image ids are numbers and others are texts"
+
     for kind in ("images", "categories"):
         if not result.usable(kind):
             yield "nothing to train on", f"there are no {kind}"
-    with_boxes = {x["category_id"] for x in result.usable("annotations")}
-    for category in result.usable("categories"):
+
+
+def check_categories(result: ValidationResult) -> Iterator[tuple[str, str]]:
+    """Yield kind and description of problems of the usable categories."""
+    categories = result.usable("categories")
+    with_boxes = {annotation["category_id"] for annotation in result.usable("annotations")}
+    for category in categories:
         if category["id"] not in with_boxes:
             yield "category without boxes", f"{category['name']} (id {category['id']})"
-    names = Counter(category["name"] for category in result.usable("categories"))
-    yield from (("category name twice", name) for name, count in names.items() if count > 1)
+
+    names = Counter(category["name"] for category in categories)
+    for name, count in names.items():
+        if count > 1:
+            yield "category name twice", name
 
 
-def image_problems(result: Inspection) -> Iterator[tuple[str, str]]:
-    """Kind and description of what is wrong with the images."""
-    with_boxes = {x["image_id"] for x in result.usable("annotations")}
-    seen: dict[str, str] = {}
-    for image, image_file in result.named_images():
-        name = image["file_name"]
-        if image_file.size is None:
-            yield (
-                ("missing image", name)
-                if image_file.problem == "missing"
-                else ("unreadable image", image_file.problem)
-            )
+def check_images(result: ValidationResult) -> Iterator[tuple[str, str]]:
+    """Yield kind and description of problems of the usable images."""
+    with_boxes = {annotation["image_id"] for annotation in result.usable("annotations")}
+    first_names: dict[str, str] = {}
+    for entry, file in result.images():
+        name = entry["file_name"]
+        if file.problem == "missing":
+            yield "missing image", name
+        elif file.size is None:
+            yield "unreadable image", file.problem
+        if file.size is None:
             continue
-        said = (image.get("width"), image.get("height"))
-        if entry_fault("images", image) is None and said != image_file.size:
+
+        annotated_size = (entry.get("width"), entry.get("height"))
+        if entry_fault("images", entry) is None and annotated_size != file.size:
+            size = "{}x{}".format(*file.size)
             yield (
                 "wrong size",
-                f"{name} is {image_file.size[0]}x{image_file.size[1]}, the file says {said[0]}x{said[1]}",
+                f"{name} is {size}, the file says {entry['width']}x{entry['height']}",
             )
-        if image["id"] not in with_boxes:
+
+        if entry["id"] not in with_boxes:
             yield "image without boxes", name
-        if image_file.is_faint:
+        if file.is_faint:
             yield "image of nearly one color", name
-        if image_file.digest in seen:
-            yield "image twice in the set", f"{name} is the same as {seen[image_file.digest]}"
-        seen.setdefault(image_file.digest, name)
+
+        if file.digest in first_names:
+            yield "image twice in the set", f"{name} is the same as {first_names[file.digest]}"
+        first_names.setdefault(file.digest, name)
 
 
-def box_problems(result: Inspection) -> Iterator[tuple[str, str]]:
-    """Kind and description of what is wrong with the annotations."""
-    known = {image["id"] for image in result.usable("images")}
-    sizes = sizes_by_id(result)
-    category_ids = {x["id"] for x in result.usable("categories")}
+def check_boxes(result: ValidationResult) -> Iterator[tuple[str, str]]:
+    """Yield kind and description of problems of the usable annotations and their boxes."""
+    sizes = box_frames(result)
+    image_ids = {entry["id"] for entry in result.usable("images")}
+    category_ids = {category["id"] for category in result.usable("categories")}
     for annotation in result.usable("annotations"):
-        where = f"annotation {annotation['id']} (image {annotation['image_id']})"
+        image_id = annotation["image_id"]
+        category_id = annotation["category_id"]
+        where = f"annotation {annotation['id']} (image {image_id})"
+
+        # COCO's evaluation takes a match with id 0 for none.
         if annotation["id"] == 0:
-            # COCO's evaluation takes a match with id 0 for none.
-            yield (
-                "annotation id 0",
-                f"{where}: other programs' evaluation would never count it as found",
-            )
-        if annotation["category_id"] not in category_ids:
-            yield "unknown category", f"{where} has the category id {annotation['category_id']}"
-        if annotation["image_id"] not in known:
-            yield "unknown image", f"{where}: there is no image {annotation['image_id']!r}"
-        width, height = sizes.get(annotation["image_id"], (math.inf, math.inf))
-        kind = box_problem(annotation.get("bbox"), (width, height))
+            effect = "other programs' evaluation would never count it as found"
+            yield "annotation id 0", f"{where}: {effect}"
+        if category_id not in category_ids:
+            yield "unknown category", f"{where} has the category id {category_id}"
+        if image_id not in image_ids:
+            yield "unknown image", f"{where}: there is no image {image_id!r}"
+
+        width, height = sizes.get(image_id, (math.inf, math.inf))
+        box = annotation.get("bbox")
+        kind = check_box(box, (width, height))
         if kind is not None:
-            yield (
-                kind,
-                f"{where} has the bbox {annotation.get('bbox')!r:.80} in an image of {width}x{height}",
-            )
+            yield kind, f"{where} has the bbox {box!r:.80} in an image of {width}x{height}"
 
 
-def sizes_by_id(result: Inspection) -> dict[Any, tuple[float, float]]:
-    """(width, height) of each image in the frame of its boxes: as the file says or, where it does not, as it is."""
-    sizes: dict[Any, tuple[float, float]] = {}
-    for image, image_file in result.named_images():
-        if entry_fault("images", image) is None:
-            sizes.setdefault(image["id"], (image["width"], image["height"]))
-        elif image_file.size is not None:
-            sizes.setdefault(image["id"], image_file.size)
+def box_frames(result: ValidationResult) -> dict[Any, Size]:
+    """Return the (width, height) of the frame of each image's boxes by the image's id.
+
+    It is the annotated size or, where that is none, the EXIF-corrected one.
+    """
+    sizes: dict[Any, Size] = {}
+    for entry, file in result.images():
+        if entry_fault("images", entry) is None:
+            sizes.setdefault(entry["id"], (entry["width"], entry["height"]))
+        elif file.size is not None:
+            sizes.setdefault(entry["id"], file.size)
     return sizes
 
 
-def box_problem(box: Any, size: tuple[float, float]) -> str | None:
-    """The kind of problem of an (x, y, width, height) box in an image of (width, height)."""
+def check_box(box: object, size: Size) -> str | None:
+    """Return the kind of problem of an (x, y, width, height) box in an image of (width, height)."""
     if box_fault(box) is not None:
         return "malformed box"
-    x, y, width, height = box
+
+    x, y, width, height = box  # type: ignore[misc]
     if width <= 0 or height <= 0:
         return "box without area"
+
     if x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0:
         return "box outside the image"
-    beyond = max(-x, -y, x + width - size[0], y + height - size[1])
-    return "box reaching out of the image" if beyond > TOLERANCE else None
+
+    if max(-x, -y, x + width - size[0], y + height - size[1]) > TOLERANCE:
+        return "box reaching out of the image"
+    return None
 
 
-def find_leaks(train: Inspection, val: Inspection) -> None:
-    """Add to the findings of ``val`` its images that are in ``train`` too, byte for byte."""
-    known = {
-        image_file.digest: image["file_name"]
-        for image, image_file in train.named_images()
-        if image_file.digest
-    }
-    for image, image_file in val.named_images():
-        if image_file.digest in known:
-            description = f"{image['file_name']} is {known[image_file.digest]} of {train.json_file}"
-            val.findings["image in both sets"].append(description)
-
-
-def has_area(annotation: dict[str, Any]) -> bool:
-    return box_problem(annotation.get("bbox"), (math.inf, math.inf)) in (
-        None,
-        "box reaching out of the image",
-    )
-
-
-def class_table(result: Inspection) -> list[dict[str, Any]]:
-    """Boxes and images of each class, and how many boxes are small, medium and large."""
-    rows = []
-    usable = result.usable("annotations")
-    for category in result.usable("categories"):
-        own = [x for x in usable if x["category_id"] == category["id"]]
-        areas = [x["bbox"][2] * x["bbox"][3] for x in own if has_area(x)]
-        small, medium = (
-            sum(a < SMALL**2 for a in areas),
-            sum(SMALL**2 <= a < MEDIUM**2 for a in areas),
-        )
-        rows.append(
-            {
-                "class": category["name"],
-                "id": category["id"],
-                "boxes": len(own),
-                "images": len({x["image_id"] for x in own}),
-                "small": small,
-                "medium": medium,
-                "large": len(areas) - small - medium,
-            }
-        )
-    return rows
-
-
-def size_table(result: Inspection) -> list[dict[str, Any]]:
-    """Smallest, median and largest sides of images and boxes, and boxes per image."""
-    usable = result.usable("annotations")
-    boxes = [x["bbox"] for x in usable if has_area(x)]
-    sizes = [image_file.size for image_file in result.images if image_file.size]
-    per_image = Counter(x["image_id"] for x in usable)
-    counts = [per_image[image["id"]] for image in result.usable("images")]
-    series: dict[str, list[float]] = {
-        "image width": [size[0] for size in sizes],
-        "image height": [size[1] for size in sizes],
-        "box width": [box[2] for box in boxes],
-        "box height": [box[3] for box in boxes],
-        "width / height of boxes": [box[2] / box[3] for box in boxes],
-        "boxes per image": [float(count) for count in counts],
-    }
-    names = ("smallest", "10 %", "median", "90 %", "largest")
-    return [
-        {
-            "": name,
-            **dict(zip(names, np.percentile(values, [0, 10, 50, 90, 100]).tolist(), strict=True)),
-        }
-        for name, values in series.items()
-        if values
-    ]
-
-
-def size_histogram(result: Inspection) -> list[dict[str, Any]]:
-    """Boxes by the side of a square of their area, in pixels, each bin twice as wide as the one before."""
-    usable = [x["bbox"] for x in result.usable("annotations") if has_area(x)]
-    bins = Counter(max(0, math.floor(math.log2(math.sqrt(box[2] * box[3])))) for box in usable)
-    most = max(bins.values(), default=1)
-    return [
-        {
-            "side of boxes": f"{2**i if i else 0} to {2 ** (i + 1)}",
-            "boxes": bins[i],
-            "": "#" * math.ceil(40 * bins[i] / most),
-        }
-        for i in range(min(bins, default=0), max(bins, default=-1) + 1)
-    ]
+def find_leaks(train: ValidationResult, val: ValidationResult) -> None:
+    """Add to the problems of ``val`` its images that are in ``train`` too, byte for byte."""
+    names = {file.digest: entry["file_name"] for entry, file in train.images()}
+    for entry, file in val.images():
+        if file.digest and file.digest in names:
+            description = f"{entry['file_name']} is {names[file.digest]} of {train.json_file}"
+            val.problems["image in both sets"].append(description)

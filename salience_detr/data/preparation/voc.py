@@ -1,41 +1,33 @@
-"""Pascal VOC's XML files as a COCO data set."""
+"""Conversion of Pascal VOC's XML files to a COCO data set."""
 
 from __future__ import annotations
 
+import os
+import random
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PureWindowsPath
 
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.preparation.conversion import (
     IMAGE_SUFFIXES,
     Conversion,
-    Labels,
+    ImageLabels,
+    LabeledBox,
+    UnusableError,
     assemble,
     clip_box,
-    read_all,
-    size_or_problem,
+    find_images,
+    read_image_size,
+    read_labels,
 )
-from salience_detr.data.preparation.frames import to_shown_frame
+from salience_detr.data.preparation.frames import Box, frame_transform
 
-
-@dataclass(frozen=True)
-class VocFile:
-    """One XML file and how to read it.
-
-    Attributes:
-        path: of the file.
-        image_root: folder of the images.
-        zero_based: its corners count from 0 and are exclusive; VOC's count from 1 and are inclusive.
-        drop_difficult: leave out objects that are marked difficult.
-    """
-
-    path: Path
-    image_root: Path
-    zero_based: bool = False
-    drop_difficult: bool = False
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+# Names of the lists in ImageSets/Main, per split; the first that is there counts.
+SPLIT_LISTS = {"train": ("train", "trainval"), "val": ("val",), "test": ("test",)}
 
 
 def convert_voc(
@@ -48,150 +40,217 @@ def convert_voc(
     drop_difficult: bool = False,
     workers: int = 0,
 ) -> Conversion:
-    """Pascal VOC's XML files as a COCO data set; category ids count from 1.
+    """Convert XML files to a COCO data set, whose category ids count from 1.
 
     Args:
         annotations: folder of the XML files, searched with all below it.
         images: folder of the images.
         classes: names in the order of their ids; by default those that occur, sorted.
         stems: names of the files of the split, without ending; by default all.
-        zero_based: the corners count from 0 and are exclusive.
+        zero_based: corners count from 0 and are exclusive; VOC's count from 1 and are inclusive.
         drop_difficult: leave out objects that are marked difficult.
         workers: processes that read; 0 reads in this one.
 
     Raises:
         DatasetError: there are no XML files.
     """
-    paths = (
-        find_files(annotations)
-        if stems is None
-        else [annotations / f"{stem}.xml" for stem in stems]
-    )
+    if stems is None:
+        paths = find_xml_files(annotations)
+    else:
+        paths = [annotations / f"{stem}.xml" for stem in stems]
     if not paths:
-        raise DatasetError(
-            f"there are no .xml files in {annotations}"
-            if stems is None
-            else "the split holds no files"
-        )
-    found = read_all(
-        read_voc, [VocFile(path, images, zero_based, drop_difficult) for path in paths], workers
+        place = annotations if stems is None else "the split"
+        raise DatasetError(f"there are no .xml files in {place}")
+
+    read = partial(
+        read_voc, image_root=images, zero_based=zero_based, drop_difficult=drop_difficult
     )
-    names = list(classes) or sorted({str(box[0]) for labels in found for box in labels.boxes})
-    return assemble(found, {name: i + 1 for i, name in enumerate(names)}, dict(enumerate(names, 1)))
+    images_labels = read_labels(read, paths, workers)
+
+    occurring = {str(box.label) for labels in images_labels for box in labels.boxes}
+    names = dict(enumerate(classes or sorted(occurring), 1))
+    category_ids = {name: category_id for category_id, name in names.items()}
+    return assemble(images_labels, category_ids, names)
 
 
-def find_files(annotations: Path) -> list[Path]:
-    """All XML files of a folder."""
-    return sorted(path for path in annotations.rglob("*") if path.suffix.lower() == ".xml")
+def find_xml_files(folder: Path) -> list[Path]:
+    """Find all XML files of a folder and below it, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".xml")
 
 
-def images_without_file(annotations: Path, images: Path) -> list[Path]:
-    """Images that no XML file is for: whether they show nothing or were never looked at is not known."""
-    stems = {path.stem for path in find_files(annotations)}
-    image_files = (path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(path for path in image_files if path.stem not in stems)
+def images_without_xml(annotations: Path, images: Path) -> list[Path]:
+    """Find images without an XML file, of which it is unknown whether they show nothing."""
+    stems = {path.stem for path in find_xml_files(annotations)}
+    return [path for path in find_images(images) if path.stem not in stems]
 
 
-def read_voc(task: VocFile) -> Labels:
-    """The objects of one XML file; what is no object of its own, such as the parts of a person, is passed over."""
-    path = task.path
-    try:
-        root = parse(path)
-    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-        reason = (
-            "there is no such file"
-            if isinstance(error, FileNotFoundError)
-            else f"not valid XML ({error})"
-        )
-        return Labels(path.stem, problems=[f"{path}: {reason}"])
-    named = root.findtext("filename")
-    image = find_image(task.image_root, path.stem, named)
-    if image is None:
-        return Labels(
-            path.stem,
-            problems=[f"{path}: there is no image {named or path.stem} in {task.image_root}"],
-        )
-    labels = Labels(image.relative_to(task.image_root).as_posix())
-    if not size_or_problem(image, labels) or labels.size is None:
-        return labels
-    said = said_size(root) or labels.size
-    if to_shown_frame((0, 0, *said), said, labels.size, labels.orientation) is None:
-        sizes = " but ".join(f"{width}x{height}" for width, height in (said, labels.size))
-        labels.problems.append(f"{path}: the sizes of file and image do not fit, {sizes}")
-        labels.size = None
-        return labels
+def find_split_stems(source: Path, annotations: Path, val_fraction: float) -> dict[str, list[str]]:
+    """Return the names of the files of each split, without ending.
+
+    The splits are those of VOC's lists or, where there are none, "train" and "val" drawn with a
+    fixed seed.
+
+    Args:
+        source: folder of the data set, with ImageSets/Main.
+        annotations: folder of the XML files.
+        val_fraction: part that is drawn for "val".
+
+    Raises:
+        DatasetError: the fraction is not in [0, 1).
+    """
+    splits = {}
+    for split, names in SPLIT_LISTS.items():
+        paths = [source / "ImageSets" / "Main" / f"{name}.txt" for name in names]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is not None:
+            splits[split] = read_list(path, annotations)
+    if splits:
+        return splits
+
+    if not 0 <= val_fraction < 1:
+        raise DatasetError(f"--val-fraction is {val_fraction}; it lies in [0, 1)")
+
+    paths = find_xml_files(annotations)
+    stems = [path.relative_to(annotations).with_suffix("").as_posix() for path in paths]
+    drawn = set(random.Random(0).sample(stems, round(val_fraction * len(stems))))
+    splits["train"] = [stem for stem in stems if stem not in drawn]
+    if drawn:
+        splits["val"] = sorted(drawn)
+    return splits
+
+
+def read_list(path: Path, annotations: Path) -> list[str]:
+    """Read the stems of a split's list.
+
+    A line may have an ending, spaces, or a second word such as VOC's 1 and -1. The spelling counts
+    for which there is an XML file.
+    """
+    stems = []
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
+        if not line.strip():
+            continue
+
+        whole = line.strip()
+        first_word = line.split()[0]
+        spellings = (
+            whole, os.path.splitext(whole)[0], first_word, os.path.splitext(first_word)[0]
+        )  # fmt: skip
+        existing = (stem for stem in spellings if (annotations / f"{stem}.xml").is_file())
+        stems.append(next(existing, first_word))
+    return stems
+
+
+def read_voc(path: Path, image_root: Path, zero_based: bool, drop_difficult: bool) -> ImageLabels:
+    """Read the objects of one XML file; parts of objects, as of a person, are passed over.
+
+    Args:
+        path: XML file.
+        image_root: folder of the images.
+        zero_based: see :func:`convert_voc`.
+        drop_difficult: see :func:`convert_voc`.
+
+    Raises:
+        UnusableError: the file or its image is missing or broken, or their sizes do not fit.
+    """
+    root = parse_xml(path)
+    image = find_image(image_root, path, root.findtext("filename"))
+    size, orientation = read_image_size(image)
+
+    annotated_size = read_annotated_size(root) or size
+    transform = frame_transform(annotated_size, size, orientation)
+    if transform is None:
+        sizes = " but ".join(f"{width}x{height}" for width, height in (annotated_size, size))
+        raise UnusableError(f"{path}: the sizes of file and image do not fit, {sizes}")
+
+    labels = ImageLabels(image.relative_to(image_root).as_posix(), size)
     for item in root.iter("object"):
-        add_object(labels, item, said, task)
+        name = (item.findtext("name") or "").strip()
+        where = f"{path}: {name or 'an object without name'}"
+        if drop_difficult and item.findtext("difficult", "0").strip() == "1":
+            labels.problems.append(f"{where} is difficult")
+            continue
+
+        corners = read_corners(item)
+        if corners is None:
+            labels.problems.append(f"{where} has no readable bndbox")
+            continue
+
+        # VOC's pixels count from 1, and the last one belongs to the box.
+        first_pixel = 0 if zero_based else 1
+        drawn = (corners[0] - first_pixel, corners[1] - first_pixel, corners[2], corners[3])
+        box = clip_box(transform(drawn), size)
+        if not name:
+            labels.problems.append(where)
+        elif box is None:
+            labels.problems.append(f"{where} has the box {list(corners)}, outside or empty")
+        else:
+            labels.boxes.append(LabeledBox(name, box))
     return labels
 
 
-def add_object(
-    labels: Labels, item: ElementTree.Element, said: tuple[int, int], task: VocFile
-) -> None:
-    """Add the box of an object, drawn in a frame of ``said`` (width, height), or why it is left out."""
-    assert labels.size is not None
-    name = (item.findtext("name") or "").strip()
-    where = f"{task.path}: {name or 'an object without name'}"
-    if task.drop_difficult and item.findtext("difficult", "0").strip() == "1":
-        labels.problems.append(f"{where} is difficult")
-        return
-    try:
-        corners = [
-            float(item.findtext(f"bndbox/{key}", "none"))
-            for key in ("xmin", "ymin", "xmax", "ymax")
-        ]
-    except ValueError:
-        labels.problems.append(f"{where} has no readable bndbox")
-        return
-    offset = 0.0 if task.zero_based else 1.0
-    frame = (corners[0] - offset, corners[1] - offset, corners[2], corners[3])
-    shown = to_shown_frame(frame, said, labels.size, labels.orientation)
-    box = None if shown is None else clip_box(shown, labels.size)
-    if box is None or not name:
-        labels.problems.append(
-            f"{where} has the box {corners}, outside or empty" if name else where
-        )
-        return
-    labels.boxes.append((name, *box))
-
-
-def parse(path: Path) -> ElementTree.Element:
-    """The root of an XML file, in whatever encoding Python knows: the parser itself knows few.
+def parse_xml(path: Path) -> ElementTree.Element:
+    """Read an XML file in any encoding that Python knows: the parser itself knows few.
 
     Raises:
-        ElementTree.ParseError, ValueError, LookupError, OSError: it is not XML, or of an unknown encoding.
+        UnusableError: the file is missing, not XML, or of an unknown encoding.
     """
-    data = path.read_bytes()
     try:
-        return ElementTree.fromstring(data)
-    except (ValueError, LookupError):
-        declared = re.match(rb"""<\?xml[^>]*encoding=["']([\w.-]+)["'][^>]*\?>""", data)
-        if declared is None:
-            raise
-        return ElementTree.fromstring(data[declared.end() :].decode(declared[1].decode()))
+        data = path.read_bytes()
+        try:
+            return ElementTree.fromstring(data)
+        except (ValueError, LookupError):
+            declared = re.match(rb"""<\?xml[^>]*encoding=["']([\w.-]+)["'][^>]*\?>""", data)
+            if declared is None:
+                raise
+            return ElementTree.fromstring(data[declared.end() :].decode(declared[1].decode()))
+    except FileNotFoundError as error:
+        raise UnusableError(f"{path}: there is no such file") from error
+    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
+        raise UnusableError(f"{path}: not valid XML ({error})") from error
 
 
-def said_size(root: ElementTree.Element) -> tuple[int, int] | None:
-    """(width, height) that the file gives; None if it gives none, or nonsense."""
+def read_annotated_size(root: ElementTree.Element) -> tuple[int, int] | None:
+    """Return the (width, height) that an XML file gives; None if it gives none, or no size."""
     try:
-        width, height = (
-            int(float(root.findtext(f"size/{side}", "0"))) for side in ("width", "height")
-        )
+        width = int(float(root.findtext("size/width", "0")))
+        height = int(float(root.findtext("size/height", "0")))
     except (ValueError, OverflowError):
         return None
-    return (width, height) if width > 0 and height > 0 else None
+
+    if width <= 0 or height <= 0:
+        return None
+    return width, height
 
 
-def find_image(image_root: Path, stem: str, named: str | None) -> Path | None:
-    """The image of an annotation file: the one of the same stem, or else the one that the file names."""
-    suffixes = [
-        spelling for suffix in sorted(IMAGE_SUFFIXES) for spelling in (suffix, suffix.upper())
-    ]
-    candidates = [image_root / f"{stem}{suffix}" for suffix in suffixes]
+def read_corners(item: ElementTree.Element) -> Box | None:
+    """Return an object's (xmin, ymin, xmax, ymax) as written; None if one is no number."""
+    try:
+        x0, y0, x1, y1 = (float(item.findtext(f"bndbox/{key}", "none")) for key in CORNERS)
+    except ValueError:
+        return None
+    return x0, y0, x1, y1
+
+
+def find_image(image_root: Path, xml_file: Path, named: str | None) -> Path:
+    """Find the image of an XML file: the one of the same stem, or else the one that it names.
+
+    Raises:
+        UnusableError: neither is in the folder of the images.
+    """
+    candidates = []
+    for suffix in sorted(IMAGE_SUFFIXES):
+        candidates.append(image_root / f"{xml_file.stem}{suffix}")
+        candidates.append(image_root / f"{xml_file.stem}{suffix.upper()}")
+
     if named:
         inside = image_root / named
-        candidates += [inside] if inside.resolve().is_relative_to(image_root.resolve()) else []
-        candidates += [
-            image_root / PureWindowsPath(named).name
-        ]  # of the folders of the annotator's computer
-    return next((path for path in candidates if path.is_file()), None)
+        if inside.resolve().is_relative_to(image_root.resolve()):
+            candidates.append(inside)
+        # The name may hold folders of the annotator's computer.
+        candidates.append(image_root / PureWindowsPath(named).name)
+
+    image = next((path for path in candidates if path.is_file()), None)
+    if image is None:
+        name = named or xml_file.stem
+        raise UnusableError(f"{xml_file}: there is no image {name} in {image_root}")
+    return image

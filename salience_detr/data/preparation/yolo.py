@@ -1,26 +1,30 @@
-"""YOLO's text files as a COCO data set."""
+"""Conversion of YOLO's text files to a COCO data set."""
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from salience_detr.data.coco_format import DatasetError, is_whole
+from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.preparation.conversion import (
-    IMAGE_SUFFIXES,
     Conversion,
-    Labels,
+    ImageLabels,
+    LabeledBox,
+    UnusableError,
     assemble,
     clip_box,
-    read_all,
-    size_or_problem,
+    find_images,
+    read_image_size,
+    read_labels,
 )
+from salience_detr.data.preparation.frames import Box
 
 # Names under which a split is found.
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -30,7 +34,7 @@ OTHER_TEXTS = {"classes.txt", "train.txt", "val.txt", "test.txt", "notes.txt"}
 
 @dataclass(frozen=True)
 class YoloDescription:
-    """What a data.yaml says.
+    """Content of a data.yaml.
 
     Attributes:
         names: of the classes, by the index that the labels give.
@@ -39,16 +43,7 @@ class YoloDescription:
     """
 
     names: dict[int, str]
-    splits: dict[str, list[Path]] = field(default_factory=dict)
-    has_keypoints: bool = False
-
-
-@dataclass(frozen=True)
-class YoloFile:
-    """One image and how to read its labels."""
-
-    image: Path
-    image_root: Path
+    splits: dict[str, list[Path]]
     has_keypoints: bool = False
 
 
@@ -60,10 +55,10 @@ def convert_yolo(
     has_keypoints: bool = False,
     workers: int = 0,
 ) -> Conversion:
-    """YOLO's text files as a COCO data set; category ids are YOLO's indices, from 0.
+    """Convert text files to a COCO data set, whose category ids are YOLO's indices, from 0.
 
     Args:
-        images: of the split; their labels are found as YOLO finds them (:func:`label_candidates`).
+        images: of the split; :func:`label_candidates` finds their labels as YOLO does.
         image_root: folder that the names of the images become relative to.
         names: of the classes, by index.
         has_keypoints: lines hold keypoints after the box.
@@ -74,99 +69,147 @@ def convert_yolo(
     """
     if not images:
         raise DatasetError(f"there are no images in {image_root}")
-    found = read_all(
-        read_yolo, [YoloFile(path, image_root, has_keypoints) for path in images], workers
-    )
-    conversion = assemble(found, {i: i for i in names}, names)
-    conversion.problems.extend(
-        f"{text}: there is no image for these labels" for text in orphans(images)
-    )
+
+    read = partial(read_yolo, image_root=image_root, has_keypoints=has_keypoints)
+    category_ids = {index: index for index in names}
+    conversion = assemble(read_labels(read, images, workers), category_ids, names)
+
+    for path in find_orphans(images):
+        conversion.problems.append(f"{path}: there is no image for these labels")
     return conversion
 
 
 def label_candidates(image: Path) -> Iterator[Path]:
-    """Where the labels of an image may be: the last "images" of its path becomes "labels"; or beside it."""
+    """Yield the places of an image's labels.
+
+    The last folder "images" of the path becomes "labels", or the labels lie beside the image.
+    """
     parts = image.parts
     for i in range(len(parts) - 2, -1, -1):
         if parts[i] == "images":
             yield Path(*parts[:i], "labels", *parts[i + 1 :]).with_suffix(".txt")
             break
+
     yield image.with_suffix(".txt")
 
 
-def orphans(images: Sequence[Path]) -> list[Path]:
-    """Label files in the folders of the labels of some images that belong to none of them."""
-    files = {next(label_candidates(image)) for image in images}
-    folders = {path.parent for path in files}
-    texts = (text for folder in folders if folder.is_dir() for text in folder.glob("*.txt"))
+def find_orphans(images: Sequence[Path]) -> list[Path]:
+    """Find files beside the labels of some images that are labels of no image."""
     # An image of another split may be in the same folder.
-    known = {path.with_suffix("") for path in files} | {
-        next(label_candidates(path)).with_suffix("")
-        for folder in {image.parent for image in images}
-        for path in find_images(folder)
-    }
-    return sorted(x for x in texts if x.with_suffix("") not in known and x.name not in OTHER_TEXTS)
+    neighbors = set(images)
+    for folder in {image.parent for image in images}:
+        neighbors.update(find_images(folder))
+    known = {next(label_candidates(image)) for image in neighbors}
+
+    orphans = []
+    for folder in {next(label_candidates(image)).parent for image in images}:
+        texts = (path for path in folder.glob("*.txt") if path.name not in OTHER_TEXTS)
+        orphans += [path for path in texts if path not in known]
+    return sorted(orphans)
 
 
-def read_yolo(task: YoloFile) -> Labels:
-    """One image and its lines of class, center, size (or a polygon), relative to the image.
+def read_yolo(image: Path, image_root: Path, has_keypoints: bool) -> ImageLabels:
+    """Read the labels of an image; without a file of labels, or with an empty one, it has no boxes.
 
-    No file of labels, or an empty one: no boxes.
+    Args:
+        image: image file.
+        image_root: folder that the name of the image becomes relative to.
+        has_keypoints: lines hold keypoints after the box.
+
+    Raises:
+        UnusableError: the image cannot be read.
     """
-    labels = Labels(Path(os.path.relpath(task.image, task.image_root)).as_posix())
-    text = next((path for path in label_candidates(task.image) if path.is_file()), None)
-    labels.is_labeled = text is not None
-    if not size_or_problem(task.image, labels) or labels.size is None or text is None:
+    size, _ = read_image_size(image)
+    labels = ImageLabels(Path(os.path.relpath(image, image_root)).as_posix(), size)
+
+    path = next((path for path in label_candidates(image) if path.is_file()), None)
+    if path is None:
+        labels.is_labeled = False
         return labels
-    width, height = labels.size
-    for number, line in enumerate(decode(text.read_bytes()).splitlines(), 1):
+
+    for number, line in enumerate(decode(path.read_bytes()).splitlines(), 1):
         if not line.strip():
             continue
         try:
-            index, *numbers = (float(value) for value in line.split())
-            x0, y0, x1, y1 = corners_of(numbers[:4] if task.has_keypoints else numbers)
-            category = int(index)
-            if category != index:
-                raise ValueError
-        except (ValueError, OverflowError):
-            labels.problems.append(
-                f"{text}, line {number}: {line.strip()[:60]!r} is not class x y width height"
-            )
-            continue
-        box = clip_box((x0 * width, y0 * height, x1 * width, y1 * height), labels.size)
-        if box is None:
-            labels.problems.append(
-                f"{text}, line {number}: a box outside the image or without area"
-            )
-            continue
-        labels.boxes.append((category, *box))
+            labels.boxes.append(parse_line(line, size, has_keypoints))
+        except UnusableError as error:
+            labels.problems.append(f"{path}, line {number}: {error}")
     return labels
 
 
 def decode(data: bytes) -> str:
-    """The text of a file of numbers, in whatever encoding it was saved."""
-    utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return data.decode("utf-16" if utf_16 else "utf-8-sig", errors="replace")
+    """Decode a text file of UTF-8 or UTF-16, replacing what is neither."""
+    is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if is_utf_16 else "utf-8-sig", errors="replace")
 
 
-def corners_of(numbers: Sequence[float]) -> tuple[float, float, float, float]:
-    """Relative corners of "x y width height" or of a polygon "x y x y x y ...".
+def parse_line(line: str, size: tuple[int, int], has_keypoints: bool) -> LabeledBox:
+    """Parse a line of class, center and size, or class and polygon, relative to the image.
+
+    Args:
+        line: of a file of labels.
+        size: (width, height) of the image.
+        has_keypoints: the numbers after the box are keypoints.
 
     Raises:
-        ValueError: it is neither, or not finite.
+        UnusableError: the line is something else, or nothing of the box is in the image.
     """
-    if not all(abs(value) < 1e6 for value in numbers):  # False for NaN as well
+    try:
+        index, *numbers = (float(word) for word in line.split())
+        x0, y0, x1, y1 = relative_corners(numbers[:4] if has_keypoints else numbers)
+        if not index.is_integer():
+            raise ValueError
+    except ValueError as error:
+        raise UnusableError(f"{line.strip()[:60]!r} is not class x y width height") from error
+
+    width, height = size
+    box = clip_box((x0 * width, y0 * height, x1 * width, y1 * height), size)
+    if box is None:
+        raise UnusableError("a box outside the image or without area")
+    return LabeledBox(int(index), box)
+
+
+def relative_corners(numbers: Sequence[float]) -> Box:
+    """Return the corners of a box "x y width height" or of a polygon "x y x y x y ...".
+
+    Raises:
+        ValueError: the numbers are neither, or not finite.
+    """
+    # False for NaN as well.
+    if not all(abs(value) < 1e6 for value in numbers):
         raise ValueError
+
     if len(numbers) == 4:
-        x, y, w, h = numbers
-        return x - w / 2, y - h / 2, x + w / 2, y + h / 2
+        x, y, width, height = numbers
+        return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
     if len(numbers) < 6 or len(numbers) % 2:
         raise ValueError
     return min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])
 
 
+def find_description(source: Path) -> Path:
+    """Find the data.yaml of a folder; a file is returned as it is.
+
+    Raises:
+        DatasetError: the folder has no .yaml file, or several of other names.
+    """
+    if not source.is_dir():
+        return source
+
+    paths = sorted([*source.glob("*.yaml"), *source.glob("*.yml")])
+    candidates = [path for path in paths if path.stem in ("data", "dataset")] or paths
+    if len(candidates) == 1:
+        return candidates[0]
+
+    problem = "there is no data.yaml"
+    if paths:
+        problem = "name one of the several .yaml files"
+    raise DatasetError(f"{problem} in {source}: it tells the classes and the splits")
+
+
 def read_description(path: Path) -> YoloDescription:
-    """A YOLO data.yaml.
+    """Read a YOLO data.yaml.
 
     Raises:
         DatasetError: it lacks something, or a folder that it names is not there.
@@ -174,11 +217,11 @@ def read_description(path: Path) -> YoloDescription:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DatasetError(
-            f"{path} cannot be read as YAML in UTF-8 ({' '.join(str(error).split())})"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise DatasetError(f"{path} cannot be read as YAML in UTF-8 ({reason})") from error
     if not isinstance(content, dict) or "names" not in content:
         raise DatasetError(f"{path} is not a YOLO description with 'names', 'train' and 'val'")
+
     base = Path(path.parent, str(content.get("path") or "."))
     splits = {}
     for split, keys in SPLITS.items():
@@ -187,65 +230,76 @@ def read_description(path: Path) -> YoloDescription:
             splits[split] = split_images(value, (base, path.parent), f"{path}: {split}")
     if not splits:
         raise DatasetError(f"{path} names no images: 'train' and 'val' are missing")
-    return YoloDescription(
-        class_names(content["names"], path), splits, bool(content.get("kpt_shape"))
-    )
+
+    names = class_names(content["names"], path)
+    return YoloDescription(names, splits, bool(content.get("kpt_shape")))
 
 
-def class_names(names: Any, path: Path) -> dict[int, str]:
-    """Names of the classes by index, of a list or of a mapping.
+def class_names(names: object, path: Path) -> dict[int, str]:
+    """Return the names of the classes by index.
+
+    Args:
+        names: list, or mapping of indices, of a data.yaml.
+        path: data.yaml, for messages.
 
     Raises:
-        DatasetError: they are something else.
+        DatasetError: the names are something else.
     """
     entries = dict(enumerate(names)) if isinstance(names, list) else names
-    try:
-        found = {int(index): str(name) for index, name in entries.items()}
-    except (AttributeError, TypeError, ValueError):
-        found = {}
-    if (
-        not found
-        or not all(is_whole(index) and index >= 0 for index in found)
-        or None in entries.values()
-    ):
-        raise DatasetError(
-            f"{path}: names is {names!r:.80}; a list, or a mapping of indices to names, is needed"
-        )
-    return dict(sorted(found.items()))
+    by_index: dict[int, str] = {}
+    if isinstance(entries, dict) and None not in entries.values():
+        with contextlib.suppress(TypeError, ValueError):
+            by_index = {int(index): str(name) for index, name in entries.items()}
+
+    if not by_index or min(by_index) < 0:
+        needed = "a list, or a mapping of indices to names, is needed"
+        raise DatasetError(f"{path}: names is {names!r:.80}; {needed}")
+    return dict(sorted(by_index.items()))
 
 
-def split_images(value: Any, bases: Sequence[Path], where: str) -> list[Path]:
-    """The images of a split: of a folder with all below it, of a text file that lists them, or of several of both.
+def split_images(value: object, folders: Sequence[Path], where: str) -> list[Path]:
+    """Find the images of a split.
+
+    Args:
+        value: folder, which is searched with all below it; text file that lists images; or a list
+            of both.
+        folders: that paths may be relative to.
+        where: place of the value, for messages.
 
     Raises:
-        DatasetError: it is none of these, or not there.
+        DatasetError: the value is none of these, or not there.
     """
     if isinstance(value, list):
-        return sorted({image for part in value for image in split_images(part, bases, where)})
+        images: set[Path] = set()
+        for part in value:
+            images.update(split_images(part, folders, where))
+        return sorted(images)
+
     if not isinstance(value, str):
-        raise DatasetError(
-            f"{where} is {value!r:.80}; a folder, a text file, or a list of them is needed"
-        )
-    spelling = value.replace("\\", "/")
+        needed = "a folder, a text file, or a list of them is needed"
+        raise DatasetError(f"{where} is {value!r:.80}; {needed}")
+
     # Exports often name the folder as seen from somewhere else.
-    candidates = [
-        base / name for name in (value, spelling, spelling.removeprefix("../")) for base in bases
-    ]
+    slashed = value.replace("\\", "/")
+    names = (value, slashed, slashed.removeprefix("../"))
+    candidates = (folder / name for name in names for folder in folders)
     found = next((path for path in candidates if path.exists()), None)
     if found is None:
-        raise DatasetError(
-            f"{where}: there is no {value!r} in {' or '.join(sorted({str(base) for base in bases}))}"
-        )
+        tried = " or ".join(sorted({str(folder) for folder in folders}))
+        raise DatasetError(f"{where}: there is no {value!r} in {tried}")
+
     if found.is_dir():
         return find_images(found)
-    lines = [line.strip() for line in decode(found.read_bytes()).splitlines() if line.strip()]
-    listed = [
-        next((base / x for base in (found.parent, *bases) if (base / x).is_file()), bases[0] / x)
-        for x in lines
-    ]
-    return [Path(os.path.normpath(path)) for path in listed]
+    return read_image_list(found, folders)
 
 
-def find_images(folder: Path) -> list[Path]:
-    """All images of a folder and below it."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+def read_image_list(path: Path, folders: Sequence[Path]) -> list[Path]:
+    """Read a text file that names an image a line, relative to itself or to one of the folders."""
+    images = []
+    for line in decode(path.read_bytes()).splitlines():
+        if not line.strip():
+            continue
+        candidates = [folder / line.strip() for folder in (path.parent, *folders)]
+        image = next((x for x in candidates if x.is_file()), folders[0] / line.strip())
+        images.append(Path(os.path.normpath(image)))
+    return images

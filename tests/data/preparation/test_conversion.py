@@ -11,17 +11,13 @@ from PIL import Image
 
 from salience_detr.data import load_dataset, register_coco_dataset
 from salience_detr.data.coco_format import DatasetError
+from salience_detr.data.preparation.conversion import find_images
 from salience_detr.data.preparation.voc import convert_voc
-from salience_detr.data.preparation.yolo import (
-    convert_yolo,
-    find_images,
-    label_candidates,
-    read_description,
-)
+from salience_detr.data.preparation.yolo import convert_yolo, label_candidates, read_description
 from tools.convert_dataset import main
 
 
-def image_file(path, size=(100, 50), orientation=None):
+def write_image(path, size=(100, 50), orientation=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGB", size)
     exif = image.getexif()
@@ -30,7 +26,7 @@ def image_file(path, size=(100, 50), orientation=None):
     image.save(path, exif=exif)
 
 
-def voc_file(path, objects, filename=None, extra=""):
+def write_xml(path, objects, filename=None, extra=""):
     """``objects``: (name, xmin, ymin, xmax, ymax, difficult)"""
     path.parent.mkdir(parents=True, exist_ok=True)
     items = "".join(
@@ -46,16 +42,16 @@ def voc_file(path, objects, filename=None, extra=""):
 @pytest.fixture
 def voc(tmp_path):
     for stem in ("a", "b", "c"):
-        image_file(tmp_path / "JPEGImages" / f"{stem}.jpg")
+        write_image(tmp_path / "JPEGImages" / f"{stem}.jpg")
     # All of the image, in VOC's counting from 1; and a part of it.
-    voc_file(
+    write_xml(
         tmp_path / "Annotations" / "a.xml", [("pit", 1, 1, 100, 50, 0), ("dent", 11, 21, 30, 40, 1)]
     )
-    voc_file(
+    write_xml(
         tmp_path / "Annotations" / "b.xml",
         [("dent", 90, 40, 130, 60, 0), ("pit", 101, 1, 120, 5, 0)],
     )
-    voc_file(tmp_path / "Annotations" / "c.xml", [])
+    write_xml(tmp_path / "Annotations" / "c.xml", [])
     return tmp_path
 
 
@@ -94,10 +90,10 @@ def test_voc_corners_may_count_from_zero_and_difficult_objects_be_dropped(voc):
 
 def test_broken_voc_files_are_reported_and_the_others_kept(voc):
     (voc / "Annotations" / "d.xml").write_text("<annotation>")
-    voc_file(voc / "Annotations" / "e.xml", [])
+    write_xml(voc / "Annotations" / "e.xml", [])
     (voc / "JPEGImages" / "f.jpg").write_bytes(b"no image")
-    voc_file(voc / "Annotations" / "f.xml", [])
-    voc_file(voc / "Annotations" / "c.xml", [("pit", "left", 1, 2, 3, 0)])
+    write_xml(voc / "Annotations" / "f.xml", [])
+    write_xml(voc / "Annotations" / "c.xml", [("pit", "left", 1, 2, 3, 0)])
     conversion = convert_voc(voc / "Annotations", voc / "JPEGImages")
     assert [x["file_name"] for x in conversion.content["images"]] == ["a.jpg", "b.jpg", "c.jpg"]
     problems = "\n".join(conversion.problems)
@@ -111,7 +107,7 @@ def test_broken_voc_files_are_reported_and_the_others_kept(voc):
 @pytest.fixture
 def yolo(tmp_path):
     for split, stem in (("train", "a"), ("train", "b"), ("val", "c")):
-        image_file(tmp_path / "images" / split / f"{stem}.png")
+        write_image(tmp_path / "images" / split / f"{stem}.png")
     (tmp_path / "labels" / "train").mkdir(parents=True)
     (tmp_path / "labels" / "train" / "a.txt").write_text(
         "1 0.5 0.5 0.2 0.4\n0 0.1 0.2 0.3 0.2 0.3 0.8\n"
@@ -140,7 +136,7 @@ def test_yolo_centers_and_polygons_become_boxes(yolo):
 
 
 def test_images_that_exif_turns_have_the_size_in_which_they_are_shown(yolo):
-    image_file(yolo / "images" / "train" / "a.jpg", orientation=6)
+    write_image(yolo / "images" / "train" / "a.jpg", orientation=6)
     (yolo / "images" / "train" / "a.png").unlink()
     conversion = from_yolo(yolo)
     image = conversion.content["images"][0]
@@ -165,18 +161,18 @@ def test_unusable_yolo_lines_are_reported(yolo, line):
 
 
 @pytest.mark.parametrize(
-    ("image_file", "expected"),
+    ("image", "expected"),
     [
         (
             "a/images/x/images/train/1.jpg",
             ["a/images/x/labels/train/1.txt", "a/images/x/images/train/1.txt"],
         ),
         ("train/images/1.jpg", ["train/labels/1.txt", "train/images/1.txt"]),
-        ("photos/images.jpg", ["photos/images.txt"]),
+        ("pictures/images.jpg", ["pictures/images.txt"]),
     ],
 )
-def test_labels_lie_beside_the_last_images_folder_or_the_image(image_file, expected):
-    assert [path.as_posix() for path in label_candidates(Path(image_file))] == expected
+def test_labels_lie_beside_the_last_images_folder_or_the_image(image, expected):
+    assert [path.as_posix() for path in label_candidates(Path(image))] == expected
 
 
 @pytest.mark.parametrize(
@@ -193,7 +189,7 @@ def test_labels_lie_beside_the_last_images_folder_or_the_image(image_file, expec
 )
 def test_images_of_a_split_are_found_however_they_are_named(tmp_path, capsys, train):
     root = tmp_path / "x"
-    image_file(root / "train" / "images" / "a.JPG")
+    write_image(root / "train" / "images" / "a.JPG")
     (root / "train" / "labels").mkdir()
     (root / "train" / "labels" / "a.txt").write_text("0 .5 .5 .2 .2\n")
     (root / "list.txt").write_text("./train/images/a.JPG\n")
@@ -250,10 +246,10 @@ def test_labels_without_image_and_keypoints_and_odd_encodings(yolo):
 
 def test_voc_boxes_follow_the_size_that_the_file_gives(voc):
     size = "<size><width>{}</width><height>{}</height></size>".format
-    image_file(voc / "JPEGImages" / "a.jpg", orientation=6)  # stored 100 x 50, shown 50 x 100
-    voc_file(voc / "Annotations" / "a.xml", [("pit", 11, 6, 30, 20, 0)], extra=size(100, 50))
-    voc_file(voc / "Annotations" / "b.xml", [("pit", 21, 11, 60, 40, 0)], extra=size(200, 100))
-    voc_file(voc / "Annotations" / "c.xml", [("pit", 11, 6, 30, 20, 0)], extra=size(90, 20))
+    write_image(voc / "JPEGImages" / "a.jpg", orientation=6)  # stored 100 x 50, shown 50 x 100
+    write_xml(voc / "Annotations" / "a.xml", [("pit", 11, 6, 30, 20, 0)], extra=size(100, 50))
+    write_xml(voc / "Annotations" / "b.xml", [("pit", 21, 11, 60, 40, 0)], extra=size(200, 100))
+    write_xml(voc / "Annotations" / "c.xml", [("pit", 11, 6, 30, 20, 0)], extra=size(90, 20))
     conversion = convert_voc(voc / "Annotations", voc / "JPEGImages")
     assert boxes_of(conversion) == [
         ("a.jpg", "pit", [30, 10, 15, 20]),
@@ -265,15 +261,15 @@ def test_voc_boxes_follow_the_size_that_the_file_gives(voc):
 
 
 def test_voc_files_are_for_the_image_of_their_own_name(voc):
-    voc_file(voc / "Annotations" / "a.xml", [("pit", 1, 1, 9, 9, 0)], filename="b.jpg")
-    image_file(voc / "JPEGImages" / "other.png")
-    voc_file(
+    write_xml(voc / "Annotations" / "a.xml", [("pit", 1, 1, 9, 9, 0)], filename="b.jpg")
+    write_image(voc / "JPEGImages" / "other.png")
+    write_xml(
         voc / "Annotations" / "sub" / "d.XML",
         [("pit", 1, 1, 9, 9, 0)],
         filename=r"C:\data\other.png",
     )
     (voc / "Annotations" / "sub" / "d.XML").rename(voc / "Annotations" / "d.XML")
-    voc_file(voc / "Annotations" / "e.xml", [("pit", 1, 1, 9, 9, 0)], filename="/etc/hostname")
+    write_xml(voc / "Annotations" / "e.xml", [("pit", 1, 1, 9, 9, 0)], filename="/etc/hostname")
     conversion = convert_voc(voc / "Annotations", voc / "JPEGImages")
     assert [x["file_name"] for x in conversion.content["images"]] == [
         "a.jpg",
@@ -303,7 +299,7 @@ def test_voc_files_of_any_encoding_are_read(voc):
 def test_lists_of_voc_may_have_endings_spaces_and_marks(voc, tmp_path, capsys):
     for folder, ending in (("JPEGImages", ".jpg"), ("Annotations", ".xml")):
         (voc / folder / f"b{ending}").rename(voc / folder / f"my img 1{ending}")
-    image_file(voc / "JPEGImages" / "unlabeled.jpg")
+    write_image(voc / "JPEGImages" / "unlabeled.jpg")
     lists = voc / "ImageSets" / "Main"
     lists.mkdir(parents=True)
     (lists / "trainval.txt").write_text("a.jpg\nmy img 1\n", encoding="utf-8-sig")

@@ -1,4 +1,4 @@
-"""A data set with every mistake, each found once, and mended."""
+"""A data set with every mistake, each found once, and repaired."""
 
 from __future__ import annotations
 
@@ -7,15 +7,9 @@ import json
 import pytest
 from PIL import Image
 
-from salience_detr.data.preparation.repair import fixed
-from salience_detr.data.preparation.validation import (
-    ERRORS,
-    WARNINGS,
-    class_table,
-    inspect,
-    size_histogram,
-    size_table,
-)
+from salience_detr.data.preparation.repair import repair
+from salience_detr.data.preparation.statistics import class_table, size_histogram, size_table
+from salience_detr.data.preparation.validation import ERRORS, WARNINGS, validate
 from tools.check_dataset import main
 
 CATEGORIES = [{"id": 3, "name": "pit"}, {"id": 9, "name": "dent"}]
@@ -67,12 +61,12 @@ def everything_wrong(root):
 
 
 def counts(result):
-    return {kind: len(found) for kind, found in result.findings.items()}
+    return {kind: len(found) for kind, found in result.problems.items()}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_mistake_is_found_once(everything_wrong, root, workers):
-    assert counts(inspect(everything_wrong, root, workers=workers)) == {
+    assert counts(validate(everything_wrong, root, workers=workers)) == {
         "missing image": 1, "unreadable image": 1, "wrong size": 1, "duplicate image id": 1,
         "duplicate annotation id": 1, "duplicate category id": 1, "malformed box": 2, "box without area": 1,
         "box outside the image": 1, "unknown category": 1, "unknown image": 1, "unusable entry": 2,
@@ -89,11 +83,11 @@ def test_a_good_set_has_no_findings(root):
         [image(1, "a.png")],
         [box(1, [1, 2, 3, 4]), box(2, [0, 0, 40, 30], category=9)],
     )
-    assert counts(inspect(path, root)) == {}
+    assert counts(validate(path, root)) == {}
 
 
-def test_what_is_mended_is_good_and_keeps_the_rest(everything_wrong, root, capsys):
-    content, done = fixed(inspect(everything_wrong, root))
+def test_a_repaired_set_has_no_errors_and_keeps_the_rest(everything_wrong, root, capsys):
+    content, done = repair(validate(everything_wrong, root))
     # Two images have the id 1: whose its boxes are is not known.
     assert [x["file_name"] for x in content["images"]] == ["b.png", "same.png", "c.png"]
     assert content["images"][0]["width"] == 40 and content["info"] == "kept"
@@ -108,7 +102,7 @@ def test_what_is_mended_is_good_and_keeps_the_rest(everything_wrong, root, capsy
     assert main([str(everything_wrong), str(root), "--fix", str(out), "--workers", "0"]) == 1
     assert "4 images left out" in capsys.readouterr().out
     assert main([str(out), str(root), "--workers", "0"]) == 0
-    assert not set(counts(inspect(out, root))) & set(ERRORS)
+    assert not set(counts(validate(out, root))) & set(ERRORS)
 
 
 def test_an_image_in_both_sets_is_an_error(root, capsys):
@@ -123,13 +117,13 @@ def test_an_image_in_both_sets_is_an_error(root, capsys):
     assert main([str(out), str(root), "--val", str(val), str(root), "--workers", "0"]) == 0
 
 
-def test_boxes_are_clipped_and_ids_and_settings_mended(root):
+def test_boxes_are_clipped_and_ids_and_settings_repaired(root):
     annotations = [
         box(0, [30, 20, 20, 20], area=7, note="kept"), box(5, [1, 2, 3, 4], area=None),
         box(5, [1, 2, 3, 4], iscrowd="no"),
         {**box(1, [1, 2, 3, 4]), "id": None},
     ]  # fmt: skip
-    content, done = fixed(inspect(write(root, "x", [image(1, "a.png")], annotations), root))
+    content, done = repair(validate(write(root, "x", [image(1, "a.png")], annotations), root))
     assert content["annotations"] == [
         box(1, [30, 20, 10, 10], area=100, note="kept"), *(box(i, [1, 2, 3, 4]) for i in (2, 3, 4)),
     ]  # fmt: skip
@@ -138,7 +132,7 @@ def test_boxes_are_clipped_and_ids_and_settings_mended(root):
 
 def test_one_image_listed_twice_under_its_id_stays_with_its_boxes(root):
     path = write(root, "x", [image(1, "a.png"), image(1, "a.png")], [box(1, [1, 2, 3, 4])])
-    content, done = fixed(inspect(path, root))
+    content, done = repair(validate(path, root))
     assert content["images"] == [image(1, "a.png")] and content["annotations"] == [
         box(1, [1, 2, 3, 4])
     ]
@@ -146,7 +140,7 @@ def test_one_image_listed_twice_under_its_id_stays_with_its_boxes(root):
 
 
 @pytest.mark.parametrize(
-    ("said", "drawn", "expected"),
+    ("annotated_size", "drawn", "expected"),
     [
         ((30, 40), [5, 2, 20, 10], [5, 2, 20, 10]),  # as the image is shown
         (
@@ -159,12 +153,12 @@ def test_one_image_listed_twice_under_its_id_stays_with_its_boxes(root):
         ((70, 71), [5, 2, 20, 10], None),
     ],
 )
-def test_boxes_follow_the_frame_that_the_size_tells(root, said, drawn, expected):
+def test_boxes_follow_the_frame_that_the_size_tells(root, annotated_size, drawn, expected):
     exif = Image.Exif()
     exif[0x0112] = 6  # stored 40 wide and 30 high, shown after a quarter turn to the right
     Image.open(root / "a.png").save(root / "turned.png", exif=exif)
-    path = write(root, "x", [image(1, "turned.png", *said)], [box(1, drawn)])
-    content, _ = fixed(inspect(path, root))
+    path = write(root, "x", [image(1, "turned.png", *annotated_size)], [box(1, drawn)])
+    content, _ = repair(validate(path, root))
     if expected is None:
         assert content["images"] == content["annotations"] == []
         return
@@ -189,7 +183,7 @@ def test_entries_of_another_kind_are_named(root, entry, words):
         [image(1, "a.png")],
         [box(1, [1, 2, 3, 4]), {**box(2, [1, 2, 3, 4], category=9), **entry}],
     )
-    assert [x for x in inspect(path, root).findings["unusable entry"] if words in x]
+    assert [x for x in validate(path, root).problems["unusable entry"] if words in x]
 
 
 def test_sizes_that_are_missing_or_no_numbers_are_not_unknown_images(root):
@@ -199,7 +193,7 @@ def test_sizes_that_are_missing_or_no_numbers_are_not_unknown_images(root):
         image(3, "b.png", "40", 30),
     ]
     annotations = [box(i, [1, 2, 3, 4], image=i, category=3 if i == 1 else 9) for i in (1, 2, 3)]
-    found = counts(inspect(write(root, "x", images, annotations), root))
+    found = counts(validate(write(root, "x", images, annotations), root))
     assert found == {"unusable entry": 3, "missing image": 1}
 
 
@@ -208,7 +202,7 @@ def test_images_in_which_nothing_can_be_seen_are_pointed_out(root):
     path = write(
         root, "x", [image(1, "dark.png")], [box(1, [1, 2, 3, 4]), box(2, [1, 2, 3, 4], category=9)]
     )
-    assert counts(inspect(path, root)) == {"image of nearly one color": 1}
+    assert counts(validate(path, root)) == {"image of nearly one color": 1}
 
 
 def test_file_names_with_the_separators_of_windows_are_found(root):
@@ -220,14 +214,14 @@ def test_file_names_with_the_separators_of_windows_are_found(root):
         [image(1, "sub\\a.png")],
         [box(1, [1, 2, 3, 4]), box(2, [1, 2, 3, 4], category=9)],
     )
-    assert counts(inspect(path, root)) == {}
+    assert counts(validate(path, root)) == {}
 
 
 def test_tables_count_classes_and_sizes(root):
     # Sides 4 (twice), 33 and 100: a square of the area of the last two boxes.
     boxes = [[0, 0, 4, 4], [0, 0, 2, 8], [0, 0, 33, 33], [0, 0, 200, 50]]
     annotations = [box(i, x, category=3 if i < 3 else 9) for i, x in enumerate(boxes, 1)]
-    result = inspect(
+    result = validate(
         write(root, "sizes", [image(1, "a.png"), image(2, "b.png")], annotations), root
     )
     rows = [
@@ -254,7 +248,7 @@ def test_entries_that_are_no_objects_are_reported(root):
     path = write(
         root, "odd", ["a.png", image(1, "a.png")], [5, box(1, [1, 2, 3, 4])], [None, CATEGORIES[0]]
     )
-    assert counts(inspect(path, root))["unusable entry"] == 3
+    assert counts(validate(path, root))["unusable entry"] == 3
 
 
 def test_kinds_of_findings_are_told_apart():
