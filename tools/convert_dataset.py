@@ -21,10 +21,11 @@ from pathlib import Path
 
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.preparation.conversion import Conversion
-from salience_detr.data.preparation.voc import convert_voc, find_split_stems, images_without_xml
+from salience_detr.data.preparation.voc import convert_voc, find_splits, images_without_xml
 from salience_detr.data.preparation.yolo import (
     convert_yolo,
     find_description,
+    find_labels,
     label_candidates,
     read_description,
 )
@@ -92,9 +93,9 @@ def voc_splits(args: argparse.Namespace) -> Iterator[ConvertedSplit]:
     if not classes:
         classes = [category["name"] for category in convert().content["categories"]]
 
-    splits = find_split_stems(args.source, annotations, args.val_fraction)
-    for name, stems in splits.items():
-        yield ConvertedSplit(name, images, convert(classes=classes, stems=stems))
+    splits = find_splits(args.source, annotations, args.val_fraction)
+    for name, files in splits.items():
+        yield ConvertedSplit(name, images, convert(classes=classes, files=files))
 
     unknown = images_without_xml(annotations, images)
     if unknown:
@@ -112,8 +113,8 @@ def yolo_splits(args: argparse.Namespace) -> Iterator[ConvertedSplit]:
             has_keypoints=description.has_keypoints, workers=args.workers,
         )  # fmt: skip
 
-        if not conversion.num_labeled and name != "test":
-            places = " and ".join(str(path) for path in label_candidates(images[0]))
+        if name != "test" and not any(map(find_labels, images)):
+            places = " and ".join(map(str, label_candidates(images[0])))
             raise DatasetError(
                 f"none of the {len(images)} images of {name} has a file of labels; "
                 f"for {images[0]} looked for {places}"

@@ -18,11 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from salience_detr.data.images import UNREADABLE
-from salience_detr.data.preparation.frames import Box, Size, read_size
-from salience_detr.data.preparation.parallel import map_files
+import numpy as np
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+from salience_detr.data.images import UNREADABLE
+from salience_detr.data.preparation.files import map_files
+from salience_detr.data.preparation.frames import Box, Size, read_size
+
 # Problems that a report lists.
 NUM_LISTED = 20
 
@@ -51,14 +52,12 @@ class ImageLabels:
     Attributes:
         file_name: relative to the folder of the images.
         size: EXIF-corrected (width, height) in pixels; None if the image is left out.
-        is_labeled: whether there is a file of labels, be it empty.
         boxes: in the frame of the EXIF-corrected image.
         problems: descriptions of what was left out.
     """
 
     file_name: str = ""
     size: tuple[int, int] | None = None
-    is_labeled: bool = True
     boxes: list[LabeledBox] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -70,12 +69,10 @@ class Conversion:
     Attributes:
         content: images, annotations, categories.
         problems: descriptions of what was left out, with the file.
-        num_labeled: number of images with a file of labels.
     """
 
     content: dict[str, list[dict[str, Any]]]
     problems: list[str]
-    num_labeled: int = 0
 
     def report(self) -> str:
         """Return the numbers of images and boxes, boxes per class, and problems as text."""
@@ -96,11 +93,6 @@ class Conversion:
         return "\n".join(lines)
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Find all images of a folder and below it, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-
-
 def read_image_size(path: Path) -> tuple[tuple[int, int], int]:
     """Read the EXIF-corrected (width, height) of an image and its EXIF orientation.
 
@@ -119,15 +111,10 @@ def clip_box(box: Box, size: Size) -> Box | None:
     Returns:
         The box as (x, y, width, height); None if no area is left.
     """
-    width, height = size
-    x0 = min(max(box[0], 0.0), float(width))
-    y0 = min(max(box[1], 0.0), float(height))
-    x1 = min(max(box[2], 0.0), float(width))
-    y1 = min(max(box[3], 0.0), float(height))
-
-    if x1 <= x0 or y1 <= y0:
-        return None
-    return x0, y0, x1 - x0, y1 - y0
+    x0, y0, x1, y1 = np.clip(box, 0.0, (*size, *size)).tolist()
+    if x1 > x0 and y1 > y0:
+        return x0, y0, x1 - x0, y1 - y0
+    return None
 
 
 def read_labels(
@@ -160,7 +147,6 @@ def assemble(
     annotations: list[dict[str, Any]] = []
     problems: list[str] = []
     file_names: set[str] = set()
-    num_labeled = 0
 
     for labels in images_labels:
         problems += labels.problems
@@ -173,7 +159,6 @@ def assemble(
             continue
 
         file_names.add(name)
-        num_labeled += labels.is_labeled
         width, height = labels.size
         image = {"id": len(images) + 1, "file_name": name, "width": width, "height": height}
         images.append(image)
@@ -193,4 +178,4 @@ def assemble(
             annotations.append(annotation)
 
     content = {"images": images, "annotations": annotations, "categories": categories}
-    return Conversion(content, problems, num_labeled)
+    return Conversion(content, problems)

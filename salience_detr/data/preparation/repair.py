@@ -6,12 +6,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
 from typing import Any
 
-from salience_detr.data.coco_format import OPTIONAL, entry_fault, is_side, is_whole
-from salience_detr.data.preparation.frames import Box, Size, frame_transform
+from salience_detr.data.coco_format import OPTIONAL, entry_fault, is_whole
+from salience_detr.data.preparation.frames import Box, frame_transform
 from salience_detr.data.preparation.validation import (
     Entry,
     ImageFile,
     ValidationResult,
+    box_frame,
     check_box,
 )
 
@@ -56,18 +57,19 @@ def repair(
     images = []
     annotations = []
     for image_id, (entry, file) in kept.items():
-        repaired = repair_image(entry, file, by_image[image_id], changes)
-        if repaired is not None:
-            images.append(repaired[0])
-            annotations += repaired[1]
+        width, height = file.size
+        images.append({**entry, "width": width, "height": height})
+        changes["sizes corrected"] += images[-1] != entry
+        annotations += repair_annotations(by_image[image_id], entry, file, changes)
     number_annotations(annotations, changes)
 
     content = {
         **result.content,
         "images": images,
         "annotations": annotations,
-        "categories": [categories[category_id] for category_id in sorted(categories)],
+        "categories": [category for _, category in sorted(categories.items())],
     }
+    # Without the kinds that did not occur.
     return content, +changes
 
 
@@ -85,96 +87,83 @@ def select_images(
 
     kept: dict[Any, tuple[Entry, ImageFile]] = {}
     for entry, file in result.images():
-        is_wanted = file.size is not None and file.digest not in without
+        is_wanted = not file.problem and file.digest not in without
         if is_wanted and len(digests[entry["id"]]) == 1:
             kept.setdefault(entry["id"], (entry, file))
 
-    # All ids must be of one type.
-    if len({type(image_id) for image_id in kept}) > 1:
-        kept = {image_id: pair for image_id, pair in kept.items() if isinstance(image_id, int)}
+    # Ids must be of one type, and boxes drawn in a known frame.
+    has_mixed_ids = len(set(map(type, kept))) > 1
+    for image_id, pair in list(kept.items()):
+        is_other_type = has_mixed_ids and not isinstance(image_id, int)
+        if is_other_type or box_transform(*pair) is None:
+            del kept[image_id]
     return kept
 
 
-def repair_image(
-    entry: Entry, file: ImageFile, annotations: list[Entry], changes: Counter[str]
-) -> tuple[Entry, list[Entry]] | None:
-    """Return an image with its true size, and its annotations with boxes in that frame.
+def box_transform(entry: Entry, file: ImageFile) -> Callable[[Box], Box] | None:
+    """Return the function that moves an image's boxes into its frame; None if theirs is unknown."""
+    return frame_transform(box_frame(entry, file), file.size, file.orientation)
+
+
+def repair_annotations(
+    annotations: list[Entry], entry: Entry, file: ImageFile, changes: Counter[str]
+) -> list[Entry]:
+    """Return copies of an image's annotations with boxes inside of it, and in its frame.
 
     Args:
+        annotations: annotations of the image.
         entry: image.
         file: its file.
-        annotations: its annotations.
         changes: numbers of changes, which are added to.
-
-    Returns:
-        Copies of image and annotations; None if the frame of the boxes is unknown.
     """
-    assert file.size is not None
-    width, height = file.size
-    annotated_size = (entry.get("width"), entry.get("height"))
-    frame: Size = file.size
-    if all(is_side(side) for side in annotated_size):
-        frame = (float(entry["width"]), float(entry["height"]))
-
-    transform = frame_transform(frame, file.size, file.orientation)
-    if transform is None:
-        changes["images left out"] += 1
-        changes["boxes left out"] += len(annotations)
-        return None
-
-    changes["sizes corrected"] += annotated_size != file.size
     change = "boxes moved into the frame of their image"
-    if frame == file.size:
+    if box_frame(entry, file) == file.size:
         change = "boxes clipped"
 
     repaired = []
     for annotation in annotations:
-        box = repair_box(annotation.get("bbox"), frame, file.size, transform)
+        box = repair_box(annotation.get("bbox"), entry, file)
         if box is None:
             changes["boxes left out"] += 1
-        elif box == annotation["bbox"]:
-            repaired.append(drop_unusable_options(annotation))
-        else:
+            continue
+
+        moved = dict(annotation)
+        if box != annotation["bbox"]:
             changes[change] += 1
-            moved = {**annotation, "bbox": box, "area": box[2] * box[3]}
-            repaired.append(drop_unusable_options(moved))
-    return {**entry, "width": width, "height": height}, repaired
+            moved |= {"bbox": box, "area": box[2] * box[3]}
+
+        # Optional keys are left out that hold nothing usable.
+        for key, (is_valid, _) in OPTIONAL["annotations"].items():
+            if moved.get(key) is None or not is_valid(moved[key]):
+                moved.pop(key, None)
+        repaired.append(moved)
+    return repaired
 
 
-def repair_box(
-    box: Any, frame: Size, image_size: Size, transform: Callable[[Box], Box]
-) -> list[float] | None:
+def repair_box(box: Any, entry: Entry, file: ImageFile) -> list[float] | None:
     """Clip a box, and move it into the frame of its image.
 
     Args:
         box: "bbox" of an annotation.
-        frame: (width, height) in which the box was drawn.
-        image_size: EXIF-corrected (width, height) of the image.
-        transform: see :func:`~salience_detr.data.preparation.frames.frame_transform`.
+        entry: image.
+        file: its file.
 
     Returns:
         (x, y, width, height) in the image; None if there is no box, or nothing of it is inside.
     """
+    frame = box_frame(entry, file)
+    transform = box_transform(entry, file)
     problem = check_box(box, frame)
-    if problem not in (None, "box reaching out of the image"):
-        return None
-    if problem is None and frame == image_size:
+    if problem is None and frame == file.size:
         return list(box)
+    if transform is None or problem not in (None, "box reaching out of the image"):
+        return None
 
     x, y, width, height = box
     x0, y0, x1, y1 = transform(
         (max(x, 0), max(y, 0), min(x + width, frame[0]), min(y + height, frame[1]))
     )
     return [x0, y0, x1 - x0, y1 - y0]
-
-
-def drop_unusable_options(annotation: Entry) -> Entry:
-    """Return a copy without optional keys that hold nothing usable."""
-    repaired = dict(annotation)
-    for key, (is_valid, _) in OPTIONAL["annotations"].items():
-        if key in repaired and (repaired[key] is None or not is_valid(repaired[key])):
-            del repaired[key]
-    return repaired
 
 
 def number_annotations(annotations: list[Entry], changes: Counter[str]) -> None:

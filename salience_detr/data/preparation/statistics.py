@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +13,11 @@ from salience_detr.data.preparation.validation import Entry, ValidationResult, c
 # Sides of COCO's small and medium objects, in pixels.
 SMALL = 32
 MEDIUM = 96
+QUANTILES = {"smallest": 0, "10 %": 10, "median": 50, "90 %": 90, "largest": 100}
 # Characters of the longest bar of the histogram.
 BAR_LENGTH = 40
 
-Row = dict[str, str | int | float]
+Row = dict[str, Any]
 
 
 def class_table(result: ValidationResult) -> list[Row]:
@@ -24,67 +26,66 @@ def class_table(result: ValidationResult) -> list[Row]:
     for annotation in result.usable("annotations"):
         by_category[annotation["category_id"]].append(annotation)
 
-    rows: list[Row] = []
+    rows = []
     for category in result.usable("categories"):
         annotations = by_category[category["id"]]
-        areas = [width * height for width, height in box_sizes(annotations)]
+        areas = box_sizes(annotations).prod(axis=1)
         counts, _ = np.histogram(areas, bins=(0, SMALL**2, MEDIUM**2, np.inf))
-        small, medium, large = counts.tolist()
-        num_images = len({annotation["image_id"] for annotation in annotations})
-        rows.append(
-            {
-                "class": category["name"], "id": category["id"], "boxes": len(annotations),
-                "images": num_images, "small": small, "medium": medium, "large": large,
-            }
-        )  # fmt: skip
+        row = {
+            "class": category["name"],
+            "id": category["id"],
+            "boxes": len(annotations),
+            "images": len({annotation["image_id"] for annotation in annotations}),
+        }
+        rows.append(row | dict(zip(("small", "medium", "large"), counts.tolist(), strict=True)))
     return rows
 
 
 def size_table(result: ValidationResult) -> list[Row]:
     """Compute quantiles of the sides of images and boxes, and of the boxes per image."""
     annotations = result.usable("annotations")
-    sizes = box_sizes(annotations)
-    image_sizes = [file.size for file in result.files if file.size]
+    widths, heights = box_sizes(annotations).T
+    image_sizes = [file.size for file in result.files if not file.problem]
     num_boxes = Counter(annotation["image_id"] for annotation in annotations)
     series = {
         "image width": [width for width, _ in image_sizes],
         "image height": [height for _, height in image_sizes],
-        "box width": [width for width, _ in sizes],
-        "box height": [height for _, height in sizes],
-        "width / height of boxes": [width / height for width, height in sizes],
+        "box width": widths,
+        "box height": heights,
+        "width / height of boxes": widths / heights,
         "boxes per image": [num_boxes[entry["id"]] for entry in result.usable("images")],
     }
 
-    quantile_names = ("smallest", "10 %", "median", "90 %", "largest")
-    rows: list[Row] = []
+    rows = []
     for name, values in series.items():
-        if values:
-            quantiles = np.percentile(values, [0, 10, 50, 90, 100]).tolist()
-            rows.append({"": name, **dict(zip(quantile_names, quantiles, strict=True))})
+        if len(values):
+            quantiles = np.percentile(values, list(QUANTILES.values())).tolist()
+            rows.append({"": name, **dict(zip(QUANTILES, quantiles, strict=True))})
     return rows
 
 
 def size_histogram(result: ValidationResult) -> list[Row]:
     """Count boxes by the side of a square of their area; each bin is twice as wide as the last."""
-    bins: Counter[int] = Counter()
-    for width, height in box_sizes(result.usable("annotations")):
-        bins[max(0, math.floor(math.log2(math.sqrt(width * height))))] += 1
+    sides = np.sqrt(box_sizes(result.usable("annotations")).prod(axis=1))
+    exponents = np.floor(np.log2(sides)).clip(min=0)
+    counts = Counter(exponents.astype(int).tolist())
 
-    most = max(bins.values(), default=1)
-    rows: list[Row] = []
-    for i in range(min(bins, default=0), max(bins, default=-1) + 1):
-        first = 2**i if i else 0
-        bar = "#" * math.ceil(BAR_LENGTH * bins[i] / most)
-        rows.append({"side of boxes": f"{first} to {2 ** (i + 1)}", "boxes": bins[i], "": bar})
+    rows = []
+    most = max(counts.values(), default=1)
+    for i in range(min(counts, default=0), max(counts, default=-1) + 1):
+        # Boxes smaller than a pixel are in the first bin too.
+        start = 2**i if i else 0
+        bar = "#" * math.ceil(BAR_LENGTH * counts[i] / most)
+        rows.append({"side of boxes": f"{start} to {2 ** (i + 1)}", "boxes": counts[i], "": bar})
     return rows
 
 
-def box_sizes(annotations: list[Entry]) -> list[tuple[float, float]]:
-    """Return the (width, height) of the boxes that have an area."""
+def box_sizes(annotations: list[Entry]) -> np.ndarray:
+    """Return the (N, 2) widths and heights of the boxes that have an area."""
     unlimited = (math.inf, math.inf)
     sizes = []
     for annotation in annotations:
-        box = annotation.get("bbox")
+        box: Any = annotation.get("bbox")
         if check_box(box, unlimited) in (None, "box reaching out of the image"):
-            sizes.append((box[2], box[3]))
-    return sizes
+            sizes.append(box[2:])
+    return np.array(sizes, dtype=float).reshape(-1, 2)

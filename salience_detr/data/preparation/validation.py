@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from salience_detr.data.coco_format import (
     read_coco,
 )
 from salience_detr.data.images import UNREADABLE, ImageReadError, read_image
+from salience_detr.data.preparation.files import map_files
 from salience_detr.data.preparation.frames import Size, read_size
-from salience_detr.data.preparation.parallel import map_files
 
 # Kinds of problems that training would stop at or get wrong ...
 ERRORS = (
@@ -43,6 +42,9 @@ TOLERANCE = 0.01
 # Range of values, of 256, in which nothing can be seen: such as 12 bits in a file of 16 bits.
 FAINT = 16
 
+# Size in which every box lies.
+UNKNOWN_SIZE = (math.inf, math.inf)
+
 # An entry of one of the lists of a COCO file.
 Entry = dict[str, Any]
 
@@ -52,14 +54,14 @@ class ImageFile:
     """Content of an image file.
 
     Attributes:
-        size: EXIF-corrected (width, height); None if the file cannot be read.
+        size: EXIF-corrected (width, height); ``UNKNOWN_SIZE`` if the file cannot be read.
         orientation: EXIF orientation.
         digest: SHA-256 of the file.
         is_faint: whether its pixels hardly differ.
-        problem: reason why it cannot be read.
+        problem: reason why it cannot be read, or "".
     """
 
-    size: tuple[int, int] | None = None
+    size: Size = UNKNOWN_SIZE
     orientation: int = 1
     digest: str = ""
     is_faint: bool = False
@@ -86,6 +88,10 @@ class ValidationResult:
     def num_errors(self) -> int:
         return sum(len(self.problems.get(kind, ())) for kind in ERRORS)
 
+    def add(self, kind: str, description: str) -> None:
+        """Add a problem of one of the kinds in ``ERRORS`` and ``WARNINGS``."""
+        self.problems[kind].append(description)
+
     def usable(self, kind: str) -> list[Entry]:
         """Return the valid entries of a list, whatever sizes of images and boxes are."""
         return [entry for entry in self.content[kind] if is_usable(kind, entry)]
@@ -94,6 +100,10 @@ class ValidationResult:
         """Return the usable images, each with its file."""
         pairs = zip(self.content["images"], self.files, strict=True)
         return [(entry, file) for entry, file in pairs if is_usable("images", entry)]
+
+    def values(self, kind: str, key: str) -> set[Any]:
+        """Return the values of a key in the usable entries of a list."""
+        return {entry[key] for entry in self.usable(kind)}
 
 
 def is_usable(kind: str, entry: object) -> bool:
@@ -120,9 +130,10 @@ def validate(json_file: Path, image_root: Path, *, workers: int = 0) -> Validati
         paths.append(image_path(image_root, name) if isinstance(name, str) else Path())
 
     result = ValidationResult(json_file, content, map_files(read_file, paths, workers, "images"))
-    for check in (check_entries, check_categories, check_images, check_boxes):
-        for kind, description in check(result):
-            result.problems[kind].append(description)
+    check_entries(result)
+    check_categories(result)
+    check_images(result)
+    check_boxes(result)
     return result
 
 
@@ -135,86 +146,86 @@ def read_file(path: Path) -> ImageFile:
         pixels = read_image(str(path))
         size, orientation = read_size(path)
     except (ImageReadError, *UNREADABLE) as error:
-        return ImageFile(problem=str(error))
+        return ImageFile(problem=str(error) or repr(error))
 
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     is_faint = int(pixels.max()) - int(pixels.min()) < FAINT
     return ImageFile(size, orientation, digest, is_faint)
 
 
-def check_entries(result: ValidationResult) -> Iterator[tuple[str, str]]:
-    """Yield kind and description of problems of the entries themselves, and of their ids."""
+def check_entries(result: ValidationResult) -> None:
+    """Find entries that are invalid by themselves, and ids that are repeated or of mixed types."""
     singular = {"images": "image", "categories": "category", "annotations": "annotation"}
     for kind in LISTS:
         ids = []
         for number, entry in enumerate(result.content[kind]):
             problem = entry_fault(kind, entry, without=("bbox",))
             if problem is not None:
-                yield "unusable entry", f"number {number} of {kind} {problem}"
+                result.add("unusable entry", f"number {number} of {kind} {problem}")
             if isinstance(entry, dict) and is_id(entry.get("id")):
                 ids.append(entry["id"])
 
         for entry_id, count in Counter(ids).items():
             if count > 1:
-                yield f"duplicate {singular[kind]} id", f"{entry_id!r}, {count} times"
-        if kind == "images" and len({type(image_id) for image_id in ids}) > 1:
-            yield "unusable entry", "some image ids are numbers and others are texts"
+                result.add(f"duplicate {singular[kind]} id", f"{entry_id!r}, {count} times")
+        if kind == "images" and len(set(map(type, ids))) > 1:
+            result.add("unusable entry", "some image ids are numbers and others are texts")
 
     for kind in ("images", "categories"):
         if not result.usable(kind):
-            yield "nothing to train on", f"there are no {kind}"
+            result.add("nothing to train on", f"there are no {kind}")
 
 
-def check_categories(result: ValidationResult) -> Iterator[tuple[str, str]]:
-    """Yield kind and description of problems of the usable categories."""
+def check_categories(result: ValidationResult) -> None:
+    """Find categories without boxes, and names of several categories."""
     categories = result.usable("categories")
-    with_boxes = {annotation["category_id"] for annotation in result.usable("annotations")}
+    with_boxes = result.values("annotations", "category_id")
     for category in categories:
         if category["id"] not in with_boxes:
-            yield "category without boxes", f"{category['name']} (id {category['id']})"
+            result.add("category without boxes", f"{category['name']} (id {category['id']})")
 
     names = Counter(category["name"] for category in categories)
     for name, count in names.items():
         if count > 1:
-            yield "category name twice", name
+            result.add("category name twice", name)
 
 
-def check_images(result: ValidationResult) -> Iterator[tuple[str, str]]:
-    """Yield kind and description of problems of the usable images."""
-    with_boxes = {annotation["image_id"] for annotation in result.usable("annotations")}
+def check_images(result: ValidationResult) -> None:
+    """Find images that are missing, unreadable, repeated, empty, or of another size."""
+    with_boxes = result.values("annotations", "image_id")
     first_names: dict[str, str] = {}
     for entry, file in result.images():
         name = entry["file_name"]
         if file.problem == "missing":
-            yield "missing image", name
-        elif file.size is None:
-            yield "unreadable image", file.problem
-        if file.size is None:
+            result.add("missing image", name)
+            continue
+        if file.problem:
+            result.add("unreadable image", file.problem)
             continue
 
-        annotated_size = (entry.get("width"), entry.get("height"))
-        if entry_fault("images", entry) is None and annotated_size != file.size:
-            size = "{}x{}".format(*file.size)
-            yield (
-                "wrong size",
-                f"{name} is {size}, the file says {entry['width']}x{entry['height']}",
-            )
+        frame = box_frame(entry, file)
+        if frame != file.size:
+            sizes = "{}x{}, the file says {}x{}".format(*file.size, *frame)
+            result.add("wrong size", f"{name} is {sizes}")
 
         if entry["id"] not in with_boxes:
-            yield "image without boxes", name
+            result.add("image without boxes", name)
         if file.is_faint:
-            yield "image of nearly one color", name
+            result.add("image of nearly one color", name)
 
         if file.digest in first_names:
-            yield "image twice in the set", f"{name} is the same as {first_names[file.digest]}"
+            original = first_names[file.digest]
+            result.add("image twice in the set", f"{name} is the same as {original}")
         first_names.setdefault(file.digest, name)
 
 
-def check_boxes(result: ValidationResult) -> Iterator[tuple[str, str]]:
-    """Yield kind and description of problems of the usable annotations and their boxes."""
-    sizes = box_frames(result)
-    image_ids = {entry["id"] for entry in result.usable("images")}
-    category_ids = {category["id"] for category in result.usable("categories")}
+def check_boxes(result: ValidationResult) -> None:
+    """Find annotations of unknown images or categories, and boxes that are not inside of images."""
+    frames: dict[Any, Size] = {}
+    for entry, file in result.images():
+        frames.setdefault(entry["id"], box_frame(entry, file))
+
+    category_ids = result.values("categories", "id")
     for annotation in result.usable("annotations"):
         image_id = annotation["image_id"]
         category_id = annotation["category_id"]
@@ -223,46 +234,42 @@ def check_boxes(result: ValidationResult) -> Iterator[tuple[str, str]]:
         # COCO's evaluation takes a match with id 0 for none.
         if annotation["id"] == 0:
             effect = "other programs' evaluation would never count it as found"
-            yield "annotation id 0", f"{where}: {effect}"
+            result.add("annotation id 0", f"{where}: {effect}")
         if category_id not in category_ids:
-            yield "unknown category", f"{where} has the category id {category_id}"
-        if image_id not in image_ids:
-            yield "unknown image", f"{where}: there is no image {image_id!r}"
+            result.add("unknown category", f"{where} has the category id {category_id}")
+        if image_id not in frames:
+            result.add("unknown image", f"{where}: there is no image {image_id!r}")
 
-        width, height = sizes.get(image_id, (math.inf, math.inf))
         box = annotation.get("bbox")
+        width, height = frames.get(image_id, UNKNOWN_SIZE)
         kind = check_box(box, (width, height))
         if kind is not None:
-            yield kind, f"{where} has the bbox {box!r:.80} in an image of {width}x{height}"
+            sizes = f"{box!r:.80} in an image of {width}x{height}"
+            result.add(kind, f"{where} has the bbox {sizes}")
 
 
-def box_frames(result: ValidationResult) -> dict[Any, Size]:
-    """Return the (width, height) of the frame of each image's boxes by the image's id.
+def box_frame(entry: Entry, file: ImageFile) -> Size:
+    """Return the (width, height) of the frame in which the boxes of an image were drawn.
 
-    It is the annotated size or, where that is none, the EXIF-corrected one.
+    It is the annotated size or, where there is none, that of the image.
     """
-    sizes: dict[Any, Size] = {}
-    for entry, file in result.images():
-        if entry_fault("images", entry) is None:
-            sizes.setdefault(entry["id"], (entry["width"], entry["height"]))
-        elif file.size is not None:
-            sizes.setdefault(entry["id"], file.size)
-    return sizes
+    if entry_fault("images", entry) is None:
+        return entry["width"], entry["height"]
+    return file.size
 
 
-def check_box(box: object, size: Size) -> str | None:
+def check_box(box: Any, size: Size) -> str | None:
     """Return the kind of problem of an (x, y, width, height) box in an image of (width, height)."""
     if box_fault(box) is not None:
         return "malformed box"
 
-    x, y, width, height = box  # type: ignore[misc]
+    x, y, width, height = box
+    image_width, image_height = size
     if width <= 0 or height <= 0:
         return "box without area"
-
-    if x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0:
+    if x >= image_width or y >= image_height or x + width <= 0 or y + height <= 0:
         return "box outside the image"
-
-    if max(-x, -y, x + width - size[0], y + height - size[1]) > TOLERANCE:
+    if max(-x, -y, x + width - image_width, y + height - image_height) > TOLERANCE:
         return "box reaching out of the image"
     return None
 
@@ -271,6 +278,7 @@ def find_leaks(train: ValidationResult, val: ValidationResult) -> None:
     """Add to the problems of ``val`` its images that are in ``train`` too, byte for byte."""
     names = {file.digest: entry["file_name"] for entry, file in train.images()}
     for entry, file in val.images():
+        # Files that cannot be read have no digest.
         if file.digest and file.digest in names:
-            description = f"{entry['file_name']} is {names[file.digest]} of {train.json_file}"
-            val.problems["image in both sets"].append(description)
+            original = f"{names[file.digest]} of {train.json_file}"
+            val.add("image in both sets", f"{entry['file_name']} is {original}")

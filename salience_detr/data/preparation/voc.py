@@ -6,25 +6,26 @@ import os
 import random
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.preparation.conversion import (
-    IMAGE_SUFFIXES,
     Conversion,
     ImageLabels,
     LabeledBox,
     UnusableError,
     assemble,
     clip_box,
-    find_images,
     read_image_size,
     read_labels,
 )
+from salience_detr.data.preparation.files import IMAGE_SUFFIXES, find_files, first_file
 from salience_detr.data.preparation.frames import Box, frame_transform
 
+XML = {".xml"}
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 # Names of the lists in ImageSets/Main, per split; the first that is there counts.
 SPLIT_LISTS = {"train": ("train", "trainval"), "val": ("val",), "test": ("test",)}
@@ -35,7 +36,7 @@ def convert_voc(
     images: Path,
     *,
     classes: Sequence[str] = (),
-    stems: Iterable[str] | None = None,
+    files: Sequence[Path] | None = None,
     zero_based: bool = False,
     drop_difficult: bool = False,
     workers: int = 0,
@@ -46,7 +47,7 @@ def convert_voc(
         annotations: folder of the XML files, searched with all below it.
         images: folder of the images.
         classes: names in the order of their ids; by default those that occur, sorted.
-        stems: names of the files of the split, without ending; by default all.
+        files: XML files of the split; by default all.
         zero_based: corners count from 0 and are exclusive; VOC's count from 1 and are inclusive.
         drop_difficult: leave out objects that are marked difficult.
         workers: processes that read; 0 reads in this one.
@@ -54,38 +55,31 @@ def convert_voc(
     Raises:
         DatasetError: there are no XML files.
     """
-    if stems is None:
-        paths = find_xml_files(annotations)
-    else:
-        paths = [annotations / f"{stem}.xml" for stem in stems]
-    if not paths:
-        place = annotations if stems is None else "the split"
-        raise DatasetError(f"there are no .xml files in {place}")
+    if files is None:
+        files = find_files(annotations, XML)
+    if not files:
+        raise DatasetError(f"there are no .xml files in {annotations}, or none in the split")
 
     read = partial(
         read_voc, image_root=images, zero_based=zero_based, drop_difficult=drop_difficult
     )
-    images_labels = read_labels(read, paths, workers)
+    images_labels = read_labels(read, files, workers)
 
-    occurring = {str(box.label) for labels in images_labels for box in labels.boxes}
+    occurring: set[Any] = set()
+    for labels in images_labels:
+        occurring.update(box.label for box in labels.boxes)
     names = dict(enumerate(classes or sorted(occurring), 1))
-    category_ids = {name: category_id for category_id, name in names.items()}
-    return assemble(images_labels, category_ids, names)
-
-
-def find_xml_files(folder: Path) -> list[Path]:
-    """Find all XML files of a folder and below it, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".xml")
+    return assemble(images_labels, dict(zip(names.values(), names, strict=True)), names)
 
 
 def images_without_xml(annotations: Path, images: Path) -> list[Path]:
     """Find images without an XML file, of which it is unknown whether they show nothing."""
-    stems = {path.stem for path in find_xml_files(annotations)}
-    return [path for path in find_images(images) if path.stem not in stems]
+    stems = {path.stem for path in find_files(annotations, XML)}
+    return [path for path in find_files(images) if path.stem not in stems]
 
 
-def find_split_stems(source: Path, annotations: Path, val_fraction: float) -> dict[str, list[str]]:
-    """Return the names of the files of each split, without ending.
+def find_splits(source: Path, annotations: Path, val_fraction: float) -> dict[str, list[Path]]:
+    """Find the XML files of each split.
 
     The splits are those of VOC's lists or, where there are none, "train" and "val" drawn with a
     fixed seed.
@@ -100,8 +94,7 @@ def find_split_stems(source: Path, annotations: Path, val_fraction: float) -> di
     """
     splits = {}
     for split, names in SPLIT_LISTS.items():
-        paths = [source / "ImageSets" / "Main" / f"{name}.txt" for name in names]
-        path = next((path for path in paths if path.is_file()), None)
+        path = first_file(source / "ImageSets" / "Main" / f"{name}.txt" for name in names)
         if path is not None:
             splits[split] = read_list(path, annotations)
     if splits:
@@ -110,34 +103,31 @@ def find_split_stems(source: Path, annotations: Path, val_fraction: float) -> di
     if not 0 <= val_fraction < 1:
         raise DatasetError(f"--val-fraction is {val_fraction}; it lies in [0, 1)")
 
-    paths = find_xml_files(annotations)
-    stems = [path.relative_to(annotations).with_suffix("").as_posix() for path in paths]
-    drawn = set(random.Random(0).sample(stems, round(val_fraction * len(stems))))
-    splits["train"] = [stem for stem in stems if stem not in drawn]
+    files = find_files(annotations, XML)
+    drawn = set(random.Random(0).sample(files, round(val_fraction * len(files))))
+    splits["train"] = [path for path in files if path not in drawn]
     if drawn:
-        splits["val"] = sorted(drawn)
+        splits["val"] = sorted(drawn, key=lambda path: path.with_suffix("").as_posix())
     return splits
 
 
-def read_list(path: Path, annotations: Path) -> list[str]:
-    """Read the stems of a split's list.
+def read_list(path: Path, annotations: Path) -> list[Path]:
+    """Read a split's list of XML files.
 
-    A line may have an ending, spaces, or a second word such as VOC's 1 and -1. The spelling counts
-    for which there is an XML file.
+    A line names a file with or without an ending. It may hold spaces, or a second word such as
+    VOC's 1 and -1: the reading counts for which there is a file.
     """
-    stems = []
+    files = []
     for line in path.read_text(encoding="utf-8-sig").splitlines():
         if not line.strip():
             continue
 
-        whole = line.strip()
-        first_word = line.split()[0]
-        spellings = (
-            whole, os.path.splitext(whole)[0], first_word, os.path.splitext(first_word)[0]
-        )  # fmt: skip
-        existing = (stem for stem in spellings if (annotations / f"{stem}.xml").is_file())
-        stems.append(next(existing, first_word))
-    return stems
+        candidates = []
+        for name in (line.strip(), line.split()[0]):
+            candidates.append(annotations / f"{name}.xml")
+            candidates.append(annotations / f"{os.path.splitext(name)[0]}.xml")
+        files.append(first_file(candidates) or candidates[2])
+    return files
 
 
 def read_voc(path: Path, image_root: Path, zero_based: bool, drop_difficult: bool) -> ImageLabels:
@@ -159,7 +149,7 @@ def read_voc(path: Path, image_root: Path, zero_based: bool, drop_difficult: boo
     annotated_size = read_annotated_size(root) or size
     transform = frame_transform(annotated_size, size, orientation)
     if transform is None:
-        sizes = " but ".join(f"{width}x{height}" for width, height in (annotated_size, size))
+        sizes = "{}x{} but {}x{}".format(*annotated_size, *size)
         raise UnusableError(f"{path}: the sizes of file and image do not fit, {sizes}")
 
     labels = ImageLabels(image.relative_to(image_root).as_posix(), size)
@@ -189,20 +179,18 @@ def read_voc(path: Path, image_root: Path, zero_based: bool, drop_difficult: boo
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
-    """Read an XML file in any encoding that Python knows: the parser itself knows few.
+    """Read an XML file.
 
     Raises:
         UnusableError: the file is missing, not XML, or of an unknown encoding.
     """
     try:
         data = path.read_bytes()
-        try:
+        # Python decodes more encodings than the parser.
+        declared = re.match(rb"""<\?xml[^>]*encoding=["']([\w.-]+)["'][^>]*\?>""", data)
+        if declared is None:
             return ElementTree.fromstring(data)
-        except (ValueError, LookupError):
-            declared = re.match(rb"""<\?xml[^>]*encoding=["']([\w.-]+)["'][^>]*\?>""", data)
-            if declared is None:
-                raise
-            return ElementTree.fromstring(data[declared.end() :].decode(declared[1].decode()))
+        return ElementTree.fromstring(data[declared.end() :].decode(declared[1].decode()))
     except FileNotFoundError as error:
         raise UnusableError(f"{path}: there is no such file") from error
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
@@ -249,7 +237,7 @@ def find_image(image_root: Path, xml_file: Path, named: str | None) -> Path:
         # The name may hold folders of the annotator's computer.
         candidates.append(image_root / PureWindowsPath(named).name)
 
-    image = next((path for path in candidates if path.is_file()), None)
+    image = first_file(candidates)
     if image is None:
         name = named or xml_file.stem
         raise UnusableError(f"{xml_file}: there is no image {name} in {image_root}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import yaml
@@ -20,10 +21,10 @@ from salience_detr.data.preparation.conversion import (
     UnusableError,
     assemble,
     clip_box,
-    find_images,
     read_image_size,
     read_labels,
 )
+from salience_detr.data.preparation.files import find_files, first_file
 from salience_detr.data.preparation.frames import Box
 
 # Names under which a split is found.
@@ -79,33 +80,38 @@ def convert_yolo(
     return conversion
 
 
-def label_candidates(image: Path) -> Iterator[Path]:
-    """Yield the places of an image's labels.
+def label_candidates(image: Path) -> list[Path]:
+    """Return the places of an image's labels, the usual one first.
 
     The last folder "images" of the path becomes "labels", or the labels lie beside the image.
     """
-    parts = image.parts
-    for i in range(len(parts) - 2, -1, -1):
-        if parts[i] == "images":
-            yield Path(*parts[:i], "labels", *parts[i + 1 :]).with_suffix(".txt")
-            break
+    beside = image.with_suffix(".txt")
+    *folders, name = beside.parts
+    if "images" not in folders:
+        return [beside]
 
-    yield image.with_suffix(".txt")
+    last = len(folders) - 1 - folders[::-1].index("images")
+    folders[last] = "labels"
+    return [Path(*folders, name), beside]
+
+
+def find_labels(image: Path) -> Path | None:
+    """Find the file of labels of an image."""
+    return first_file(label_candidates(image))
 
 
 def find_orphans(images: Sequence[Path]) -> list[Path]:
     """Find files beside the labels of some images that are labels of no image."""
+    texts: set[Path] = set()
+    for folder in {label_candidates(image)[0].parent for image in images}:
+        texts.update(folder.glob("*.txt"))
+
     # An image of another split may be in the same folder.
     neighbors = set(images)
     for folder in {image.parent for image in images}:
-        neighbors.update(find_images(folder))
-    known = {next(label_candidates(image)) for image in neighbors}
-
-    orphans = []
-    for folder in {next(label_candidates(image)).parent for image in images}:
-        texts = (path for path in folder.glob("*.txt") if path.name not in OTHER_TEXTS)
-        orphans += [path for path in texts if path not in known]
-    return sorted(orphans)
+        neighbors.update(find_files(folder))
+    texts -= {label_candidates(image)[0] for image in neighbors}
+    return sorted(path for path in texts if path.name not in OTHER_TEXTS)
 
 
 def read_yolo(image: Path, image_root: Path, has_keypoints: bool) -> ImageLabels:
@@ -122,9 +128,8 @@ def read_yolo(image: Path, image_root: Path, has_keypoints: bool) -> ImageLabels
     size, _ = read_image_size(image)
     labels = ImageLabels(Path(os.path.relpath(image, image_root)).as_posix(), size)
 
-    path = next((path for path in label_candidates(image) if path.is_file()), None)
+    path = find_labels(image)
     if path is None:
-        labels.is_labeled = False
         return labels
 
     for number, line in enumerate(decode(path.read_bytes()).splitlines(), 1):
@@ -282,14 +287,14 @@ def split_images(value: object, folders: Sequence[Path], where: str) -> list[Pat
     # Exports often name the folder as seen from somewhere else.
     slashed = value.replace("\\", "/")
     names = (value, slashed, slashed.removeprefix("../"))
-    candidates = (folder / name for name in names for folder in folders)
-    found = next((path for path in candidates if path.exists()), None)
+    candidates = (folder / name for name, folder in product(names, folders))
+    found = next(filter(Path.exists, candidates), None)
     if found is None:
-        tried = " or ".join(sorted({str(folder) for folder in folders}))
+        tried = " or ".join(sorted(set(map(str, folders))))
         raise DatasetError(f"{where}: there is no {value!r} in {tried}")
 
     if found.is_dir():
-        return find_images(found)
+        return find_files(found)
     return read_image_list(found, folders)
 
 
@@ -299,7 +304,7 @@ def read_image_list(path: Path, folders: Sequence[Path]) -> list[Path]:
     for line in decode(path.read_bytes()).splitlines():
         if not line.strip():
             continue
-        candidates = [folder / line.strip() for folder in (path.parent, *folders)]
-        image = next((x for x in candidates if x.is_file()), folders[0] / line.strip())
-        images.append(Path(os.path.normpath(image)))
+        name = line.strip()
+        image = first_file(folder / name for folder in (path.parent, *folders))
+        images.append(Path(os.path.normpath(image or folders[0] / name)))
     return images

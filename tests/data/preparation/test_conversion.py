@@ -11,7 +11,7 @@ from PIL import Image
 
 from salience_detr.data import load_dataset, register_coco_dataset
 from salience_detr.data.coco_format import DatasetError
-from salience_detr.data.preparation.conversion import find_images
+from salience_detr.data.preparation.files import find_files
 from salience_detr.data.preparation.voc import convert_voc
 from salience_detr.data.preparation.yolo import convert_yolo, label_candidates, read_description
 from tools.convert_dataset import main
@@ -122,7 +122,7 @@ def yolo(tmp_path):
 
 def from_yolo(root, names=None, **options):
     images = root / "images" / "train"
-    return convert_yolo(find_images(images), images, names or {0: "pit", 1: "dent"}, **options)
+    return convert_yolo(find_files(images), images, names or {0: "pit", 1: "dent"}, **options)
 
 
 def test_yolo_centers_and_polygons_become_boxes(yolo):
@@ -168,7 +168,7 @@ def test_unusable_yolo_lines_are_reported(yolo, line):
             ["a/images/x/labels/train/1.txt", "a/images/x/images/train/1.txt"],
         ),
         ("train/images/1.jpg", ["train/labels/1.txt", "train/images/1.txt"]),
-        ("pictures/images.jpg", ["pictures/images.txt"]),
+        ("photos/images.jpg", ["photos/images.txt"]),
     ],
 )
 def test_labels_lie_beside_the_last_images_folder_or_the_image(image, expected):
