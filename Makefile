@@ -68,7 +68,7 @@ train-demo: setup ## train the shipped weights again
 	$(RUN) tools/make_surface_defects.py --output $(DATA)
 	$(RUN) train_net.py --config-file $(CONFIG) --resume
 	@test -f output/surface_defects_tiny/model_final.pth || { echo "the training was stopped; make train-demo goes on with it"; exit 1; }
-	$(RUN) tools/strip_checkpoint.py --half output/surface_defects_tiny/model_best.pth $(WEIGHTS)
+	$(RUN) tools/convert_checkpoint.py --half output/surface_defects_tiny/model_best.pth $(WEIGHTS)
 
 clean: ## delete .venv and what runs have written
 	rm -rf $(VENV) output build salience_detr/_operator *.egg-info .pytest_cache .mypy_cache .ruff_cache

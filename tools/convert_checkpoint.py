@@ -1,5 +1,9 @@
 #!/usr/bin/env python
-"""Convert a checkpoint of the published implementation into this project's names, and say what was done."""
+"""Convert a checkpoint into a file with the weights of a Salience DETR alone.
+
+Checkpoints of the published implementation get this project's names. Of a checkpoint of
+train_net.py the weights are kept: their exponential moving average (EMA) if there is one.
+"""
 
 from __future__ import annotations
 
@@ -9,53 +13,88 @@ from collections import Counter
 from pathlib import Path
 
 from tabulate import tabulate
+from torch import Tensor
 
 from salience_detr.checkpoint import (
+    COCO_CATEGORY_IDS,
     CheckpointError,
     convert_reference_checkpoint,
     read_checkpoint,
     save_weights,
 )
-from salience_detr.checkpoint.loading import describe, is_reference_checkpoint, state_dict_of
-from salience_detr.checkpoint.reference_conversion import dropped_names
+from salience_detr.checkpoint.backbone_conversion import describe
+from salience_detr.checkpoint.files import find_state_dict
+from salience_detr.checkpoint.reference_conversion import dropped_names, is_reference_checkpoint
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("input", metavar="IN", help="a published or own checkpoint (.pth), or its URL")
+    add("output", metavar="OUT", type=Path, help="file to write, .safetensors or .pth")
+    add("--all-classes", action="store_true", help="keep all class rows, not COCO's 80 used ones")
+    add("--half", action="store_true", help="store float16: half the size, about three digits")
+    add("--raw", action="store_true", help="take the trained weights, not their EMA")
+    return parser.parse_args(argv)
+
+
+def convert(args: argparse.Namespace) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the weights in this project's names, and the names that were left out.
+
+    Raises:
+        CheckpointError: if the file cannot be read, or is no Salience DETR.
+    """
+    content = read_checkpoint(args.input)
+    if args.raw:
+        content.pop("ema", None)
+    state = dict(find_state_dict(content, args.input))
+
+    left_out = []
+    if is_reference_checkpoint(state):
+        left_out = dropped_names(state)
+        category_ids = None if args.all_classes else COCO_CATEGORY_IDS
+        state = convert_reference_checkpoint(state, category_ids=category_ids)
+    elif "query_selection.class_head.bias" not in state:
+        raise CheckpointError(f"{args.input} looks like {describe(state)}, not a Salience DETR")
+
+    if args.half:
+        for name, tensor in state.items():
+            if tensor.is_floating_point():
+                state[name] = tensor.half()
+    return state, left_out
+
+
+def print_summary(state: dict[str, Tensor], left_out: list[str], output: Path) -> None:
+    """Print the tensors and numbers of each part of the model, and what was left out."""
+    num_tensors: Counter[str] = Counter()
+    num_values: Counter[str] = Counter()
+    for name, tensor in state.items():
+        part = name.partition(".")[0]
+        num_tensors[part] += 1
+        num_values[part] += tensor.numel()
+
+    rows = [(part, num_tensors[part], num_values[part] / 1e6) for part in num_tensors]
+    rows.append(("total", num_tensors.total(), num_values.total() / 1e6))
+    headers = ("part", "tensors", "values (M)")
+    print(tabulate(rows, headers=headers, floatfmt=".2f", tablefmt="github"))
+
+    if left_out:
+        print(f"\nleft out, as constants or repetitions ({len(left_out)}): {', '.join(left_out)}")
+    print(f"\nwritten: {output} ({output.stat().st_size / 1e6:.1f} MB)")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("input", metavar="IN", help="the published file (.pth), or its URL")
-    parser.add_argument("output", metavar="OUT", type=Path, help=".pth or .safetensors")
-    parser.add_argument(
-        "--all-classes", action="store_true", help="keep all class rows, not COCO's 80 used ones"
-    )
-    args = parser.parse_args(argv)
+    args = parse_args(argv)
     try:
-        source = state_dict_of(read_checkpoint(args.input), args.input)
-        if not is_reference_checkpoint(source):
-            raise CheckpointError(
-                f"{args.input} looks like {describe(source)}, not like a published Salience DETR"
-            )
-        options = {"category_ids": None} if args.all_classes else {}
-        converted = convert_reference_checkpoint(source, **options)
-        save_weights(converted, args.output)
+        state, left_out = convert(args)
+        save_weights(state, args.output)
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    tensors = Counter(name.partition(".")[0] for name in converted)
-    numbers: Counter[str] = Counter()
-    for name, tensor in converted.items():
-        numbers[name.partition(".")[0]] += tensor.numel()
-    rows = [(part, tensors[part], numbers[part] / 1e6) for part in tensors]
-    rows.append(("total", len(converted), sum(numbers.values()) / 1e6))
-    print(
-        tabulate(
-            rows, headers=("part", "tensors", "numbers (M)"), floatfmt=".2f", tablefmt="github"
-        )
-    )
-    dropped = dropped_names(source)
-    print(
-        f"\nleft out, as constants or repetitions ({len(dropped)}): {', '.join(dropped) or 'nothing'}"
-    )
-    print(f"written: {args.output}")
+
+    print_summary(state, left_out, args.output)
     return 0
 
 

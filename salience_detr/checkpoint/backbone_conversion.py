@@ -1,272 +1,200 @@
-"""Names of published backbones translated into ours: ImageNet weights, and the backbone of a whole detector."""
+"""Conversion of published backbones: classifiers of torchvision, timm, and of their authors."""
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
-AFFINE = ("weight", "bias")
-BATCH_NORM = (*AFFINE, "running_mean", "running_var")
-CONSTANTS = re.compile(r"(num_batches_tracked|relative_position_index|attn_mask)$")
+from salience_detr.checkpoint.errors import CheckpointError, shorten
+from salience_detr.checkpoint.renaming import (
+    BATCH_NORM,
+    LAYER,
+    TENSOR,
+    Rename,
+    check_names,
+    expand,
+    inside,
+    rename_tensors,
+    unchanged,
+)
 
 
-class Name(NamedTuple):
-    """A tensor of a file: its name there, its name here, and what gives it its shape here."""
-
-    theirs: str
-    ours: str
-    change: Callable[[Tensor], Tensor] | None = None
-
-
-class Rule(NamedTuple):
-    """Names of one kind: a pattern for the whole of them, and what they become."""
-
-    pattern: str
-    ours: str | Callable[[re.Match[str]], str]
-    change: Callable[[Tensor], Tensor] | None = None
-
-
-@dataclass(frozen=True)
-class BackboneFormat:
-    """How a family of files calls its tensors.
+class BackboneFormat(NamedTuple):
+    """The names of a family of files.
 
     Attributes:
-        label: what to call such a file.
-        signature: names that tell such files from others.
-        names: from a file's tensors, all that it must have, as far as the others tell.
-        dropped: pattern of the names that no detector needs.
+        label: name of the family in messages, with an article.
+        table: returns the table of names that translates a file.
+        signature: names that distinguish these files from others.
     """
 
     label: str
+    table: Callable[[Collection[str]], Iterable[Rename]]
     signature: tuple[str, ...]
-    names: Callable[[Mapping[str, Any]], Iterator[Name]]
-    dropped: str
 
 
-def find_format(source: Mapping[str, Any]) -> BackboneFormat | None:
-    """The family of a file with these names."""
-    return next(
-        (known for known in FORMATS if all(name in source for name in known.signature)), None
-    )
+def resnet_table(source: Collection[str]) -> Iterator[Rename]:
+    """Yield the table from torchvision's ResNet to detectron2's."""
+    yield Rename("conv1.weight", "stem.conv1.weight")
+    yield Rename("bn1", "stem.conv1.norm", BATCH_NORM)
 
-
-def timm_names(source: Mapping[str, Any], own: Collection[str]) -> Iterator[Name]:
-    """Names of timm's whole models in a :class:`TimmBackbone`, whose feature models wrap them in several ways."""
-    for name in source:
-        for ours in (name, name.replace(".", "_", 1), f"model.{name}", f"body.{name}"):
-            if f"body.{ours}" in own:
-                yield Name(name, f"body.{ours}")
-
-
-def timm_leftovers(left_out: Collection[str], translated: Collection[str]) -> list[str]:
-    """Names that were not taken though others of their stage were, as those of a deeper model."""
-    stages = {tuple(name.split(".")[:2]) for name in translated}
-    return [
-        name
-        for name in left_out
-        if tuple(name.split(".")[:2]) in stages and not CONSTANTS.search(name)
-    ]
-
-
-def names_by_rules(
-    source: Mapping[str, Any], *, rules: Sequence[Rule], block: str
-) -> Iterator[Name]:
-    """Translate each name by the first rule that fits; what one block has, the others must have too.
-
-    Args:
-        block: pattern of how names of equal parts start.
-    """
-    blocks: dict[str, set[str]] = defaultdict(set)
-    for name in source:
-        if found := re.match(block, name):
-            blocks[found[0]].add(name[found.end() :])
-    leaves = set().union(*blocks.values())
-    for name in [
-        *source,
-        *(start + leaf for start, own in blocks.items() for leaf in sorted(leaves - own)),
-    ]:
-        for rule in rules:
-            if found := re.fullmatch(rule.pattern, name):
-                yield Name(
-                    name,
-                    rule.ours(found) if callable(rule.ours) else found.expand(rule.ours),
-                    rule.change,
-                )
-                break
-
-
-def resnet_names(source: Mapping[str, Any]) -> Iterator[Name]:
-    """torchvision's ResNet, whose blocks are not all alike, as detectron2's."""
-    yield Name("conv1.weight", "stem.conv1.weight")
-    yield from leaves("bn1", "stem.conv1.norm", BATCH_NORM)
+    # Bottleneck blocks have three convolutions, basic blocks two.
+    num_convs = 3 if "layer1.0.conv3.weight" in source else 2
     for stage in range(1, 5):
-        for block in range(max(1, count(source, f"layer{stage}"))):
-            theirs, ours = f"layer{stage}.{block}", f"res{stage + 1}.{block}"
-            num_convs = 3 if f"{theirs}.conv3.weight" in source else 2
-            for conv in range(1, num_convs + 1):
-                yield Name(f"{theirs}.conv{conv}.weight", f"{ours}.conv{conv}.weight")
-                yield from leaves(f"{theirs}.bn{conv}", f"{ours}.conv{conv}.norm", BATCH_NORM)
-            # Only basic blocks (two convolutions) start their first stage without a projection.
-            if block == 0 and (stage > 1 or num_convs == 3):
-                yield Name(f"{theirs}.downsample.0.weight", f"{ours}.shortcut.weight")
-                yield from leaves(f"{theirs}.downsample.1", f"{ours}.shortcut.norm", BATCH_NORM)
+        theirs = f"layer{stage}"
+        ours = f"res{stage + 1}"
+        for i in range(1, num_convs + 1):
+            yield Rename(f"{theirs}.*.conv{i}.weight", f"{ours}.*.conv{i}.weight")
+            yield Rename(f"{theirs}.*.bn{i}", f"{ours}.*.conv{i}.norm", BATCH_NORM)
+
+        # The first stage of basic blocks starts without a projection.
+        if stage > 1 or num_convs == 3:
+            yield Rename(f"{theirs}.0.downsample.0.weight", f"{ours}.0.shortcut.weight")
+            yield Rename(f"{theirs}.0.downsample.1", f"{ours}.0.shortcut.norm", BATCH_NORM)
 
 
-def torchvision_convnext_names(source: Mapping[str, Any]) -> Iterator[Name]:
-    """torchvision's ConvNeXt: stages at odd places of ``features``, the stem and the downsampling at even ones."""
-    layers = {"0": "conv_dw", "2": "norm", "3": "mlp.fc1", "5": "mlp.fc2"}
-    rules = (
-        Rule(r"features\.0\.([01])\.(weight|bias)", r"body.stem_\1.\2"),
-        Rule(
-            r"features\.(\d+)\.(\d+)\.block\.([0235])\.(weight|bias)",
-            lambda m: f"body.stages_{int(m[1]) // 2}.blocks.{m[2]}.{layers[m[3]]}.{m[4]}",
-        ),
-        Rule(
-            r"features\.(\d+)\.(\d+)\.layer_scale",
-            lambda m: f"body.stages_{int(m[1]) // 2}.blocks.{m[2]}.gamma",
-            as_vector,
-        ),
-        Rule(
-            r"features\.([246])\.([01])\.(weight|bias)",
-            lambda m: f"body.stages_{int(m[1]) // 2}.downsample.{m[2]}.{m[3]}",
-        ),
-    )
-    return names_by_rules(source, rules=rules, block=r"features\.[1357]\.\d+\.")
+def torchvision_convnext_table(source: Collection[str]) -> Iterator[Rename]:
+    """Yield the table from torchvision's ConvNeXt to timm's.
+
+    Odd indices of ``features`` are stages, even ones the stem and the downsampling between them.
+    """
+    yield Rename("features.0.0", "body.stem_0", LAYER)
+    yield Rename("features.0.1", "body.stem_1", LAYER)
+
+    for stage in range(4):
+        yield from inside(
+            f"features.{2 * stage + 1}.*",
+            f"body.stages_{stage}.blocks.*",
+            Rename("block.0", "conv_dw", LAYER),
+            Rename("block.2", "norm", LAYER),
+            Rename("block.3", "mlp.fc1", LAYER),
+            Rename("block.5", "mlp.fc2", LAYER),
+            Rename("layer_scale", "gamma", change=Tensor.flatten),
+        )
+    for stage in range(1, 4):
+        yield Rename(f"features.{2 * stage}.*", f"body.stages_{stage}.downsample.*", LAYER)
 
 
-def torchvision_swin_names(source: Mapping[str, Any]) -> Iterator[Name]:
-    """torchvision's Swin Transformer, laid out like its ConvNeXt, as detectron2's."""
-    parts = {"0": "proj", "2": "norm"}
-    rules = (
-        Rule(r"features\.0\.([02])\.(weight|bias)", lambda m: f"patch_embed.{parts[m[1]]}.{m[2]}"),
-        Rule(
-            r"features\.(\d+)\.(\d+)\.mlp\.([03])\.(weight|bias)",
-            lambda m: (
-                f"layers.{int(m[1]) // 2}.blocks.{m[2]}.mlp.{'fc1' if m[3] == '0' else 'fc2'}.{m[4]}"
-            ),
-        ),
-        Rule(
-            r"features\.(\d+)\.(\d+)\.((norm\d|attn)\.(?!relative_position_index).*)",
-            lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}.{m[3]}",
-        ),
-        Rule(
-            r"features\.([246])\.(reduction\.weight|norm\.(?:weight|bias))",
-            lambda m: f"layers.{int(m[1]) // 2 - 1}.downsample.{m[2]}",
-        ),
-    )
-    return names_by_rules(source, rules=rules, block=r"features\.[1357]\.\d+\.")
+def torchvision_swin_table(source: Collection[str]) -> Iterator[Rename]:
+    """Yield the table from torchvision's Swin Transformer, laid out as its ConvNeXt, to ours."""
+    yield Rename("features.0.0", "patch_embed.proj", LAYER)
+    yield Rename("features.0.2", "patch_embed.norm", LAYER)
+
+    for stage in range(4):
+        yield from inside(
+            f"features.{2 * stage + 1}.*",
+            f"layers.{stage}.blocks.*",
+            *SWIN_ATTENTION,
+            Rename("mlp.0", "mlp.fc1", LAYER),
+            Rename("mlp.3", "mlp.fc2", LAYER),
+        )
+    for stage in range(3):
+        theirs = f"features.{2 * stage + 2}"
+        yield from inside(theirs, f"layers.{stage}.downsample", *SWIN_DOWNSAMPLE)
 
 
-def swin_names(source: Mapping[str, Any]) -> Iterator[Name]:
-    """The Swin Transformer of its authors, after which detectron2's is called."""
-    rules = (Rule(r"(patch_embed|layers)\.(?!.*(relative_position_index|attn_mask)).*", r"\g<0>"),)
-    return names_by_rules(source, rules=rules, block=r"layers\.\d+\.blocks\.\d+\.(?!attn_mask)")
+def swin_table(source: Collection[str]) -> Iterator[Rename]:
+    """Yield the table of the Swin Transformer of its authors, whose names detectron2 uses."""
+    yield from SWIN
+    for stage in range(3):
+        name = f"layers.{stage}.downsample"
+        yield from inside(name, name, *SWIN_DOWNSAMPLE)
 
 
-def timm_swin_names(source: Mapping[str, Any]) -> Iterator[Name]:
-    """timm's Swin Transformer, whose stages downsample at their start."""
-    for name in swin_names(source):
-        downsample = re.fullmatch(r"layers\.(\d)\.(downsample\..*)", name.theirs)
-        yield (
-            name._replace(ours=f"layers.{int(downsample[1]) - 1}.{downsample[2]}")
-            if downsample
-            else name
+def timm_swin_table(source: Collection[str]) -> Iterator[Rename]:
+    """Yield the table from timm's Swin Transformer, whose stages downsample first, to ours."""
+    yield from SWIN
+    for stage in range(3):
+        theirs = f"layers.{stage + 1}.downsample"
+        yield from inside(theirs, f"layers.{stage}.downsample", *SWIN_DOWNSAMPLE)
+
+
+def focalnet_table(source: Collection[str]) -> Iterator[Rename]:
+    """Yield the table from the FocalNet of its authors to timm's.
+
+    The authors' linear layers are 1 x 1 convolutions in timm, whose stages downsample first.
+    """
+    yield Rename("patch_embed.proj", "body.stem.proj", LAYER)
+    yield Rename("patch_embed.norm", "body.stem.norm", LAYER)
+
+    for stage in range(4):
+        theirs = f"layers.{stage}.blocks.*"
+        ours = f"body.layers_{stage}.blocks.*"
+        yield from inside(
+            theirs,
+            ours,
+            *unchanged(LAYER, "modulation.f", "modulation.proj", change=as_convolution),
+            *unchanged(LAYER, "mlp.fc1", "mlp.fc2", change=as_convolution),
+            *unchanged(LAYER, "modulation.h"),
+            *unchanged(TENSOR, "modulation.focal_layers.*.0.weight"),
+        )
+
+        # Large models normalize after the layers, and scale their output.
+        is_scaled = "layers.0.blocks.0.gamma_1" in source
+        norm = "norm{}_post" if is_scaled else "norm{}"
+        for i in (1, 2):
+            yield Rename(f"{theirs}.norm{i}", f"{ours}.{norm.format(i)}", LAYER)
+            if is_scaled:
+                yield Rename(f"{theirs}.gamma_{i}", f"{ours}.ls{i}.gamma")
+
+        # Some also normalize inside of the modulation.
+        if "layers.0.blocks.0.modulation.ln.weight" in source:
+            yield Rename(f"{theirs}.modulation.ln", f"{ours}.modulation.norm", LAYER)
+
+    for stage in range(3):
+        parts = unchanged(LAYER, "proj", "norm")
+        yield from inside(
+            f"layers.{stage}.downsample", f"body.layers_{stage + 1}.downsample", *parts
         )
 
 
-def focalnet_names(source: Mapping[str, Any]) -> Iterator[Name]:
-    """The FocalNet of its authors, as timm's: there linear layers are 1x1 convolutions, and stages downsample first."""
-    # The large ones normalize after their layers, and scale them.
-    norm = r"norm\3_post" if "layers.0.blocks.0.gamma_1" in source else r"norm\3"
-    block = r"layers\.(\d)\.blocks\.(\d+)\."
-    ours = r"body.layers_\1.blocks.\2."
-    rules = (
-        Rule(r"patch_embed\.(.*)", r"body.stem.\1"),
-        Rule(
-            r"layers\.(\d)\.downsample\.(.*)",
-            lambda m: f"body.layers_{int(m[1]) + 1}.downsample.{m[2]}",
-        ),
-        Rule(block + r"gamma_(\d)", ours + r"ls\3.gamma"),
-        Rule(block + r"norm(\d)\.(weight|bias)", ours + norm + r".\4"),
-        Rule(block + r"modulation\.ln\.(weight|bias)", ours + r"modulation.norm.\3"),
-        Rule(block + r"((?:modulation|mlp)\..*)", ours + r"\3", as_convolution),
-        # Of the published detector, beside the backbone.
-        Rule(
-            r"1\.norm(\d)\.(weight|bias)",
-            lambda m: f"output_norms.stride{4 * 2 ** int(m[1])}.{m[2]}",
-        ),
-    )
-    return names_by_rules(source, rules=rules, block=block)
+def as_convolution(tensor: Tensor) -> Tensor:
+    """Return the (out, in) weight of a linear layer as (out, in, 1, 1); biases stay."""
+    return tensor[:, :, None, None] if tensor.dim() == 2 else tensor
 
 
-def as_convolution(weight: Tensor) -> Tensor:
-    """(out, in) of a linear layer -> (out, in, 1, 1)"""
-    return weight[:, :, None, None] if weight.dim() == 2 else weight
-
-
-def as_vector(scale: Tensor) -> Tensor:
-    """(C, 1, 1) -> (C,)"""
-    return scale.flatten()
-
-
-def count(names: Mapping[str, Any], prefix: str) -> int:
-    """Length of the list of modules ``prefix.0``, ``prefix.1``, ..."""
-    matches = (re.match(re.escape(prefix) + r"\.(\d+)\.", name) for name in names)
-    return max((int(match[1]) + 1 for match in matches if match), default=0)
-
-
-def leaves(theirs: str, ours: str, names: Sequence[str]) -> Iterator[Name]:
-    """The tensors of one layer."""
-    return (Name(f"{theirs}.{name}", f"{ours}.{name}") for name in names)
-
+# What Swin Transformers have in common.
+SWIN_ATTENTION = (
+    *unchanged(LAYER, "norm1", "attn.qkv", "attn.proj", "norm2"),
+    *unchanged(TENSOR, "attn.relative_position_bias_table"),
+)
+SWIN_BLOCK = (*SWIN_ATTENTION, *unchanged(LAYER, "mlp.fc1", "mlp.fc2"))
+SWIN_DOWNSAMPLE = (*unchanged(TENSOR, "reduction.weight"), *unchanged(LAYER, "norm"))
+SWIN = (
+    *unchanged(LAYER, "patch_embed.proj", "patch_embed.norm"),
+    *inside("layers.*.blocks.*", "layers.*.blocks.*", *SWIN_BLOCK),
+)
 
 RESNET = BackboneFormat(
-    "a ResNet in torchvision's names",
-    ("layer1.0.conv1.weight", "conv1.weight"),
-    resnet_names,
-    r"fc\..*|.*num_batches_tracked",
+    "a ResNet in torchvision's names", resnet_table, ("layer1.0.conv1.weight", "conv1.weight")
 )
-# The most telling signatures first.
+
+# The most specific signatures come first.
 FORMATS = (
     BackboneFormat(
-        "a torchvision ConvNeXt",
-        ("features.1.0.layer_scale",),
-        torchvision_convnext_names,
-        r"classifier\..*",
+        "a torchvision ConvNeXt", torchvision_convnext_table, ("features.1.0.layer_scale",)
     ),
     BackboneFormat(
-        "a torchvision Swin Transformer",
-        ("features.1.0.attn.qkv.weight",),
-        torchvision_swin_names,
-        r"(norm|head)\..*|.*relative_position_index",
+        "a torchvision Swin Transformer", torchvision_swin_table, ("features.1.0.attn.qkv.weight",)
     ),
     BackboneFormat(
         "a FocalNet of its authors",
+        focalnet_table,
         ("patch_embed.proj.weight", "layers.0.blocks.0.modulation.f.weight"),
-        focalnet_names,
-        r"(norm|head)\..*",
     ),
     BackboneFormat(
-        "a Swin Transformer of timm",
-        ("layers.3.downsample.reduction.weight",),
-        timm_swin_names,
-        r"(norm|head)\..*",
+        "a Swin Transformer of timm", timm_swin_table, ("layers.3.downsample.reduction.weight",)
     ),
     BackboneFormat(
-        "a Swin Transformer of its authors",
-        ("layers.0.blocks.0.attn.qkv.weight",),
-        swin_names,
-        r"(norm|head)\..*|.*(relative_position_index|attn_mask)",
+        "a Swin Transformer of its authors", swin_table, ("layers.0.blocks.0.attn.qkv.weight",)
     ),
     RESNET,
 )
 
-# By a name of theirs, other files that people try.
+# Other files that people try, by one of their names.
 OTHERS = {
     "query_selection.class_head.bias": "Salience DETR in this project's names",
     "transformer.encoder_class_head.bias": "the published Salience DETR",
@@ -283,20 +211,91 @@ OTHERS = {
     "blocks.0.attn.qkv.weight": "a vision transformer (ViT)",
 }
 
+# What no detector needs: constants, and what follows the last stage of a classifier.
+CONSTANTS = re.compile(r".*(num_batches_tracked|relative_position_index|attn_mask)")
+CLASSIFIER = re.compile(r"(classifier|fc|head|norm)\..*")
 
-def describe(source: Mapping[str, Any]) -> str:
-    """What a file with these names looks like."""
+
+def find_format(source: Collection[str]) -> BackboneFormat | None:
+    """Return the format of a file with these names, or None."""
+    for known in FORMATS:
+        if all(name in source for name in known.signature):
+            return known
+    return None
+
+
+def describe(source: Collection[str]) -> str:
+    """Return what a file with these names looks like."""
     known = find_format(source)
-    if known is not None:
+    if known:
         return known.label
-    plain = {name.removeprefix("module.") for name in source}
-    return next(
-        (label for name, label in OTHERS.items() if name in plain),
-        f"something unknown ({shorten(sorted(source), 3)})",
-    )
+
+    plain_names = {name.removeprefix("module.") for name in source}
+    for name, label in OTHERS.items():
+        if name in plain_names:
+            return label
+    return f"something unknown ({shorten(sorted(source), 3)})"
 
 
-def shorten(names: Sequence[str], limit: int = 8) -> str:
-    """The first names of a list and how many there are beyond them."""
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+def convert_backbone(
+    source: Mapping[str, Tensor], own: Collection[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Translate a published classifier into the names of a backbone.
+
+    Args:
+        source: tensors of the classifier by name.
+        own: names of the backbone's tensors.
+
+    Returns:
+        The tensors by the backbone's names, and the names that were left out.
+
+    Raises:
+        CheckpointError: if the file is of another family (the message says which), or if it lacks
+            tensors of its family or has others.
+    """
+    known = find_format(source)
+    renames = list(expand(known.table(source), source)) if known else []
+
+    # A TimmBackbone of the same family keeps timm's names.
+    if not any(rename.ours in own for rename in renames):
+        known = None
+        renames = list(timm_renames(source, own))
+    if not renames:
+        raise CheckpointError(
+            f"the file looks like {describe(source)}, which are no weights of this model or of "
+            "its backbone"
+        )
+
+    expected = {rename.theirs for rename in renames}
+    left_out = sorted(source.keys() - expected)
+    if known:
+        unknown = [
+            name
+            for name in left_out
+            if not (CONSTANTS.fullmatch(name) or CLASSIFIER.fullmatch(name))
+        ]
+    else:
+        unknown = timm_leftovers(left_out, expected)
+    check_names(describe(source), missing=expected - source.keys(), unknown=unknown)
+    return rename_tensors(source, renames), left_out
+
+
+def timm_renames(source: Iterable[str], own: Collection[str]) -> Iterator[Rename]:
+    """Yield the names of timm's whole models in a :class:`TimmBackbone`.
+
+    timm wraps its models in several ways when it extracts features.
+    """
+    for name in source:
+        for wrapped in (name, name.replace(".", "_", 1), f"model.{name}", f"body.{name}"):
+            if f"body.{wrapped}" in own:
+                yield Rename(name, f"body.{wrapped}")
+
+
+def timm_leftovers(left_out: Iterable[str], translated: Iterable[str]) -> list[str]:
+    """Return the names left out of stages that were translated, as those of a deeper model."""
+    stages = {tuple(name.split(".")[:2]) for name in translated}
+    return [
+        name
+        for name in left_out
+        if tuple(name.split(".")[:2]) in stages and not CONSTANTS.fullmatch(name)
+    ]

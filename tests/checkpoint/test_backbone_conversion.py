@@ -13,10 +13,9 @@ from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 from torch import nn
 
 from salience_detr.checkpoint import CheckpointError, start_from
-from salience_detr.checkpoint.backbone_conversion import describe
+from salience_detr.checkpoint.backbone_conversion import convert_backbone, describe
 from salience_detr.checkpoint.catalog import timm_weights_url
 from salience_detr.checkpoint.loading import load_backbone
-from salience_detr.checkpoint.reference_conversion import convert_backbone
 from salience_detr.config import load_config
 from salience_detr.modeling.backbones.swin import Swin
 from salience_detr.modeling.backbones.timm_backbone import TimmBackbone

@@ -191,7 +191,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_names_are_unique_both_ways(reference):
-    names = list(reference_conversion._reference_names(reference))
+    names = list(reference_conversion.reference_renames(reference))
     assert len({name.theirs for name in names}) == len({name.ours for name in names}) == len(names)
 
 

@@ -136,9 +136,8 @@ def test_training_losses_and_gradients_equal_the_published_model(shared):
     total.backward()
 
     parameters = dict(model.named_parameters())
-    names = {
-        name.theirs: name.ours for name in reference_conversion._reference_names(case.checkpoint())
-    }
+    renames = reference_conversion.reference_renames(case.checkpoint())
+    names = {rename.theirs: rename.ours for rename in renames}
     gradients = {name: p.grad.norm() for name, p in parameters.items() if p.requires_grad}
     found = dict(
         losses, total_loss=total, total_grad_norm=torch.stack(list(gradients.values())).norm()

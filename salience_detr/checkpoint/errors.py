@@ -1,0 +1,26 @@
+"""The error of this package, and the way its messages list names of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read, or that does not fit the model."""
+
+
+def shorten(names: Sequence[str], limit: int = 8) -> str:
+    """Join the first names, and append the number of the others."""
+    text = ", ".join(names[:limit])
+    num_others = len(names) - limit
+
+    return f"{text} and {num_others} more" if num_others > 0 else text
+
+
+def list_problems(names_by_problem: Mapping[str, Collection[str]]) -> list[str]:
+    """Describe each problem that has names, as in ``2 missing: a.weight, a.bias``."""
+    problems = []
+    for problem, names in names_by_problem.items():
+        if names:
+            problems.append(f"{len(names)} {problem}: {shorten(sorted(names))}")
+    return problems

@@ -1,0 +1,99 @@
+"""Checkpoint files. They are read weights-only, so that no code in them is ever run."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils.file_io import PathManager
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from salience_detr.checkpoint.errors import CheckpointError
+from salience_detr.utils.files import written_whole
+
+logger = logging.getLogger(__name__)
+
+# Under these keys state dicts are wrapped. The EMA of the weights is preferred.
+STATE_DICT_KEYS = ("ema", "model", "state_dict", "model_ema")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a .safetensors, .pth or .pt file to the CPU.
+
+    Args:
+        path: path of the file, or a URL that detectron2's path manager knows.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated or not a checkpoint, or if it holds more
+            than tensors and plain containers.
+    """
+    try:
+        local = PathManager.get_local_path(str(path))
+    except OSError as error:
+        raise CheckpointError(f"cannot get the checkpoint {path}: {error}") from error
+    if not Path(local).is_file():
+        raise CheckpointError(f"there is no checkpoint file {path}")
+
+    try:
+        if local.endswith(".safetensors"):
+            return load_file(local)
+        content = torch.load(local, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail in any way
+        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(local):
+            raise CheckpointError(
+                f"{path} holds Python objects besides tensors and is not loaded, since reading it "
+                "could run code; save its state dict alone and load that"
+            ) from error
+        raise CheckpointError(
+            f"{path} cannot be read, it is truncated or not a checkpoint; get it again "
+            f"({type(error).__name__})"
+        ) from error
+
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
+    return content
+
+
+def find_state_dict(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
+    """Return the state dict of a model in a checkpoint, which others wrap in various ways.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    key = next((key for key in STATE_DICT_KEYS if key in content), None)
+    state = content[key] if key else content
+    if not isinstance(state, Mapping) or not state:
+        raise CheckpointError(f"{path} holds no state dict of a model")
+    if key == "ema":
+        remedy = "tools/convert_checkpoint.py --raw keeps the trained weights instead"
+        logger.info("%s: taking the EMA of the weights; %s", path, remedy)
+
+    # DistributedDataParallel puts all names below "module".
+    if all(str(name).startswith("module.") for name in state):
+        return {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
+def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write a state dict as .safetensors, or as .pth under the key "model", whole or not at all.
+
+    Raises:
+        CheckpointError: if the file cannot be written.
+    """
+    try:
+        with written_whole(path) as temporary:
+            if path.suffix == ".safetensors":
+                # Tensors that share memory cannot be written.
+                copies = {name: x.detach().contiguous().clone() for name, x in state.items()}
+                save_file(copies, temporary)
+            else:
+                torch.save({"model": dict(state)}, temporary)
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them
+        raise CheckpointError(f"cannot write {path}: {error}") from error
