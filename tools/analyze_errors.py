@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""What a detector gets wrong: classes, sizes, crowding, kinds of mistakes, confusions, and the worst images.
+"""Report what a detector gets wrong: classes, sizes, crowding, error types, confusions, images.
 
-tools/analyze_errors.py output/mine/inference/coco_instances_results.json data/mine/annotations/instances_val.json
+tools/analyze_errors.py output/mine/inference/coco_instances_results.json \\
+    data/mine/annotations/instances_val.json
 
-RESULTS.json is in COCO's results format, as --eval-only writes it, or what demo.py --json writes. The output folder
+RESULTS.json is the file that train_net.py --eval-only or demo.py --json writes. The output folder
 gets report.md (which is printed too), report.json, confusion.png and worst.jpg.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,45 +24,62 @@ from tabulate import tabulate
 
 from salience_detr.evaluation.comparison import (
     SCORE_THRESHOLD,
-    find_images,
-    worst_sheet,
+    draw_worst_images,
+    find_image_root,
     write_image,
 )
-from salience_detr.evaluation.confusion import plot_confusion
+from salience_detr.evaluation.confusion import confusion_matrix, plot_confusion
 from salience_detr.evaluation.error_analysis import (
-    LOOSE_IOU,
+    BACKGROUND_IOU,
     TOUCHING_IOU,
     ImageErrors,
+    Outcome,
     Row,
     class_rows,
     crowd_counts,
     density_rows,
     error_counts,
-    examine,
-    overall,
+    find_errors,
     overlap_rows,
-    ranked,
+    rank_by_errors,
     size_rows,
 )
-from salience_detr.evaluation.results import ResultsError, confusion_matrix, load, run_evaluation
+from salience_detr.evaluation.results import (
+    Results,
+    ResultsError,
+    evaluate,
+    load_results,
+    summary,
+)
 from salience_detr.utils.files import check_output_dir, written_whole
 
 CLASS_METRICS = ("boxes", "AP", "AP50", "AP75", "APs", "APm", "APl", "AR", "recall", "precision")
-CLASS_MISTAKES = ("correct", "localization", "class confused", "duplicate", "background", "missed")
-# A matrix of more classes is no table that anyone reads: the most frequent confusions are listed instead.
-TABLE_CLASSES, CONFUSIONS = 20, 20
-MOST_WORST = 400  # images on one sheet
+CLASS_ERRORS = (Outcome.CORRECT, Outcome.LOC, Outcome.CLS, Outcome.DUPE, Outcome.BKG)
+# Words of the printed tables for keys of report.json, which older reports have too.
+LABELS = {
+    **{x.value: x.label for x in (*CLASS_ERRORS[1:], Outcome.MISS)},
+    "missed": "not found",
+    "picture": "image",
+    "pictures": "images",
+    "boxes in the picture": "boxes in the image",
+    "false per picture": "false per image",
+    "pictures with crowd regions": "images with crowd regions",
+}
+# With more classes, the most frequent confusions are listed instead of the matrix.
+MAX_MATRIX_CLASSES, NUM_CONFUSIONS = 20, 20
+MAX_WORST = 400
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was found out, as report.json has it.
+class ErrorReport:
+    """Errors of a detector.
 
     Attributes:
-        content: settings, metrics and rows of the tables; None where there is nothing to measure.
+        content: content of report.json: settings, metrics and rows of the tables, with None where
+            there is nothing to measure.
         matrix: (K + 1, K + 1) confusion matrix.
-        names: of the K classes.
-        ranking: the images with mistakes, worst first.
+        names: the K class names.
+        ranking: the images with errors, worst first.
     """
 
     content: dict[str, Any]
@@ -74,180 +92,168 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", type=Path, metavar="RESULTS.json")
-    parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS.json")
-    parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="DIR",
-        help="the images (default: looked for by ANNOTATIONS)",
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="(default: the folder errors beside RESULTS)"
-    )
-    parser.add_argument(
-        "--worst", type=int, default=16, metavar="N", help="images on the sheet (default: 16)"
-    )
-    parser.add_argument(
-        "--score-threshold", type=float, default=SCORE_THRESHOLD, metavar="S",
-        help=f"of the detections whose mistakes are counted (default: {SCORE_THRESHOLD}); AP and AR take all",
-    )  # fmt: skip
-    parser.add_argument(
-        "--iou-threshold",
-        type=float,
-        default=0.5,
-        metavar="IOU",
-        help="of detection and box (default: 0.5)",
-    )
+    add = parser.add_argument
+    add("results", type=Path, metavar="RESULTS.json")
+    add("annotations", type=Path, metavar="ANNOTATIONS.json")
+    add("--images", type=Path, metavar="DIR", help="(default: looked for beside ANNOTATIONS)")
+    add("--output", type=Path, metavar="DIR", help="(default: the folder errors beside RESULTS)")
+    add("--worst", type=int, default=16, metavar="N", help="images on the sheet (default: 16)")
+    score_help = f"lowest score of counted detections (default: {SCORE_THRESHOLD}); AP takes all"
+    add("--score-threshold", type=float, default=SCORE_THRESHOLD, metavar="S", help=score_help)
+    iou_help = "lowest IoU of a correct detection with its box (default: 0.5)"
+    add("--iou-threshold", type=float, default=0.5, metavar="IOU", help=iou_help)
     args = parser.parse_args(argv)
+
     if not 0 <= args.score_threshold <= 1:
         parser.error(f"--score-threshold is {args.score_threshold:g}; it lies between 0 and 1")
-    if not LOOSE_IOU < args.iou_threshold <= 1:
+    if not BACKGROUND_IOU < args.iou_threshold <= 1:
         parser.error(
-            f"--iou-threshold is {args.iou_threshold:g}; it lies above {LOOSE_IOU} and not above 1"
+            f"--iou-threshold is {args.iou_threshold:g}; "
+            f"it lies above {BACKGROUND_IOU} and not above 1"
         )
-    if not 1 <= args.worst <= MOST_WORST:
-        parser.error(f"--worst is {args.worst}; it lies between 1 and {MOST_WORST}")
+    if not 1 <= args.worst <= MAX_WORST:
+        parser.error(f"--worst is {args.worst}; it lies between 1 and {MAX_WORST}")
     return args
 
 
-def analyze(
-    coco: COCO, results: list[dict[str, Any]], images: list[Any] | None, args: argparse.Namespace
-) -> Report:
-    """Everything but the drawings."""
+def analyze(results: Results, args: argparse.Namespace) -> ErrorReport:
+    """Compute all but the drawings."""
     thresholds = {"score_threshold": args.score_threshold, "iou_threshold": args.iou_threshold}
-    evaluation = run_evaluation(coco, results, images)
-    image_rows = examine(coco, results, images, **thresholds)
-    matrix, names = confusion_matrix(coco, results, images=images, **thresholds)
-    ranking = ranked(image_rows)
+    evaluation = evaluate(results)
+    images = find_errors(results, **thresholds)
+    ranking = rank_by_errors(images)
+    matrix, names = confusion_matrix(results, **thresholds)
+
+    paths = {"results": str(args.results), "annotations": str(args.annotations)}
     content = {
-        "settings": {
-            "results": str(args.results),
-            "annotations": str(args.annotations),
-            **thresholds,
-        },
-        "pictures": len(image_rows),
-        "metrics": overall(evaluation),
-        "classes": class_rows(evaluation, image_rows),
-        "sizes": size_rows(evaluation, image_rows),
-        "density": density_rows(coco, results, image_rows),
-        "overlap": overlap_rows(image_rows),
-        "crowd": crowd_counts(image_rows),
-        "errors": error_counts(image_rows),
+        "settings": {**paths, **thresholds},
+        "pictures": len(images),
+        "metrics": summary(evaluation),
+        "classes": class_rows(evaluation, images),
+        "sizes": size_rows(evaluation, images),
+        "density": density_rows(results, images),
+        "overlap": overlap_rows(images),
+        "crowd": crowd_counts(images),
+        "errors": error_counts(images),
         "confusion": {"classes": names, "matrix": matrix.tolist()},
-        "worst": [worst_row(errors, coco) for errors in ranking[: args.worst]],
+        "worst": [worst_row(errors, results.coco) for errors in ranking[: args.worst]],
     }
-    return Report(content, matrix, names, ranking)
+    return ErrorReport(content, matrix, names, ranking)
 
 
 def worst_row(errors: ImageErrors, coco: COCO) -> Row:
-    counts = {"boxes": errors.num_boxes, "missed": errors.num_missed, "false": errors.num_false}
-    name = coco.imgs[errors.image_id]["file_name"]
     return {
-        "picture": name,
-        "mistakes": errors.num_missed + errors.num_false,
-        **counts,
+        "picture": coco.imgs[errors.image.image_id]["file_name"],
+        "mistakes": errors.num_false_negatives + errors.num_false_positives,
+        "boxes": errors.num_boxes,
+        "missed": errors.num_false_negatives,
+        "false": errors.num_false_positives,
         "correct": errors.num_found,
     }
 
 
-def markdown(report: Report) -> str:
-    """The report as a text with tables."""
+def markdown(report: ErrorReport) -> str:
+    """Return the report as a Markdown text with tables."""
     content = report.content
-    score, iou = content["settings"]["score_threshold"], content["settings"]["iou_threshold"]
+    settings = content["settings"]
     classes = content["classes"]
-    detections, boxes = content["errors"]["detections"], content["errors"]["boxes"]
+    metrics = [select(row, "class", *CLASS_METRICS) for row in classes]
+    errors = [select(row, "class", *[x.value for x in CLASS_ERRORS], "missed") for row in classes]
+    worst = "There is no mistake in any image."
+    if content["worst"]:
+        worst = table(content["worst"])
+
     sections = [
-        f"# Errors of {content['settings']['results']}",
-        f"Against {content['settings']['annotations']}: {content['pictures']} images. AP and AR, in percent, are "
-        f"COCO's, over all detections; all else counts detections with a score of at least {score:g} and takes a "
-        f"detection for right from an IoU of {iou:g} with a box of its class. recall is the part of the boxes that was "
-        "found so, precision the part of these detections that is right.",
+        f"# Errors of {settings['results']}",
+        f"Against {settings['annotations']}: {content['pictures']} images. AP and AR, in percent, "
+        "are COCO's, over all detections. All else counts detections with a score of at least "
+        f"{settings['score_threshold']:g}; a detection is correct from an IoU of "
+        f"{settings['iou_threshold']:g} with a box of its class. recall is the part of the boxes "
+        "that were found so, precision the part of these detections that are correct.",
         table([content["metrics"]]),
         "## Classes",
-        table([{"class": x["class"]} | {key: x[key] for key in CLASS_METRICS} for x in classes]),
+        table(metrics),
         "## Sizes",
         "small: an area below 32 x 32 pixels, large: from 96 x 96 on, as annotated.",
         table(content["sizes"]),
         "## Crowding",
         "Images by their number of boxes (crowd regions do not count):",
         table(content["density"]),
-        f"Boxes by whether they overlap another one of their image, of any class, by an IoU of at least "
-        f"{TOUCHING_IOU:g}:",
+        "Boxes by their overlap with other boxes of their image, of any class, from an IoU of "
+        f"{TOUCHING_IOU:g} on:",
         table(content["overlap"]),
         table([content["crowd"]]),
-        "## Kinds of mistakes",
-        "By falling score, a detection takes the free box of its class that it overlaps most. Of the others, ignored "
-        "is one in a crowd region of its class, duplicate one on a box of its class that is taken, class confused one "
-        "on a box of another class, localization one that overlaps a box of its class by an IoU of at least "
-        f"{LOOSE_IOU:g}, but too little, and background the rest.",
-        table([{"detections": kind, "count": count} for kind, count in detections.items()]),
-        "A missed box is overlooked if no class confused and no localization detection lies on it.",
-        table([{"boxes": fate, "count": count} for fate, count in boxes.items()]),
-        "By the class of the detection, and missed by that of the box:",
-        table([{"class": x["class"]} | {key: x[key] for key in CLASS_MISTAKES} for x in classes]),
+        "## Error types",
+        "Best first, detections take the free box of their class that they overlap most. Of the "
+        "others, a detection is ignored in a crowd region of its class; Dupe on a box of its class "
+        "that is taken; Cls on a box of another class; Loc where it overlaps a box of its class by "
+        f"an IoU of at least {BACKGROUND_IOU:g}, but too little; and Bkg elsewhere.",
+        table(count_rows("detections", content["errors"]["detections"])),
+        "A box that is not found is Cls or Loc if such a detection lies on it, else Miss.",
+        table(count_rows("boxes", content["errors"]["boxes"])),
+        "By the class of the detection, and boxes not found by their own:",
+        table(errors),
         "## Confusions",
-        "Here a detection takes the free box that it overlaps most, of whatever class.",
+        "Here detections take the free box that they overlap most, of whatever class.",
         confusion_table(report.matrix, report.names),
         "## Worst images",
-        "By missed boxes plus false detections; the first are drawn in worst.jpg.",
-        table(content["worst"]) if content["worst"] else "There is no mistake in any image.",
+        "By boxes not found plus false detections; the first are drawn in worst.jpg.",
+        worst,
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def table(rows: Sequence[Row]) -> str:
-    """A Markdown table of rows with the same keys: texts as they are, numbers with one digit, - where there is none."""
-    texts = (
-        [i for i, key in enumerate(rows[0]) if any(isinstance(row[key], str) for row in rows)]
-        if rows
-        else []
-    )
-    cells = [
-        [escaped(value) if isinstance(value, str) else value for value in row.values()]
-        for row in rows
-    ]
-    headers = [escaped(key) for key in rows[0]] if rows else []
+def select(row: Row, *keys: str) -> Row:
+    return {key: row[key] for key in keys}
+
+
+def count_rows(name: str, counts: dict[str, int]) -> list[Row]:
+    return [{name: LABELS.get(key, key), "count": count} for key, count in counts.items()]
+
+
+def table(rows: Sequence[Mapping[str, str | int | float | None]]) -> str:
+    """Return a Markdown table of rows with the same keys, - where a value is None."""
+    if not rows:
+        return ""
+    headers = [escape(LABELS.get(key, key)) for key in rows[0]]
+    cells = [[escape(x) if isinstance(x, str) else x for x in row.values()] for row in rows]
     # A class may be called 1e5: that is no number.
-    return tabulate(
-        cells, headers, tablefmt="github", floatfmt=".1f", missingval="-", disable_numparse=texts
-    )
+    texts = [i for i, cell in enumerate(cells[0]) if isinstance(cell, str)]
+    style = {"tablefmt": "github", "floatfmt": ".1f", "missingval": "-"}
+    return tabulate(cells, headers, disable_numparse=texts, **style)
 
 
-def escaped(text: str) -> str:
-    """A text as a cell of a Markdown table."""
+def escape(text: str) -> str:
+    """Return a text as it can stand in a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
 def confusion_table(matrix: np.ndarray, names: list[str]) -> str:
-    """The confusion matrix, or of many classes the most frequent confusions."""
-    true, detected = [*names, "(nothing)"], [*names, "(missed)"]
-    if len(names) <= TABLE_CLASSES:
-        headers = ["true \\ detected", *detected]
-        rows = [[name, *counts] for name, counts in zip(true, matrix.tolist(), strict=True)]
-        cells = [[escaped(name), *counts] for name, *counts in rows]
-        return tabulate(
-            cells, [escaped(x) for x in headers], tablefmt="github", disable_numparse=[0]
-        )
+    """Return the confusion matrix, or of many classes the most frequent confusions."""
+    if len(names) <= MAX_MATRIX_CLASSES:
+        columns = [*names, "(missed)"]
+        rows = []
+        for name, counts in zip([*names, "(background)"], matrix.tolist(), strict=True):
+            rows.append({"true \\ detected": name} | dict(zip(columns, counts, strict=True)))
+        return table(rows)
+
     confused = matrix[:-1, :-1].copy()
     np.fill_diagonal(confused, 0)
-    order = np.argsort(-confused, axis=None, kind="stable")[:CONFUSIONS]
-    pairs = zip(*np.unravel_index(order, confused.shape), strict=True)
-    found = [
-        {"true": true[i], "detected": detected[j], "count": int(confused[i, j])} for i, j in pairs
-    ]
-    found = [row for row in found if row["count"]]
-    return (
-        f"The most frequent; all are in report.json.\n\n{table(found)}"
-        if found
-        else "No class is confused."
-    )
+    order = np.argsort(-confused, axis=None, kind="stable")[:NUM_CONFUSIONS]
+    rows = []
+    for true, detected in np.column_stack(np.unravel_index(order, confused.shape)):
+        count = int(confused[true, detected])
+        if count:
+            rows.append({"true": names[true], "detected": names[detected], "count": count})
+    if not rows:
+        return "No class is confused."
+    return f"The most frequent; all are in report.json.\n\n{table(rows)}"
 
 
-def find_root(args: argparse.Namespace, coco: COCO) -> Path | None:
-    """The folder of the images; None, with a note, if the default finds none."""
+def find_images(args: argparse.Namespace, coco: COCO) -> Path | None:
+    """Return the folder of the images, None, with a note, if none is given and none is found."""
     try:
-        return find_images(args.annotations, coco, args.images)
+        return find_image_root(args.annotations, coco, args.images)
     except ResultsError as error:
         if args.images is not None:
             raise
@@ -260,15 +266,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_sheet(
-    report: Report, coco: COCO, image_root: Path | None, args: argparse.Namespace, path: Path
+def write_worst_images(
+    path: Path, report: ErrorReport, coco: COCO, image_root: Path | None, count: int
 ) -> bool:
-    """Draw the worst images; False if there is nothing to draw, and then no older sheet is left."""
+    """Draw the worst images; if there is nothing to draw, delete an older sheet and return False."""
     sheet = None
     if image_root is not None:
-        sheet, notes = worst_sheet(coco, report.ranking, image_root, count=args.worst)
+        sheet, notes = draw_worst_images(coco, report.ranking, image_root, count=count)
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
+
     if sheet is None:
         path.unlink(missing_ok=True)
         return False
@@ -276,26 +283,38 @@ def write_sheet(
     return True
 
 
+def run(args: argparse.Namespace) -> None:
+    """Write the report, and print it.
+
+    Raises:
+        ResultsError: detections, annotations or images cannot be used.
+        OSError: a file cannot be written.
+    """
+    output = args.output or args.results.parent / "errors"
+    results = load_results(args.results, args.annotations)
+    image_root = find_images(args, results.coco)
+    check_output_dir(output, option="--output")
+
+    report = analyze(results, args)
+    text = markdown(report)
+    write_text(output / "report.md", text)
+    write_text(output / "report.json", json.dumps(report.content, indent=1, ensure_ascii=False))
+    plot_confusion(report.matrix, report.names, output / "confusion.png")
+    written = ["report.md", "report.json", "confusion.png"]
+    if write_worst_images(output / "worst.jpg", report, results.coco, image_root, args.worst):
+        written.append("worst.jpg")
+
+    print(text)
+    print("\n".join(str(output / name) for name in written))
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    output = args.output or args.results.parent / "errors"
     try:
-        coco, results, images = load(args.results, args.annotations)
-        image_root = find_root(args, coco)
-        check_output_dir(output, option="--output")
-        report = analyze(coco, results, images, args)
-        text = markdown(report)
-        write_text(output / "report.md", text)
-        write_text(output / "report.json", json.dumps(report.content, indent=1, ensure_ascii=False))
-        plot_confusion(report.matrix, report.names, output / "confusion.png")
-        written = ["report.md", "report.json", "confusion.png"]
-        if write_sheet(report, coco, image_root, args, output / "worst.jpg"):
-            written.append("worst.jpg")
+        run(args)
     except (ResultsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(text)
-    print("\n".join(str(output / name) for name in written))
     return 0
 
 

@@ -1,8 +1,10 @@
 #!/usr/bin/env python
-"""Average precision of a detections file in COCO's results format, as --eval-only writes it.
+"""Compute the average precision of a detections file in COCO's results format.
 
 tools/evaluate_json.py RESULTS.json ANNOTATIONS.json --classes
 tools/evaluate_json.py RESULTS.json ANNOTATIONS.json --show-dir shown --show-count 50
+
+RESULTS.json is the file that train_net.py --eval-only or demo.py --json writes.
 """
 
 from __future__ import annotations
@@ -11,16 +13,15 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
 from tabulate import tabulate
 
-from salience_detr.evaluation.comparison import SCORE_THRESHOLD, find_images, write_comparisons
+from salience_detr.evaluation.comparison import SCORE_THRESHOLD, find_image_root, write_comparisons
 from salience_detr.evaluation.results import (
     METRICS,
     ResultsError,
     class_precisions,
     evaluate,
-    load,
+    load_results,
     summary,
 )
 from salience_detr.utils.files import check_output_dir
@@ -30,32 +31,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", type=Path, metavar="RESULTS.json")
-    parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS.json")
-    parser.add_argument("--classes", action="store_true", help="print AP per class too")
-    group = parser.add_argument_group("drawings")
-    group.add_argument(
-        "--show-dir",
-        type=Path,
-        metavar="DIR",
-        help="draw ground truth beside detections, into here",
-    )
-    group.add_argument(
-        "--images",
-        type=Path,
-        metavar="DIR",
-        help="the images (default: looked for by ANNOTATIONS)",
-    )
-    group.add_argument(
-        "--score-threshold",
-        type=float,
-        metavar="S",
-        help=f"of drawn detections (default: {SCORE_THRESHOLD})",
-    )
-    group.add_argument(
-        "--show-count", type=int, metavar="N", help="draw the first N images (default: all)"
-    )
+    add = parser.add_argument
+    add("results", type=Path, metavar="RESULTS.json")
+    add("annotations", type=Path, metavar="ANNOTATIONS.json")
+    add("--classes", action="store_true", help="print AP per class too")
+
+    add = parser.add_argument_group("drawings").add_argument
+    add("--show-dir", type=Path, metavar="DIR", help="draw ground truth and detections into DIR")
+    add("--images", type=Path, metavar="DIR", help="(default: looked for beside ANNOTATIONS)")
+    score_help = f"lowest score of drawn detections (default: {SCORE_THRESHOLD})"
+    add("--score-threshold", type=float, metavar="S", help=score_help)
+    add("--show-count", type=int, metavar="N", help="draw the first N images (default: all)")
     args = parser.parse_args(argv)
+
     for option in ("images", "score_threshold", "show_count"):
         if args.show_dir is None and getattr(args, option) is not None:
             parser.error(f"--{option.replace('_', '-')} goes with --show-dir DIR")
@@ -68,33 +56,45 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def run(args: argparse.Namespace) -> None:
+    """Print the metrics, and draw the images if asked to.
+
+    Raises:
+        ResultsError: detections, annotations or images cannot be used.
+        OSError: a drawing cannot be written.
+    """
+    results = load_results(args.results, args.annotations)
+    if args.show_dir is not None:
+        image_root = find_image_root(args.annotations, results.coco, args.images)
+        check_output_dir(args.show_dir, option="--show-dir")
+
+    evaluation = evaluate(results)
+    metrics = summary(evaluation)
+    # Without any detection all metrics are 0, of sizes without boxes too.
+    row = [metrics[name] if results.detections else 0.0 for name in METRICS]
+    style = {"floatfmt": ".1f", "tablefmt": "github"}
+    print(tabulate([row], METRICS, missingval="nan", **style))
+    if args.classes and results.detections:
+        rows = [(name, 100 * x.mean()) for name, x in class_precisions(evaluation).items()]
+        print(tabulate(rows, ("class", "AP"), disable_numparse=[0], **style))
+
+    if args.show_dir is not None:
+        drawn, notes = write_comparisons(
+            results,
+            image_root,
+            args.show_dir,
+            score_threshold=args.score_threshold,
+            limit=args.show_count,
+        )
+        print(f"{drawn} images drawn in {args.show_dir}: ground truth left, detections right")
+        if notes:
+            print(f"{len(notes)} images were passed over:", *notes, sep="\n  ", file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
-        coco, results, images = load(args.results, args.annotations)
-        if args.show_dir is not None:
-            image_root = find_images(args.annotations, coco, args.images)
-            check_output_dir(args.show_dir, option="--show-dir")
-        evaluation = evaluate(coco, results, images)
-        print(tabulate([summary(evaluation)], headers=METRICS, floatfmt=".1f", tablefmt="github"))
-        if args.classes and evaluation is not None:
-            per_class = [
-                (name, 100 * float(np.mean(x))) for name, x in class_precisions(evaluation).items()
-            ]
-            headers = ("class", "AP")
-            print(
-                tabulate(
-                    per_class, headers, floatfmt=".1f", tablefmt="github", disable_numparse=[0]
-                )
-            )
-        if args.show_dir is not None:
-            drawn, notes = write_comparisons(
-                coco, results, image_root, args.show_dir,
-                images=images, score_threshold=args.score_threshold, count=args.show_count,
-            )  # fmt: skip
-            print(f"{drawn} images drawn in {args.show_dir}: ground truth left, detections right")
-            if notes:
-                print(f"{len(notes)} images were passed over:", *notes, sep="\n  ", file=sys.stderr)
+        run(args)
     except (ResultsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

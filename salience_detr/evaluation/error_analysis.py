@@ -1,346 +1,340 @@
-"""What kinds of mistakes detections make: on which classes, sizes and images.
+"""Errors of detections by TIDE's types (Bolya et al., 2020), per class, box size and image.
 
-Detections count from a score on. In each image they take, by falling score, the free box of their class that they
-overlap most, if by the IoU threshold: such a detection is correct, as in COCO's evaluation. Of the others
+Only detections of at least a score count. In each image, best first, they take the free box of
+their class that they overlap most, if by the IoU threshold: such a detection is correct, as in
+COCO's evaluation. Any other is, by the first that fits,
 
-- "ignored" is one in a crowd region of its class,
-- "duplicate" one on a box of its class that a better detection has taken,
-- "class confused" one on a box of another class,
-- "localization" one that overlaps a box of its class by ``LOOSE_IOU`` at least, but by less than the threshold,
-- "background" any other; the first that fits, in this order.
+- ignored in a crowd region of its class,
+- Dupe on a box of its class that a better detection has taken,
+- Cls on a box of another class,
+- Loc where it overlaps a box of its class by ``BACKGROUND_IOU``, but less than the threshold,
+- Bkg elsewhere. TIDE's Both (a box of another class, overlapped too little) is counted here.
 
-A box that no detection took is missed. It is "class confused" or "localization" if such a detection lies on it, else
-"overlooked".
+A box that no detection took is a false negative: Cls or Loc if such a detection lies on it, else
+Miss.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
 
 import numpy as np
-from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from salience_detr.data.preparation.statistics import MEDIUM, SMALL
+from salience_detr.evaluation.confusion import match_boxes
 from salience_detr.evaluation.results import (
-    METRICS,
+    ImageResults,
+    Results,
     box_overlaps,
-    by_image,
-    run_evaluation,
+    evaluate,
     summary,
-    truth_of,
 )
 
-Row = dict[str, Any]
+# A row of a table: texts, numbers, and None where there is nothing to measure.
+Row = dict[str, str | int | float | None]
 
-FALSE_KINDS = ("localization", "class confused", "duplicate", "background")
-KINDS = ("correct", *FALSE_KINDS, "ignored")  # of detections
-MISSED_FATES = ("class confused", "localization", "overlooked")
-FATES = ("found", *MISSED_FATES, "crowd")  # of boxes
-# From which overlap on a detection means a box, if badly.
-LOOSE_IOU = 0.1
-# From which IoU with another box of its image a box counts as overlapping.
+
+class Outcome(Enum):
+    """Outcomes of detections and of ground-truth boxes; the values are keys of report.json."""
+
+    CORRECT = "correct"
+    LOC = "localisation"
+    CLS = "class confused"
+    DUPE = "duplicate"
+    BKG = "background"
+    IGNORED = "ignored"
+    FOUND = "found"
+    MISS = "overlooked"
+    CROWD = "crowd"
+
+    @property
+    def label(self) -> str:
+        """Return TIDE's name of an error type."""
+        return self.name.capitalize()
+
+
+FALSE_POSITIVES = (Outcome.LOC, Outcome.CLS, Outcome.DUPE, Outcome.BKG)
+DETECTION_OUTCOMES = (Outcome.CORRECT, *FALSE_POSITIVES, Outcome.IGNORED)
+FALSE_NEGATIVES = (Outcome.CLS, Outcome.LOC, Outcome.MISS)
+BOX_OUTCOMES = (Outcome.FOUND, *FALSE_NEGATIVES, Outcome.CROWD)
+
+# The lowest overlap with a box that a detection is meant for; TIDE's background threshold.
+BACKGROUND_IOU = 0.1
+# The lowest IoU with another box of the image of a box that counts as overlapping.
 TOUCHING_IOU = 0.1
-# Least numbers of boxes of the images of each row, and its name.
+# The lowest number of boxes in the images of each row, and the row's name.
 DENSITIES = ((0, "none"), (1, "few (1 to 4)"), (5, "medium (5 to 9)"), (10, "many (10 or more)"))
-SIZES = ("small", "medium", "large")  # in the order of COCOeval's area ranges, after "all"
+# In the order of COCOeval's area ranges, which begin with "all".
+SIZES = ("small", "medium", "large")
 
 
 @dataclass(frozen=True)
 class ImageErrors:
-    """What became of the detections and the boxes of one image.
+    """Outcomes of the detections and boxes of one image.
 
     Attributes:
-        image_id: in the annotations.
-        truth: its annotations, crowd regions included.
-        detections: those that count, by falling score.
-        kinds: of each detection, one of ``KINDS``.
-        fates: of each annotation, one of ``FATES``.
+        image: the detections that count, and the annotations.
+        detection_outcomes: one of ``DETECTION_OUTCOMES`` for each detection.
+        box_outcomes: one of ``BOX_OUTCOMES`` for each annotation.
     """
 
-    image_id: Any
-    truth: list[dict[str, Any]]
-    detections: list[dict[str, Any]]
-    kinds: list[str]
-    fates: list[str]
+    image: ImageResults
+    detection_outcomes: list[Outcome]
+    box_outcomes: list[Outcome]
 
     @property
     def num_boxes(self) -> int:
-        """Without crowd regions."""
-        return len(self.fates) - self.fates.count("crowd")
+        """Return the number of boxes, crowd regions not among them."""
+        return len(self.box_outcomes) - self.box_outcomes.count(Outcome.CROWD)
 
     @property
     def num_found(self) -> int:
-        return self.fates.count("found")
+        return self.box_outcomes.count(Outcome.FOUND)
 
     @property
-    def num_missed(self) -> int:
+    def num_false_negatives(self) -> int:
         return self.num_boxes - self.num_found
 
     @property
-    def num_false(self) -> int:
-        return sum(kind in FALSE_KINDS for kind in self.kinds)
+    def num_false_positives(self) -> int:
+        return sum(outcome in FALSE_POSITIVES for outcome in self.detection_outcomes)
 
 
-def examine(
-    coco: COCO,
-    results: list[dict[str, Any]],
-    images: list[Any] | None = None,
-    *,
-    score_threshold: float = 0.3,
-    iou_threshold: float = 0.5,
+def find_errors(
+    results: Results, *, score_threshold: float = 0.3, iou_threshold: float = 0.5
 ) -> list[ImageErrors]:
-    """The mistakes on each image, in the order of the annotations.
+    """Classify all detections and boxes, image by image in the annotations' order.
 
     Args:
-        coco: the annotations.
-        results: detections in COCO's results format.
-        images: ids of the images that count; None for all.
-        score_threshold: of the detections that count.
-        iou_threshold: of a detection and the box that it takes.
+        results: detections and annotations.
+        score_threshold: the lowest score of detections that count.
+        iou_threshold: the lowest IoU of a correct detection with its box.
     """
-    found = by_image(results, score_threshold=score_threshold)
-    wanted = set(coco.imgs) if images is None else set(images)
-    return [
-        examine_image(
-            entry["id"], truth_of(coco, entry["id"]), found.get(entry["id"], []), iou_threshold
-        )
-        for entry in coco.dataset["images"]
-        if entry["id"] in wanted
-    ]
+    return [find_image_errors(image, iou_threshold) for image in results.by_image(score_threshold)]
 
 
-def examine_image(
-    image_id: Any,
-    truth: list[dict[str, Any]],
-    detections: list[dict[str, Any]],
-    iou_threshold: float,
-) -> ImageErrors:
-    """The same of one image with its detections by falling score."""
-    overlaps = box_overlaps(detections, truth)
-    same = np.array(
-        [[x["category_id"] == y["category_id"] for y in truth] for x in detections], dtype=bool
-    )
-    same = same.reshape(overlaps.shape)
-    crowd = np.array([bool(x["iscrowd"]) for x in truth], dtype=bool)
-    free = ~crowd
-    kinds = [""] * len(detections)
-    for i, overlap in enumerate(overlaps):
-        candidates = np.where(free & same[i], overlap, 0.0)
-        if len(truth) and candidates.max() >= iou_threshold:
-            free[candidates.argmax()] = False
-            kinds[i] = "correct"
-    fates = ["crowd" if is_crowd else "overlooked" if is_free else "found"
-             for is_crowd, is_free in zip(crowd, free, strict=True)]  # fmt: skip
-    for i, overlap in enumerate(overlaps):
-        if kinds[i]:
+def find_image_errors(image: ImageResults, iou_threshold: float) -> ImageErrors:
+    """Classify the detections and boxes of one image."""
+    overlaps = image.overlaps
+    is_crowd = image.is_crowd
+    detected = np.array([x["category_id"] for x in image.detections])
+    true = np.array([x["category_id"] for x in image.annotations])
+    same_class = detected[:, None] == true
+    matches = match_boxes(overlaps, same_class & ~is_crowd, iou_threshold)
+
+    boxes = [Outcome.CROWD if crowd else Outcome.MISS for crowd in is_crowd]
+    for match in matches[matches >= 0]:
+        boxes[match] = Outcome.FOUND
+
+    detections = []
+    for i, match in enumerate(matches):
+        if match >= 0:
+            detections.append(Outcome.CORRECT)
             continue
-        kinds[i], related = kind_of_mistake(overlap, same[i], crowd, iou_threshold)
-        # On a box that two kinds lie on, the class was wrong at a fitting place: that says more.
-        if related is not None and fates[related] in ("overlooked", "localization"):
-            fates[related] = kinds[i]
-    return ImageErrors(image_id, truth, detections, kinds, fates)
+
+        outcome, box = classify_false_positive(overlaps[i], same_class[i], is_crowd, iou_threshold)
+        detections.append(outcome)
+        # Cls goes before Loc: there the place was right.
+        if box is not None and boxes[box] in (Outcome.MISS, Outcome.LOC):
+            boxes[box] = outcome
+    return ImageErrors(image, detections, boxes)
 
 
-def kind_of_mistake(
-    overlap: np.ndarray, same: np.ndarray, crowd: np.ndarray, iou_threshold: float
-) -> tuple[str, int | None]:
-    """The kind of a detection that took no box, and the annotation that it was meant for, if there is one.
+def classify_false_positive(
+    overlaps: np.ndarray, same_class: np.ndarray, is_crowd: np.ndarray, iou_threshold: float
+) -> tuple[Outcome, int | None]:
+    """Return the type of a detection that took no box, and the box that it was meant for, if any.
 
     Args:
-        overlap: (G,) with each annotation.
-        same: (G,) whether it is of the detection's class.
-        crowd: (G,) whether it is a crowd region.
-        iou_threshold: from which on a detection is at the right place.
+        overlaps: (G,) with each annotation.
+        same_class: (G,) bool, True where the annotation is of the detection's class.
+        is_crowd: (G,) bool, True for crowd regions.
+        iou_threshold: the lowest IoU at which a detection is at the right place.
     """
-    if (overlap[same & crowd] >= iou_threshold).any():
-        return "ignored", None
-    if (overlap[same & ~crowd] >= iou_threshold).any():
-        return "duplicate", None
-    for kind, boxes, least in (
-        ("class confused", ~same & ~crowd, iou_threshold),
-        ("localization", same & ~crowd, min(LOOSE_IOU, iou_threshold)),
-    ):
-        candidates = np.where(boxes, overlap, 0.0)
-        if len(candidates) and candidates.max() >= least:
-            return kind, int(candidates.argmax())
-    return "background", None
+    if (overlaps[same_class & is_crowd] >= iou_threshold).any():
+        return Outcome.IGNORED, None
+    if (overlaps[same_class & ~is_crowd] >= iou_threshold).any():
+        return Outcome.DUPE, None
+
+    other_class = np.where(~same_class & ~is_crowd, overlaps, 0.0)
+    if other_class.max(initial=0.0) >= iou_threshold:
+        return Outcome.CLS, int(other_class.argmax())
+    own_class = np.where(same_class & ~is_crowd, overlaps, 0.0)
+    if own_class.max(initial=0.0) >= BACKGROUND_IOU:
+        return Outcome.LOC, int(own_class.argmax())
+    return Outcome.BKG, None
 
 
-def ranked(images: Sequence[ImageErrors]) -> list[ImageErrors]:
-    """The images with mistakes, worst first: by missed boxes plus false detections, then by missed boxes."""
-    with_mistakes = [x for x in images if x.num_missed + x.num_false]
-    return sorted(with_mistakes, key=lambda x: (-x.num_missed - x.num_false, -x.num_missed))
-
-
-def overall(evaluation: COCOeval) -> Row:
-    """COCO's six metrics in percent, None where there is nothing to find."""
-    return {
-        name: none_for_nan(value) for name, value in zip(METRICS, summary(evaluation), strict=True)
-    }
+def rank_by_errors(images: Sequence[ImageErrors]) -> list[ImageErrors]:
+    """Return the images with errors, most errors first, of as many those with more missed boxes."""
+    wrong = [x for x in images if x.num_false_negatives + x.num_false_positives]
+    wrong.sort(key=lambda x: x.num_false_negatives, reverse=True)
+    wrong.sort(key=lambda x: x.num_false_negatives + x.num_false_positives, reverse=True)
+    return wrong
 
 
 def class_rows(evaluation: COCOeval, images: Sequence[ImageErrors]) -> list[Row]:
-    """Of each class: its boxes, its metrics, and what its detections and boxes became."""
-    boxes: Counter[Any] = Counter()
-    kinds: Counter[tuple[Any, str]] = Counter()
-    for image in images:
-        boxes.update(x["category_id"] for x in image.truth if not x["iscrowd"])
-        kinds.update(
-            (x["category_id"], kind) for x, kind in zip(image.detections, image.kinds, strict=True)
-        )
+    """Return the boxes, metrics and outcomes of each class."""
+    num_boxes: Counter[int] = Counter()
+    outcomes: Counter[tuple[int, Outcome]] = Counter()
+    for errors in images:
+        boxes = [x for x in errors.image.annotations if not x["iscrowd"]]
+        num_boxes.update(x["category_id"] for x in boxes)
+        classes = [x["category_id"] for x in errors.image.detections]
+        outcomes.update(zip(classes, errors.detection_outcomes, strict=True))
+
     rows = []
     for k, category in enumerate(evaluation.cocoGt.loadCats(evaluation.params.catIds)):
-        key, count = category["id"], boxes[category["id"]]
-        correct, false = kinds[key, "correct"], sum(kinds[key, kind] for kind in FALSE_KINDS)
-        metrics = {
-            "AP": precision_of(evaluation, k),
-            "AP50": precision_of(evaluation, k, iou=0),
-            "AP75": precision_of(evaluation, k, iou=5),
-            **{
-                f"AP{size[0]}": precision_of(evaluation, k, area=i)
-                for i, size in enumerate(SIZES, 1)
-            },
-            "AR": recall_of(evaluation, k),
-        }
-        rates = {"recall": percent(correct, count), "precision": percent(correct, correct + false)}
-        mistakes = {kind: kinds[key, kind] for kind in KINDS} | {"missed": count - correct}
-        rows.append({"class": category["name"], "boxes": count, **metrics, **rates, **mistakes})
+        counts = {x: outcomes[category["id"], x] for x in DETECTION_OUTCOMES}
+        count = num_boxes[category["id"]]
+        correct = counts[Outcome.CORRECT]
+        counted = correct + sum(counts[x] for x in FALSE_POSITIVES)
+
+        row: Row = {"class": category["name"], "boxes": count}
+        row["AP"] = average_precision(evaluation, k)
+        row["AP50"] = average_precision(evaluation, k, iou=0)
+        row["AP75"] = average_precision(evaluation, k, iou=5)
+        for area, size in enumerate(SIZES, 1):
+            row[f"AP{size[0]}"] = average_precision(evaluation, k, area=area)
+        row["AR"] = average_recall(evaluation, k)
+        row["recall"] = percentage(correct, count)
+        row["precision"] = percentage(correct, counted)
+        row |= {outcome.value: number for outcome, number in counts.items()}
+        row["missed"] = count - correct
+        rows.append(row)
     return rows
 
 
 def size_rows(evaluation: COCOeval, images: Sequence[ImageErrors]) -> list[Row]:
-    """Of small, medium and large boxes (by the annotated area): their number, AP, AR and how many were found."""
-    counts, found = [0, 0, 0], [0, 0, 0]
-    for image in images:
-        for annotation, fate in zip(image.truth, image.fates, strict=True):
-            size = sum(annotation["area"] >= side**2 for side in (SMALL, MEDIUM))
-            counts[size] += fate != "crowd"
-            found[size] += fate == "found"
-    return [
-        {
-            "size": name,
-            "boxes": counts[i],
-            "AP": precision_of(evaluation, area=i + 1),
-            "AR": recall_of(evaluation, area=i + 1),
-            "missed": counts[i] - found[i],
-            "recall": percent(found[i], counts[i]),
-        }
-        for i, name in enumerate(SIZES)
-    ]
+    """Return number, AP, AR and recall of small, medium and large boxes, by annotated area."""
+    counts: Counter[tuple[int, Outcome]] = Counter()
+    for errors in images:
+        areas = np.array([x["area"] for x in errors.image.annotations])
+        sizes = np.digitize(areas, (SMALL**2, MEDIUM**2)).tolist()
+        counts.update(zip(sizes, errors.box_outcomes, strict=True))
+
+    rows = []
+    for i, name in enumerate(SIZES):
+        found = counts[i, Outcome.FOUND]
+        missed = sum(counts[i, outcome] for outcome in FALSE_NEGATIVES)
+        row: Row = {"size": name, "boxes": found + missed}
+        row["AP"] = average_precision(evaluation, area=i + 1)
+        row["AR"] = average_recall(evaluation, area=i + 1)
+        row["missed"] = missed
+        row["recall"] = percentage(found, found + missed)
+        rows.append(row)
+    return rows
 
 
-def density_rows(
-    coco: COCO, results: list[dict[str, Any]], images: Sequence[ImageErrors]
-) -> list[Row]:
-    """Of images with no, few, medium and many boxes: how many there are, and how well they fare."""
+def density_rows(results: Results, images: Sequence[ImageErrors]) -> list[Row]:
+    """Return counts and metrics of images without, with few, with several and with many boxes."""
+    lowest = [least for least, _ in DENSITIES]
     groups: list[list[ImageErrors]] = [[] for _ in DENSITIES]
-    for image in images:
-        groups[sum(image.num_boxes >= least for least, _ in DENSITIES) - 1].append(image)
+    for errors in images:
+        groups[np.digitize(errors.num_boxes, lowest) - 1].append(errors)
+
     rows = []
     for (_, name), group in zip(DENSITIES, groups, strict=True):
-        ids = {x.image_id for x in group}
-        boxes, found = sum(x.num_boxes for x in group), sum(x.num_found for x in group)
-        false = sum(x.num_false for x in group)
-        metrics: Row = {"AP": None, "AP50": None}
+        boxes = sum(x.num_boxes for x in group)
+        found = sum(x.num_found for x in group)
+        false = sum(x.num_false_positives for x in group)
+        metrics: dict[str, float | None] = {}
         if boxes:
-            evaluation = run_evaluation(
-                coco, [x for x in results if x["image_id"] in ids], list(ids)
-            )
-            metrics = {name: overall(evaluation)[name] for name in metrics}
-        counts = {
-            "pictures": len(group),
-            "boxes": boxes,
-            **metrics,
-            "missed": boxes - found,
-            "false": false,
-        }
-        per_image = round(false / len(group), 2) if group else None
-        row = {"boxes in the image": name, **counts, "false per image": per_image}
-        rows.append({**row, "recall": percent(found, boxes)})
+            metrics = summary(evaluate(results.subset([x.image.image_id for x in group])))
+
+        row: Row = {"boxes in the picture": name, "pictures": len(group), "boxes": boxes}
+        row["AP"] = metrics.get("AP")
+        row["AP50"] = metrics.get("AP50")
+        row["missed"] = boxes - found
+        row["false"] = false
+        row["false per picture"] = round(false / len(group), 2) if group else None
+        row["recall"] = percentage(found, boxes)
+        rows.append(row)
     return rows
 
 
 def overlap_rows(images: Sequence[ImageErrors]) -> list[Row]:
-    """Of boxes that overlap another one of their image (of any class) and of those that do not: how many were
-    found."""
-    fates: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
-    for image in images:
-        boxes = [x for x in image.truth if not x["iscrowd"]]
-        own = [fate for fate in image.fates if fate != "crowd"]
+    """Return the outcomes of boxes alone, and of those that overlap another one of any class."""
+    alone: Counter[Outcome] = Counter()
+    overlapping: Counter[Outcome] = Counter()
+    for errors in images:
+        boxes = [x for x in errors.image.annotations if not x["iscrowd"]]
+        outcomes = [x for x in errors.box_outcomes if x is not Outcome.CROWD]
         overlaps = box_overlaps(boxes, boxes)
         np.fill_diagonal(overlaps, 0.0)
-        for overlap, fate in zip(overlaps, own, strict=True):
-            fates[bool((overlap >= TOUCHING_IOU).any())][fate] += 1
-    return [
-        {
-            "box": "overlaps another" if touches else "stands alone",
-            "boxes": fates[touches].total(),
-            **{fate: fates[touches][fate] for fate in FATES[:-1]},
-            "recall": percent(fates[touches]["found"], fates[touches].total()),
-        }
-        for touches in (False, True)
-    ]
+        touches = (overlaps >= TOUCHING_IOU).any(axis=1)
+        for outcome, is_touching in zip(outcomes, touches, strict=True):
+            counter = overlapping if is_touching else alone
+            counter[outcome] += 1
+
+    rows = []
+    for name, counts in (("stands alone", alone), ("overlaps another", overlapping)):
+        row: Row = {"box": name, "boxes": counts.total()}
+        row |= {outcome.value: counts[outcome] for outcome in (Outcome.FOUND, *FALSE_NEGATIVES)}
+        row["recall"] = percentage(counts[Outcome.FOUND], counts.total())
+        rows.append(row)
+    return rows
 
 
 def crowd_counts(images: Sequence[ImageErrors]) -> Row:
-    """How many crowd regions there are, in how many images, and how many detections in them were ignored."""
+    """Count crowd regions, images with any, and detections that are ignored in them."""
+    regions = [x.box_outcomes.count(Outcome.CROWD) for x in images]
     return {
-        "crowd regions": sum(x.fates.count("crowd") for x in images),
-        "images with crowd regions": sum("crowd" in x.fates for x in images),
-        "detections ignored in them": sum(x.kinds.count("ignored") for x in images),
+        "crowd regions": sum(regions),
+        "pictures with crowd regions": sum(count > 0 for count in regions),
+        "detections ignored in them": sum(
+            x.detection_outcomes.count(Outcome.IGNORED) for x in images
+        ),
     }
 
 
-def error_counts(images: Sequence[ImageErrors]) -> dict[str, Row]:
-    """How many detections are of each of ``KINDS``, and how many boxes came to each of ``FATES``."""
-    kinds = Counter(kind for x in images for kind in x.kinds)
-    fates = Counter(fate for x in images for fate in x.fates)
-    return {
-        "detections": {kind: kinds[kind] for kind in KINDS},
-        "boxes": {fate: fates[fate] for fate in FATES}
-        | {"missed": sum(fates[fate] for fate in MISSED_FATES)},
-    }
+def error_counts(images: Sequence[ImageErrors]) -> dict[str, dict[str, int]]:
+    """Count the outcomes of all detections, and those of all boxes."""
+    detections: Counter[Outcome] = Counter()
+    boxes: Counter[Outcome] = Counter()
+    for errors in images:
+        detections.update(errors.detection_outcomes)
+        boxes.update(errors.box_outcomes)
+
+    counts = {outcome.value: boxes[outcome] for outcome in BOX_OUTCOMES}
+    counts["missed"] = sum(boxes[outcome] for outcome in FALSE_NEGATIVES)
+    return {"detections": {x.value: detections[x] for x in DETECTION_OUTCOMES}, "boxes": counts}
 
 
-def precision_of(
+def average_precision(
     evaluation: COCOeval,
     category: int | slice = slice(None),
     *,
     iou: int | slice = slice(None),
     area: int = 0,
 ) -> float | None:
-    """Average precision in percent; None where there is nothing to find.
+    """Return the average precision in percent, None where there are no boxes.
 
     Args:
-        evaluation: of COCO.
-        category: number of the class; all for their mean.
-        iou: number of the IoU threshold; all for their mean.
-        area: number of the range of areas: all, small, medium, large.
+        evaluation: COCO's, accumulated.
+        category: index of the class; by default the mean of all.
+        iou: index of the IoU threshold; by default the mean of all.
+        area: index of the area range: all, small, medium, large.
     """
-    return mean_percent(evaluation.eval["precision"][iou, :, category, area, -1])
+    return mean_percentage(evaluation.eval["precision"][iou, :, category, area, -1])
 
 
-def recall_of(
+def average_recall(
     evaluation: COCOeval, category: int | slice = slice(None), *, area: int = 0
 ) -> float | None:
-    """Recall in percent, averaged over the IoU thresholds, of at most 100 detections per image; else as above."""
-    return mean_percent(evaluation.eval["recall"][:, category, area, -1])
+    """Return the recall of up to 100 detections per image, averaged over the IoU thresholds."""
+    return mean_percentage(evaluation.eval["recall"][:, category, area, -1])
 
 
-def mean_percent(values: np.ndarray) -> float | None:
-    """The mean of the values that there are: COCOeval writes -1 for the others."""
+def mean_percentage(values: np.ndarray) -> float | None:
+    """Return the mean in percent, without the -1 that COCOeval writes where there are no boxes."""
     known = values[values > -1]
     return 100 * float(known.mean()) if known.size else None
 
 
-def percent(part: int, whole: int) -> float | None:
-    return 100 * part / whole if whole else None
-
-
-def none_for_nan(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def percentage(part: int, total: int) -> float | None:
+    return 100 * part / total if total else None

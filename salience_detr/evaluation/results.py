@@ -1,12 +1,13 @@
-"""Files of detections in COCO's results format: reading, checking, evaluating."""
+"""Files of detections in COCO's results format: read, checked against annotations, and evaluated."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from pycocotools import mask
@@ -24,17 +25,146 @@ from salience_detr.data.coco_format import (
 )
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+ImageId = int | str
 
 
 class ResultsError(ValueError):
-    """A file that cannot be evaluated."""
+    """A file of detections or annotations that cannot be evaluated."""
+
+
+class Detection(TypedDict):
+    """A detection as COCO's results format has it; ``bbox`` is (x, y, width, height) in pixels."""
+
+    image_id: ImageId
+    category_id: int
+    bbox: list[float]
+    score: float
+
+
+class Annotation(TypedDict):
+    """A ground-truth box, or a crowd region, completed by ``prepare_for_evaluation``."""
+
+    id: int
+    image_id: ImageId
+    category_id: int
+    bbox: list[float]
+    area: float
+    iscrowd: int
+
+
+@dataclass(frozen=True)
+class ImageResults:
+    """Ground truth and detections of one image.
+
+    Attributes:
+        image_id: id of the image in the annotations.
+        annotations: its G annotations, crowd regions included.
+        detections: its D detections, best first.
+    """
+
+    image_id: ImageId
+    annotations: list[Annotation]
+    detections: list[Detection]
+
+    @property
+    def is_crowd(self) -> np.ndarray:
+        """Return (G,) bool, True for crowd regions."""
+        return np.array([x["iscrowd"] for x in self.annotations], dtype=bool)
+
+    @property
+    def overlaps(self) -> np.ndarray:
+        """Return the (D, G) overlaps of detections and annotations, see :func:`box_overlaps`."""
+        return box_overlaps(self.detections, self.annotations)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Detections together with the annotations that they are evaluated against.
+
+    Attributes:
+        coco: the annotations.
+        detections: all detections, whatever their score.
+        image_ids: ids of the images to evaluate on.
+    """
+
+    coco: COCO
+    detections: list[Detection]
+    image_ids: list[ImageId]
+
+    def by_image(self, score_threshold: float) -> list[ImageResults]:
+        """Return the images in the annotations' order, with detections of at least a score."""
+        detections: dict[ImageId, list[Detection]] = {i: [] for i in self.coco.imgs}
+        for detection in sorted(self.detections, key=lambda x: -x["score"]):
+            if detection["score"] >= score_threshold:
+                detections[detection["image_id"]].append(detection)
+
+        chosen = set(self.image_ids)
+        return [
+            ImageResults(image_id, self.coco.imgToAnns[image_id], detections[image_id])
+            for image_id in self.coco.imgs
+            if image_id in chosen
+        ]
+
+    def subset(self, image_ids: list[ImageId]) -> Results:
+        """Return the results of some images only."""
+        chosen = set(image_ids)
+        detections = [x for x in self.detections if x["image_id"] in chosen]
+        return Results(self.coco, detections, image_ids)
+
+
+def box_overlaps(
+    detections: list[Detection] | list[Annotation], annotations: list[Annotation]
+) -> np.ndarray:
+    """Return the (detections, annotations) IoU, with a crowd region the part that lies in it."""
+    if not detections or not annotations:
+        return np.zeros((len(detections), len(annotations)))
+
+    boxes = np.array([x["bbox"] for x in detections], dtype=np.float64)
+    truth = np.array([x["bbox"] for x in annotations], dtype=np.float64)
+    return np.asarray(mask.iou(boxes, truth, [x["iscrowd"] for x in annotations]))
+
+
+def load_results(results_file: Path, annotation_file: Path) -> Results:
+    """Read detections and annotations, and check that they belong together.
+
+    Detections that ``demo.py --json`` wrote are of some images only; they are evaluated on these.
+
+    Raises:
+        ResultsError: a file cannot be read or used; the message says which, and what is wrong.
+    """
+    content = read_results(results_file)
+    truth = read_annotations(annotation_file)
+    image_ids = [x["id"] for x in truth["images"]]
+
+    if isinstance(content, list):
+        detections = content
+        check_detections(detections, results_file)
+    elif isinstance(content, dict) and "annotations" in content:
+        check_demo_results(content, results_file)
+        ids = match_image_ids(content["images"], truth["images"], results_file)
+        detections = [{**x, "image_id": ids[x["image_id"]]} for x in content["annotations"]]
+        image_ids = sorted(ids.values())
+    else:
+        kind = type(content).__name__
+        raise ResultsError(f"{results_file} holds a {kind}, not a list of detections")
+
+    for key, known in (("image_id", "images"), ("category_id", "categories")):
+        unknown = {x[key] for x in detections} - {x["id"] for x in truth[known]}
+        if unknown:
+            raise ResultsError(
+                f"{results_file} has the {key} {min(unknown, key=str)!r}, unknown to "
+                f"{annotation_file}; are they of one data set?"
+            )
+
+    prepare_for_evaluation(truth["annotations"])
+    return Results(make_coco(truth), detections, image_ids)
 
 
 def read_results(path: Path) -> Any:
-    """The content of a file of detections.
+    """Read a JSON file of detections, of whatever content.
 
     Raises:
-        ResultsError: it cannot be read.
+        ResultsError: the file cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -45,250 +175,142 @@ def read_results(path: Path) -> Any:
 
 
 def read_annotations(path: Path) -> dict[str, Any]:
-    """The content of an annotation file without mistakes.
+    """Read an annotation file in COCO's format.
 
     Raises:
-        ResultsError: it cannot be read, or the first mistake.
+        ResultsError: the file cannot be read, or has a mistake.
     """
     try:
         content = read_coco(path)
     except DatasetError as error:
         raise ResultsError(str(error)) from error
+
     fault = first_fault(content, path)
     if fault is not None:
-        raise ResultsError(f"{fault}; tools/check_dataset.py mends it with --fix")
+        raise ResultsError(f"{fault}; tools/check_dataset.py repairs it with --fix")
     return content
 
 
-def load(
-    results_file: Path, annotation_file: Path
-) -> tuple[COCO, list[dict[str, Any]], list[Any] | None]:
-    """The annotations and the detections, checked against each other, and the images to evaluate on (None = all).
-
-    Raises:
-        ResultsError: naming the file and what is wrong with it.
-    """
-    results, content = read_results(results_file), read_annotations(annotation_file)
-    if not isinstance(results, (list, dict)) or (
-        isinstance(results, dict) and "annotations" not in results
-    ):
-        raise ResultsError(
-            f"{results_file} holds a {type(results).__name__}, not a list of detections"
-        )
-    images = None
-    if isinstance(results, dict):  # what demo.py --json writes, for some of the images
-        results, images = with_ids_of(results, content, results_file)
-    for i, result in enumerate(results):
-        check_detection(result, f"detection {i} of {results_file}")
-    for key, known in (("image_id", "images"), ("category_id", "categories")):
-        unknown = sorted({x[key] for x in results} - {x["id"] for x in content[known]}, key=str)
-        if unknown:
-            raise ResultsError(
-                f"{results_file} has the {key} {unknown[0]!r}, unknown to {annotation_file}; are they of one data set?"
-            )
-    prepare_for_evaluation(content["annotations"])
+def make_coco(content: dict[str, Any]) -> COCO:
+    """Return pycocotools' index of annotations, without what it prints."""
     coco = COCO()
     coco.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
-    return coco, results, images
+    return coco
 
 
-def check_detection(result: Any, where: str) -> None:
-    """Raise ResultsError if a detection is not one."""
-    if not isinstance(result, dict):
-        raise ResultsError(f"{where} is a {type(result).__name__}, not an object")
-    missing = {"image_id", "category_id", "bbox", "score"} - result.keys()
+def check_detections(detections: list[Any], results_file: Path) -> None:
+    """Raise ResultsError if an entry of a results file is not a detection."""
+    for i, detection in enumerate(detections):
+        check_detection(detection, f"detection {i} of {results_file}")
+
+
+def check_detection(detection: Any, where: str) -> None:
+    """Raise ResultsError, which begins with ``where``, if an entry is not a detection."""
+    if not isinstance(detection, dict):
+        raise ResultsError(f"{where} is a {type(detection).__name__}, not an object")
+    missing = Detection.__annotations__.keys() - detection.keys()
     if missing:
         raise ResultsError(f"{where} has no {', '.join(sorted(missing))}")
-    box, score = result["bbox"], result["score"]
+
+    box = detection["bbox"]
     if not isinstance(box, list) or len(box) != 4 or not all(is_number(x) for x in box):
         raise ResultsError(f"{where} has the bbox {box}, not four numbers (x, y, width, height)")
     if min(box[2:]) < 0:
         raise ResultsError(
-            f"{where} has the bbox {box}, whose width or height is negative; it is (x, y, width, height)"
+            f"{where} has the bbox {box}, whose width or height is negative; "
+            "it is (x, y, width, height)"
         )
-    if not is_number(score):
-        raise ResultsError(f"{where} has the score {score!r}, not a number")
+
+    if not is_number(detection["score"]):
+        raise ResultsError(f"{where} has the score {detection['score']!r}, not a number")
     for key in ("image_id", "category_id"):
-        if not is_id(result[key]):
-            raise ResultsError(f"{where} has the {key} {result[key]!r}, not a number or a text")
+        if not is_id(detection[key]):
+            raise ResultsError(f"{where} has the {key} {detection[key]!r}, not a number or a text")
 
 
-def with_ids_of(
-    found: dict[str, Any], content: dict[str, Any], results_file: Path
-) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Detections of demo.py, which counts images as they come, with the image ids of the annotations.
-
-    Returns:
-        The detections, and the ids of all images that were looked at.
-
-    Raises:
-        ResultsError: the file is not of demo.py, or an image is not in the annotations.
-    """
-    check_lists_of_demo(found, results_file)
-    by_name: dict[str, list[Any]] = {}
-    for image in content["images"]:
-        by_name.setdefault(Path(image["file_name"]).name, []).append(image["id"])
-    ids: dict[Any, Any] = {}
-    for image in found["images"]:
-        matches = by_name.get(Path(image["file_name"]).name, [])
-        if len(matches) != 1 or "frame" in image:
-            raise ResultsError(
-                f"{results_file}: the image {image['file_name']} is {len(matches)} times in the annotations by its "
-                "name, and must be once; evaluate detections of the data set's own images"
-            )
-        if matches[0] in ids.values():
-            raise ResultsError(
-                f"{results_file} has two images called {Path(image['file_name']).name}; keep one of them"
-            )
-        ids[image["id"]] = matches[0]
-    detections = [{**x, "image_id": ids[x["image_id"]]} for x in found["annotations"]]
-    return detections, sorted(ids.values())
-
-
-def check_lists_of_demo(found: dict[str, Any], results_file: Path) -> None:
-    """Raise ResultsError if images and detections are not as demo.py writes them, or do not belong together."""
+def check_demo_results(content: dict[str, Any], results_file: Path) -> None:
+    """Raise ResultsError if images and detections are not as ``demo.py --json`` writes them."""
     for key in ("images", "annotations"):
-        if not isinstance(found.get(key), list):
+        if not isinstance(content.get(key), list):
             raise ResultsError(
                 f"{results_file} has no list {key!r}, which a file of demo.py --json has"
             )
-    for i, image in enumerate(found["images"]):
-        if (
-            not isinstance(image, dict)
-            or not is_id(image.get("id"))
-            or not is_text(image.get("file_name"))
-        ):
+
+    ids = set()
+    for i, image in enumerate(content["images"]):
+        is_image = isinstance(image, dict) and is_id(image.get("id"))
+        if not is_image or not is_text(image.get("file_name")):
             raise ResultsError(
                 f"image {i} of {results_file} is {image!r:.80}, not an id and a file_name"
             )
-    ids = {image["id"] for image in found["images"]}
-    for i, detection in enumerate(found["annotations"]):
-        check_detection(detection, f"detection {i} of {results_file}")
+        ids.add(image["id"])
+
+    check_detections(content["annotations"], results_file)
+    for i, detection in enumerate(content["annotations"]):
         if detection["image_id"] not in ids:
             raise ResultsError(
-                f"detection {i} of {results_file} is of image {detection['image_id']!r}, not in its list"
+                f"detection {i} of {results_file} is of image {detection['image_id']!r}, "
+                "not in its list"
             )
 
 
-def evaluate(
-    coco: COCO, results: list[dict[str, Any]], images: list[Any] | None = None
-) -> COCOeval | None:
-    """COCO's evaluation of boxes, accumulated and summarized; None if there are no detections."""
-    return run_evaluation(coco, results, images) if results else None
+def match_image_ids(
+    images: list[dict[str, Any]], annotated: list[dict[str, Any]], results_file: Path
+) -> dict[ImageId, ImageId]:
+    """Find each image of demo.py, which numbers images as they come, in the annotations by name.
 
-
-def run_evaluation(
-    coco: COCO, results: list[dict[str, Any]], images: list[Any] | None = None
-) -> COCOeval:
-    """The same without detections too: what there is to find then has an AP of 0.
-
-    Args:
-        coco: the annotations.
-        results: detections.
-        images: ids of the images that count; None for all.
+    Raises:
+        ResultsError: an image is not in the annotations, or its name is there or here twice.
     """
+    by_name: dict[str, list[ImageId]] = {}
+    for entry in annotated:
+        by_name.setdefault(Path(entry["file_name"]).name, []).append(entry["id"])
+
+    ids: dict[ImageId, ImageId] = {}
+    for image in images:
+        name = Path(image["file_name"]).name
+        matches = by_name.get(name, [])
+        if len(matches) != 1 or "frame" in image:
+            raise ResultsError(
+                f"{results_file}: the image {image['file_name']} is {len(matches)} times in the "
+                "annotations by its name, and must be once; evaluate detections of the data set's "
+                "own images"
+            )
+        if matches[0] in ids.values():
+            raise ResultsError(f"{results_file} has two images called {name}; keep one of them")
+        ids[image["id"]] = matches[0]
+    return ids
+
+
+def evaluate(results: Results) -> COCOeval:
+    """Run COCO's evaluation of boxes; without detections, AP is 0 where there are boxes."""
     with contextlib.redirect_stdout(io.StringIO()):
-        if results:
-            detections = coco.loadRes([dict(x) for x in results])
+        if results.detections:
+            detections = results.coco.loadRes([dict(x) for x in results.detections])
         else:  # which loadRes does not take
-            detections = COCO()
-            detections.dataset = {**coco.dataset, "annotations": []}
-            detections.createIndex()
-        evaluation = COCOeval(coco, detections, "bbox")
-        if images is not None:
-            evaluation.params.imgIds = images
+            detections = make_coco({**results.coco.dataset, "annotations": []})
+
+        evaluation = COCOeval(results.coco, detections, "bbox")
+        evaluation.params.imgIds = results.image_ids
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return evaluation
 
 
-def summary(evaluation: COCOeval | None) -> list[float]:
-    """The six metrics in percent, NaN where there is nothing to find."""
-    if evaluation is None:
-        return [0.0] * len(METRICS)
-    return [100 * x if x >= 0 else float("nan") for x in evaluation.stats[:6]]
+def summary(evaluation: COCOeval) -> dict[str, float | None]:
+    """Return COCO's six metrics in percent, None where there are no boxes."""
+    # COCOeval writes -1 where there is nothing to measure.
+    values = [None if x < 0 else 100 * float(x) for x in evaluation.stats[: len(METRICS)]]
+    return dict(zip(METRICS, values, strict=True))
 
 
 def class_precisions(evaluation: COCOeval) -> dict[str, np.ndarray]:
-    """(10, 101) precision of each class at IoU thresholds 0.5, 0.55, ... and recalls 0, 0.01, ...; else NaN."""
-    precision = evaluation.eval["precision"]  # IoU x recall x class x area x detections
+    """Return the precision of each class, (10 IoU thresholds, 101 recalls); NaN without boxes."""
+    # (IoU thresholds, recalls, classes, areas, limits of detections per image), -1 for none.
+    precision = evaluation.eval["precision"]
     precision = np.where(precision > -1, precision, np.nan)
     names = [category["name"] for category in evaluation.cocoGt.loadCats(evaluation.params.catIds)]
     return {name: precision[:, :, k, 0, -1] for k, name in enumerate(names)}
-
-
-def confusion_matrix(
-    coco: COCO,
-    results: list[dict[str, Any]],
-    *,
-    score_threshold: float = 0.3,
-    iou_threshold: float = 0.5,
-    images: list[Any] | None = None,
-) -> tuple[np.ndarray, list[str]]:
-    """Which classes are taken for which.
-
-    In each image detections, by falling score, take the free box that they overlap most, of whatever class. Crowd
-    regions and detections in them are left out.
-
-    Args:
-        coco: the annotations.
-        results: detections.
-        score_threshold: of the detections that count.
-        iou_threshold: of a detection and the box that it takes.
-        images: ids of the images that count; None for all.
-
-    Returns:
-        (K + 1, K + 1) counts, true class by detected class, and the K names; the last row is of detections of nothing,
-        the last column of boxes that were missed.
-    """
-    category_ids = sorted(coco.getCatIds())
-    number = {category_id: i for i, category_id in enumerate(category_ids)}
-    matrix = np.zeros((len(number) + 1, len(number) + 1), dtype=np.int64)
-    found = by_image(results, score_threshold=score_threshold)
-    for image_id in coco.getImgIds() if images is None else images:
-        truth, detections = truth_of(coco, image_id), found.get(image_id, [])
-        overlaps = box_overlaps(detections, truth)
-        crowd = np.array([bool(x["iscrowd"]) for x in truth], dtype=bool)
-        free = ~crowd
-        for detection, overlap in zip(detections, overlaps, strict=True):
-            column = number[detection["category_id"]]
-            candidates = np.where(free, overlap, 0.0)
-            if len(truth) and candidates.max() >= iou_threshold:
-                best = int(candidates.argmax())
-                free[best] = False
-                matrix[number[truth[best]["category_id"]], column] += 1
-            elif not (overlap[crowd] >= iou_threshold).any():
-                matrix[-1, column] += 1
-        for annotation in (x for x, is_free in zip(truth, free, strict=True) if is_free):
-            matrix[number[annotation["category_id"]], -1] += 1
-    return matrix, [coco.loadCats([i])[0]["name"] for i in category_ids]
-
-
-def by_image(
-    results: list[dict[str, Any]], *, score_threshold: float
-) -> dict[Any, list[dict[str, Any]]]:
-    """The detections with at least a score, by falling score, of each image's id."""
-    found: dict[Any, list[dict[str, Any]]] = {}
-    for result in sorted(results, key=lambda x: -x["score"]):
-        if result["score"] >= score_threshold:
-            found.setdefault(result["image_id"], []).append(result)
-    return found
-
-
-def truth_of(coco: COCO, image_id: Any) -> list[dict[str, Any]]:
-    """The annotations of an image, crowd regions included."""
-    annotations: list[dict[str, Any]] = coco.imgToAnns.get(image_id, [])
-    return annotations
-
-
-def box_overlaps(detections: list[dict[str, Any]], truth: list[dict[str, Any]]) -> np.ndarray:
-    """(detections, truth) IoU of (x, y, width, height) boxes; with a crowd region, the part that lies in it."""
-    if not detections or not truth:
-        return np.zeros((len(detections), len(truth)))
-    boxes = [
-        np.asarray([x["bbox"] for x in side], dtype=np.float64) for side in (detections, truth)
-    ]
-    return np.asarray(mask.iou(*boxes, [int(x["iscrowd"]) for x in truth]))
