@@ -25,7 +25,7 @@ from tabulate import tabulate
 from salience_detr.evaluation.comparison import (
     SCORE_THRESHOLD,
     draw_worst_images,
-    find_image_root,
+    find_image_folder,
     write_image,
 )
 from salience_detr.evaluation.confusion import confusion_matrix, plot_confusion
@@ -253,7 +253,7 @@ def confusion_table(matrix: np.ndarray, names: list[str]) -> str:
 def find_images(args: argparse.Namespace, coco: COCO) -> Path | None:
     """Return the folder of the images, None, with a note, if none is given and none is found."""
     try:
-        return find_image_root(args.annotations, coco, args.images)
+        return find_image_folder(args.annotations, coco, args.images)
     except ResultsError as error:
         if args.images is not None:
             raise

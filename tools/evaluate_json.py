@@ -13,9 +13,14 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
 from tabulate import tabulate
 
-from salience_detr.evaluation.comparison import SCORE_THRESHOLD, find_image_root, write_comparisons
+from salience_detr.evaluation.comparison import (
+    SCORE_THRESHOLD,
+    find_image_folder,
+    write_comparisons,
+)
 from salience_detr.evaluation.results import (
     METRICS,
     ResultsError,
@@ -65,17 +70,18 @@ def run(args: argparse.Namespace) -> None:
     """
     results = load_results(args.results, args.annotations)
     if args.show_dir is not None:
-        image_root = find_image_root(args.annotations, results.coco, args.images)
+        image_root = find_image_folder(args.annotations, results.coco, args.images)
         check_output_dir(args.show_dir, option="--show-dir")
 
     evaluation = evaluate(results)
-    metrics = summary(evaluation)
-    # Without any detection all metrics are 0, of sizes without boxes too.
-    row = [metrics[name] if results.detections else 0.0 for name in METRICS]
-    style = {"floatfmt": ".1f", "tablefmt": "github"}
-    print(tabulate([row], METRICS, missingval="nan", **style))
+    metrics = np.zeros(len(METRICS))
+    if results.detections:
+        metrics = np.array(list(summary(evaluation).values()), dtype=float)  # None becomes NaN
+    print(tabulate([metrics], METRICS, tablefmt="github", floatfmt=".1f"))
+
     if args.classes and results.detections:
         rows = [(name, 100 * x.mean()) for name, x in class_precisions(evaluation).items()]
+        style = {"tablefmt": "github", "floatfmt": ".1f"}
         print(tabulate(rows, ("class", "AP"), disable_numparse=[0], **style))
 
     if args.show_dir is not None:

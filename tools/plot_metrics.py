@@ -20,13 +20,12 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from salience_detr.config import ConfigError, load_config
-from salience_detr.evaluation.confusion import plot_confusion
+from salience_detr.evaluation.confusion import confusion_matrix, plot_confusion
 from salience_detr.evaluation.results import (
     ResultsError,
     class_precisions,
-    confusion_matrix,
     evaluate,
-    load,
+    load_results,
 )
 
 matplotlib.use("Agg")
@@ -239,18 +238,13 @@ def main(argv: list[str] | None = None) -> int:
             written.append("ap.png")
         results = args.results or find_results(args.runs[0])
         if len(runs) == 1 and results is not None:
-            coco, detections, images = load(
-                results, args.annotations or find_annotations(args.runs[0])
-            )
-            evaluation = evaluate(coco, detections, images)
-            if evaluation is not None:
-                if plot_precision_recall(
-                    class_precisions(evaluation), output / "precision_recall.png"
-                ):
+            annotations = args.annotations or find_annotations(args.runs[0])
+            loaded = load_results(results, annotations)
+            if loaded.detections:
+                precisions = class_precisions(evaluate(loaded))
+                if plot_precision_recall(precisions, output / "precision_recall.png"):
                     written.append("precision_recall.png")
-                matrix, names = confusion_matrix(
-                    coco, detections, score_threshold=args.score_threshold, images=images
-                )
+                matrix, names = confusion_matrix(loaded, score_threshold=args.score_threshold)
                 plot_confusion(matrix, names, output / "confusion.png")
                 written.append("confusion.png")
     except (ResultsError, OSError) as error:

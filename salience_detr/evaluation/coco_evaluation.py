@@ -22,7 +22,7 @@ from salience_detr.data.coco_format import prepare_for_evaluation
 from salience_detr.data.datasets import check_class_count
 from salience_detr.data.loader import WatchedLoader
 from salience_detr.evaluation.comparison import write_comparisons
-from salience_detr.evaluation.results import load
+from salience_detr.evaluation.results import load_results
 from salience_detr.utils.files import check_output_dir
 
 logger = logging.getLogger(__name__)
@@ -100,8 +100,8 @@ def show_evaluation(config: DictConfig, show_dir: Path) -> None:
         raise ConfigError(
             f"--show-dir needs detections in COCO's format, but the evaluator wrote no {results_file}"
         )
-    coco, results, _ = load(results_file, Path(metadata.json_file))
-    drawn, notes = write_comparisons(coco, results, Path(metadata.get("image_root", ".")), show_dir)
+    results = load_results(results_file, Path(metadata.json_file))
+    drawn, notes = write_comparisons(results, Path(metadata.get("image_root", ".")), show_dir)
     logger.info("%d images drawn in %s: ground truth left, detections right", drawn, show_dir)
     for note in notes:
         logger.warning("not drawn: %s", note)

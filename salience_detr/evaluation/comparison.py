@@ -16,7 +16,7 @@ from tqdm import tqdm
 from salience_detr.data.coco_format import image_path
 from salience_detr.data.images import ImageReadError, read_image
 from salience_detr.data.mapper import DetectionMapper
-from salience_detr.data.preparation.layouts import IMAGES, SAMPLE
+from salience_detr.data.preparation.layouts import IMAGES, SAMPLE, count_images
 from salience_detr.evaluation.error_analysis import FALSE_POSITIVES, ImageErrors, Outcome
 from salience_detr.evaluation.results import (
     Annotation,
@@ -237,7 +237,7 @@ def drawing_paths(file_names: Sequence[str], image_root: Path, output: Path) -> 
     return paths
 
 
-def find_image_root(annotation_file: Path, coco: COCO, folder: Path | None = None) -> Path:
+def find_image_folder(annotation_file: Path, coco: COCO, folder: Path | None = None) -> Path:
     """Return the folder of the images: the given one, or where the usual layouts have it.
 
     Raises:
@@ -250,7 +250,7 @@ def find_image_root(annotation_file: Path, coco: COCO, folder: Path | None = Non
     if folder is not None:
         if not folder.is_dir():
             raise ResultsError(f"there is no folder of images {folder} (--images)")
-        if not any(image_path(folder, name).is_file() for name in names):
+        if not count_images(folder, names):
             raise ResultsError(
                 f"none of the images of {annotation_file} ({names[0]}, ...) is in {folder} "
                 "(--images)"
@@ -264,16 +264,13 @@ def find_image_root(annotation_file: Path, coco: COCO, folder: Path | None = Non
         for split in dict.fromkeys((stem.removesuffix("2017"), stem, parent.name)):
             candidates += [root / pattern.format(s=split) for pattern in IMAGES]
 
-    def count_images(candidate: Path) -> int:
-        return sum(image_path(candidate, name).is_file() for name in names[:SAMPLE])
-
-    best = max(candidates, key=count_images)
-    if not count_images(best):
+    counts = [count_images(candidate, names[:SAMPLE]) for candidate in candidates]
+    if not any(counts):
         raise ResultsError(
             f"the images of {annotation_file} ({', '.join(names[:3])}, ...) are not in a usual "
             "place beside it; name their folder with --images"
         )
-    return best
+    return candidates[counts.index(max(counts))]
 
 
 def draw_worst_images(

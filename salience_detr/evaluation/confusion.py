@@ -73,8 +73,8 @@ def confusion_matrix(
 
         # add.at counts each of several equal pairs, which += would count once.
         np.add.at(matrix, (true[matches[is_match]], detected[is_match]), 1)
-        np.add.at(matrix, (-1, detected[~is_match & ~in_crowd]), 1)
-        np.add.at(matrix, (true[is_missed], -1), 1)
+        np.add.at(matrix[-1], detected[~is_match & ~in_crowd], 1)
+        np.add.at(matrix[:, -1], true[is_missed], 1)
     return matrix, [category["name"] for category in categories]
 
 
@@ -110,8 +110,8 @@ def plot_confusion(matrix: np.ndarray, names: list[str], path: Path) -> None:
     if shows_counts:
         for row, column in np.argwhere(matrix):
             ink = "white" if parts[row, column] > 0.5 else "black"
-            style = {"ha": "center", "va": "center", "color": ink, "fontsize": 8}
-            axes.text(column, row, str(matrix[row, column]), **style)
+            text = axes.text(column, row, str(matrix[row, column]), color=ink, fontsize=8)
+            text.set(ha="center", va="center")
 
     with written_whole(path) as temporary, warnings.catch_warnings():
         # The font lacks some scripts; such names are drawn as boxes.

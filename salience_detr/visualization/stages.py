@@ -15,6 +15,7 @@ from salience_detr.visualization.panels import (
     PALETTE,
     WHITE,
     Panel,
+    Window,
     assemble,
     gray_image,
     heat_colors,
@@ -23,7 +24,6 @@ from salience_detr.visualization.panels import (
 )
 
 MAX_BOXES = 100  # of more one sees nothing
-Window = tuple[float, float, float, float]
 
 
 def draw_salience_levels(inspection: Inspection) -> np.ndarray:

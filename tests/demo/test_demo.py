@@ -167,8 +167,9 @@ def test_detections_of_some_images_evaluate_on_these(call, surface_data, tmp_pat
         surface_data / "val" / "000005.jpg",
         extra=["--json", str(json_file)],
     )
-    _, results, images = evaluate_json.load(json_file, surface_data / "annotations" / "val.json")
-    assert images == [3, 5] and {x["image_id"] for x in results} == {3, 5}
+    results = evaluate_json.load_results(json_file, surface_data / "annotations" / "val.json")
+    assert results.image_ids == [3, 5]
+    assert {x["image_id"] for x in results.detections} == {3, 5}
     content = json.loads(json_file.read_text())
     content["images"][0]["file_name"] = "elsewhere.jpg"
     json_file.write_text(json.dumps(content))

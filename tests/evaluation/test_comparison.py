@@ -10,17 +10,16 @@ import pytest
 from PIL import Image
 
 from salience_detr.evaluation.comparison import (
-    GAP,
     TILE,
-    caption,
-    comparison,
+    draw_comparison,
+    draw_worst_images,
     drawing_paths,
-    find_images,
-    worst_sheet,
+    find_image_folder,
     write_comparisons,
 )
-from salience_detr.evaluation.error_analysis import examine, ranked
-from salience_detr.evaluation.results import ResultsError, load
+from salience_detr.evaluation.error_analysis import find_errors, rank_by_errors
+from salience_detr.evaluation.results import ImageResults, ResultsError, load_results
+from salience_detr.visualization.panels import GAP
 from tools.evaluate_json import main
 
 
@@ -30,8 +29,7 @@ def new_image(size=(120, 100), value=90):
 
 @pytest.fixture
 def data(tmp_path):
-    """Writes images of 120 x 100 pixels (None: no file) with a box and a crowd region each; gives all that load
-    does."""
+    """Writes images of 120 x 100 pixels (None: no file) with a box and a crowd region each; gives the results."""
 
     def write(images, detections=(), size=(120, 100)):
         content = {"images": [], "annotations": [], "categories": [{"id": 4, "name": "pit"}]}
@@ -53,15 +51,18 @@ def data(tmp_path):
                 }
                 content["annotations"].append(annotation)
         (tmp_path / "data" / "annotations").mkdir(parents=True, exist_ok=True)
-        files = tmp_path / "found.json", tmp_path / "data" / "annotations" / "instances_val.json"
+        files = (
+            tmp_path / "detections.json",
+            tmp_path / "data" / "annotations" / "instances_val.json",
+        )
         for path, values in zip(files, (list(detections), content), strict=True):
             path.write_text(json.dumps(values))
-        return load(*files)
+        return load_results(*files)
 
     return write
 
 
-def found(image, box, score=0.9):
+def detection(image, box, score=0.9):
     return {"image_id": image, "category_id": 4, "bbox": box, "score": score}
 
 
@@ -71,16 +72,18 @@ def differs(drawn, value=90):
 
 
 def test_boxes_are_left_detections_right_and_crowds_are_hatched(data):
-    coco, _, _ = data({"a.png": new_image((600, 500))}, size=(600, 500))
+    coco = data({"a.png": new_image((600, 500))}, size=(600, 500)).coco
     image = np.asarray(new_image((600, 500)))
     truth = [
-        {"bbox": [50, 100, 150, 200], "category_id": 4, "iscrowd": 0},
-        {"bbox": [350, 250, 200, 200], "category_id": 4, "iscrowd": 1},
+        {"image_id": 1, "bbox": [50, 100, 150, 200], "category_id": 4, "iscrowd": 0},
+        {"image_id": 1, "bbox": [350, 250, 200, 200], "category_id": 4, "iscrowd": 1},
     ]
-    drawn = comparison(image, truth, [found(1, [100, 300, 300, 150])], coco)
-    head = drawn.shape[0] - 500
-    assert drawn.shape == (head + 500, 2 * 600 + GAP, 3) and 0 < head < 60
-    left, right = differs(drawn[head:, :600]), differs(drawn[head:, 600 + GAP :])
+    results = ImageResults(1, truth, [detection(1, [100, 300, 300, 150])])
+    drawn = draw_comparison(image, results, coco)
+    head = drawn.shape[0] - 500 - GAP
+    assert drawn.shape == (head + 500 + GAP, 2 * 600 + 3 * GAP, 3) and 0 < head < 60
+    halves = drawn[head : head + 500, GAP:-GAP]
+    left, right = differs(halves[:, :600]), differs(halves[:, 600 + GAP :])
     # Of each box the lower side, which no label covers, and in the first half nothing of the other half.
     assert left[299:302, 50:200].any(axis=0).all() and not right[299:302, 50:95].any()
     assert right[449:452, 100:400].any(axis=0).all()
@@ -89,27 +92,28 @@ def test_boxes_are_left_detections_right_and_crowds_are_hatched(data):
 
 
 def test_small_images_are_enlarged_with_their_boxes(data):
-    coco, _, _ = data({"a.png": new_image()})
+    coco = data({"a.png": new_image()}).coco
     # To 480 x 400, 4 times the size.
-    drawn = comparison(np.asarray(new_image()), [], [found(1, [10, 20, 50, 60])], coco)
-    head = drawn.shape[0] - 400
-    assert drawn.shape[1] == 2 * 480 + GAP
-    right = differs(drawn[head:, 480 + GAP :])
+    results = ImageResults(1, [], [detection(1, [10, 20, 50, 60])])
+    drawn = draw_comparison(np.asarray(new_image()), results, coco)
+    head = drawn.shape[0] - 400 - GAP
+    assert drawn.shape[1] == 2 * 480 + 3 * GAP
+    right = differs(drawn[head : head + 400, 480 + 2 * GAP : -GAP])
     assert right[319:322, 40:240].any(axis=0).all() and not right[330:].any()
 
 
 def test_drawings_have_the_names_of_their_images(data, tmp_path):
     names = ["one/x.jpg", "two/x.jpg", "x.png", "größe/裂.bmp", "y.gif"]
-    coco, results, _ = data({name: new_image() for name in names}, [found(3, [0, 0, 50, 50])])
+    results = data({name: new_image() for name in names}, [detection(3, [0, 0, 50, 50])])
     root = tmp_path / "data" / "images" / "val"
-    count, notes = write_comparisons(coco, results, root, tmp_path / "out")
+    count, notes = write_comparisons(results, root, tmp_path / "out")
     assert (count, notes) == (5, [])
     written = {
         path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")
     }
     assert written == {*names[:-1], "y.gif.png"}
     for name in written:
-        assert Image.open(tmp_path / "out" / name).size[0] == 2 * 480 + GAP
+        assert Image.open(tmp_path / "out" / name).size[0] == 2 * 480 + 3 * GAP
 
 
 def test_no_drawing_takes_the_place_of_another_or_of_an_image(tmp_path):
@@ -128,12 +132,10 @@ def test_no_drawing_takes_the_place_of_another_or_of_an_image(tmp_path):
 
 
 def test_broken_images_and_those_of_another_size_are_passed_over(data, tmp_path):
-    coco, results, _ = data(
-        {"a.png": new_image(), "gone.png": None, "big.png": new_image((200, 200))}
-    )
+    results = data({"a.png": new_image(), "gone.png": None, "big.png": new_image((200, 200))})
     root = tmp_path / "data" / "images" / "val"
     (root / "a.png").write_bytes((root / "a.png").read_bytes()[:50])
-    count, notes = write_comparisons(coco, results, root, tmp_path / "out")
+    count, notes = write_comparisons(results, root, tmp_path / "out")
     assert count == 0 and not (tmp_path / "out").exists()
     assert [
         any(name in note for note in notes) for name in ("a.png", "gone.png", "big.png is 200x200")
@@ -141,84 +143,89 @@ def test_broken_images_and_those_of_another_size_are_passed_over(data, tmp_path)
 
 
 def test_only_wanted_images_and_good_detections_are_drawn(data, tmp_path):
-    coco, results, _ = data(
-        {f"{i}.png": new_image() for i in range(1, 5)}, [found(2, [60, 5, 40, 20], 0.4)]
+    results = data(
+        {f"{i}.png": new_image() for i in range(1, 5)}, [detection(2, [60, 5, 40, 20], 0.4)]
     )
     root = tmp_path / "data" / "images" / "val"
     for folder, threshold in (("low", 0.3), ("high", 0.5)):
-        settings = {"images": [2, 3, 4], "count": 2, "score_threshold": threshold}
-        assert write_comparisons(coco, results, root, tmp_path / folder, **settings) == (2, [])
+        settings = {"limit": 2, "score_threshold": threshold}
+        subset = results.subset([2, 3, 4])
+        assert write_comparisons(subset, root, tmp_path / folder, **settings) == (2, [])
         assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["2.png", "3.png"]
     low, high = (np.asarray(Image.open(tmp_path / folder / "2.png")) for folder in ("low", "high"))
-    assert differs(low[40:, 480 + GAP :]).any() and not differs(high[40:, 480 + GAP :]).any()
+    drawn = np.s_[40:-GAP, 480 + 2 * GAP : -GAP]
+    assert differs(low[drawn]).any() and not differs(high[drawn]).any()
 
 
 def test_the_folder_of_the_images_is_found_beside_the_annotations(data, tmp_path):
-    coco, _, _ = data({"a.png": new_image()})
+    coco = data({"a.png": new_image()}).coco
     file = tmp_path / "data" / "annotations" / "instances_val.json"
-    assert find_images(file, coco).resolve() == (tmp_path / "data" / "images" / "val").resolve()
+    assert (
+        find_image_folder(file, coco).resolve() == (tmp_path / "data" / "images" / "val").resolve()
+    )
     # Roboflow's way.
     (tmp_path / "valid").mkdir()
     new_image().save(tmp_path / "valid" / "a.png")
-    assert find_images(tmp_path / "valid" / "_annotations.coco.json", coco) == tmp_path / "valid"
+    assert (
+        find_image_folder(tmp_path / "valid" / "_annotations.coco.json", coco) == tmp_path / "valid"
+    )
     # COCO's own.
     (tmp_path / "coco" / "val2017").mkdir(parents=True)
     new_image().save(tmp_path / "coco" / "val2017" / "a.png")
     file = tmp_path / "coco" / "annotations" / "instances_val2017.json"
-    assert find_images(file, coco) == tmp_path / "coco" / "val2017"
+    assert find_image_folder(file, coco) == tmp_path / "coco" / "val2017"
 
 
 def test_images_that_are_not_found_are_told_with_the_remedy(data, tmp_path):
-    coco, _, _ = data({"a.png": None})
+    coco = data({"a.png": None}).coco
     file = tmp_path / "data" / "annotations" / "instances_val.json"
     with pytest.raises(
         ResultsError, match=r"\(a\.png, \.\.\.\) are not in a usual place .* with --images"
     ):
-        find_images(file, coco)
+        find_image_folder(file, coco)
     with pytest.raises(ResultsError, match=r"none of the images .*\(a\.png, \.\.\.\) is in"):
-        find_images(file, coco, tmp_path)
+        find_image_folder(file, coco, tmp_path)
     with pytest.raises(ResultsError, match="there is no folder of images"):
-        find_images(file, coco, tmp_path / "nowhere")
+        find_image_folder(file, coco, tmp_path / "nowhere")
 
 
 def test_the_sheet_has_the_worst_images_with_names_and_counts(data, tmp_path):
     images = {"a.png": new_image(), "gone.png": None, "c.png": new_image(), "d.png": new_image()}
     # The second is worst, and cannot be read; the fourth is right.
     detections = [
-        found(2, [0, 0, 5, 5]),
-        found(2, [0, 5, 5, 5]),
-        found(3, [0, 0, 9, 9]),
-        found(4, [10, 20, 30, 40]),
+        detection(2, [0, 0, 5, 5]),
+        detection(2, [0, 5, 5, 5]),
+        detection(3, [0, 0, 9, 9]),
+        detection(4, [10, 20, 30, 40]),
     ]
-    coco, results, _ = data(images, detections)
-    ranking = ranked(examine(coco, results))
-    assert [coco.imgs[x.image_id]["file_name"] for x in ranking] == ["gone.png", "c.png", "a.png"]
+    results = data(images, detections)
+    coco = results.coco
+    ranking = rank_by_errors(find_errors(results))
+    names = [coco.imgs[x.image.image_id]["file_name"] for x in ranking]
+    assert names == ["gone.png", "c.png", "a.png"]
+
     root = tmp_path / "data" / "images" / "val"
-    sheet, notes = worst_sheet(coco, ranking, root, count=2)
+    sheet, notes = draw_worst_images(coco, ranking, root, count=2)
     assert len(notes) == 1 and "gone.png" in notes[0]
-    # Two tiles of 360 x 300 images and their captions below each other.
-    assert sheet.shape[1] == 2 * TILE + GAP + 4 * GAP
-    single, _ = worst_sheet(coco, ranking, root, count=1)
+    # Two tiles, each twice an image of 360 x 300, one below the other.
+    assert sheet.shape[1] == 2 * TILE + GAP + 2 * GAP
+    single, _ = draw_worst_images(coco, ranking, root, count=1)
     assert sheet.shape[0] - single.shape[0] > 300
-    drawn = single[64 : 64 + 300, 2 * GAP : 2 * GAP + TILE].astype(int)
-    orange, gray = (
-        np.abs(drawn - (255, 140, 0)).max(axis=-1) < 9,
-        np.abs(drawn - 150).max(axis=-1) < 9,
-    )
+
+    # Below a title of one line, 20 pixels high.
+    top = 2 * GAP + 20
+    drawn = single[top : top + 300, GAP : GAP + TILE].astype(int)
+    orange = np.abs(drawn - (255, 140, 0)).max(axis=-1) < 9
+    gray = np.abs(drawn - 150).max(axis=-1) < 9
     # The missed box, three times its size, and the crowd region.
     assert orange[179:182, 30:120].any(axis=0).all() and gray[150:270, 210:330].any()
-    assert worst_sheet(coco, [], root, count=2) == (None, [])
-
-
-def test_long_captions_lose_their_beginning():
-    strip = caption(["x" * 500 + ".jpg", "short"], 200)
-    assert strip.shape[1] == 200 and (strip < 128).any()
+    assert draw_worst_images(coco, [], root, count=2) == (None, [])
 
 
 def test_the_command_line_draws_and_says_what_it_left_out(data, tmp_path, capsys):
-    data({"a.png": new_image(), "gone.png": None}, [found(1, [10, 20, 30, 40])])
+    data({"a.png": new_image(), "gone.png": None}, [detection(1, [10, 20, 30, 40])])
     files = [
-        str(tmp_path / "found.json"),
+        str(tmp_path / "detections.json"),
         str(tmp_path / "data" / "annotations" / "instances_val.json"),
     ]
     assert main([*files, "--show-dir", str(tmp_path / "out")]) == 0
@@ -245,5 +252,5 @@ def test_the_command_line_draws_and_says_what_it_left_out(data, tmp_path, capsys
 )
 def test_options_that_make_no_sense_are_refused(words, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["found.json", str(Path("truth.json")), *words])
+        main(["detections.json", str(Path("truth.json")), *words])
     assert stop.value.code == 2 and message in capsys.readouterr().err

@@ -5,18 +5,19 @@ from __future__ import annotations
 import pytest
 from pycocotools.coco import COCO
 
+from salience_detr.evaluation.confusion import confusion_matrix
 from salience_detr.evaluation.error_analysis import (
+    Outcome,
     class_rows,
     crowd_counts,
     density_rows,
     error_counts,
-    examine,
-    overall,
+    find_errors,
     overlap_rows,
-    ranked,
+    rank_by_errors,
     size_rows,
 )
-from salience_detr.evaluation.results import confusion_matrix, run_evaluation
+from salience_detr.evaluation.results import Results, evaluate, summary
 
 
 def truth(image, category, box, crowd=0):
@@ -29,8 +30,12 @@ def truth(image, category, box, crowd=0):
     }
 
 
-def found(image, category, box, score=0.9):
+def detection(image, category, box, score=0.9):
     return {"image_id": image, "category_id": category, "bbox": box, "score": score}
+
+
+def results_of(coco, detections, image_ids=None):
+    return Results(coco, detections, image_ids or list(coco.imgs))
 
 
 def annotations(*boxes, images=(1, 2)):
@@ -46,70 +51,85 @@ def annotations(*boxes, images=(1, 2)):
 
 # Boxes of width w and height 10 from x on overlap [0, 0, 10, 10] by the IoU in the comment.
 @pytest.mark.parametrize(
-    ("detection", "kind", "fate"),
+    ("given", "outcome", "box_outcome"),
     [
-        (found(1, 4, [0, 0, 10, 10]), "correct", "found"),
-        (found(1, 4, [0, 0, 5, 10]), "correct", "found"),  # 1/2
-        (found(1, 4, [6, 0, 10, 10]), "localization", "localization"),  # 4/16
-        (found(1, 4, [9, 0, 10, 10]), "background", "overlooked"),  # 1/19
-        (found(1, 8, [0, 0, 10, 9]), "class confused", "class confused"),
-        (found(1, 8, [6, 0, 10, 10]), "background", "overlooked"),  # too little, and another class
-        (found(1, 4, [205, 205, 10, 10]), "ignored", "overlooked"),  # lies in the crowd
+        (detection(1, 4, [0, 0, 10, 10]), Outcome.CORRECT, Outcome.FOUND),
+        (detection(1, 4, [0, 0, 5, 10]), Outcome.CORRECT, Outcome.FOUND),  # 1/2
+        (detection(1, 4, [6, 0, 10, 10]), Outcome.LOC, Outcome.LOC),  # 4/16
+        (detection(1, 4, [9, 0, 10, 10]), Outcome.BKG, Outcome.MISS),  # 1/19
+        (detection(1, 8, [0, 0, 10, 9]), Outcome.CLS, Outcome.CLS),
         (
-            found(1, 8, [205, 205, 10, 10]),
-            "background",
-            "overlooked",
+            detection(1, 8, [6, 0, 10, 10]),
+            Outcome.BKG,
+            Outcome.MISS,
+        ),  # too little, and another class
+        (detection(1, 4, [205, 205, 10, 10]), Outcome.IGNORED, Outcome.MISS),  # lies in the crowd
+        (
+            detection(1, 8, [205, 205, 10, 10]),
+            Outcome.BKG,
+            Outcome.MISS,
         ),  # the crowd is of another class
     ],
 )
-def test_a_detection_and_the_box_have_the_kind_that_fits(detection, kind, fate):
+def test_a_detection_and_the_box_have_the_error_type_that_fits(given, outcome, box_outcome):
     coco = annotations(truth(1, 4, [0, 0, 10, 10]), truth(1, 4, [200, 200, 90, 90], crowd=1))
-    image, empty = examine(coco, [detection])
-    assert (image.kinds, image.fates) == ([kind], [fate, "crowd"])
-    assert image.num_boxes == 1 and image.num_found == (fate == "found") == 1 - image.num_missed
-    assert image.num_false == (kind not in ("correct", "ignored"))
-    assert (empty.kinds, empty.fates, empty.num_boxes) == ([], [], 0)
+    image, empty = find_errors(results_of(coco, [given]))
+    assert image.detection_outcomes == [outcome]
+    assert image.box_outcomes == [box_outcome, Outcome.CROWD]
+    assert image.num_boxes == 1
+    assert image.num_found == (box_outcome is Outcome.FOUND) == 1 - image.num_false_negatives
+    is_false = outcome not in (Outcome.CORRECT, Outcome.IGNORED)
+    assert image.num_false_positives == is_false
+    assert (empty.detection_outcomes, empty.box_outcomes, empty.num_boxes) == ([], [], 0)
 
 
 def test_the_better_detection_takes_the_box_and_the_other_is_a_duplicate():
     coco = annotations(truth(1, 4, [0, 0, 10, 10]))
     detections = [
-        found(1, 4, [0, 0, 10, 10], 0.5),
-        found(1, 4, [0, 0, 10, 8], 0.8),
-        found(1, 4, [0, 0, 10, 10], 0.2),
+        detection(1, 4, [0, 0, 10, 10], 0.5),
+        detection(1, 4, [0, 0, 10, 8], 0.8),
+        detection(1, 4, [0, 0, 10, 10], 0.2),
     ]
-    image = examine(coco, detections)[0]
-    assert [x["score"] for x in image.detections] == [0.8, 0.5]  # the last is below the threshold
-    assert image.kinds == ["correct", "duplicate"]
+    image = find_errors(results_of(coco, detections))[0]
+    assert [x["score"] for x in image.image.detections] == [
+        0.8,
+        0.5,
+    ]  # the last is below the threshold
+    assert image.detection_outcomes == [Outcome.CORRECT, Outcome.DUPE]
 
 
 def test_a_right_detection_does_not_lose_its_box_to_one_of_another_class():
     coco = annotations(truth(1, 4, [0, 0, 10, 10]))
-    detections = [found(1, 8, [0, 0, 10, 10], 0.9), found(1, 4, [0, 0, 10, 10], 0.5)]
-    image = examine(coco, detections)[0]
-    assert image.kinds == ["class confused", "correct"] and image.fates == ["found"]
+    detections = [detection(1, 8, [0, 0, 10, 10], 0.9), detection(1, 4, [0, 0, 10, 10], 0.5)]
+    image = find_errors(results_of(coco, detections))[0]
+    assert image.detection_outcomes == [Outcome.CLS, Outcome.CORRECT]
+    assert image.box_outcomes == [Outcome.FOUND]
     # The confusion matrix goes by the place alone.
-    assert confusion_matrix(coco, detections)[0].tolist() == [[0, 1, 0], [0, 0, 0], [1, 0, 0]]
+    assert confusion_matrix(results_of(coco, detections))[0].tolist() == [
+        [0, 1, 0],
+        [0, 0, 0],
+        [1, 0, 0],
+    ]
 
 
 def test_a_missed_box_is_confused_rather_than_badly_placed():
     coco = annotations(truth(1, 4, [0, 0, 10, 10]))
     for scores in ((0.9, 0.5), (0.5, 0.9)):
         detections = [
-            found(1, 8, [0, 0, 10, 10], scores[0]),
-            found(1, 4, [6, 0, 10, 10], scores[1]),
+            detection(1, 8, [0, 0, 10, 10], scores[0]),
+            detection(1, 4, [6, 0, 10, 10], scores[1]),
         ]
-        assert examine(coco, detections)[0].fates == ["class confused"]
+        assert find_errors(results_of(coco, detections))[0].box_outcomes == [Outcome.CLS]
 
 
 def test_only_the_wanted_images_count():
     coco = annotations(
         truth("a", 4, [0, 0, 10, 10]), truth("b", 4, [0, 0, 10, 10]), images=("a", "b")
     )
-    detections = [found("a", 4, [0, 0, 10, 10])]
-    assert [x.image_id for x in examine(coco, detections, ["b"])] == ["b"]
-    assert [x.num_found for x in examine(coco, detections)] == [1, 0]
-    assert confusion_matrix(coco, detections, images=["b"])[0].tolist() == [
+    detections = [detection("a", 4, [0, 0, 10, 10])]
+    assert [x.image.image_id for x in find_errors(results_of(coco, detections, ["b"]))] == ["b"]
+    assert [x.num_found for x in find_errors(results_of(coco, detections))] == [1, 0]
+    assert confusion_matrix(results_of(coco, detections, ["b"]))[0].tolist() == [
         [0, 0, 1],
         [0, 0, 0],
         [0, 0, 0],
@@ -122,16 +142,20 @@ def test_images_are_ranked_by_their_mistakes_then_by_missed_boxes():
         truth(2, 4, [50, 0, 10, 10]),
         images=(1, 2, 3, 4),
     )
-    detections = [found(1, 4, [0, 0, 10, 10]), found(3, 4, [200, 0, 10, 10])]
+    detections = [detection(1, 4, [0, 0, 10, 10]), detection(3, 4, [200, 0, 10, 10])]
     # Image 1 is right, 2 misses two, 3 misses one and has a false one, 4 has a false one.
-    detections.append(found(4, 8, [0, 0, 10, 10]))
-    assert [x.image_id for x in ranked(examine(coco, detections))] == [2, 3, 4]
+    detections.append(detection(4, 8, [0, 0, 10, 10]))
+    assert [
+        x.image.image_id for x in rank_by_errors(find_errors(results_of(coco, detections)))
+    ] == [2, 3, 4]
 
 
 def test_each_class_has_its_metrics_and_counts():
     coco = annotations(truth(1, 4, [0, 0, 10, 10]), truth(2, 4, [0, 0, 40, 40]))
-    detections = [found(1, 4, [0, 0, 10, 10]), found(1, 8, [50, 50, 10, 10])]
-    pit, dent = class_rows(run_evaluation(coco, detections), examine(coco, detections))
+    detections = [detection(1, 4, [0, 0, 10, 10]), detection(1, 8, [50, 50, 10, 10])]
+    pit, dent = class_rows(
+        evaluate(results_of(coco, detections)), find_errors(results_of(coco, detections))
+    )
     assert (pit["class"], pit["boxes"], pit["correct"], pit["missed"]) == ("pit", 2, 1, 1)
     # One of two is found, at every IoU: precision 1 at the recalls 0 to 0.5, 51 of 101.
     assert [pit[key] for key in ("AP", "AP50", "AP75")] == pytest.approx([100 * 51 / 101] * 3)
@@ -159,8 +183,10 @@ def test_boxes_are_small_medium_or_large_by_their_area():
         truth(2, 4, [0, 0, 96, 96]),
     ]
     coco = annotations(*boxes, truth(2, 4, [200, 200, 10, 10], crowd=1))
-    detections = [found(2, 4, [0, 0, 96, 96])]
-    rows = size_rows(run_evaluation(coco, detections), examine(coco, detections))
+    detections = [detection(2, 4, [0, 0, 96, 96])]
+    rows = size_rows(
+        evaluate(results_of(coco, detections)), find_errors(results_of(coco, detections))
+    )
     assert [(x["size"], x["boxes"], x["missed"], x["recall"]) for x in rows] == [
         ("small", 1, 1, 0), ("medium", 1, 1, 0), ("large", 1, 0, 100)
     ]  # fmt: skip
@@ -170,14 +196,16 @@ def test_boxes_are_small_medium_or_large_by_their_area():
 def test_crowded_images_are_told_from_sparse_ones():
     boxes = [truth(2, 4, [20 * i, 0, 10, 10]) for i in range(5)]
     coco = annotations(truth(1, 4, [0, 0, 10, 10]), *boxes, images=(1, 2, 3))
-    detections = [found(1, 4, [0, 0, 10, 10]), found(3, 4, [0, 0, 10, 10])]
-    none, few, medium, many = density_rows(coco, detections, examine(coco, detections))
+    detections = [detection(1, 4, [0, 0, 10, 10]), detection(3, 4, [0, 0, 10, 10])]
+    none, few, medium, many = density_rows(
+        results_of(coco, detections), find_errors(results_of(coco, detections))
+    )
     assert [x["pictures"] for x in (none, few, medium, many)] == [1, 1, 1, 0]
     assert (none["false"], none["AP"], none["recall"]) == (1, None, None)
     assert (few["boxes"], few["missed"], few["recall"]) == (1, 0, 100) and few[
         "AP"
     ] == pytest.approx(100)
-    assert (medium["boxes"], medium["missed"], medium["AP"], medium["false per image"]) == (
+    assert (medium["boxes"], medium["missed"], medium["AP"], medium["false per picture"]) == (
         5,
         5,
         0,
@@ -193,11 +221,11 @@ def test_overlapping_boxes_and_crowd_regions_are_counted():
         truth(1, 4, [100, 0, 50, 50], crowd=1),  # which is no box
     )
     detections = [
-        found(1, 4, [100, 0, 10, 10]),
-        found(1, 8, [5, 0, 10, 10]),
-        found(1, 4, [120, 20, 10, 10]),
+        detection(1, 4, [100, 0, 10, 10]),
+        detection(1, 8, [5, 0, 10, 10]),
+        detection(1, 4, [120, 20, 10, 10]),
     ]
-    images = examine(coco, detections)
+    images = find_errors(results_of(coco, detections))
     alone, overlapping = overlap_rows(images)
     assert (alone["boxes"], alone["found"], alone["recall"]) == (1, 1, 100)
     assert (overlapping["boxes"], overlapping["found"], overlapping["overlooked"]) == (2, 1, 1)
@@ -209,7 +237,7 @@ def test_overlapping_boxes_and_crowd_regions_are_counted():
 
 def test_without_detections_all_is_missed_and_without_boxes_nothing_is_measured():
     coco = annotations(truth(1, 4, [0, 0, 10, 10]))
-    assert overall(run_evaluation(coco, [])) == {
+    assert summary(evaluate(results_of(coco, []))) == {
         "AP": 0,
         "AP50": 0,
         "AP75": 0,
@@ -217,6 +245,11 @@ def test_without_detections_all_is_missed_and_without_boxes_nothing_is_measured(
         "APm": None,
         "APl": None,
     }
-    assert class_rows(run_evaluation(coco, []), examine(coco, []))[0]["missed"] == 1
+    assert (
+        class_rows(evaluate(results_of(coco, [])), find_errors(results_of(coco, [])))[0]["missed"]
+        == 1
+    )
     nothing = annotations()
-    assert set(overall(run_evaluation(nothing, [found(1, 4, [0, 0, 9, 9])])).values()) == {None}
+    assert set(
+        summary(evaluate(results_of(nothing, [detection(1, 4, [0, 0, 9, 9])]))).values()
+    ) == {None}

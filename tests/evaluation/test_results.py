@@ -7,14 +7,15 @@ import json
 import numpy as np
 import pytest
 
+from salience_detr.evaluation.confusion import confusion_matrix
 from salience_detr.evaluation.results import (
     ResultsError,
     check_detection,
     class_precisions,
-    confusion_matrix,
     evaluate,
-    load,
-    with_ids_of,
+    load_results,
+    match_image_ids,
+    summary,
 )
 
 NAMES = ["pit", "dent"]
@@ -30,7 +31,7 @@ def truth(annotation_id, image, category, box, crowd=0):
     }
 
 
-def found(image, category, box, score):
+def detection(image, category, box, score):
     return {"image_id": image, "category_id": category, "bbox": box, "score": score}
 
 
@@ -45,14 +46,14 @@ def files(tmp_path):
             "annotations": annotations,
         }
         (tmp_path / "truth.json").write_text(json.dumps(content))
-        (tmp_path / "found.json").write_text(json.dumps(detections))
-        return load(tmp_path / "found.json", tmp_path / "truth.json")
+        (tmp_path / "detections.json").write_text(json.dumps(detections))
+        return load_results(tmp_path / "detections.json", tmp_path / "truth.json")
 
     return write
 
 
-def test_confusion_counts_right_wrong_missed_and_invented(files):
-    coco, detections, _ = files(
+def test_confusion_counts_right_wrong_missed_and_background(files):
+    results = files(
         [
             truth(1, 1, 4, [0, 0, 10, 10]),
             truth(2, 1, 8, [50, 50, 20, 20]),
@@ -60,39 +61,41 @@ def test_confusion_counts_right_wrong_missed_and_invented(files):
             truth(4, 2, 8, [40, 40, 50, 50], crowd=1),
         ],
         [
-            found(1, 4, [0, 0, 10, 10], 0.9),  # right
-            found(1, 4, [50, 50, 20, 19], 0.8),  # a dent, taken for a pit
-            found(1, 8, [0, 0, 10, 9], 0.7),  # its box is taken: of nothing
-            found(1, 8, [50, 50, 20, 20], 0.1),  # below the threshold
-            found(2, 8, [45, 45, 10, 10], 0.9),  # in a crowd: does not count
-            found(2, 8, [0, 8, 10, 10], 0.9),  # overlaps too little
+            detection(1, 4, [0, 0, 10, 10], 0.9),  # right
+            detection(1, 4, [50, 50, 20, 19], 0.8),  # a dent, taken for a pit
+            detection(1, 8, [0, 0, 10, 9], 0.7),  # its box is taken: on background
+            detection(1, 8, [50, 50, 20, 20], 0.1),  # below the threshold
+            detection(2, 8, [45, 45, 10, 10], 0.9),  # in a crowd: does not count
+            detection(2, 8, [0, 8, 10, 10], 0.9),  # overlaps too little
         ],
     )
-    matrix, names = confusion_matrix(coco, detections)
+    matrix, names = confusion_matrix(results)
     assert names == NAMES
     assert matrix.tolist() == [[1, 0, 1], [1, 0, 0], [0, 2, 0]]
 
 
 def test_precision_is_one_until_the_first_false_detection(files):
-    coco, detections, images = files(
+    results = files(
         [truth(1, 1, 4, [0, 0, 10, 10]), truth(2, 2, 4, [0, 0, 10, 10])],
         [
-            found(1, 4, [0, 0, 10, 10], 0.9),
-            found(1, 4, [60, 60, 10, 10], 0.8),
-            found(2, 4, [0, 0, 10, 10], 0.7),
+            detection(1, 4, [0, 0, 10, 10], 0.9),
+            detection(1, 4, [60, 60, 10, 10], 0.8),
+            detection(2, 4, [0, 0, 10, 10], 0.7),
         ],
     )
-    precisions = class_precisions(evaluate(coco, detections, images))
+    precisions = class_precisions(evaluate(results))
     # Right, wrong, right: precision 1 up to recall 1/2, then 2/3.
     assert precisions["pit"][0, :51] == pytest.approx([1.0] * 51)
     assert precisions["pit"][0, 51:] == pytest.approx([2 / 3] * 50)
     assert np.isnan(precisions["dent"]).all()
 
 
-def test_without_detections_there_is_no_evaluation_and_everything_is_missed(files):
-    coco, detections, images = files([truth(1, 1, 4, [0, 0, 10, 10])], [])
-    assert evaluate(coco, detections, images) is None
-    assert confusion_matrix(coco, detections)[0].tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
+def test_without_detections_ap_is_zero_and_every_box_is_missed(files):
+    results = files([truth(1, 1, 4, [0, 0, 10, 10])], [])
+    metrics = summary(evaluate(results))
+    # The box of 100 pixels is small.
+    assert metrics["AP"] == metrics["APs"] == 0 and metrics["APm"] is None
+    assert confusion_matrix(results)[0].tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("first", [0, 1, "a"])
@@ -100,8 +103,8 @@ def test_perfect_detections_are_perfect_whatever_the_ids_of_the_annotations_are(
     boxes = [[10 * i, 10 * i, 9, 9] for i in range(4)]
     ids = [f"{first}{i}" if isinstance(first, str) else first + i for i in range(4)]
     annotations = [truth(i, 1, 4, box, crowd=None) for i, box in zip(ids, boxes, strict=True)]
-    coco, detections, _ = files(annotations, [found(1, 4, box, 0.9) for box in boxes])
-    assert evaluate(coco, detections).stats[0] == pytest.approx(1.0)
+    results = files(annotations, [detection(1, 4, box, 0.9) for box in boxes])
+    assert evaluate(results).stats[0] == pytest.approx(1.0)
 
 
 def test_annotations_with_a_mistake_are_refused_with_the_remedy(files):
@@ -112,20 +115,20 @@ def test_annotations_with_a_mistake_are_refused_with_the_remedy(files):
 
 
 @pytest.mark.parametrize(
-    ("detection", "message"),
+    ("wrong", "message"),
     [
-        (found(1, 4, [0, 0, float("nan"), 1], 0.9), "has the bbox .*nan.*, not four numbers"),
-        (found(1, 4, [0, 0, 1, 1], float("nan")), "has the score nan, not a number"),
-        (found([1], 4, [0, 0, 1, 1], 0.9), r"has the image_id \[1\], not a number or a text"),
+        (detection(1, 4, [0, 0, float("nan"), 1], 0.9), "has the bbox .*nan.*, not four numbers"),
+        (detection(1, 4, [0, 0, 1, 1], float("nan")), "has the score nan, not a number"),
+        (detection([1], 4, [0, 0, 1, 1], 0.9), r"has the image_id \[1\], not a number or a text"),
         (
-            found("x", 4, [0, 0, 1, 1], 0.9),
+            detection("x", 4, [0, 0, 1, 1], 0.9),
             "has the image_id 7, unknown to",
         ),  # besides one that is a text
     ],
 )
-def test_detections_that_are_none_are_refused(files, detection, message):
+def test_detections_that_are_none_are_refused(files, wrong, message):
     with pytest.raises(ResultsError, match=message):
-        files([], [detection, found(7, 4, [0, 0, 1, 1], 0.9)])
+        files([], [wrong, detection(7, 4, [0, 0, 1, 1], 0.9)])
 
 
 @pytest.mark.parametrize(
@@ -138,7 +141,7 @@ def test_detections_that_are_none_are_refused(files, detection, message):
             "detection 0 of .* has no bbox, category_id, score",
         ),
         (
-            {"images": [], "annotations": [found(1, 4, [0, 0, 1, 1], 0.9)]},
+            {"images": [], "annotations": [detection(1, 4, [0, 0, 1, 1], 0.9)]},
             "detection 0 of .* is of image 1, not in",
         ),
     ],
@@ -149,15 +152,15 @@ def test_a_file_that_demo_did_not_write_is_refused(files, content, message):
 
 
 def test_images_that_were_not_looked_at_are_not_confused(files):
-    coco, detections, images = files(
+    results = files(
         [truth(1, 1, 4, [0, 0, 10, 10]), truth(2, 2, 4, [0, 0, 10, 10])],
         {
             "images": [{"id": 9, "file_name": "some/2.jpg"}],
-            "annotations": [found(9, 4, [0, 0, 10, 10], 0.9)],
+            "annotations": [detection(9, 4, [0, 0, 10, 10], 0.9)],
         },
     )
-    assert images == [2]
-    assert confusion_matrix(coco, detections, images=images)[0].tolist() == [
+    assert results.image_ids == [2]
+    assert confusion_matrix(results)[0].tolist() == [
         [1, 0, 0],
         [0, 0, 0],
         [0, 0, 0],
@@ -165,9 +168,8 @@ def test_images_that_were_not_looked_at_are_not_confused(files):
 
 
 def test_a_negative_side_is_no_box():
-    detection = {"image_id": 1, "category_id": 1, "bbox": [5, 5, -3, 2], "score": 0.5}
     with pytest.raises(ResultsError, match="negative"):
-        check_detection(detection, "detection 0")
+        check_detection(detection(1, 1, [5, 5, -3, 2], 0.5), "detection 0")
 
 
 def test_a_demo_file_with_two_images_of_one_name_is_refused(tmp_path):
@@ -175,6 +177,6 @@ def test_a_demo_file_with_two_images_of_one_name_is_refused(tmp_path):
         {"id": i, "file_name": f"{folder}/x.jpg", "height": 9, "width": 9}
         for i, folder in enumerate("ab")
     ]
-    content = {"images": [{"id": 7, "file_name": "x.jpg"}]}
+    annotated = [{"id": 7, "file_name": "x.jpg"}]
     with pytest.raises(ResultsError, match=r"two images called x\.jpg"):
-        with_ids_of({"images": images, "annotations": []}, content, tmp_path / "found.json")
+        match_image_ids(images, annotated, tmp_path / "detections.json")

@@ -31,9 +31,9 @@ def files(tmp_path):
         box = {"id": i, "image_id": f"p{i}", "category_id": i, "bbox": [8, 8, 16, 16]}
         content["annotations"].append(box)
     (tmp_path / "truth.json").write_text(json.dumps(content))
-    found = [{"image_id": "p1", "category_id": 1, "bbox": [8, 8, 16, 16], "score": 0.8}]
-    (tmp_path / "found.json").write_text(json.dumps(found))
-    return [str(tmp_path / "found.json"), str(tmp_path / "truth.json")]
+    detections = [{"image_id": "p1", "category_id": 1, "bbox": [8, 8, 16, 16], "score": 0.8}]
+    (tmp_path / "detections.json").write_text(json.dumps(detections))
+    return [str(tmp_path / "detections.json"), str(tmp_path / "truth.json")]
 
 
 def test_everything_is_written_beside_the_results(files, tmp_path, capsys):
@@ -84,8 +84,8 @@ def test_without_images_only_the_sheet_is_missing(files, tmp_path, capsys):
 
 
 def test_detections_of_demo_are_judged_on_its_images_alone(files, tmp_path):
-    found = {"images": [{"id": 5, "file_name": "some/é1.png"}], "annotations": []}
-    (tmp_path / "found.json").write_text(json.dumps(found))
+    detections = {"images": [{"id": 5, "file_name": "some/é1.png"}], "annotations": []}
+    (tmp_path / "detections.json").write_text(json.dumps(detections))
     assert main(files) == 0
     report = json.loads((tmp_path / "errors" / "report.json").read_text())
     assert report["pictures"] == 1 and report["errors"]["boxes"]["missed"] == 1
@@ -94,7 +94,7 @@ def test_detections_of_demo_are_judged_on_its_images_alone(files, tmp_path):
 
 def test_without_detections_boxes_or_mistakes_there_is_a_report(files, tmp_path, capsys):
     truth = json.loads((tmp_path / "truth.json").read_text())
-    (tmp_path / "found.json").write_text("[]")
+    (tmp_path / "detections.json").write_text("[]")
     assert main(files) == 0
     truth["annotations"] = []
     (tmp_path / "truth.json").write_text(json.dumps(truth))

@@ -161,7 +161,7 @@ def test_results_that_cannot_be_evaluated_are_named(tmp_path, content, message):
     results = tmp_path / "results.json"
     results.write_text(content)
     with pytest.raises(evaluate_json.ResultsError, match=message):
-        evaluate_json.load(results, annotation_file(tmp_path))
+        evaluate_json.load_results(results, annotation_file(tmp_path))
 
 
 def test_the_analysis_lists_every_stage(micro_config, capsys):

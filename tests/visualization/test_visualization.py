@@ -390,9 +390,9 @@ def test_labels_do_not_cover_each_other():
     panel = Panel(np.zeros((100, 100, 3), np.uint8), long_side=400)
     for _ in range(4):
         panel.label(np.array([99, 0]), "#1 a long name", RED)
-    tops = sorted(box[1] for box in panel.taken)
+    tops = sorted(box[1] for box in panel.labels)
     assert all(below - above >= 19 for above, below in pairwise(tops))
-    assert all(box[2] <= 400 for box in panel.taken)
+    assert all(box[2] <= 400 for box in panel.labels)
 
 
 def test_long_texts_and_legends_are_broken_into_lines():
