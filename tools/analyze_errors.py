@@ -269,7 +269,7 @@ def write_text(path: Path, text: str) -> None:
 def write_worst_images(
     path: Path, report: ErrorReport, coco: COCO, image_root: Path | None, count: int
 ) -> bool:
-    """Draw the worst images; if there is nothing to draw, delete an older sheet and return False."""
+    """Draw the worst images; without any, delete an older sheet and return False."""
     sheet = None
     if image_root is not None:
         sheet, notes = draw_worst_images(coco, report.ranking, image_root, count=count)

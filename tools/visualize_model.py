@@ -1,11 +1,13 @@
 #!/usr/bin/env python
-"""Draw what happens inside a model on images: NAME_salience_levels.png, NAME_tokens.png, NAME_proposals.png,
-NAME_sampling.png and NAME_cam.png of each, and queries.png, figures of the queries of all of them together.
+"""Draw what happens inside a model on images.
 
-    visualize_model.py --config-file F --weights W --input a.jpg folder 'shots/*.png' --output out
-    visualize_model.py --config-file F --weights W --input a.jpg --output out --parts sampling cam --query 17
+tools/visualize_model.py --config-file F --weights W --input a.jpg folder 'shots/*.png' --output out
+tools/visualize_model.py --config-file F --weights W --input a.jpg --output out \\
+    --parts sampling cam --query 17
 
-NAME_proposals.png tells the numbers of the best queries.
+Writes NAME_salience_levels.png, NAME_tokens.png, NAME_proposals.png, NAME_sampling.png and
+NAME_cam.png for each image, and queries.png, statistics of the queries of all images.
+NAME_proposals.png shows the numbers of the best queries.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -29,8 +31,8 @@ from salience_detr.predictor import Predictor
 from salience_detr.utils.errors import one_line
 from salience_detr.utils.files import check_output_dir, written_whole
 from salience_detr.visualization import (
-    Inspection,
     QueryStatistics,
+    StageOutputs,
     class_activation,
     draw_attribution,
     draw_proposals,
@@ -41,7 +43,7 @@ from salience_detr.visualization import (
     plot_query_statistics,
 )
 
-# Each part and what its files are called behind the name of the image; that of the queries is one for all images.
+# Ending of the file of each part; "queries" is one file for all images.
 ENDINGS = {
     "salience": "_salience_levels.png",
     "tokens": "_tokens.png",
@@ -56,34 +58,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help="the LazyConfig file of the model"
-    )
-    parser.add_argument("--weights", required=True, metavar="FILE", help=".pth or .safetensors")
-    parser.add_argument(
-        "--input", required=True, nargs="+", metavar="PATH", help="images, folders or patterns"
-    )
-    parser.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="where drawings go"
-    )
-    parser.add_argument(
-        "--parts",
-        nargs="+",
-        default=PARTS,
-        metavar="PART",
-        help=f"some of: {', '.join(PARTS)} (default: all)",
-    )
-    parser.add_argument(
-        "--query",
-        type=int,
-        metavar="N",
-        help="number of the query for sampling and cam, from 0 (default: those of the best detections)",
-    )
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)"
-    )
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="LazyConfig file of the model")
+    add("--weights", required=True, metavar="FILE", help=".pth or .safetensors")
+    add("--input", required=True, nargs="+", metavar="PATH", help="images, folders or patterns")
+    add("--output", required=True, type=Path, metavar="DIR", help="folder of the drawings")
+    parts_help = f"some of: {', '.join(PARTS)} (default: all)"
+    add("--parts", nargs="+", default=PARTS, metavar="PART", help=parts_help)
+    query_help = "query of sampling and cam, from 0 (default: those of the best detections)"
+    add("--query", type=int, metavar="N", help=query_help)
+    add("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
+    add("opts", nargs="*", metavar="key=value", help="overrides of the config")
     args = parser.parse_intermixed_args(argv)
+
     # A list of paths or parts swallows the overrides that follow it.
     for name in ("input", "parts"):
         words = getattr(args, name)
@@ -91,6 +78,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         setattr(args, name, [x for x in words if not is_override(x)])
         if not getattr(args, name):
             parser.error(f"--{name} needs at least one word")
+
     for part in args.parts:
         if part not in PARTS:
             parser.error(f"--parts {part} is unknown; use some of {', '.join(PARTS)}")
@@ -100,153 +88,150 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 @dataclass
-class Run:
-    """What a run makes.
+class DrawingWriter:
+    """Writer of drawings into a folder.
 
     Attributes:
-        predictor: the model.
-        output: folder.
-        parts: that are drawn, some of PARTS.
-        query: for sampling and cam; None is that of the best detection.
-        taken: paths that no drawing may have: those of the inputs and of other drawings.
-        failed: a message for each input that was passed over.
-        statistics: of the queries of each image.
-        succeeded: how many images were drawn.
+        folder: the folder.
+        taken: resolved paths of the inputs and of earlier drawings, which are not overwritten.
     """
 
-    predictor: Predictor
-    output: Path
-    parts: set[str]
-    query: int | None
+    folder: Path
     taken: set[Path]
-    failed: list[str]
-    statistics: list[QueryStatistics] = field(default_factory=list)
-    succeeded: int = 0
-
-    def draw(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """The drawings of one (H, W, 3) RGB image by their part; the figures of its queries are kept."""
-        draw: dict[str, Callable[[Inspection], np.ndarray]] = {
-            "salience": draw_salience_levels,
-            "tokens": draw_selected_tokens,
-            "proposals": draw_proposals,
-            "sampling": lambda inspection: draw_sampling_points(inspection, self.query),
-        }
-        drawings = {}
-        if self.parts - {"cam"}:
-            inspection = inspect(self.predictor, image)
-            drawings = {part: draw[part](inspection) for part in draw if part in self.parts}
-        if "cam" in self.parts:
-            queries = None if self.query is None else [self.query]
-            drawings["cam"] = draw_attribution(
-                class_activation(self.predictor, image, queries=queries)
-            )
-        if "queries" in self.parts:
-            self.statistics.append(QueryStatistics.of(inspection))
-        return drawings
-
-    def paths(self, stem: str, endings: list[str]) -> list[Path]:
-        """A path in the output folder for each ending; the name gets a number where one is taken."""
-        name, number = stem, 1
-        while True:
-            paths = [self.output / f"{name}{ending}" for ending in endings]
-            resolved = {path.resolve() for path in paths}
-            if not resolved & self.taken:
-                self.taken |= resolved
-                return paths
-            number += 1
-            name = f"{stem}_{number}"
-
-    def work_through(self, files: list[Path]) -> None:
-        """Draw the files; those that cannot be read are noted and passed over.
-
-        Raises:
-            OSError: a drawing cannot be written.
-        """
-        for path in tqdm(files, unit="image", desc="looking inside"):
-            try:
-                drawings = self.draw(read_image(str(path)))
-            except ImageReadError as error:
-                self.failed.append(str(error))
-            except (
-                IndexError,
-                RuntimeError,
-                ValueError,
-                MemoryError,
-                cv2.error,
-            ) as error:  # too large, for example
-                self.failed.append(f"cannot look inside on {path}: {one_line(error)}")
-            else:
-                self.write(
-                    path.stem, {ENDINGS[part]: drawing for part, drawing in drawings.items()}
-                )
-                self.succeeded += 1
 
     def write(self, stem: str, drawings: dict[str, np.ndarray]) -> None:
-        """Write (H, W, 3) RGB drawings, named by the stem and their endings."""
-        for path, drawing in zip(self.paths(stem, list(drawings)), drawings.values(), strict=True):
+        """Write (H, W, 3) RGB drawings by their endings; the stem gets a number if it is taken."""
+        paths = self.paths(stem, list(drawings))
+        number = 1
+        while not self.taken.isdisjoint(path.resolve() for path in paths):
+            number += 1
+            paths = self.paths(f"{stem}_{number}", list(drawings))
+        self.taken |= {path.resolve() for path in paths}
+
+        for path, drawing in zip(paths, drawings.values(), strict=True):
             with written_whole(path) as temporary:
                 Image.fromarray(drawing).save(temporary, format="PNG")
 
-    def finish(self) -> None:
-        """Write the figures of the queries of all images."""
-        if self.statistics:
-            self.write(
-                "queries", {".png": plot_query_statistics(QueryStatistics.joined(self.statistics))}
-            )
+    def paths(self, stem: str, endings: list[str]) -> list[Path]:
+        return [self.folder / f"{stem}{ending}" for ending in endings]
 
 
-def check_query(query: int | None, predictor: Predictor) -> None:
-    """Find out before the work whether a query can exist.
+def draw_parts(
+    predictor: Predictor, image: np.ndarray, parts: list[str], query: int | None
+) -> tuple[dict[str, np.ndarray], QueryStatistics | None]:
+    """Draw the parts of an (H, W, 3) RGB image, by the endings of their files.
+
+    Returns:
+        The drawings, and the statistics of the queries if they are one of the parts.
+    """
+    draw: dict[str, Callable[[StageOutputs], np.ndarray]] = {
+        "salience": draw_salience_levels,
+        "tokens": draw_selected_tokens,
+        "proposals": draw_proposals,
+        "sampling": lambda outputs: draw_sampling_points(outputs, query),
+    }
+    drawings = {}
+    statistics = None
+    if set(parts) != {"cam"}:
+        outputs = inspect(predictor, image)
+        drawings = {ENDINGS[part]: draw[part](outputs) for part in draw if part in parts}
+        if "queries" in parts:
+            statistics = QueryStatistics.of(outputs)
+
+    if "cam" in parts:
+        queries = None if query is None else [query]
+        attributions = class_activation(predictor, image, queries=queries)
+        drawings[ENDINGS["cam"]] = draw_attribution(attributions)
+    return drawings, statistics
+
+
+def find_images(patterns: list[str]) -> tuple[list[Path], list[str]]:
+    """Return the images that the arguments name, and a message for each other input.
 
     Raises:
-        ValueError: it cannot.
+        OSError: there is no image.
     """
-    if query is not None and query >= predictor.model.num_queries:
-        raise ValueError(
-            f"--query is {query}, but the model has {predictor.model.num_queries}, numbered from 0"
-        )
+    files, notes = collect_inputs(patterns)
+    images = []
+    for path in files:
+        if is_video(path):
+            notes.append(f"{path} is a video; demo/demo.py takes those")
+        else:
+            images.append(path)
+    if not images:
+        raise FileNotFoundError("; ".join(notes))
+    return images, notes
+
+
+def visualize(
+    predictor: Predictor, images: list[Path], args: argparse.Namespace, notes: list[str]
+) -> int:
+    """Draw the images, and return how many could be drawn; notes get a message for each other.
+
+    Ctrl-C ends the work early; the statistics are then those of the images drawn until then.
+
+    Raises:
+        OSError: a drawing cannot be written.
+        KeyboardInterrupt: after the statistics are written.
+    """
+    writer = DrawingWriter(args.output, {path.resolve() for path in images})
+    num_drawn = 0
+    statistics = []
+    try:
+        for path in tqdm(images, unit="image", desc="looking inside"):
+            try:
+                image = read_image(str(path))
+                drawings, image_statistics = draw_parts(predictor, image, args.parts, args.query)
+            except ImageReadError as error:
+                notes.append(str(error))
+                continue
+            # An image may be too large for the memory, or have fewer queries than --query says.
+            except (IndexError, RuntimeError, ValueError, MemoryError, cv2.error) as error:
+                notes.append(f"cannot look inside on {path}: {one_line(error)}")
+                continue
+
+            writer.write(path.stem, drawings)
+            num_drawn += 1
+            if image_statistics is not None:
+                statistics.append(image_statistics)
+    finally:
+        if statistics:
+            plot = plot_query_statistics(QueryStatistics.joined(statistics))
+            writer.write("queries", {".png": plot})
+    return num_drawn
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns 0 if anything was drawn, 1 if nothing could be read, 2 on a wrong call."""
+    """Run the command line, and return 0, 1 if no image could be read, or 2 on a wrong call."""
     args = parse_args(argv)
     try:
-        files, missing = collect_inputs(args.input)
-        images = [path for path in files if not is_video(path)]
-        missing += [
-            f"{path} is a video; demo/demo.py takes those" for path in files if is_video(path)
-        ]
-        if not images:
-            raise FileNotFoundError("; ".join(missing))
+        images, notes = find_images(args.input)
         check_output_dir(args.output, option="--output")
         predictor = Predictor(
             args.config_file, args.weights, device=args.device, overrides=args.opts
         )
-        check_query(args.query, predictor)
+        num_queries = predictor.model.num_queries
+        if args.query is not None and args.query >= num_queries:
+            raise ValueError(
+                f"--query is {args.query}, but the model has {num_queries}, numbered from 0"
+            )
     except (CheckpointError, ConfigError, OSError, ValueError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    taken = {path.resolve() for path in files}
-    run = Run(predictor, args.output, set(args.parts), args.query, taken, failed=missing)
-    interrupted = False
+
     try:
-        try:
-            run.work_through(images)
-        except KeyboardInterrupt:
-            interrupted = True
-        run.finish()
+        num_drawn = visualize(predictor, images, args, notes)
+    except KeyboardInterrupt:
+        print("interrupted: what was done until then is written", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"error: cannot write to {args.output}: {error.strerror or error}", file=sys.stderr)
         return 2
-    print(f"{run.succeeded} images looked into, drawn in {args.output}")
-    if run.failed:
-        print(
-            f"{len(run.failed)} inputs were passed over:", *run.failed, sep="\n  ", file=sys.stderr
-        )
-    if interrupted:
-        print("interrupted: what was done until then is written", file=sys.stderr)
-        return 130
-    return 0 if run.succeeded else 1
+
+    print(f"{num_drawn} images looked into, drawn in {args.output}")
+    if notes:
+        print(f"{len(notes)} inputs were passed over:", *notes, sep="\n  ", file=sys.stderr)
+    return 0 if num_drawn else 1
 
 
 if __name__ == "__main__":

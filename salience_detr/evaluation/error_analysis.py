@@ -266,7 +266,7 @@ def overlap_rows(images: Sequence[ImageErrors]) -> list[Row]:
         outcomes = [x for x in errors.box_outcomes if x is not Outcome.CROWD]
         overlaps = box_overlaps(boxes, boxes)
         np.fill_diagonal(overlaps, 0.0)
-        touches = (overlaps >= TOUCHING_IOU).any(axis=1).tolist()
+        touches = overlaps.max(axis=1, initial=0.0) >= TOUCHING_IOU
         for outcome, is_touching in zip(outcomes, touches, strict=True):
             counter = overlapping if is_touching else alone
             counter[outcome] += 1

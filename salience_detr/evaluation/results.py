@@ -1,4 +1,4 @@
-"""Files of detections in COCO's results format: read, checked against annotations, and evaluated."""
+"""Detections in COCO's results format: read, checked against annotations, and evaluated."""
 
 from __future__ import annotations
 

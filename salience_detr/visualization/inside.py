@@ -1,30 +1,32 @@
-"""What happens inside the model on one image, in pixels of that image.
+"""Outputs of each stage of the model on one image, in pixels of that image.
 
-Symbols: L levels, S tokens, n selected tokens, N queries, K classes, I decoder layers, M heads, P sampling points per
-head and level.
+Symbols: L levels, S tokens, n selected tokens, N queries, K classes, I decoder layers, M heads,
+P sampling points per head and level.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from salience_detr.data.images import ImageLike, to_rgb
 from salience_detr.data.mapper import as_tensor
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy
-from salience_detr.layers.ms_deform_attn import sampling_locations_from_offsets
+from salience_detr.layers.ms_deform_attn import (
+    MultiScaleDeformableAttention,
+    sampling_locations_from_offsets,
+)
 from salience_detr.modeling.salience_detr import Encoding, SalienceDETR, padding_mask
 from salience_detr.modeling.token_pyramid import TokenPyramid, gather_tokens
-from salience_detr.visualization.capture import captured_output
-
-if TYPE_CHECKING:
-    from salience_detr.predictor import Predictor
+from salience_detr.predictor import ModelInput, Predictor, prepare_input
+from salience_detr.visualization.capture import captured_calls
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,9 @@ class TokenCells:
     """Tokens of an image.
 
     Attributes:
-        levels: (n,) int64, 0 is the finest.
+        levels: (n,) int64 level of each token, 0 is the finest.
         grid: (n, 2) int64 (column, row) on the level.
-        cells: (n, 4) xyxy in pixels of the image, the part that the token stands for, around its center.
+        cells: (n, 4) xyxy, the part of the image around the token's center, in pixels.
     """
 
     levels: np.ndarray
@@ -46,7 +48,7 @@ class TokenCells:
 
     @property
     def centers(self) -> np.ndarray:
-        """(n, 2) (x, y) in pixels of the image."""
+        """Return (n, 2) (x, y) in pixels of the image."""
         return (self.cells[:, :2] + self.cells[:, 2:]) / 2
 
 
@@ -55,7 +57,7 @@ class ProposedBoxes:
     """Tokens that become queries, best first, and the boxes that they propose.
 
     Attributes:
-        tokens: (N,) of them.
+        tokens: the N tokens.
         boxes: (N, 4) xyxy in pixels of the image, not clipped.
     """
 
@@ -65,10 +67,10 @@ class ProposedBoxes:
 
 @dataclass(frozen=True)
 class SamplingPoints:
-    """Where the queries of a decoder layer read the memory.
+    """Points at which the queries of a decoder layer read the memory.
 
     Attributes:
-        locations: (N, M, L, P, 2) (x, y) in pixels of the image; they may lie outside.
+        locations: (N, M, L, P, 2) (x, y) in pixels of the image; some may lie outside.
         weights: (N, M, L, P) attention, which sums to 1 over the levels and points of a head.
     """
 
@@ -77,25 +79,27 @@ class SamplingPoints:
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """What one pass over one image saw. Queries are numbered from 0 in the order of their selection.
+class StageOutputs:
+    """Outputs of the model's stages on one image.
+
+    Queries are numbered from 0 in the order of their selection.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        class_names: of the K classes.
-        input_size: (height, width) in pixels that the model was given, without padding.
+        class_names: names of the K classes.
+        input_size: (height, width) of the model's input in pixels, without padding.
         strides: pixels of the model's input per token, of each level.
-        level_sizes: (height, width) in tokens of each level, without padding.
-        salience: L maps, each (height, width) of its level, in [0, 1].
-        tokens: (n,) that the encoder refines, by falling salience.
-        token_layers: (n,) int64, how many encoder layers refine each.
-        layer_counts: tokens that each encoder layer refines.
-        proposals: of the N queries.
-        plain_proposals: what the N tokens with the best classes would propose if neighbors were not suppressed.
-        layer_boxes: (I + 1, N, 4) xyxy in pixels of the image, not clipped: what the decoder starts from, then the
-            boxes after each of its layers.
-        scores: (N, K) of the last layer, in [0, 1].
-        sampling: points of each decoder layer.
+        level_sizes: (height, width) of each level in tokens, without padding.
+        salience: L maps in [0, 1], each of the (height, width) of its level.
+        tokens: the n tokens that the encoder refines, most salient first.
+        token_layers: (n,) int64 number of encoder layers that refine each token.
+        layer_counts: number of tokens that each encoder layer refines.
+        proposals: tokens and initial boxes of the N queries.
+        plain_proposals: the N tokens with the best class scores, no neighbors suppressed.
+        layer_boxes: (I + 1, N, 4) xyxy in pixels of the image, not clipped: the decoder's initial
+            boxes, then the boxes after each of its layers.
+        scores: (N, K) class scores of the last decoder layer, in [0, 1].
+        sampling: sampling points of each decoder layer.
     """
 
     image: np.ndarray
@@ -118,11 +122,11 @@ class Inspection:
         return tuple(f"level {i + 1}, stride {stride}" for i, stride in enumerate(self.strides))
 
     def best_queries(self, count: int, *, score_threshold: float = 0.0) -> list[int]:
-        """See :func:`best_queries`."""
+        """Return at most ``count`` queries, best first, see :func:`best_queries`."""
         return best_queries(self.scores, count, score_threshold)
 
     def describe(self, query: int) -> str:
-        """The number of a query, its best class, and that one's score.
+        """Describe a query by its number, its best class and the score of that class.
 
         Raises:
             IndexError: there is no such query.
@@ -132,16 +136,17 @@ class Inspection:
 
 
 def best_queries(scores: np.ndarray, count: int, score_threshold: float = 0.0) -> list[int]:
-    """At most ``count`` queries by the falling score of their best class; the first even if it is below the threshold.
+    """Return at most ``count`` queries, by the falling score of their best class.
 
     Args:
         scores: (N, K).
         count: at least 1.
-        score_threshold: that the best class of a query must reach.
+        score_threshold: lowest score of the queries; the first is returned even if below.
     """
     best = scores.max(axis=1)
-    ranking = np.argsort(-best, kind="stable")[:count].tolist()
-    return [query for i, query in enumerate(ranking) if i == 0 or best[query] >= score_threshold]
+    ranking = np.argsort(-best, kind="stable")[:count]
+    num_confident = int((best[ranking] >= score_threshold).sum())
+    return ranking[: max(1, num_confident)].tolist()
 
 
 def describe_query(query: int, class_name: str, score: float) -> str:
@@ -149,7 +154,7 @@ def describe_query(query: int, class_name: str, score: float) -> str:
 
 
 def check_query(query: int, count: int) -> int:
-    """The query itself.
+    """Return the query.
 
     Raises:
         IndexError: it is none of the ``count`` queries.
@@ -163,200 +168,205 @@ def check_query(query: int, count: int) -> int:
 
 def inspect(
     source: Predictor | SalienceDETR, image: ImageLike, *, channel_order: str = "RGB"
-) -> Inspection:
-    """Run the model on one image and keep what happens on the way.
+) -> StageOutputs:
+    """Run the model on one image, and return what each stage computed.
 
-    The model's modules are watched meanwhile: no other thread may use it.
+    The model's modules have hooks meanwhile: no other thread may use it.
 
     Args:
-        source: a predictor; or a model, which is given the image in the size that it has.
-        image: a path, a PIL image, an array or a tensor (see :func:`salience_detr.images.to_rgb`).
-        channel_order: of arrays and tensors, "RGB" or "BGR".
+        source: a predictor; or a model, which gets the image in its own size.
+        image: a path, PIL image, array or tensor, see :func:`salience_detr.data.images.to_rgb`.
+        channel_order: "RGB" or "BGR", of arrays and tensors.
 
     Raises:
         ImageReadError: a file cannot be read.
-        ValueError, TypeError: no image, or a source that is neither.
+        ValueError, TypeError: ``image`` is no image, or ``source`` is neither.
     """
     pixels = to_rgb(image, channel_order)
-    opened = open_source(source)
+    opened = open_model(source)
     with torch.no_grad(), opened.evaluation():
-        return inspect_input(opened.model, opened.prepare(pixels), pixels, opened.class_names)
+        return run_stages(opened, pixels)
 
 
 @dataclass(frozen=True)
-class Source:
-    """A model with what is needed to give it an image.
+class OpenedModel:
+    """Model with what it takes to run it on an image.
 
     Attributes:
         model: the model.
-        class_names: of its classes.
-        predictor: that it belongs to, if any.
+        class_names: names of its classes.
+        prepare_input: makes the model's input from an (H, W, 3) uint8 RGB image.
+        precision: makes the context in which the model runs.
     """
 
     model: SalienceDETR
     class_names: tuple[str, ...]
-    predictor: Predictor | None = None
-
-    def prepare(self, image: np.ndarray) -> dict[str, Any]:
-        """The model's input for an (H, W, 3) uint8 RGB image."""
-        if self.predictor is not None:
-            from salience_detr.predictor import prepare_input  # which imports this package
-
-            return prepare_input(self.predictor.mapper, image)
-        ordered = image[..., ::-1] if self.model.input_format == "BGR" else image
-        return {"image": as_tensor(ordered), "height": image.shape[0], "width": image.shape[1]}
+    prepare_input: Callable[[np.ndarray], ModelInput]
+    precision: Callable[[], AbstractContextManager]
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Evaluation mode, in the predictor's precision."""
-        precision: AbstractContextManager[Any] = (
-            nullcontext() if self.predictor is None else self.predictor.precision()
-        )
+        """Put the model into evaluation mode and its precision for the block."""
         was_training = self.model.training
         self.model.eval()
         try:
-            with precision:
+            with self.precision():
                 yield
         finally:
             self.model.train(was_training)
 
 
-def open_source(source: Predictor | SalienceDETR) -> Source:
-    """The model of a predictor, or a model itself.
+def open_model(source: Predictor | SalienceDETR) -> OpenedModel:
+    """Return the model of a predictor, or a model itself, ready to run on images.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: ``source`` is neither.
     """
-    if isinstance(source, SalienceDETR):
-        return Source(source, tuple(str(i) for i in range(source.num_classes)))
-    model = getattr(source, "model", None)
+    model = source.model if isinstance(source, Predictor) else source
     if not isinstance(model, SalienceDETR):
         raise TypeError(
-            f"only a Predictor or a SalienceDETR can be looked into, not a {type(source).__name__}: an exported model "
-            "keeps nothing of what happens inside it"
+            "only a Predictor or a SalienceDETR can be looked into, not a "
+            f"{type(model).__name__}: an exported model keeps nothing of what happens inside it"
         )
-    return Source(model, tuple(source.class_names), source)
+
+    if isinstance(source, Predictor):
+        names = tuple(source.class_names)
+        return OpenedModel(model, names, partial(prepare_input, source.mapper), source.precision)
+    names = tuple(str(i) for i in range(model.num_classes))
+    return OpenedModel(model, names, partial(unresized_input, model), nullcontext)
 
 
-def inspect_input(
-    model: SalienceDETR, inputs: dict[str, Any], image: np.ndarray, class_names: Sequence[str]
-) -> Inspection:
-    """The same for a model in evaluation mode and the input that stands for an image."""
-    height, width = image.shape[:2]
-    images = model.preprocess_images([inputs])
+def unresized_input(model: SalienceDETR, image: np.ndarray) -> ModelInput:
+    """Return a model's input for an (H, W, 3) uint8 RGB image in its own size."""
+    ordered = image[..., ::-1] if model.input_format == "BGR" else image
+    return {"image": as_tensor(ordered), "height": image.shape[0], "width": image.shape[1]}
+
+
+def run_stages(opened: OpenedModel, image: np.ndarray) -> StageOutputs:
+    """Run a model in evaluation mode on an (H, W, 3) uint8 RGB image."""
+    model = opened.model
+    size = image.shape[:2]
+    images = model.preprocess_images([opened.prepare_input(image)])
     encoding = model.encode(images.tensor, padding_mask(images))
     tokens, selection, proposals = encoding.tokens, encoding.selection, encoding.proposals
-    with watched_decoder(model) as watched:
+
+    # The cross-attention of each layer is called with its queries and their reference boxes.
+    layers: list[Any] = list(model.decoder.layers)
+    attentions = [layer.cross_attention for layer in layers]
+    with ExitStack() as stack:
+        calls = [stack.enter_context(captured_calls(attention)) for attention in attentions]
         predictions = model.decode(encoding)
-    references = [box / tokens.valid_ratios[:, 0].repeat(1, 2) for box in watched.references()]
-    pixels = pixel_scale(proposals.boxes, width, height)
-    boxes = torch.stack([x[0] for x in [*references, predictions.boxes[-1]]])
-    index = selection.token_index[0, : selection.counts[0]]
+    queries = [layer_calls[-1].inputs[0] for layer_calls in calls]
+    references = [layer_calls[-1].inputs[1] for layer_calls in calls]
+    sampling = [
+        sampling_points(attention, query, reference, tokens, size)
+        for attention, query, reference in zip(attentions, queries, references, strict=True)
+    ]
+
+    # Reference boxes are relative to the padded map; those of the first level are taken.
+    padding = tokens.valid_ratios[0, 0].repeat(2)
+    boxes = [reference[0, :, 0] / padding for reference in references]
+    boxes.append(predictions.boxes[-1, 0])
+
+    # Each encoder layer refines the most salient of the tokens, fewer from layer to layer.
+    token_index = selection.token_index[0, : selection.counts[0]]
     layer_counts = [counts[0] for counts in selection.layer_counts]
-    level_sizes = [(int(h), int(w)) for w, h in tokens.valid_sizes[0].tolist()]
-    ranks = np.arange(len(index))
-    maps = zip(selection.score_maps, level_sizes, strict=True)
-    return Inspection(
+    token_layers = (np.arange(len(token_index)) < np.array(layer_counts)[:, None]).sum(0)
+
+    level_sizes = unpadded_level_sizes(tokens)
+    salience = []
+    for score_map, (height, width) in zip(selection.score_maps, level_sizes, strict=True):
+        salience.append(to_numpy(score_map[0, :height, :width].float().sigmoid()))
+
+    return StageOutputs(
         image=image,
-        class_names=tuple(class_names),
+        class_names=opened.class_names,
         input_size=tuple(images.image_sizes[0]),
         # A size that every stride divides shows the strides.
         strides=tuple(2**12 // rows for rows, _ in model.level_shapes(2**12, 2**12)),
         level_sizes=tuple(level_sizes),
-        salience=tuple(to_numpy(x[0, :h, :w].float().sigmoid()) for x, (h, w) in maps),
-        tokens=token_cells(tokens, index, width, height),
-        token_layers=(ranks < np.array(layer_counts)[:, None]).sum(0),
+        salience=tuple(salience),
+        tokens=token_cells(tokens, token_index, size),
+        token_layers=token_layers,
         layer_counts=tuple(layer_counts),
         proposals=ProposedBoxes(
-            token_cells(tokens, proposals.token_index[0], width, height),
-            to_numpy(box_cxcywh_to_xyxy(proposals.boxes[0]) * pixels),
+            token_cells(tokens, proposals.token_index[0], size),
+            pixel_boxes(proposals.boxes[0], size),
         ),
-        plain_proposals=propose_plainly(model, encoding, width, height),
-        layer_boxes=to_numpy(box_cxcywh_to_xyxy(boxes) * pixels),
+        plain_proposals=propose_plainly(model, encoding, size),
+        layer_boxes=pixel_boxes(torch.stack(boxes), size),
         scores=to_numpy(predictions.logits[-1, 0].float().sigmoid()),
-        sampling=tuple(watched.sampling(tokens, width, height)),
+        sampling=tuple(sampling),
     )
+
+
+def sampling_points(
+    attention: MultiScaleDeformableAttention,
+    query: Tensor,
+    reference_points: Tensor,
+    tokens: TokenPyramid,
+    size: tuple[int, int],
+) -> SamplingPoints:
+    """Compute where the queries of a decoder layer look, on an image of a size (height, width).
+
+    Args:
+        attention: cross-attention of the layer.
+        query: (1, N, D) queries with their positions, as the attention gets them.
+        reference_points: (1, N, L, 4) reference boxes, normalized by the padded maps.
+        tokens: the memory's tokens.
+        size: of the image in pixels.
+    """
+    samples = (attention.num_heads, attention.num_levels, attention.num_points)
+    offsets = attention.sampling_offsets(query).float().unflatten(-1, (*samples, 2))
+    locations = sampling_locations_from_offsets(reference_points, offsets, tokens.spatial_shapes)[0]
+    # From the padded maps to the image: (L, 1, 2), as each level has its own padding.
+    locations = locations / tokens.valid_ratios[0][:, None] * pixel_scale(locations, size)[:2]
+
+    logits = attention.attention_weights(query)[0].float()
+    weights = logits.unflatten(-1, (attention.num_heads, -1)).softmax(-1)
+    return SamplingPoints(to_numpy(locations), to_numpy(weights.unflatten(-1, samples[1:])))
 
 
 def propose_plainly(
-    model: SalienceDETR, encoding: Encoding, width: int, height: int
+    model: SalienceDETR, encoding: Encoding, size: tuple[int, int]
 ) -> ProposedBoxes:
-    """The proposals of the tokens with the best classes, as many as there are queries, neighbors or not."""
-    select, tokens = model.query_selection, encoding.tokens
+    """Return the proposals of the tokens with the best class scores, neighbors or not.
+
+    There are as many as the model has selected queries.
+    """
+    tokens = encoding.tokens
+    selection = model.query_selection
     output_memory = model.token_projection(encoding.memory, tokens.valid_proposals)
-    scores = select.class_head(output_memory).amax(-1)
+    scores = selection.class_head(output_memory).amax(-1)
     index = scores.topk(encoding.proposals.token_index.shape[1], dim=1).indices
-    boxes = select.propose_boxes(gather_tokens(output_memory, index), index, tokens)
-    pixels = pixel_scale(boxes, width, height)
-    return ProposedBoxes(
-        token_cells(tokens, index[0], width, height),
-        to_numpy(box_cxcywh_to_xyxy(boxes[0]) * pixels),
-    )
+    boxes = selection.propose_boxes(gather_tokens(output_memory, index), index, tokens)
+    return ProposedBoxes(token_cells(tokens, index[0], size), pixel_boxes(boxes[0], size))
 
 
-def token_cells(tokens: TokenPyramid, index: Tensor, width: int, height: int) -> TokenCells:
-    """The cells of the tokens (n,) of the first image of a batch, which has ``width`` x ``height`` pixels."""
-    level, grid = tokens.token_level[index], tokens.token_xy[index]
-    side = pixel_scale(tokens.valid_sizes, width, height)[:2] / tokens.valid_sizes[0, level]
-    cells = torch.cat([grid * side, (grid + 1) * side], dim=1)
+def token_cells(tokens: TokenPyramid, index: Tensor, size: tuple[int, int]) -> TokenCells:
+    """Return the cells of tokens (n,) of a batch's first image, of a size (height, width)."""
+    level = tokens.token_level[index]
+    grid = tokens.token_xy[index]
+    sides = pixel_scale(tokens.valid_sizes, size)[:2] / tokens.valid_sizes[0, level]
+    cells = torch.cat([grid * sides, (grid + 1) * sides], dim=1)
     return TokenCells(to_numpy(level), to_numpy(grid), to_numpy(cells))
 
 
-def pixel_scale(like: Tensor, width: int, height: int) -> Tensor:
-    """(4,) of what normalized xyxy are to be multiplied by."""
-    return torch.tensor([width, height, width, height], dtype=like.dtype, device=like.device)
+def unpadded_level_sizes(tokens: TokenPyramid) -> list[tuple[int, int]]:
+    """Return (height, width) in tokens of each level of a batch's first image."""
+    return [(int(height), int(width)) for width, height in tokens.valid_sizes[0].tolist()]
+
+
+def pixel_boxes(boxes: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Convert (..., 4) normalized (cx, cy, w, h) to xyxy on an image of a size (height, width)."""
+    return to_numpy(box_cxcywh_to_xyxy(boxes) * pixel_scale(boxes, size))
+
+
+def pixel_scale(like: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the (4,) factors from normalized xyxy to pixels, in another tensor's dtype."""
+    height, width = size
+    return like.new_tensor([width, height, width, height])
 
 
 def to_numpy(x: Tensor) -> np.ndarray:
     return x.detach().cpu().numpy()
-
-
-class WatchedDecoder:
-    """What the cross-attention of each decoder layer was given, in one pass over one image."""
-
-    def __init__(self, model: SalienceDETR, stack: ExitStack) -> None:
-        self.attentions: list[Any] = [layer.cross_attention for layer in model.decoder.layers]
-        self.inputs = [stack.enter_context(captured_inputs(x)) for x in self.attentions]
-        self.offsets = [
-            stack.enter_context(captured_output(x.sampling_offsets)) for x in self.attentions
-        ]
-        self.logits = [
-            stack.enter_context(captured_output(x.attention_weights)) for x in self.attentions
-        ]
-
-    def references(self) -> list[Tensor]:
-        """For each layer (1, N, 4) reference boxes (cx, cy, w, h), normalized by the padded map of the first level."""
-        return [calls[-1][1][:, :, 0] for calls in self.inputs]
-
-    def sampling(self, tokens: TokenPyramid, width: int, height: int) -> Iterator[SamplingPoints]:
-        """The points of each layer on an image of ``width`` x ``height`` pixels."""
-        for attention, calls, offsets, logits in zip(
-            self.attentions, self.inputs, self.offsets, self.logits, strict=True
-        ):
-            samples = (attention.num_heads, attention.num_levels, attention.num_points)
-            shift = offsets[-1].float().unflatten(-1, (*samples, 2))
-            padded = sampling_locations_from_offsets(calls[-1][1], shift, tokens.spatial_shapes)[0]
-            # (L, 1, 2): each level has its own padding.
-            locations = (
-                padded / tokens.valid_ratios[0][:, None] * pixel_scale(padded, width, height)[:2]
-            )
-            weights = logits[-1][0].float().unflatten(-1, (attention.num_heads, -1)).softmax(-1)
-            yield SamplingPoints(to_numpy(locations), to_numpy(weights.unflatten(-1, samples[1:])))
-
-
-@contextmanager
-def watched_decoder(model: SalienceDETR) -> Iterator[WatchedDecoder]:
-    """Watches the decoder inside the block."""
-    with ExitStack() as stack:
-        yield WatchedDecoder(model, stack)
-
-
-@contextmanager
-def captured_inputs(module: nn.Module) -> Iterator[list[tuple[Any, ...]]]:
-    """Collects the positional arguments that the module is called with inside the block."""
-    calls: list[tuple[Any, ...]] = []
-    handle = module.register_forward_pre_hook(lambda _module, inputs: calls.append(inputs))
-    try:
-        yield calls
-    finally:
-        handle.remove()

@@ -1,4 +1,4 @@
-"""Panels: images enlarged or reduced to be drawn on, and sheets of them with titles and a legend."""
+"""Panels: images resized to be drawn on, and sheets of them with titles and a legend."""
 
 from __future__ import annotations
 

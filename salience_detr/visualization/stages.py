@@ -1,4 +1,4 @@
-"""Images of each stage of the model, from an Inspection; all are (H, W, 3) uint8 RGB, with titles and a legend."""
+"""Drawings of each stage of the model: (H, W, 3) uint8 RGB, with titles and a legend."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from salience_detr.utils.drawing import draw_salience
-from salience_detr.visualization.inside import Inspection, SamplingPoints, check_query
+from salience_detr.utils.drawing import Color, draw_salience
+from salience_detr.visualization.inside import SamplingPoints, StageOutputs, check_query
 from salience_detr.visualization.panels import (
     BLACK,
-    LONG_SIDE,
     PALETTE,
+    SMALL_SIDE,
     WHITE,
     Panel,
     Window,
@@ -23,180 +23,210 @@ from salience_detr.visualization.panels import (
     resize_map,
 )
 
-MAX_BOXES = 100  # of more one sees nothing
+# More initial boxes than this hide each other.
+MAX_BOXES = 100
 
 
-def draw_salience_levels(inspection: Inspection) -> np.ndarray:
-    """The image, and over it the salience of each level, side by side on one scale (paper, section 3.2).
+def draw_salience_levels(outputs: StageOutputs) -> np.ndarray:
+    """Draw the image, and the salience of each level over it (paper, section 3.2).
 
-    The scale goes to the highest salience, or to one half where all is below.
+    All levels have one scale, up to the highest salience, or to 0.5 where all is below.
     """
-    image = Panel(inspection.image).pixels
+    image = Panel(outputs.image).pixels
     height, width = image.shape[:2]
-    top = max(0.5, *(float(x.max()) for x in inspection.salience))
-    panels = [
-        (f"image, {inspection.input_size[1]} x {inspection.input_size[0]} for the model", image)
-    ]
-    for name, salience in zip(inspection.level_names, inspection.salience, strict=True):
-        title = f"{name}: {salience.shape[1]} x {salience.shape[0]} tokens, highest {salience.max():.2f}"
+    top = max(0.5, *(float(x.max()) for x in outputs.salience))
+
+    input_height, input_width = outputs.input_size
+    panels = [(f"image, {input_width} x {input_height} for the model", image)]
+    for name, salience in zip(outputs.level_names, outputs.salience, strict=True):
+        rows, columns = salience.shape
+        title = f"{name}: {columns} x {rows} tokens, highest {salience.max():.2f}"
         panels.append((title, draw_salience(image, resize_map(salience / top, width, height))))
     return assemble(panels, heading="Salience of each level", heat=("0", f"{top:.2f}"))
 
 
-def draw_selected_tokens(inspection: Inspection) -> np.ndarray:
-    """The tokens that the encoder refines, on each level, colored by how many of its layers refine them (3.3)."""
-    layers = len(inspection.layer_counts)
-    colors = heat_colors(np.linspace(0.15, 1, layers) if layers > 1 else np.ones(1))
-    gray = gray_image(inspection.image)
+def draw_selected_tokens(outputs: StageOutputs) -> np.ndarray:
+    """Draw the tokens that the encoder refines, colored by their number of layers (section 3.3)."""
+    num_layers = len(outputs.layer_counts)
+    lowest = 0.15 if num_layers > 1 else 1.0
+    colors = heat_colors(np.linspace(lowest, 1, num_layers))
+    gray = gray_image(outputs.image)
+
     panels = []
-    for level, (name, (rows, columns)) in enumerate(
-        zip(inspection.level_names, inspection.level_sizes, strict=True)
-    ):
-        on_level = inspection.tokens.levels == level
+    for level, name in enumerate(outputs.level_names):
+        rows, columns = outputs.level_sizes[level]
+        on_level = outputs.tokens.levels == level
+        refined = on_level & (outputs.token_layers > 0)
         panel = Panel(gray)
-        refined = on_level & (inspection.token_layers > 0)
-        panel.cells(inspection.tokens.cells[refined], colors[inspection.token_layers[refined] - 1])
+        panel.cells(outputs.tokens.cells[refined], colors[outputs.token_layers[refined] - 1])
         panels.append((f"{name}: {on_level.sum()} of {rows * columns} tokens", panel.pixels))
-    counts = ", ".join(f"layer {i + 1}: {count}" for i, count in enumerate(inspection.layer_counts))
-    legend = [
-        (
-            (int(r), int(g), int(b)),
-            f"{i + 1} layer{'s' if i else ''}: {(inspection.token_layers == i + 1).sum()} tokens",
-        )
-        for i, (r, g, b) in enumerate(colors)
-    ]
-    heading = f"Tokens that the encoder refines: {len(inspection.tokens)} ({counts})"
+
+    legend = []
+    for layers, color in enumerate(colors.tolist(), 1):
+        words = "1 layer" if layers == 1 else f"{layers} layers"
+        num_tokens = (outputs.token_layers == layers).sum()
+        legend.append((tuple(color), f"{words}: {num_tokens} tokens"))
+
+    counts = [f"layer {i}: {count}" for i, count in enumerate(outputs.layer_counts, 1)]
+    heading = f"Tokens that the encoder refines: {len(outputs.tokens)} ({', '.join(counts)})"
     return assemble(panels, heading=heading, legend=legend)
 
 
 def draw_proposals(
-    inspection: Inspection, *, count: int = 8, score_threshold: float = 0.3
+    outputs: StageOutputs, *, count: int = 8, score_threshold: float = 0.3
 ) -> np.ndarray:
-    """Where the queries start, and where the decoder moves the best of them (paper, section 3.4).
+    """Draw where the queries start, and where the decoder moves the best of them (section 3.4).
 
     Args:
-        inspection: of the image.
-        count: queries whose way is drawn, at most.
-        score_threshold: queries whose best class has less are left out, but for the first one.
+        outputs: of the image.
+        count: largest number of queries whose paths are drawn.
+        score_threshold: lowest score of these queries; the first is drawn even if below.
     """
-    levels = inspection.proposals.tokens.levels
-    starts = Panel(inspection.image)
-    for rank in reversed(range(len(levels))):  # the best on top
-        color = level_color(int(levels[rank]))
-        if rank < MAX_BOXES:
-            starts.box(inspection.proposals.boxes[rank], color)
-        else:
-            starts.dot(inspection.proposals.tokens.centers[rank], 1.5, color)
-    ways = Panel(gray_image(inspection.image))
-    best = inspection.best_queries(count, score_threshold=score_threshold)
-    for i, query in reversed(list(enumerate(best))):
-        color, boxes = PALETTE[i % len(PALETTE)], inspection.layer_boxes[:, query]
-        ways.box(boxes[0], color, 2, dashed=True)
-        ways.box(boxes[-1], color, 2)
-        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-        ways.dot(inspection.proposals.tokens.centers[query], 4, color)
-        for start, end in pairwise(centers):
-            ways.line(start, end, color, 2)
-        ways.dot(centers[-1], 2, WHITE)
-    for i, query in enumerate(best):  # no box covers a label
-        ways.label(
-            inspection.layer_boxes[-1, query, :2],
-            inspection.describe(query),
-            PALETTE[i % len(PALETTE)],
+    levels = outputs.proposals.tokens.levels
+    num_queries = len(levels)
+    best = outputs.best_queries(count, score_threshold=score_threshold)
+    starts_title = f"initial boxes of all {num_queries} queries"
+    if num_queries > MAX_BOXES:
+        starts_title = (
+            f"initial boxes of the first {MAX_BOXES} of {num_queries} queries; "
+            "dots: tokens of the others"
         )
-    count = len(levels)
-    drawn = f"initial boxes of all {count} queries"
-    if count > MAX_BOXES:
-        drawn = (
-            f"initial boxes of the first {MAX_BOXES} of {count} queries; dots: tokens of the others"
-        )
+    paths_title = f"the best {len(best)}: initial box dashed, after the decoder solid; dot = token"
     panels = [
-        (drawn, starts.pixels),
-        (
-            f"the best {len(best)}: initial box dashed, after the decoder solid; dot = token",
-            ways.pixels,
-        ),
+        (starts_title, draw_starts(outputs)),
+        (paths_title, draw_paths(outputs, best)),
     ]
-    shares = np.bincount(levels, minlength=len(inspection.level_names))
-    legend = [
-        (level_color(i), f"{name}: {shares[i]} queries")
-        for i, name in enumerate(inspection.level_names)
-    ]
-    return assemble(panels, heading="Initial proposals and where they end", legend=legend)
+
+    shares = np.bincount(levels, minlength=len(outputs.level_names))
+    words = [f"{share} queries" for share in shares]
+    heading = "Initial proposals and where they end"
+    return assemble(panels, heading=heading, legend=level_legend(outputs, words))
 
 
-def draw_sampling_points(inspection: Inspection, query: int | None = None) -> np.ndarray:
-    """Where a query reads the memory in each decoder layer: on the whole image, and below enlarged.
+def level_legend(outputs: StageOutputs, words: Sequence[str]) -> list[tuple[Color, str]]:
+    """Return a legend of the levels' colors, with words on each level."""
+    names = [f"{name}: {text}" for name, text in zip(outputs.level_names, words, strict=True)]
+    return [(level_color(level), name) for level, name in enumerate(names)]
 
-    A dot is a sampling point of one head, of an area that grows with its attention weight, in the color of its level.
+
+def draw_starts(outputs: StageOutputs) -> np.ndarray:
+    """Draw the initial boxes of all queries, and dots for those beyond ``MAX_BOXES``."""
+    tokens = outputs.proposals.tokens
+    panel = Panel(outputs.image)
+    # The best come last, on top.
+    for rank in reversed(range(len(tokens))):
+        color = level_color(int(tokens.levels[rank]))
+        if rank < MAX_BOXES:
+            panel.box(outputs.proposals.boxes[rank], color)
+        else:
+            panel.dot(tokens.centers[rank], 1.5, color)
+    return panel.pixels
+
+
+def draw_paths(outputs: StageOutputs, queries: Sequence[int]) -> np.ndarray:
+    """Draw the first and the last box of queries, best first, and the path between."""
+    panel = Panel(gray_image(outputs.image))
+    colors = [PALETTE[i % len(PALETTE)] for i in range(len(queries))]
+    for query, color in reversed(list(zip(queries, colors, strict=True))):
+        boxes = outputs.layer_boxes[:, query]
+        panel.box(boxes[0], color, 2, dashed=True)
+        panel.box(boxes[-1], color, 2)
+
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+        panel.dot(outputs.proposals.tokens.centers[query], 4, color)
+        for start, end in pairwise(centers):
+            panel.line(start, end, color, 2)
+        panel.dot(centers[-1], 2, WHITE)
+
+    # Last, so that no box covers a label.
+    for query, color in zip(queries, colors, strict=True):
+        panel.label(outputs.layer_boxes[-1, query, :2], outputs.describe(query), color)
+    return panel.pixels
+
+
+def draw_sampling_points(outputs: StageOutputs, query: int | None = None) -> np.ndarray:
+    """Draw where a query reads the memory in each decoder layer, on the image and enlarged.
+
+    Each dot is a sampling point of one head, in the color of its level; its area grows with its
+    attention weight.
 
     Args:
-        inspection: of the image.
-        query: its number; by default that of the best detection.
+        outputs: of the image.
+        query: number of the query; by default that of the best detection.
 
     Raises:
         IndexError: there is no such query.
     """
-    query = (
-        inspection.best_queries(1)[0]
-        if query is None
-        else check_query(query, len(inspection.scores))
-    )
-    sampling = [SamplingPoints(x.locations[query], x.weights[query]) for x in inspection.sampling]
-    boxes = inspection.layer_boxes[:-1, query]
+    if query is None:
+        query = outputs.best_queries(1)[0]
+    check_query(query, len(outputs.scores))
+    sampling = [SamplingPoints(x.locations[query], x.weights[query]) for x in outputs.sampling]
+    # Each layer starts from the box of the layer before.
+    boxes = outputs.layer_boxes[:-1, query]
+
     panels = []
-    windows = [
-        widest_window(inspection.image, sampling),
-        closest_window(inspection.image, sampling, boxes),
-    ]
-    for window, name in zip(windows, ("", ", enlarged"), strict=True):
-        if window is None:
-            continue
-        for i, (points, box) in enumerate(zip(sampling, boxes, strict=True)):
-            panel = Panel(inspection.image, window=window, long_side=LONG_SIDE * 3 // 4)
-            draw_points(panel, points)
-            panel.box(box, BLACK, 4)
-            panel.box(box, WHITE, 2)
-            beyond = attention_outside(points, inspection.image)
-            title = (
-                f", {beyond:.0%} of the attention outside" if beyond >= 0.005 and not name else ""
-            )
-            panels.append((f"decoder layer {i + 1}{name}{title}", panel.pixels))
+    window = widest_window(outputs.image, sampling)
+    for i, (points, box) in enumerate(zip(sampling, boxes, strict=True), 1):
+        title = f"decoder layer {i}"
+        outside = attention_outside(points, outputs.image)
+        if outside >= 0.005:
+            title += f", {outside:.0%} of the attention outside"
+        panels.append((title, draw_points(outputs.image, window, points, box)))
+
+    closer_window = closest_window(outputs.image, sampling, boxes)
+    if closer_window is not None:
+        for i, (points, box) in enumerate(zip(sampling, boxes, strict=True), 1):
+            drawing = draw_points(outputs.image, closer_window, points, box)
+            panels.append((f"decoder layer {i}, enlarged", drawing))
+
     shares = np.mean([x.weights.mean(0).sum(-1) for x in sampling], axis=0)
-    legend = [
-        (level_color(i), f"{name}: {shares[i]:.0%} of the attention")
-        for i, name in enumerate(inspection.level_names)
-    ]
-    heading = f"Sampling points of query {inspection.describe(query)}; white: the box that the layer starts from"
+    legend = level_legend(outputs, [f"{share:.0%} of the attention" for share in shares])
+    heading = f"Sampling points of query {outputs.describe(query)}; white: the layer's initial box"
     return assemble(panels, heading=heading, columns=len(sampling), legend=legend)
 
 
-def draw_points(panel: Panel, points: SamplingPoints) -> None:
-    """The points of one query, the heaviest on top."""
-    levels = np.broadcast_to(
-        np.arange(points.weights.shape[1])[:, None], points.weights.shape
-    ).ravel()
-    locations, weights = points.locations.reshape(-1, 2), points.weights.ravel()
-    for i in np.argsort(weights).tolist():
+def draw_points(
+    image: np.ndarray, window: Window, points: SamplingPoints, box: np.ndarray
+) -> np.ndarray:
+    """Draw one query's sampling points, those with most attention on top, and its box."""
+    panel = Panel(image, window=window, long_side=SMALL_SIDE)
+    levels = np.arange(points.weights.shape[1])[:, None]
+    levels = np.broadcast_to(levels, points.weights.shape).ravel()
+    locations = points.locations.reshape(-1, 2)
+    weights = points.weights.ravel()
+
+    for i in np.argsort(weights):
         if np.isfinite(locations[i]).all():
             panel.dot(locations[i], 1 + 9 * np.sqrt(weights[i]), level_color(int(levels[i])))
+    panel.box(box, BLACK, 4)
+    panel.box(box, WHITE, 2)
+    return panel.pixels
 
 
 def attention_outside(points: SamplingPoints, image: np.ndarray) -> float:
-    """The part of one query's attention that goes to places outside the image, where there is nothing to read."""
+    """Return the part of a query's attention that goes to places outside the image."""
     size = [image.shape[1], image.shape[0]]
     inside = ((points.locations >= 0) & (points.locations <= size)).all(-1)
     return float(points.weights[~inside].sum() / points.weights.sum())
 
 
-def widest_window(image: np.ndarray, sampling: Sequence[SamplingPoints]) -> Window:
-    """The image, with what of its surroundings has points, up to a quarter of its longer side."""
-    size = np.array([image.shape[1], image.shape[0]], dtype=np.float64)
+def finite_points(sampling: Sequence[SamplingPoints]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (n, 2) locations and (n,) weights of the finite points of all layers."""
     points = np.concatenate([x.locations.reshape(-1, 2) for x in sampling])
-    points = points[np.isfinite(points).all(1)]
+    weights = np.concatenate([x.weights.ravel() for x in sampling])
+    is_finite = np.isfinite(points).all(axis=1)
+    return points[is_finite], weights[is_finite]
+
+
+def widest_window(image: np.ndarray, sampling: Sequence[SamplingPoints]) -> Window:
+    """Return the image with the points beside it, up to a quarter of its longer side away."""
+    size = np.array([image.shape[1], image.shape[0]], dtype=np.float64)
+    points, _ = finite_points(sampling)
     margin = size.max() / 4
-    first, last = points.min(0, initial=0), points.max(0, initial=0)
+
+    first = points.min(axis=0, initial=0)
     low = np.where(first < 0, np.maximum(first - 2, -margin), 0)
+    last = points.max(axis=0, initial=0)
     high = np.where(last > size, np.minimum(last + 2, size + margin), size)
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
@@ -204,7 +234,7 @@ def widest_window(image: np.ndarray, sampling: Sequence[SamplingPoints]) -> Wind
 def closest_window(
     image: np.ndarray, sampling: Sequence[SamplingPoints], boxes: np.ndarray
 ) -> Window | None:
-    """The part of the image around one query's boxes and nine tenths of what it looks at.
+    """Return the part of the image around one query's boxes and nine tenths of its attention.
 
     It has the image's shape, but is never more than twice as long as wide.
 
@@ -216,24 +246,24 @@ def closest_window(
     Returns:
         None where that is most of the image.
     """
-    points = np.concatenate([x.locations.reshape(-1, 2) for x in sampling])
-    weights = np.concatenate([x.weights.ravel() for x in sampling])
-    weights, points = weights[np.isfinite(points).all(1)], points[np.isfinite(points).all(1)]
-    corners = boxes.reshape(-1, 2)
-    middle = (corners.min(0) + corners.max(0)) / 2
     size = np.array([image.shape[1], image.shape[0]], dtype=np.float64)
     shape = np.minimum(size, 2 * size.min())
-    reach = (np.abs(points - middle) / shape).max(1)
-    order = np.argsort(reach)
+    corners = boxes.reshape(-1, 2)
+    center = (corners.min(axis=0) + corners.max(axis=0)) / 2
+
+    # Distances from the center, relative to the window's shape: of each point, and the largest
+    # that the boxes and nine tenths of the attention need.
+    points, weights = finite_points(sampling)
+    distances = (np.abs(points - center) / shape).max(axis=1)
+    order = np.argsort(distances)
     covered = int(np.searchsorted(np.cumsum(weights[order]), 0.9 * weights.sum()))
-    half = (
-        shape
-        * 1.15
-        * max(float(reach[order][covered]), float((np.abs(corners - middle) / shape).max()))
-    )
-    half = np.maximum(half, 2)  # a box of no size is to be seen in something
+    box_distance = (np.abs(corners - center) / shape).max()
+    reach = max(distances[order][covered], box_distance)
+
+    # At least 4 pixels wide, so that a box without area can be seen.
+    half = np.maximum(shape * 1.15 * reach, 2)
     if half.prod() * 4 > size.prod() / 2:
         return None
-    middle = np.where(2 * half >= size, size / 2, np.clip(middle, half, size - half))
-    x0, y0, x1, y1 = np.concatenate([middle - half, middle + half]).tolist()
+    center = np.where(2 * half >= size, size / 2, np.clip(center, half, size - half))
+    x0, y0, x1, y1 = np.concatenate([center - half, center + half]).tolist()
     return x0, y0, x1, y1

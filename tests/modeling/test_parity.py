@@ -19,7 +19,7 @@ from salience_detr.checkpoint import (
     reference_conversion,
 )
 from salience_detr.modeling.token_pyramid import flatten_maps
-from salience_detr.visualization.capture import captured_output
+from salience_detr.visualization.capture import captured_calls
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-9  # of the largest value of each array
@@ -82,10 +82,11 @@ def test_evaluation_equals_the_published_model_stage_by_stage(shared, name):
         "query_selection",
         "decoder",
     )
-    captures = {name: captured_output(model.get_submodule(name)) for name in stages}
-    results = {name: capture.__enter__() for name, capture in captures.items()}
+    captures = {name: captured_calls(model.get_submodule(name)) for name in stages}
+    calls = {name: capture.__enter__() for name, capture in captures.items()}
     with torch.no_grad():
         detections = model([{"image": image} for image in images(case)])[0]["instances"]
+    results = {name: [call.output for call in captured] for name, captured in calls.items()}
     expected = case.expected
 
     for level, features in enumerate(results["backbone"][0].values()):

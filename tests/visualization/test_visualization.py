@@ -37,7 +37,7 @@ from salience_detr.visualization.attribution import (
     unpadded_sizes,
     weigh_by_mean,
 )
-from salience_detr.visualization.capture import captured_output
+from salience_detr.visualization.capture import captured_calls
 from salience_detr.visualization.inside import best_queries, token_cells
 from salience_detr.visualization.panels import Panel, assemble, legend_strip, resize_map, text_strip
 from salience_detr.visualization.stages import attention_outside, closest_window, widest_window
@@ -74,7 +74,7 @@ def test_a_token_is_where_the_unpadded_image_has_it():
         level_shapes=((2, 4), (1, 2)),
         valid_sizes=torch.tensor([[[3.0, 2.0], [2.0, 1.0]]]),
     )
-    found = token_cells(tokens, torch.tensor([6, 9]), 30, 20)
+    found = token_cells(tokens, torch.tensor([6, 9]), (20, 30))
     assert found.levels.tolist() == [0, 1] and found.grid.tolist() == [[2, 1], [1, 0]]
     # Row 1, column 2 of cells of 10 x 10; column 1 of cells of 15 x 20.
     assert found.cells.tolist() == [[20, 10, 30, 20], [15, 0, 30, 20]]
@@ -123,16 +123,17 @@ def test_the_sampling_points_give_the_attentions_output(predictor, size, compile
         monkeypatch.setattr(operator_module, "is_compiled_for", lambda _: False)
     attention = predictor.model.decoder.layers[1].cross_attention
     with (
-        captured_output(attention) as outputs,
-        captured_output(attention.value_proj) as values,
-        captured_output(predictor.model.token_pyramid) as pyramids,
+        captured_calls(attention) as outputs,
+        captured_calls(attention.value_proj) as values,
+        captured_calls(predictor.model.token_pyramid) as pyramids,
     ):
         seen = inspect(predictor, image_of(*size))
-    (tokens,), points = pyramids, seen.sampling[1]
+    tokens = pyramids[0].output
+    points = seen.sampling[1]
     normalized = torch.from_numpy(points.locations) / torch.tensor([size[1], size[0]])
     locations = normalized * tokens.valid_ratios[0][:, None]
     assert tokens.valid_ratios.min() < 1  # else padding would not be tested
-    value = values[0].masked_fill(tokens.padding_mask[..., None], 0)
+    value = values[0].output.masked_fill(tokens.padding_mask[..., None], 0)
     expected = ms_deform_attn_reference(
         value.unflatten(-1, (attention.num_heads, -1)),
         tokens.spatial_shapes,
@@ -140,7 +141,9 @@ def test_the_sampling_points_give_the_attentions_output(predictor, size, compile
         locations[None],
         torch.from_numpy(points.weights)[None],
     )
-    torch.testing.assert_close(attention.output_proj(expected), outputs[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        attention.output_proj(expected), outputs[0].output, rtol=1e-3, atol=1e-4
+    )
     np.testing.assert_allclose(points.weights.sum((2, 3)), 1, rtol=1e-5)
 
 
