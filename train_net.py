@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train or evaluate a model of a LazyConfig file.
+"""Train or evaluate the model of a LazyConfig file.
 
 train_net.py --config-file configs/surface_defects_tiny.py
 train_net.py --config-file configs/salience_detr_r50_4scale_12ep.py --num-gpus 8
@@ -21,8 +21,8 @@ from torch.multiprocessing import ProcessExitedException
 
 from salience_detr.checkpoint import CheckpointError, load_weights
 from salience_detr.config import ConfigError, load_config
-from salience_detr.data import DatasetError, DataWorkerError, ImageReadError
-from salience_detr.engine.launch import launch, share_cpu_threads
+from salience_detr.data import DataWorkerError, ImageReadError
+from salience_detr.engine.launch import launch
 from salience_detr.engine.own_data import add_data_arguments, use_own_data
 from salience_detr.engine.train import build_model, save_config, setup_run, train
 from salience_detr.engine.trainer import FetchError
@@ -30,86 +30,108 @@ from salience_detr.evaluation.coco_evaluation import check_show_dir, evaluate, s
 from salience_detr.utils.errors import print_error
 
 USER_ERRORS = (
-    CheckpointError, ConfigError, DatasetError, DataWorkerError, FloatingPointError, ImageReadError, OSError, ValueError
-)  # fmt: skip
+    CheckpointError,
+    DataWorkerError,
+    FloatingPointError,
+    ImageReadError,
+    OSError,
+    ValueError,  # of which ConfigError and DatasetError are subclasses
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the flags of detectron2's ``default_argument_parser``, and a few more.
+
+    That parser itself takes everything after the first ``key=value`` for an override, flags too.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="a LazyConfig file, such as configs/*.py",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint in train.output_dir"
-    )
-    parser.add_argument("--eval-only", action="store_true", help="evaluate the weights")
-    parser.add_argument(
-        "--show-dir",
-        type=Path,
-        metavar="DIR",
-        help="with --eval-only: draw truth and detections here",
-    )
-    parser.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="to start from, or to evaluate; sets train.init_checkpoint",
-    )
-    parser.add_argument(
-        "--num-gpus",
-        type=int,
-        default=1,
-        help="processes on this machine (without a GPU: on the CPU)",
-    )
-    parser.add_argument("--num-machines", type=int, default=1)
-    parser.add_argument(
-        "--machine-rank", type=int, default=0, help="number of this machine, from 0"
-    )
-    parser.add_argument(
-        "--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines"
-    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="a LazyConfig file: configs/*.py")
+    add("--resume", action="store_true", help="continue the run in train.output_dir")
+    add("--eval-only", action="store_true", help="evaluate the weights")
+    add("--weights", metavar="FILE", help="to start from or evaluate: train.init_checkpoint")
+    add("--show-dir", type=Path, metavar="DIR", help="with --eval-only: draw the detections here")
+    add("--num-gpus", type=int, default=1, help="processes per machine, on the CPU without GPUs")
+    add("--num-machines", type=int, default=1, help="number of machines")
+    add("--machine-rank", type=int, default=0, help="number of this machine, from 0")
+    add("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
+    add("opts", nargs="*", metavar="key=value", help="overrides, such as train.max_iter=1000")
     add_data_arguments(parser)
-    parser.add_argument(
-        "opts", nargs="*", metavar="key=value", help="overrides, such as train.max_iter=1000"
-    )
     args = parser.parse_intermixed_args(argv)
-    for name in ("num_gpus", "num_machines"):
-        if getattr(args, name) < 1:
-            parser.error(
-                f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}"
-            )
+
+    for flag, number in (("--num-gpus", args.num_gpus), ("--num-machines", args.num_machines)):
+        if number < 1:
+            parser.error(f"{flag} must be at least 1, got {number}")
     if args.show_dir is not None and not args.eval_only:
         parser.error(f"--show-dir {args.show_dir} draws what --eval-only finds: add --eval-only")
     return args
 
 
 def make_config(args: argparse.Namespace) -> DictConfig:
-    """The config that a command line describes: the file, its overrides, then the other flags.
+    """Load the config file of a command line, apply its overrides, then the other flags.
 
     Raises:
         ConfigError, DatasetError: see :func:`load_config` and :func:`use_own_data`.
     """
     config = load_config(args.config_file, args.opts)
     overridden = {word.partition("=")[0].lstrip("+") for word in args.opts}
-    use_own_data(config, args, overridden, needed=("val",) if args.eval_only else ("train", "val"))
+    needed = ("val",) if args.eval_only else ("train", "val")
+    use_own_data(config, args, overridden, needed)
     if args.weights:
         config.train.init_checkpoint = args.weights
     return config
 
 
-def main(args: argparse.Namespace) -> None:
-    """The work of one process; a user's mistake becomes one line on the console, and a traceback in log.txt."""
+def do_train(args: argparse.Namespace, config: DictConfig) -> None:
+    train(config, resume=args.resume)
+
+
+def do_test(args: argparse.Namespace, config: DictConfig) -> None:
+    """Evaluate the weights on the test set and, if asked to, draw the detections.
+
+    Raises:
+        ConfigError, CheckpointError, DatasetError, OSError: weights, data or folders are not
+        usable.
+    """
+    output_dir = Path(config.train.output_dir)
+    if not config.train.init_checkpoint:
+        raise ConfigError("--eval-only needs weights: add --weights FILE")
+    if args.show_dir is not None:
+        check_show_dir(config, args.show_dir)
+    if comm.is_main_process() and not (output_dir / "config.yaml").is_file():
+        save_config(config)
+
+    model = build_model(config)
+    load_weights(model, config.train.init_checkpoint)
+    evaluate(config, model.eval())
+    if args.show_dir is not None and comm.is_main_process():
+        show_evaluation(config, args.show_dir)
+
+
+def main(args: argparse.Namespace, config: DictConfig | None) -> None:
+    """Train or evaluate in one of the processes.
+
+    A mistake of the user becomes one line on the console, and a traceback in log.txt.
+
+    Args:
+        args: of the command line.
+        config: made from them; None makes it here (see :func:`launch`).
+    """
     try:
-        work(args)
+        config = config or make_config(args)
+        setup_run(config)
+        if args.eval_only:
+            do_test(args, config)
+        else:
+            do_train(args, config)
     except FetchError as error:
         if error.reason is not None:
             log_traceback()
             print_error(error.reason)
-        comm.synchronize()  # it has been told before the launcher ends all processes with the first
+        # The launcher ends all processes with the first one: it waits until the error is printed.
+        comm.synchronize()
         sys.exit(2)
     except USER_ERRORS as error:
         log_traceback()
@@ -129,36 +151,15 @@ def log_traceback() -> None:
             handler.emit(record)
 
 
-def work(args: argparse.Namespace) -> None:
-    share_cpu_threads()
-    config = make_config(args)
-    setup_run(config)
-    if not args.eval_only:
-        train(config, resume=args.resume)
-        return
-    if not config.train.init_checkpoint:
-        raise ConfigError("--eval-only needs weights: add --weights FILE")
-    if args.show_dir is not None:
-        check_show_dir(config, args.show_dir)
-    if comm.is_main_process() and not (Path(config.train.output_dir) / "config.yaml").is_file():
-        save_config(config)
-    model = build_model(config)
-    load_weights(model, config.train.init_checkpoint)
-    evaluate(config, model.eval())
-    if args.show_dir is not None and comm.is_main_process():
-        show_evaluation(config, args.show_dir)
-
-
 def run(argv: list[str] | None = None) -> int:
-    """Run the command line; a user's mistake becomes one line."""
+    """Run the command line; a mistake of the user becomes one line and the exit code 2."""
     args = parse_args(argv)
     try:
-        make_config(args)  # typos are found before processes are started
+        config = make_config(args)  # typos are found before processes are started
+        launch(main, args, config)
     except USER_ERRORS as error:
         print_error(error)
         return 2
-    try:
-        launch(main, args)
     except SystemExit as stop:
         return int(stop.code or 0)
     except ProcessExitedException as failure:

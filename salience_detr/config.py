@@ -1,4 +1,4 @@
-"""LazyConfig files and overrides, with typos found."""
+"""LazyConfig files and their overrides, checked before they are used."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import inspect
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+Node: TypeAlias = DictConfig | ListConfig
+
 SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
-TEXTS = ("train.output_dir", "train.init_checkpoint", "train.device", "train.best_metric")
-COUNTS = (
+POSITIVE_KEYS = (
     "model.num_classes",
     "model.num_queries",
     "dataloader.train.total_batch_size",
@@ -25,165 +26,183 @@ COUNTS = (
     "train.accumulate",
     "train.checkpointer.max_to_keep",
 )
+AMP_DTYPES = {
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+}
 
 
 class ConfigError(ValueError):
-    """A configuration or an override that cannot be used."""
+    """Configuration or override that cannot be used."""
 
 
 def is_override(word: str) -> bool:
-    """Whether a word of a command line is key=value rather than a path."""
+    """Return whether a word of a command line is key=value rather than a path."""
     return "=" in word and not os.path.exists(word) and "/" not in word.partition("=")[0]
 
 
 def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """A LazyConfig file with ``key=value`` overrides applied.
+    """Load a LazyConfig file and apply ``key=value`` overrides; ``+key=value`` adds a key.
 
     Raises:
-        ConfigError: there is no such file, or an override is not one, or its key does not exist (the nearest is named).
+        ConfigError: there is no such file, it does not fit this version, or an override is not one
+            or has a key that does not exist (the nearest is named).
     """
     if not Path(config_file).is_file():
         raise ConfigError(f"there is no config file {config_file}; the project's are in configs/")
     try:
         config = LazyConfig.load(str(config_file))
     except Exception as error:  # whatever the code in the file raises
-        raise ConfigError(
-            f"the config file {config_file} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"the config file {config_file} cannot be loaded: {reason}") from error
+
     missing = [key for key in SECTIONS if key not in config]
     if missing:
         raise ConfigError(
-            f"{config_file} defines no {', '.join(missing)}; a config needs {', '.join(SECTIONS)} (see configs/*.py)"
+            f"{config_file} defines no {', '.join(missing)}; a config needs {', '.join(SECTIONS)} "
+            "(see configs/*.py)"
         )
-    apply_overrides(config, overrides)
-    check_counts(config)
-    return config
+    check_targets(config, config_file)
 
-
-def check_counts(config: DictConfig) -> None:
-    """Raise ConfigError where a number of things is not positive."""
-    for key in COUNTS:
+    for override in overrides:
+        apply_override(config, override)
+    for key in POSITIVE_KEYS:
         value = OmegaConf.select(config, key)
         if value is not None and not value >= 1:
             raise ConfigError(f"{key} is {value}; it must be at least 1")
+    return config
 
 
-def apply_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Apply ``key=value`` overrides in place; ``+key=value`` adds a key that is not there.
+def check_targets(config: DictConfig, config_file: str | Path) -> None:
+    """Find what a config of an earlier version names that is not there any more.
+
+    Raises:
+        ConfigError: a target of this package does not exist, or does not take one of its arguments.
+    """
+    remedy = "; if an earlier version wrote the file, use a recipe in configs/ with its overrides"
+    for key, node in walk(config):
+        if not isinstance(node, DictConfig):
+            continue
+        target = node.get("_target_")
+        if not isinstance(target, str) or not target.startswith("salience_detr."):
+            continue
+
+        try:
+            parameters = inspect.signature(locate(target)).parameters
+        except ImportError as error:
+            message = f"{config_file}: {key} is a {target}, which does not exist{remedy}"
+            raise ConfigError(message) from error
+        if any(x.kind == inspect.Parameter.VAR_KEYWORD for x in parameters.values()):
+            continue
+        for argument in node:
+            if argument != "_target_" and argument not in parameters:
+                raise ConfigError(
+                    f"{config_file}: {key} has the key {argument}, which {target} does not "
+                    f"take{remedy}"
+                )
+
+
+def apply_override(config: DictConfig, override: str) -> None:
+    """Apply one override in place.
 
     Raises:
         ConfigError: see :func:`load_config`.
     """
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"the override {override!r} is not of the form key=value")
-        if not key.startswith("+") and not has_key(config, key):
-            raise ConfigError(unknown_key_message(config, key))
-        before = OmegaConf.select(config, key) if not key.startswith("+") else None
-        try:
-            LazyConfig.apply_overrides(config, [override.removeprefix("+")])
-        except Exception as error:
-            first_line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ConfigError(
-                f"the override {override!r} cannot be applied: {first_line}"
-            ) from error
-        check_kind(override, before, OmegaConf.select(config, key.removeprefix("+")))
+    word, equals, _ = override.partition("=")
+    key = word.removeprefix("+")
+    if not equals or not key:
+        raise ConfigError(f"the override {override!r} is not of the form key=value")
+    if key == word and not has_key(config, key):
+        raise ConfigError(unknown_key_message(config, key))
+
+    before = OmegaConf.select(config, key)
+    try:
+        LazyConfig.apply_overrides(config, [override.removeprefix("+")])
+    except Exception as error:  # of the parser, or of omegaconf
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"the override {override!r} cannot be applied: {reason}") from error
+
+    after = OmegaConf.select(config, key)
+    if not fits(before, after):
+        kinds = f"{type(after).__name__} where the config has a {type(before).__name__}"
+        raise ConfigError(f"the override {override!r} sets a {kinds}, {before!r}")
 
 
-def check_kind(override: str, before: Any, after: Any) -> None:
-    """Raise ConfigError where a number, a switch or a group of settings became something of another kind."""
-    kinds = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        DictConfig: "a group of settings",
-        ListConfig: "a list",
-    }
-    if override.partition("=")[0] in TEXTS and not isinstance(after, str):
-        raise ConfigError(
-            f"the override {override!r} does not fit: {override.partition('=')[0]} is a text"
-        )
-    for kind, words in kinds.items():
-        if isinstance(before, kind):
-            allowed = (int, float) if kind is float else kind
-            fits = isinstance(after, allowed) and isinstance(after, bool) == (kind is bool)
-            if not fits:
-                raise ConfigError(
-                    f"the override {override!r} does not fit: {override.partition('=')[0]} is {words}"
-                )
-            return
+def fits(before: object, after: object) -> bool:
+    """Return whether a value may take the place of another one: by its type, but null is free."""
+    if isinstance(before, str):
+        return not isinstance(after, (bool, int, float))
+    if type(before) is float:
+        return type(after) in (int, float)
+    if isinstance(before, (bool, int, DictConfig, ListConfig)):
+        return type(after) is type(before)
+    return True
 
 
 def has_key(config: DictConfig, key: str) -> bool:
-    """Whether a dotted key exists, or is an argument that its object takes without the config stating it."""
+    """Return whether a key exists, or is an argument that its object takes but the config omits."""
     *parents, last = key.split(".")
     node: Any = config
     for part in parents:
-        node = _child(node, part)
-        if not isinstance(node, (DictConfig, ListConfig)):
-            return False
-    return _child(node, last) is not None or (
-        isinstance(node, DictConfig) and (last in node or _accepts(node, last))
-    )
+        node = child(node, part)
+    if child(node, last) is not None:
+        return True
+    if not isinstance(node, DictConfig):
+        return False
+
+    target = node.get("_target_")
+    if isinstance(target, str):
+        target = locate(target)
+    return last in node or (target is not None and last in inspect.signature(target).parameters)
 
 
-def unknown_key_message(config: DictConfig, key: str) -> str:
-    """Names the nearest existing keys."""
-    keys = list(_all_keys(config))
-    near = difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
-    last = key.rsplit(".", 1)[-1]
-    near += [k for k in keys if k.rsplit(".", 1)[-1] == last and k not in near][:2]
-    hint = (
-        f"did you mean {' or '.join(near[:3])}?"
-        if near
-        else f"top-level keys are {', '.join(map(str, config))}"
-    )
-    return f"the config has no key {key!r}; {hint} (+{key}=... adds a new one)"
-
-
-def _child(node: Any, part: str) -> Any:
-    if isinstance(node, ListConfig):
-        return node[int(part)] if part.isdigit() and int(part) < len(node) else None
+def child(node: Any, part: str) -> Any:
+    """Return an entry of a group or a list of settings; None if there is none."""
+    if isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
+        return node[int(part)]
     return node.get(part) if isinstance(node, DictConfig) else None
 
 
-def _accepts(node: DictConfig, argument: str) -> bool:
-    target = node.get("_target_")
-    if target is None:
-        return False
-    function = locate(target) if isinstance(target, str) else target
-    return argument in inspect.signature(function).parameters
+def unknown_key_message(config: DictConfig, key: str) -> str:
+    """Return an error message that names the nearest existing keys."""
+    keys = [key for key, _ in walk(config)]
+    near = difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
+    last = key.rpartition(".")[2]
+    near += [k for k in keys if k.rpartition(".")[2] == last and k not in near][:2]
+
+    hint = f"top-level keys are {', '.join(map(str, config))}"
+    if near:
+        hint = f"did you mean {' or '.join(near[:3])}?"
+    return f"the config has no key {key!r}; {hint} (+{key}=... adds a new one)"
 
 
-def _all_keys(node: Any, prefix: str = "") -> Iterator[str]:
-    items: Any = (
-        node.items_ex(resolve=False)
-        if isinstance(node, DictConfig)
-        else enumerate(node._iter_ex(False))
-    )
-    for name, value in items:
+def walk(node: Node, prefix: str = "") -> Iterator[tuple[str, Node | None]]:
+    """Yield the dotted key of all settings below a node, with the groups and lists among them."""
+    names: list[Any] = list(node) if isinstance(node, DictConfig) else list(range(len(node)))
+    for name in names:
         if name == "_target_":
             continue
-        yield f"{prefix}{name}"
-        if isinstance(value, (DictConfig, ListConfig)) and not OmegaConf.is_interpolation(
-            node, name
-        ):
-            yield from _all_keys(value, f"{prefix}{name}.")
+        is_value = OmegaConf.is_interpolation(node, name) or OmegaConf.is_missing(node, name)
+        below = None if is_value else node[name]
+        if isinstance(below, (DictConfig, ListConfig)):
+            yield f"{prefix}{name}", below
+            yield from walk(below, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", None
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device that a config names; "auto" is this process's GPU if there is one, else the CPU.
+    """Return the device of a name; "auto" is this process's GPU if there is one, else the CPU.
 
     Raises:
         ConfigError: there is no such device.
     """
+    if device == "auto" and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
     if device == "auto":
-        return (
-            torch.device("cuda", torch.cuda.current_device())
-            if torch.cuda.is_available()
-            else torch.device("cpu")
-        )
+        return torch.device("cpu")
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
@@ -196,18 +215,15 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_amp(amp: DictConfig, device: torch.device) -> torch.dtype | None:
-    """The autocast dtype of a config, or None if mixed precision is off."""
+    """Return the autocast dtype of a config; None if mixed precision is off.
+
+    "auto" is bfloat16 where the device has it.
+    """
     if not amp.enabled:
         return None
-    names = {
-        "bf16": torch.bfloat16,
-        "bfloat16": torch.bfloat16,
-        "fp16": torch.float16,
-        "float16": torch.float16,
-    }
     if amp.dtype == "auto":
         has_bf16 = device.type == "cpu" or torch.cuda.is_bf16_supported()
         return torch.bfloat16 if has_bf16 else torch.float16
-    if amp.dtype not in names:
+    if amp.dtype not in AMP_DTYPES:
         raise ConfigError(f"train.amp.dtype is {amp.dtype!r}; use auto, bf16 or fp16")
-    return names[amp.dtype]
+    return AMP_DTYPES[amp.dtype]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from detectron2.config import LazyConfig
 
 from salience_detr.config import ConfigError, load_config
 
@@ -64,3 +65,46 @@ def test_words_that_are_no_overrides_are_named(micro_config, word):
 def test_a_missing_config_file_is_named():
     with pytest.raises(ConfigError, match=r"no config file configs/nothing\.py"):
         load_config("configs/nothing.py")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (
+            "salience_detr.modeling.neck.ChannelMapper",
+            "salience_detr.modeling.necks.ChannelMapper",
+            r"model\.neck is a salience_detr\.modeling\.necks\.ChannelMapper, which does not exist",
+        ),
+        (
+            "num_groups: 4",
+            "num_clusters: 4",
+            r"model\.neck has the key num_clusters, which salience_detr\..*ChannelMapper does not take",
+        ),
+    ],
+)
+def test_a_saved_config_of_an_earlier_version_is_one_line(
+    micro_config, tmp_path, before, after, message
+):
+    saved = tmp_path / "config.yaml"
+    LazyConfig.save(load_config(micro_config), str(saved))
+    assert load_config(saved).model.embed_dim == 32
+    content = saved.read_text()
+    assert before in content
+    saved.write_text(content.replace(before, after))
+    with pytest.raises(ConfigError, match=message + r"; if an earlier version wrote the file, use"):
+        load_config(saved)
+
+
+@pytest.mark.parametrize(
+    "override", ["train.max_iter=abc", "train.amp=true", "train.output_dir=5", "optimizer.lr=fast"]
+)
+def test_an_override_of_another_type_is_an_error(micro_config, override):
+    with pytest.raises(ConfigError, match=f"the override '{override}' sets a "):
+        load_config(micro_config, [override])
+
+
+@pytest.mark.parametrize(
+    "override", ["optimizer.lr=1", "dataloader.evaluator.output_dir=null", "train.wandb.name=run"]
+)
+def test_integers_for_floats_and_null_are_no_other_type(micro_config, override):
+    load_config(micro_config, [override])

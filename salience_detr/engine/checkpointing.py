@@ -1,4 +1,4 @@
-"""Training checkpoints that are complete or not there: written aside, then renamed."""
+"""Checkpoints of a training run, from which it continues exactly."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
+from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from salience_detr.checkpoint import CheckpointError, load_state_dict_strictly, read_checkpoint
@@ -20,12 +20,24 @@ from salience_detr.utils.files import written_whole
 logger = logging.getLogger(__name__)
 
 
-class TrainingCheckpointer:
-    """Saves and restores the model and everything with a ``state_dict`` that training needs to go on exactly.
+class TrainingCheckpointer(Checkpointer):
+    """Checkpointer of the model and of all that training needs to go on exactly.
 
-    Files are ``model_ITERATION.pth`` (of which the newest ``max_to_keep`` stay), ``model_best.pth`` and
-    ``model_final.pth``; ``last_checkpoint`` names the one to resume from. Only process 0 writes.
-    The names of the classes are kept beside the weights.
+    It differs from fvcore's in four ways. A file is complete or not there, because it is written
+    aside and renamed. Files are read as plain tensors, so that no code in them runs. A checkpoint
+    that lacks something, or does not fit, is an error. Of the periodic checkpoints the newest are
+    kept, after a resume too. (detectron2's DetectionCheckpointer adds the conversion of other
+    projects' weights, which ``salience_detr.checkpoint`` does here.)
+
+    The files are ``model_ITERATION.pth``, ``model_best.pth`` and ``model_final.pth``;
+    ``last_checkpoint`` names the one to resume from. Only process 0 writes.
+
+    Args:
+        model: whose weights are saved.
+        output_dir: folder of the files.
+        max_to_keep: number of periodic checkpoints that stay.
+        class_names: saved beside the weights, if there are any.
+        checkpointables: objects with ``state_dict`` and ``load_state_dict``, by name.
     """
 
     def __init__(
@@ -35,28 +47,45 @@ class TrainingCheckpointer:
         *,
         max_to_keep: int = 3,
         class_names: Sequence[str] = (),
-        **stateful: Any,
+        **checkpointables: Any,
     ) -> None:
-        self.model = model
+        is_main = comm.is_main_process()
+        super().__init__(model, str(output_dir), save_to_disk=is_main, **checkpointables)
         self.output_dir = Path(output_dir)
         self.max_to_keep = max_to_keep
         self.class_names = list(class_names)
-        self.stateful = stateful
 
     def save(self, name: str, *, iteration: int, resumable: bool = True) -> None:
-        """Write ``name.pth`` after ``iteration`` finished steps; with ``resumable`` it becomes the last checkpoint."""
-        if not comm.is_main_process():
+        """Write ``name.pth`` after ``iteration`` finished steps.
+
+        Args:
+            name: of the file, without its ending.
+            iteration: number of finished steps.
+            resumable: whether it becomes the checkpoint to resume from.
+
+        Raises:
+            OSError: it cannot be written; earlier checkpoints are intact.
+        """
+        if not self.save_to_disk:
             return
+
+        state = {"model": self.model.state_dict(), "iteration": iteration}
+        if self.class_names:
+            state["class_names"] = self.class_names
+        for key, checkpointable in self.checkpointables.items():
+            state[key] = checkpointable.state_dict()
+
         path = self.output_dir / f"{name}.pth"
-        state = {key: value.state_dict() for key, value in self.stateful.items()}
-        named = {"class_names": self.class_names} if self.class_names else {}
-        write_atomically(
-            {"model": self.model.state_dict(), "iteration": iteration, **named, **state}, path
-        )
+        try:
+            with written_whole(path) as temporary:
+                torch.save(state, temporary)
+        except (OSError, RuntimeError) as error:  # torch.save raises either when the disk is full
+            raise OSError(
+                f"cannot write the checkpoint {path} ({error}); earlier checkpoints are intact"
+            ) from error
+
         if resumable:
-            pointer = self.output_dir / "last_checkpoint"
-            with written_whole(pointer) as temporary:
-                temporary.write_text(path.name)
+            self.tag_last_checkpoint(path.name)
             self.prune(iteration)
         logger.info("saved %s after %d iterations", path, iteration)
 
@@ -64,23 +93,10 @@ class TrainingCheckpointer:
         """Write the checkpoint of this iteration."""
         self.save(f"model_{iteration:07d}", iteration=iteration)
 
-    def start_afresh(self) -> None:
-        """Make sure that no earlier run's files get mixed with those of a new run.
-
-        Raises:
-            FileExistsError: the folder holds checkpoints.
-        """
-        named = [
-            path
-            for name in ("model_final.pth", "model_best.*")
-            for path in self.output_dir.glob(name)
-        ]
-        earlier = [*self.periodic_files(), *named]
-        if earlier:
-            raise FileExistsError(
-                f"{self.output_dir} holds {len(earlier)} checkpoint files of an earlier run ({earlier[0].name}, ...); "
-                "continue that run with --resume, or set another train.output_dir"
-            )
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the checkpoint to resume from."""
+        with written_whole(self.output_dir / "last_checkpoint") as temporary:
+            temporary.write_text(last_filename_basename)
 
     def prune(self, iteration: int) -> None:
         """Delete all but the newest periodic checkpoints up to ``iteration``.
@@ -92,17 +108,30 @@ class TrainingCheckpointer:
             path.unlink(missing_ok=True)
 
     def periodic_files(self) -> list[Path]:
-        """Periodic checkpoints, those of the fewest iterations first."""
-        found = (
-            path
-            for path in self.output_dir.glob("model_*.pth")
-            if re.fullmatch(r"model_\d+", path.stem)
-        )
-        return sorted(found, key=iteration_of)
+        """Return the periodic checkpoints, those of the fewest iterations first."""
+        paths = self.output_dir.glob("model_*.pth")
+        periodic = (path for path in paths if re.fullmatch(r"model_\d+", path.stem))
+        return sorted(periodic, key=iteration_of)
 
     def bytes_on_disk(self) -> int:
-        """What checkpoints take already; a run that goes on writes over them or deletes them."""
+        """Return what checkpoints take already; a run that goes on replaces or deletes them."""
         return sum(path.stat().st_size for path in self.output_dir.glob("model_*.pth"))
+
+    def check_no_earlier_run(self) -> None:
+        """Make sure that no earlier run's files get mixed with those of a new run.
+
+        Raises:
+            FileExistsError: the folder holds checkpoints.
+        """
+        earlier = self.periodic_files()
+        for pattern in ("model_final.pth", "model_best.*"):
+            earlier += self.output_dir.glob(pattern)
+        if earlier:
+            raise FileExistsError(
+                f"{self.output_dir} holds {len(earlier)} checkpoint files of an earlier run "
+                f"({earlier[0].name}, ...); continue that run with --resume, or set another "
+                "train.output_dir"
+            )
 
     def resume(self) -> int:
         """Restore the last complete checkpoint.
@@ -111,27 +140,22 @@ class TrainingCheckpointer:
             The number of finished iterations; 0 if there is no checkpoint.
 
         Raises:
-            CheckpointError: there are checkpoints, but none that can be read, or they do not fit the model.
+            CheckpointError: no checkpoint of those that are there can be read, or the one that can
+                does not fit the run.
         """
         for leftover in self.output_dir.glob("*.pth.tmp"):
             leftover.unlink(missing_ok=True)  # of a write that was killed
-        pointer = self.output_dir / "last_checkpoint"
-        candidates = [*self.output_dir.glob("model_final.pth"), *self.periodic_files()]
-        candidates.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-        if pointer.is_file():
-            named = self.output_dir / pointer.read_text(errors="replace").strip()
-            if named in candidates:
-                candidates = [named, *(path for path in candidates if path != named)]
-            else:
-                logger.warning("%s names no checkpoint: taking the newest", pointer)
+
+        candidates = self.candidates()
         for path in candidates:
             try:
-                state = read_checkpoint(path)
+                checkpoint = self._load_file(str(path))
             except CheckpointError as error:
                 logger.warning("passing over %s", error)
                 continue
-            self.restore(state, path)
-            return int(state["iteration"])
+            self.restore(checkpoint, path)
+            return int(checkpoint["iteration"])
+
         if candidates:
             raise CheckpointError(
                 f"none of the checkpoints in {self.output_dir} can be read; start without --resume"
@@ -139,59 +163,65 @@ class TrainingCheckpointer:
         logger.info("no checkpoint in %s: starting from the beginning", self.output_dir)
         return 0
 
-    def restore(self, state: dict[str, Any], path: Path) -> None:
-        """Load the model and all that was saved beside it."""
-        missing = sorted({"model", "iteration", *self.stateful} - state.keys())
+    def candidates(self) -> list[Path]:
+        """Return the checkpoints, the one to resume from first, then the newest."""
+        paths = [*self.output_dir.glob("model_final.pth"), *self.periodic_files()]
+        paths.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+
+        pointer = self.output_dir / "last_checkpoint"
+        if pointer.is_file():
+            last = self.output_dir / pointer.read_text(errors="replace").strip()
+            if last in paths:
+                paths.remove(last)
+                return [last, *paths]
+            logger.warning("%s names no checkpoint: taking the newest", pointer)
+        return paths
+
+    def restore(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """Load the model and all that was saved beside it.
+
+        Raises:
+            CheckpointError: something is missing, or does not fit this run.
+        """
+        missing = sorted({"model", "iteration", *self.checkpointables} - checkpoint.keys())
+        if "ema" in checkpoint and "ema" not in self.checkpointables:
+            raise CheckpointError(f"{path} holds an EMA: resume with train.ema.enabled=True")
         if missing == ["ema"]:
-            raise CheckpointError(
-                f"{path} holds no average of the weights: resume with train.ema.enabled=False"
-            )
+            raise CheckpointError(f"{path} holds no EMA: resume with train.ema.enabled=False")
         if missing:
-            raise CheckpointError(
-                f"{path} cannot be resumed from: it holds no {', '.join(missing)}"
-            )
-        if "ema" in state and "ema" not in self.stateful:
-            raise CheckpointError(
-                f"{path} holds an average of the weights: resume with train.ema.enabled=True"
-            )
-        load_state_dict_strictly(self.model, state["model"], source=str(path))
-        for key, value in self.stateful.items():
+            raise CheckpointError(f"{path} cannot be resumed: it holds no {', '.join(missing)}")
+
+        load_state_dict_strictly(self.model, checkpoint["model"], source=str(path))
+        for key, checkpointable in self.checkpointables.items():
             try:
-                value.load_state_dict(state[key])
+                checkpointable.load_state_dict(checkpoint[key])
             except (ValueError, KeyError, RuntimeError) as error:
                 raise CheckpointError(
-                    f"the {key} in {path} does not fit this run ({error}); resume with the config of the run, or start "
-                    f"a new one from these weights: train.init_checkpoint={path} and another train.output_dir"
+                    f"the {key} in {path} does not fit this run ({error}); resume with the config "
+                    "of the run, or start another one from these weights: "
+                    f"train.init_checkpoint={path} and another train.output_dir"
                 ) from error
-        logger.info("resuming from %s after %d iterations", path, state["iteration"])
+        logger.info("resuming from %s after %d iterations", path, checkpoint["iteration"])
+
+    def _load_file(self, f: str) -> dict[str, Any]:
+        return read_checkpoint(f)
 
 
 def iteration_of(path: Path) -> int:
-    """Of a periodic checkpoint, by its name."""
+    """Return the iteration in the name of a periodic checkpoint."""
     return int(path.stem.removeprefix("model_"))
 
 
-class LossNormalizer:
-    """What detectron2's dense detectors keep between their steps, but not in their state, from the first one on."""
-
-    def __init__(self, model: DenseDetector) -> None:
-        self.model = model
-
-    def state_dict(self) -> dict[str, float]:
-        value = getattr(self.model, "loss_normalizer", None)
-        return {} if value is None else {"loss_normalizer": float(value)}
-
-    def load_state_dict(self, saved: dict[str, float]) -> None:
-        vars(self.model).update(saved)
-
-
 class DataOrder:
-    """What the order of the data depends on: a run that is resumed with another one would not be the same run."""
+    """Settings that the order of the data depends on.
+
+    They are saved with a run and compared when it is resumed.
+    """
 
     def __init__(
         self, *, seed: int, total_batch_size: int, num_images: int, grouped: bool = False
     ) -> None:
-        self.values = {
+        self.settings = {
             "train.seed": seed,
             "total_batch_size": total_batch_size,
             "number of images": num_images,
@@ -199,27 +229,32 @@ class DataOrder:
         }
 
     def state_dict(self) -> dict[str, int]:
-        return self.values
+        return self.settings
 
     def load_state_dict(self, saved: dict[str, int]) -> None:
-        """Compare.
+        """Compare the saved settings with those of this run.
 
         Raises:
             ValueError: naming what differs, with both values.
         """
-        differing = [
-            f"{key} was {saved.get(key)}, is {value}"
-            for key, value in self.values.items()
-            if saved.get(key) != value
-        ]
-        if differing:
-            raise ValueError("; ".join(differing))
+        differences = []
+        for key, value in self.settings.items():
+            if saved.get(key) != value:
+                differences.append(f"{key} was {saved.get(key)}, is {value}")
+        if differences:
+            raise ValueError("; ".join(differences))
 
 
 def cut_metrics(path: Path, iteration: int) -> None:
-    """Drop the lines of metrics.json from ``iteration`` on, which a resumed run writes again, and half-written ones."""
+    """Drop the lines of metrics.json that a resumed run writes again, and half-written ones.
+
+    Args:
+        path: of the file, which need not exist.
+        iteration: first one that is written again.
+    """
     if not path.is_file():
         return
+
     kept = []
     for line in path.read_text(errors="replace").splitlines():
         try:
@@ -228,25 +263,6 @@ def cut_metrics(path: Path, iteration: int) -> None:
             continue
         if is_earlier:
             kept.append(line + "\n")
+
     with written_whole(path) as temporary:
         temporary.write_text("".join(kept))
-
-
-def write_atomically(state: dict[str, Any], path: Path) -> None:
-    """``torch.save``, whole or not at all.
-
-    Raises:
-        OSError: it cannot be written; what was there before is intact.
-    """
-    try:
-        with written_whole(path) as temporary:
-            torch.save(state, temporary)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"cannot write the checkpoint {path} ({error.strerror}); earlier checkpoints are intact",
-        ) from error
-    except RuntimeError as error:  # what torch.save raises when the disk is full
-        raise OSError(
-            f"cannot write the checkpoint {path} ({error}); earlier checkpoints are intact"
-        ) from error

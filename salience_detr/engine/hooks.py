@@ -1,24 +1,20 @@
-"""Hooks and writers that detectron2 lacks."""
+"""Hooks of a training run, where detectron2's do not do what a resumed run needs."""
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, get_event_storage
+from detectron2.utils.events import EventWriter
 from PIL import Image
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from salience_detr.config import ConfigError
 from salience_detr.engine.checkpointing import TrainingCheckpointer
 from salience_detr.engine.launch import any_process
 from salience_detr.utils.files import written_whole
@@ -26,150 +22,157 @@ from salience_detr.utils.signals import StopSignals
 
 logger = logging.getLogger(__name__)
 
+PATIENCE = 3  # seconds after a signal, from which on a second one ends the run at once
+
 
 class EMAHook(HookBase):
-    """Takes the weights of every step into their moving average."""
+    """Update of the exponential moving average (EMA) of the weights after every step."""
 
-    def __init__(self, average: ModelEmaV3, model: nn.Module) -> None:
-        self.average = average
+    def __init__(self, ema: ModelEmaV3, model: nn.Module) -> None:
+        self.ema = ema
         self.model = model
 
     def after_step(self) -> None:
-        self.average.update(self.model, step=self.trainer.iter)
+        self.ema.update(self.model, step=self.trainer.iter)
 
 
-class CheckpointHook(HookBase):
-    """Saves every ``period`` iterations, and a ``model_final`` at the end."""
+class PeriodicCheckpointHook(hooks.PeriodicCheckpointer):
+    """Checkpoint every ``period`` iterations (0: never), and a ``model_final`` at the end.
 
-    def __init__(self, checkpointer: TrainingCheckpointer, period: int) -> None:
-        self.checkpointer = checkpointer
-        self.period = period
+    detectron2's counts from 0 in the names of files, cannot have the period 0, and forgets what an
+    interrupted run has saved; here :class:`TrainingCheckpointer` deletes the old ones.
+    """
 
-    def after_step(self) -> None:
-        finished = self.trainer.iter + 1
-        if finished == self.trainer.max_iter:
+    def step(self, iteration: int) -> None:
+        finished = iteration + 1
+        if finished == self.max_iter:
             self.checkpointer.save("model_final", iteration=finished)
         elif self.period > 0 and finished % self.period == 0:
             self.checkpointer.save_periodic(finished)
 
 
-class BestCheckpointHook(HookBase):
-    """Keeps the checkpoint with the highest value of a metric as ``model_best``.
+class BestCheckpoint:
+    """Keeper of the checkpoint with the highest value of a metric, as ``model_best``.
 
-    ``model_best.json`` holds the value, so that a resumed run knows it.
+    ``model_best.json`` holds the value. It is not detectron2's BestCheckpointer, which forgets the
+    value when a run is resumed, and makes the best checkpoint the one to resume from.
     """
 
     def __init__(self, checkpointer: TrainingCheckpointer, metric: str) -> None:
         self.checkpointer = checkpointer
         self.metric = metric
-        self.record = Path(checkpointer.output_dir) / "model_best.json"
+        self.path = Path(checkpointer.output_dir) / "model_best.json"
 
     def update(self, iteration: int, results: dict[str, float]) -> None:
-        """Compare the results of an evaluation after ``iteration`` steps."""
+        """Save the model if the results after ``iteration`` steps are the best so far."""
         value = results.get(self.metric)
-        if value is None and results:
+        if value is None:
             logger.warning(
                 "train.best_metric: there is no %s; there are %s", self.metric, ", ".join(results)
             )
-        if value is None or not comm.is_main_process() or not value > self.best():
             return
+        if not value > self.best_value():  # NaN is never better
+            return
+
         self.checkpointer.save("model_best", iteration=iteration, resumable=False)
-        with written_whole(self.record) as temporary:
-            temporary.write_text(
-                json.dumps({"metric": self.metric, "value": value, "iteration": iteration})
-            )
+        record = {"metric": self.metric, "value": value, "iteration": iteration}
+        with written_whole(self.path) as temporary:
+            temporary.write_text(json.dumps(record))
         logger.info("best %s so far: %.3f after %d iterations", self.metric, value, iteration)
 
-    def best(self) -> float:
-        """The best value so far; -inf if there is none."""
-        if not self.record.is_file():
+    def best_value(self) -> float:
+        """Return the best value so far; -inf if there is none."""
+        if not self.path.is_file():
             return float("-inf")
         try:
-            return float(json.loads(self.record.read_text())["value"])
+            return float(json.loads(self.path.read_text())["value"])
         except (ValueError, KeyError, TypeError):
-            logger.warning(
-                "%s cannot be read: the next evaluation counts as the best so far", self.record
-            )
+            logger.warning("%s cannot be read: the next evaluation is the best so far", self.path)
             return float("-inf")
 
 
-class EvaluationHook(HookBase):
-    """Evaluates every ``period`` iterations and after the last one, and tells the storage and the best-keeper.
+class EvaluationHook(hooks.EvalHook):
+    """Evaluation every ``period`` iterations and after the last one.
 
-    It acts after the checkpoint of the same step, so that an evaluation that fails or is killed costs no training; a
-    resumed run makes up for it.
+    It acts after the checkpoint of the same step, so that an evaluation that fails or is killed
+    costs no training. detectron2's evaluates for the last time in ``after_train``, which a resumed
+    run would reach without training, and so twice. Here metrics.json tells whether an evaluation
+    was made; a resumed run makes up for the one that is missing.
+
+    Args:
+        period: iterations between evaluations; 0 evaluates at the end only.
+        evaluate: returns metrics by name on process 0, nothing elsewhere. All processes call it.
+        best: keeps the best checkpoint, in the folder that holds metrics.json, too.
+        writers: write the results at once, because the next ones may come before their next period.
     """
 
     def __init__(
         self,
         period: int,
         evaluate: Callable[[], dict[str, float]],
-        best: BestCheckpointHook,
-        metrics_file: Path,
+        *,
+        best: BestCheckpoint,
         writers: Sequence[EventWriter] = (),
     ) -> None:
-        self.period = period
-        self.evaluate = evaluate
+        super().__init__(period, evaluate)
         self.best = best
-        self.metrics_file = metrics_file
+        self.metrics_file = best.path.with_name("metrics.json")
         self.writers = writers
 
     def before_train(self) -> None:
         start = self.trainer.start_iter
+        if start == 0 or not is_due(start, self._period, self.trainer.max_iter):
+            return
+
         # Process 0 alone reads, and tells the others.
-        if (
-            start
-            and self.is_due(start)
-            and any(comm.all_gather(comm.is_main_process() and not self.is_recorded(start)))
-        ):
+        is_missing = comm.is_main_process() and not self.is_recorded(start)
+        if any_process(is_missing):
             self.run(start)
 
     def after_step(self) -> None:
-        if self.is_due(self.trainer.iter + 1):
-            self.run(self.trainer.iter + 1)
+        finished = self.trainer.iter + 1
+        if is_due(finished, self._period, self.trainer.max_iter):
+            self.run(finished)
 
-    def is_due(self, finished: int) -> bool:
-        """Whether the state after so many steps is evaluated."""
-        return finished == self.trainer.max_iter or (
-            self.period > 0 and finished % self.period == 0
-        )
+    def after_train(self) -> None:
+        """Do nothing: the last evaluation was one of :meth:`after_step`."""
 
     def is_recorded(self, finished: int) -> bool:
-        """Whether metrics.json has the result of the evaluation after so many steps."""
+        """Return whether metrics.json has the results after so many steps."""
         if not self.metrics_file.is_file():
             return False
-        lines = [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
-        return any(
-            line["iteration"] >= finished - 1 and any("/AP" in name for name in line)
-            for line in lines
-        )
+        for line in self.metrics_file.read_text().splitlines():
+            record = json.loads(line)
+            if record["iteration"] >= finished - 1 and any("/AP" in name for name in record):
+                return True
+        return False
 
     def run(self, finished: int) -> None:
         """Evaluate the state after so many steps."""
-        results = self.evaluate()
+        results = self._func()
         if results and comm.is_main_process():
+            # An evaluation that is made up for belongs to the step before.
             storage = self.trainer.storage
-            before, storage.iter = (
-                storage.iter,
-                finished - 1,
-            )  # one that is made up for belongs to the step before
+            current_iter = storage.iter
+            storage.iter = finished - 1
             storage.put_scalars(**results, smoothing_hint=False)
-            for writer in (
-                self.writers
-            ):  # at once: the next one may come before the next period of the writers
+            for writer in self.writers:
                 writer.write()
-            storage.iter = before
+            storage.iter = current_iter
+
             self.best.update(finished, results)
         comm.synchronize()
 
 
 class PreviewHook(HookBase):
-    """Draws what the model finds on a few images at each evaluation: into ``previews`` and the event storage.
+    """Drawings of what the model detects on a few images, made at each evaluation.
+
+    They are written to the folder ``previews`` as NAME_ITERATION.jpg, and to the event storage.
 
     Args:
-        draw: gives (H, W, 3) uint8 RGB images by name.
-        period: of the evaluations.
-        output_dir: of the run; the images are ``previews/NAME_ITERATION.jpg``.
+        draw: returns (H, W, 3) uint8 RGB images by name.
+        period: iterations between evaluations.
+        output_dir: folder of the run.
     """
 
     def __init__(
@@ -181,117 +184,39 @@ class PreviewHook(HookBase):
 
     def after_step(self) -> None:
         finished = self.trainer.iter + 1
-        if finished != self.trainer.max_iter and not (
-            self.period > 0 and finished % self.period == 0
-        ):
+        if not is_due(finished, self.period, self.trainer.max_iter):
             return
+
         self.folder.mkdir(exist_ok=True)
         for name, image in self.draw().items():
             Image.fromarray(image).save(self.folder / f"{name}_{finished:07d}.jpg", quality=90)
             self.trainer.storage.put_image(f"previews/{name}", image.transpose(2, 0, 1))
 
 
-class Interrupted(SystemExit):
-    """Training was stopped by a signal, after its state was saved; the exit code is 0: nothing went wrong."""
-
-    def __init__(self) -> None:
-        super().__init__(0)
+def is_due(finished: int, period: int, max_iter: int) -> bool:
+    """Return whether the model is evaluated after so many finished steps."""
+    return finished == max_iter or (period > 0 and finished % period == 0)
 
 
 class InterruptHook(HookBase):
-    """After a signal saves a checkpoint and ends the run so that --resume continues it; the last of the hooks."""
+    """Checkpoint and end of the run after a signal; the last of the hooks.
 
-    def __init__(self, stops: StopSignals, checkpointer: TrainingCheckpointer) -> None:
-        self.stops = stops
+    Attributes:
+        stops: notes the signals; the run is inside its ``with`` block.
+    """
+
+    def __init__(self, checkpointer: TrainingCheckpointer) -> None:
         self.checkpointer = checkpointer
+        announcement = f"finishing this step and saving; again after {PATIENCE} s ends at once"
+        self.stops = StopSignals(defer=True, patience=PATIENCE, announcement=announcement)
 
     def after_step(self) -> None:
-        if not any_process(self.stops.received is not None):  # all have to stop after the same step
+        # All processes have to stop after the same step.
+        if not any_process(self.stops.received is not None):
             return
+
         finished = self.trainer.iter + 1
         self.checkpointer.save_periodic(finished)
         comm.synchronize()
         logger.warning("stopped after %d iterations; go on with --resume", finished)
-        raise Interrupted
-
-
-class ConsoleWriter(EventWriter):
-    """One line per period: progress, ETA, losses in groups, rate, speed, memory."""
-
-    def __init__(self, max_iter: int) -> None:
-        self.max_iter = max_iter
-        self.written = -1
-
-    def write(self) -> None:
-        storage = get_event_storage()
-        latest = {name: value for name, (value, _) in storage.latest().items()}
-        iteration = storage.latest().get("total_loss", (0.0, -1))[1]
-        if iteration <= self.written:
-            return  # the end of training asks once more
-        self.written = iteration
-        # With few iterations on record the window is what there is.
-        smooth = {name: storage.history(name).median(20) for name in latest}
-        finished = iteration + 1
-        seconds = storage.history("time").global_avg() if "time" in latest else 0.0
-        eta = datetime.timedelta(seconds=int(seconds * (self.max_iter - finished)))
-        groups = {
-            k.removeprefix("loss_groups/"): v
-            for k, v in smooth.items()
-            if k.startswith("loss_groups/")
-        }
-        memory = (
-            f"  {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB"
-            if torch.cuda.is_available()
-            else ""
-        )
-        logger.info(
-            "%d/%d  eta %s  loss %.3f (%s)  grad %.2f  lr %.2e  %.2f images/s  data %.3f s%s",
-            finished,
-            self.max_iter,
-            eta,
-            smooth["total_loss"],
-            "  ".join(f"{name} {value:.3f}" for name, value in groups.items()),
-            smooth.get("grad_norm", 0.0),
-            latest.get("lr", 0.0),
-            smooth.get("samples_per_second", 0.0),
-            smooth.get("data_time", 0.0),
-            memory,
-        )
-
-
-class WandbWriter(EventWriter):
-    """Sends the scalars to Weights & Biases; a resumed run goes on with the same record there.
-
-    Args:
-        output_dir: of the run; ``wandb_id`` in it holds the name of the record.
-        settings: ``project``, ``name`` and whatever else ``wandb.init`` takes.
-
-    Raises:
-        ConfigError: the package is not installed.
-    """
-
-    def __init__(self, output_dir: str | Path, **settings: Any) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ConfigError(
-                "train.wandb.enabled needs the package wandb: pip install wandb, or set it to False"
-            ) from error
-        record = Path(output_dir) / "wandb_id"
-        known = record.read_text() if record.is_file() else None
-        self.run = wandb.init(dir=str(output_dir), id=known, resume="allow", **settings)
-        record.write_text(self.run.id)
-        self.written = -1
-
-    def write(self) -> None:
-        latest = get_event_storage().latest()
-        by_iteration: dict[int, dict[str, float]] = {}
-        for name, (value, iteration) in latest.items():
-            if iteration > self.written:
-                by_iteration.setdefault(iteration, {})[name] = value
-        for iteration, values in sorted(by_iteration.items()):
-            self.run.log(values, step=iteration)
-            self.written = iteration
-
-    def close(self) -> None:
-        self.run.finish()
+        raise SystemExit(0)  # nothing went wrong

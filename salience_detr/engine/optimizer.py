@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import Any
+from typing import TypedDict
 
 from detectron2.layers import FrozenBatchNorm2d
 from timm.layers import RmsNorm, RmsNorm2d
@@ -11,8 +10,17 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 NORMS = (
-    _BatchNorm, FrozenBatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm, RmsNorm, RmsNorm2d
+    _BatchNorm, FrozenBatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, RmsNorm, RmsNorm2d
 )  # fmt: skip
+
+
+class ParameterGroup(TypedDict):
+    """Group of parameters for a torch optimizer, with their names for the log."""
+
+    lr: float
+    weight_decay: float
+    params: list[nn.Parameter]
+    names: list[str]
 
 
 def get_parameter_groups(
@@ -22,32 +30,34 @@ def get_parameter_groups(
     weight_decay: float,
     backbone_lr_factor: float = 0.1,
     sampling_offsets_lr_factor: float = 0.1,
-) -> list[dict[str, Any]]:
-    """Trainable parameters by learning rate and weight decay.
+) -> list[ParameterGroup]:
+    """Group the trainable parameters by learning rate and weight decay.
 
-    The backbone and the sampling-offset layers learn at a part of the base rate; norms and biases (those of relative
-    positions too) do not decay.
-
-    Returns:
-        Groups for a torch optimizer: ``params``, ``lr``, ``weight_decay``, and their ``names`` for the log.
+    The backbone and the layers of sampling offsets learn at a fraction of the base rate. Norms and
+    biases (those of relative positions too) do not decay. detectron2's
+    ``get_default_optimizer_params`` has neither: it knows one factor per name of a parameter, and
+    not the norms of other libraries.
     """
-    groups: dict[tuple[float, float], dict[str, Any]] = defaultdict(
-        lambda: {"params": [], "names": []}
-    )
-    seen: set[int] = set()
-    for module_name, module in model.named_modules():
-        for leaf, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad or id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            name = f"{module_name}.{leaf}" if module_name else leaf
-            factor = 1.0
-            if name.startswith("backbone."):
-                factor *= backbone_lr_factor
-            if "sampling_offsets" in name:
-                factor *= sampling_offsets_lr_factor
-            decays = not isinstance(module, NORMS) and "bias" not in leaf
-            group = groups[factor * base_lr, weight_decay if decays else 0.0]
-            group["params"].append(parameter)
-            group["names"].append(name)
-    return [{"lr": lr, "weight_decay": decay, **group} for (lr, decay), group in groups.items()]
+    groups: dict[tuple[float, float], ParameterGroup] = {}
+    modules = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+
+        factor = 1.0
+        if name.startswith("backbone."):
+            factor *= backbone_lr_factor
+        if "sampling_offsets" in name:
+            factor *= sampling_offsets_lr_factor
+
+        decay = weight_decay
+        module_name, _, leaf = name.rpartition(".")
+        if isinstance(modules[module_name], NORMS) or "bias" in leaf:
+            decay = 0.0
+
+        lr = factor * base_lr
+        empty = ParameterGroup(lr=lr, weight_decay=decay, params=[], names=[])
+        group = groups.setdefault((lr, decay), empty)
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())

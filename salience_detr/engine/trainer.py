@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from detectron2.engine import TrainerBase
+from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -21,29 +21,31 @@ from salience_detr.data.images import ImageReadError
 from salience_detr.data.loader import DataWorkerError, batches
 from salience_detr.engine.launch import any_process
 
-# After 20 steps in a row whose gradients are not finite; one that overflows once in a while halves it once.
+Batch: TypeAlias = list[dict[str, Any]]
+
+# fp16 halves its scale after each step whose gradients overflow: this is reached after 20 in a row.
 SMALLEST_SCALE = 2.0**-4
 
 
 class FetchError(RuntimeError):
-    """The data of a step cannot be read.
+    """Data of a step that cannot be read.
 
     Attributes:
-        reason: what went wrong in this process; None if it did in another one.
+        reason: what went wrong in this process; None if it went wrong in another one.
     """
 
     def __init__(self, reason: Exception | None) -> None:
-        super().__init__(
-            "the data of another process cannot be read" if reason is None else str(reason)
-        )
+        super().__init__(str(reason or "the data of another process cannot be read"))
         self.reason = reason
 
 
-class Trainer(TrainerBase):
-    """One step: load, forward, backward, clip, update. All else is in hooks.
+class Trainer(SimpleTrainer):
+    """Training loop whose step loads, computes gradients, clips them and updates the weights.
 
-    The random state of a step depends on the seed, the iteration and the process only, so that a resumed run
-    continues exactly like an uninterrupted one.
+    The step is not detectron2's: it accumulates, clips, stops before an update that is not finite,
+    and ends all processes together where one cannot read its data. The random state of a step
+    depends on the seed, the iteration and the process only, so that a resumed run continues
+    exactly.
     """
 
     def __init__(
@@ -57,162 +59,167 @@ class Trainer(TrainerBase):
         accumulate: int = 1,
         seed: int = 0,
     ) -> None:
-        """Prepare.
+        """Prepare the training of a model.
 
         Args:
-            model: gives a dict of losses in training. To accumulate it needs ``count`` (see ``SalienceDETR.count``).
-            data_loader: of :func:`salience_detr.data.build_train_loader`.
-            optimizer: of the model's parameters.
+            model: returns a dict of losses in training. To accumulate, it needs a method ``count``
+                (see ``SalienceDETR.count``).
+            data_loader: see :func:`salience_detr.data.build_train_loader`.
+            optimizer: holds the model's parameters.
             clip_grad_norm: largest norm of all gradients together; 0 does not clip.
-            amp_dtype: of autocast; None trains in the model's own precision.
+            amp_dtype: dtype of autocast; None trains in the model's own precision.
             accumulate: number of parts in which each batch is computed, one after the other.
-            seed: see above.
+            seed: fixes the random numbers of all steps.
 
         Raises:
             ValueError: the model cannot be trained in parts.
         """
         if accumulate > 1 and not hasattr(getattr(model, "module", model), "count"):
             raise ValueError(
-                f"train.accumulate is {accumulate}, but {type(model).__name__} cannot be trained in parts (it has no "
-                "count method); use a smaller dataloader.train.total_batch_size"
+                f"train.accumulate is {accumulate}, but {type(model).__name__} cannot be trained "
+                "in parts (it has no count method); use a smaller dataloader.train.total_batch_size"
             )
-        super().__init__()
-        self.model = model
-        self.data_loader = data_loader
-        self.optimizer = optimizer
+        super().__init__(model, data_loader, optimizer)
+        self._data_loader_iter_obj: Iterator[Batch] | None = None
         self.clip_grad_norm = clip_grad_norm
         self.amp_dtype = amp_dtype
         self.accumulate = accumulate
         self.seed = seed
         self.device_type = next(model.parameters()).device.type
+
         # Only fp16 underflows without scaling of the loss.
-        self.grad_scaler = torch.amp.GradScaler(
-            self.device_type, enabled=amp_dtype == torch.float16
-        )
-        self._data: Iterator[list[dict[str, Any]]] | None = None
-        model.train()
+        uses_scaling = amp_dtype == torch.float16
+        self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=uses_scaling)
+
+    @property
+    def _data_loader_iter(self) -> Iterator[Batch]:
+        if self._data_loader_iter_obj is None:
+            self._data_loader_iter_obj = batches(self.data_loader, self.start_iter)
+        return self._data_loader_iter_obj
 
     def run_step(self) -> None:
         start = time.perf_counter()
         batch = self.fetch()
         data_time = time.perf_counter() - start
+
         seed_step(self.seed, self.iter, comm.get_rank())
         self.optimizer.zero_grad(set_to_none=True)
-        values = self.compute_gradients(batch)
-        self.grad_scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.clip_grad_norm or float("inf"))
-        if (
-            not self.grad_scaler.is_enabled()
-        ):  # with scaling such a step is left out, and the scale lowered
-            self.check_finite(values | {"grad_norm": float(norm)}, batch)
+        losses = self.compute_gradients(batch)
+        grad_norm = self.clip_gradients()
+
+        # With scaling, the step is left out instead and the scale lowered.
+        if not self.grad_scaler.is_enabled():
+            self.check_finite(losses | {"grad_norm": float(grad_norm)}, batch)
+
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         self.check_scale(batch)
-        self.record(values, norm, data_time, time.perf_counter() - start, len(batch))
 
-    def fetch(self) -> list[dict[str, Any]]:
-        """The batch of this step.
+        images_per_second = len(batch) * comm.get_world_size() / (time.perf_counter() - start)
+        numbers = losses | {"grad_norm": float(grad_norm), "data_time": data_time}
+        numbers = average_over_processes(numbers, grad_norm.device)
+        if comm.is_main_process():
+            numbers["total_loss"] = sum(numbers[name] for name in losses)
+            for group, value in group_losses(numbers).items():
+                numbers[f"loss_groups/{group}"] = value
+            numbers["samples_per_second"] = images_per_second
+            # Written unsmoothed, so that runs can be compared; the console smooths for itself.
+            self.storage.put_scalars(**numbers, smoothing_hint=False)
+
+    def fetch(self) -> Batch:
+        """Return the batch of this step.
 
         Raises:
-            FetchError: it cannot be read, in this process or another one; the step has changed nothing yet.
+            FetchError: some process cannot read its data; the step has changed nothing yet.
         """
-        if self._data is None:
-            self._data = batches(self.data_loader, self.start_iter)
-        failure, batch = None, []
+        failure = None
+        batch: Batch = []
         try:
-            batch = next(self._data)
+            batch = next(self._data_loader_iter)
         except (ImageReadError, DataWorkerError) as error:
             failure = error
+
         if any_process(failure is not None):
             raise FetchError(failure) from failure
         return batch
 
-    def compute_gradients(self, batch: list[dict[str, Any]]) -> dict[str, float]:
-        """Forward and backward of a batch, at once or in parts; returns the losses of the batch by name."""
+    def compute_gradients(self, batch: Batch) -> dict[str, float]:
+        """Run forward and backward on a batch, at once or in parts; return its losses by name."""
         if self.accumulate == 1:
             return self.backward(batch, batch)
-        plain: Any = getattr(self.model, "module", self.model)
-        whole = plain.count(batch)
-        parts = split_evenly(batch, self.accumulate)
-        values: Counter[str] = Counter()
-        for part in parts:
-            # Processes exchange the sum of all parts, with the last one.
-            distributed = self.model if isinstance(self.model, DistributedDataParallel) else None
-            with distributed.no_sync() if distributed and part is not parts[-1] else nullcontext():
-                values.update(self.backward(part, batch, whole))
-        return dict(values)
 
-    def backward(
-        self, part: list[dict[str, Any]], batch: list[dict[str, Any]], *whole: Any
-    ) -> dict[str, float]:
-        """Add the gradients of a part of a batch to the parameters; returns its losses by name."""
-        with self.autocast():
-            losses = self.model(part, *whole)
+        plain_model: Any = getattr(self.model, "module", self.model)
+        whole = plain_model.count(batch)
+        parts = split_evenly(batch, self.accumulate)
+        losses: Counter[str] = Counter()
+        for part in parts:
+            # The processes exchange the sum over all parts, with the last one.
+            is_last = part is parts[-1]
+            with nullcontext() if is_last else self.without_exchange():
+                losses.update(self.backward(part, batch, whole))
+        return dict(losses)
+
+    def without_exchange(self) -> AbstractContextManager[None]:
+        """Keep gradients in their process inside the block."""
+        if isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return nullcontext()
+
+    def backward(self, part: Batch, batch: Batch, *whole: Any) -> dict[str, float]:
+        """Add the gradients of a part of a batch to the parameters'; return its losses by name."""
+        uses_amp = self.amp_dtype is not None
+        with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=uses_amp):
+            losses: dict[str, Tensor] = self.model(part, *whole)
         total = torch.stack(list(losses.values())).sum()
-        values = loss_values(losses)
+
+        # One transfer from the device for all of them.
+        numbers = torch.stack([loss.detach().double() for loss in losses.values()]).tolist()
+        values = dict(zip(losses, numbers, strict=True))
         self.check_finite(values, batch)
+
         self.grad_scaler.scale(total).backward()
         return values
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        if self.amp_dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device_type, dtype=self.amp_dtype)
+    def clip_gradients(self) -> Tensor:
+        """Scale the gradients down to the largest norm allowed; return the norm they had."""
+        self.grad_scaler.unscale_(self.optimizer)
+        groups = self.optimizer.param_groups
+        parameters = itertools.chain.from_iterable(group["params"] for group in groups)
+        return nn.utils.clip_grad_norm_(list(parameters), self.clip_grad_norm or float("inf"))
 
-    def check_finite(self, losses: dict[str, float], batch: list[dict[str, Any]]) -> None:
-        """Stop on a loss or gradient norm that is not finite; the weights and checkpoints stay as they are.
+    def check_finite(self, losses: dict[str, float], batch: Batch) -> None:
+        """Stop before the update if a loss or the gradient norm is not finite.
 
         Raises:
-            FloatingPointError: with the step, the loss terms and the images.
+            FloatingPointError: with the iteration, the loss terms and the images.
         """
-        if all(np.isfinite(value) for value in losses.values()):
+        if np.isfinite(list(losses.values())).all():
             return
+
         terms = ", ".join(f"{name}={value:.4g}" for name, value in losses.items())
-        images = ", ".join(str(x.get("image_id", x.get("file_name"))) for x in batch)
+        images = ", ".join(str(record.get("image_id")) for record in batch)
         raise FloatingPointError(
-            f"the loss or its gradient is not finite at iteration {self.iter}; images {images}; {terms}; "
-            "the last checkpoint stays: look at these images, lower the learning rate, or train without fp16, "
-            "and go on with --resume"
+            f"the loss or its gradient is not finite at iteration {self.iter}; images {images}; "
+            f"{terms}; the last checkpoint stays: look at these images, lower the learning rate, "
+            "or train without fp16, and go on with --resume"
         )
 
-    def check_scale(self, batch: list[dict[str, Any]]) -> None:
+    def check_scale(self, batch: Batch) -> None:
         """Stop where fp16 leaves out step after step, because no scale makes the gradients finite.
 
         Raises:
-            FloatingPointError: with the step and the images.
+            FloatingPointError: with the iteration and the images.
         """
         if self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() < SMALLEST_SCALE:
             self.check_finite({"grad_norm": float("nan")}, batch)
 
-    def record(
-        self,
-        losses: dict[str, float],
-        norm: Tensor,
-        data_time: float,
-        step_time: float,
-        images: int,
-    ) -> None:
-        """Hand the numbers of this step to the event storage, averaged over the processes."""
-        numbers = losses | {"grad_norm": float(norm), "data_time": data_time}
-        if comm.get_world_size() > 1:
-            reduced = torch.tensor(list(numbers.values()), dtype=torch.float64, device=norm.device)
-            torch.distributed.all_reduce(reduced)
-            numbers = dict(zip(numbers, (reduced / comm.get_world_size()).tolist(), strict=True))
-        if not comm.is_main_process():
-            return
-        numbers["total_loss"] = sum(numbers[name] for name in losses)
-        numbers |= {f"loss_groups/{name}": value for name, value in group_losses(numbers).items()}
-        numbers["samples_per_second"] = images * comm.get_world_size() / step_time
-        # Written as they are, so that a resumed run can be compared with another; the console smooths for itself.
-        self.storage.put_scalars(**numbers, smoothing_hint=False)
-
 
 def split_evenly(batch: list[Any], count: int) -> list[list[Any]]:
-    """``count`` lists, the longer ones first, or as many as there are entries."""
-    short, longer = divmod(len(batch), count)
-    ends = list(itertools.accumulate(short + (i < longer) for i in range(count)))
-    return [batch[start:end] for start, end in zip([0, *ends], ends, strict=False) if end > start]
+    """Split a batch into ``count`` lists (fewer if it has fewer entries), the longer ones first."""
+    count = min(count, len(batch))
+    size, longer = divmod(len(batch), count)
+    entries = iter(batch)
+    return [list(itertools.islice(entries, size + (i < longer))) for i in range(count)]
 
 
 def seed_step(*key: int) -> None:
@@ -220,27 +227,32 @@ def seed_step(*key: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
 
-def loss_values(losses: dict[str, Tensor]) -> dict[str, float]:
-    """The losses as numbers, with one transfer from the device."""
-    values = torch.stack([loss.detach().double() for loss in losses.values()]).tolist()
-    return dict(zip(losses, values, strict=True))
+def average_over_processes(numbers: dict[str, float], device: torch.device) -> dict[str, float]:
+    """Return the means of named numbers over all processes, which all call this."""
+    if comm.get_world_size() == 1:
+        return numbers
+    total = torch.tensor(list(numbers.values()), dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(total)
+    return dict(zip(numbers, (total / comm.get_world_size()).tolist(), strict=True))
 
 
 def group_losses(losses: dict[str, float]) -> dict[str, float]:
-    """Losses summed by what they teach: the last decoder layer apart, the earlier ones, the encoder's proposals, ...
+    """Sum the losses of what is trained together.
 
-    A detector with other losses than Salience DETR's gets one group for each of them.
+    Groups are the last decoder layer's terms, one each, the "earlier" layers, the "encoder"'s
+    proposals, and "denoising". Other losses of a detector are groups of their own.
     """
-    groups: dict[str, float] = {}
+    groups: defaultdict[str, float] = defaultdict(float)
     for name, value in losses.items():
         if not name.startswith("loss_"):
             continue
-        kind = name.removeprefix("loss_")
-        if kind.endswith("_enc"):
-            kind = "encoder"
-        elif "_dn" in kind:
-            kind = "denoising"
-        elif kind.rpartition("_")[2].isdigit():
-            kind = "earlier"
-        groups[kind] = groups.get(kind, 0.0) + value
-    return groups
+
+        group = name.removeprefix("loss_")
+        if group.endswith("_enc"):
+            group = "encoder"
+        elif "_dn" in group:
+            group = "denoising"
+        elif group.rpartition("_")[2].isdigit():
+            group = "earlier"
+        groups[group] += value
+    return dict(groups)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,15 +11,12 @@ from detectron2.utils.events import EventStorage, get_event_storage
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from salience_detr.config import ConfigError
 from salience_detr.engine.hooks import (
-    BestCheckpointHook,
+    BestCheckpoint,
     EMAHook,
     EvaluationHook,
     PreviewHook,
-    WandbWriter,
 )
-from salience_detr.engine.trainer import group_losses
 
 
 def test_the_average_follows_fast_at_first_and_slowly_later():
@@ -77,8 +73,13 @@ class Counter:
 @pytest.mark.parametrize("made_up", [False, True])
 def test_an_evaluation_is_written_at_once_and_belongs_to_its_step(tmp_path, made_up):
     writer = Counter()
-    best = SimpleNamespace(metric="bbox/AP", update=lambda *_: None)
-    hook = EvaluationHook(3, lambda: {"bbox/AP": 5.0}, best, tmp_path / "metrics.json", [writer])
+    best = SimpleNamespace(path=tmp_path / "model_best.json", update=lambda *_: None)
+    hook = EvaluationHook(
+        3,
+        lambda: {"bbox/AP": 5.0},
+        best=best,
+        writers=[writer],
+    )
     with EventStorage(3 if made_up else 2) as storage:
         hook.trainer = SimpleNamespace(
             start_iter=3 * made_up, iter=storage.iter, max_iter=9, storage=storage
@@ -93,64 +94,10 @@ def test_an_evaluation_is_written_at_once_and_belongs_to_its_step(tmp_path, made
 def test_a_metric_that_there_is_not_and_a_broken_record_are_told(tmp_path, caplog):
     saved = []
     checkpointer = SimpleNamespace(output_dir=tmp_path, save=lambda name, **_: saved.append(name))
-    BestCheckpointHook(checkpointer, "bbox/APfoo").update(1, {"bbox/AP": 3.0})
+    BestCheckpoint(checkpointer, "bbox/APfoo").update(1, {"bbox/AP": 3.0})
     assert "there is no bbox/APfoo; there are bbox/AP" in caplog.text and not saved
     (tmp_path / "model_best.json").write_text("{")
-    BestCheckpointHook(checkpointer, "bbox/AP").update(2, {"bbox/AP": 3.0})
+    BestCheckpoint(checkpointer, "bbox/AP").update(2, {"bbox/AP": 3.0})
     assert "model_best.json cannot be read" in caplog.text and saved == ["model_best"]
-    BestCheckpointHook(checkpointer, "bbox/AP").update(3, {"bbox/AP": 2.0})
+    BestCheckpoint(checkpointer, "bbox/AP").update(3, {"bbox/AP": 2.0})
     assert saved == ["model_best"]
-
-
-class FakeWandb:
-    """Takes what the writer sends."""
-
-    def __init__(self):
-        self.id, self.logged, self.options, self.finished = "run7", [], [], False
-
-    def init(self, **options):
-        self.options.append(options)
-        return self
-
-    def log(self, values, step):
-        self.logged.append((step, values))
-
-    def finish(self):
-        self.finished = True
-
-
-def test_scalars_go_to_wandb_once_and_a_resumed_run_keeps_its_record(tmp_path, monkeypatch):
-    fake = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    writer = WandbWriter(tmp_path, project="p", name=None)
-    with EventStorage(3) as storage:
-        storage.put_scalar("loss", 2.0)
-        writer.write()
-        writer.write()
-    writer.close()
-    WandbWriter(tmp_path, project="p")
-    assert fake.logged == [(3, {"loss": 2.0})] and fake.finished
-    assert [(x["project"], x["id"]) for x in fake.options] == [("p", None), ("p", "run7")]
-
-
-def test_without_the_package_wandb_is_an_error_with_the_remedy(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match="pip install wandb"):
-        WandbWriter(tmp_path)
-
-
-def test_losses_are_grouped_by_what_they_teach():
-    names = [
-        "class",
-        "bbox",
-        "class_0",
-        "bbox_10",
-        "class_enc",
-        "class_dn",
-        "class_dn_0",
-        "salience",
-    ]
-    losses = {f"loss_{name}": 1.0 for name in names} | {"grad_norm": 5.0}
-    assert group_losses(losses) == {
-        "class": 1, "bbox": 1, "earlier": 2, "encoder": 1, "denoising": 2, "salience": 1,
-    }  # fmt: skip

@@ -10,7 +10,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from salience_detr.config import load_config
-from salience_detr.engine.trainer import Trainer, split_evenly
+from salience_detr.engine.trainer import Trainer, group_losses, split_evenly
 
 
 class FixedLoader:
@@ -155,3 +155,20 @@ def test_gradients_that_no_scale_makes_finite_stop_the_run():
 )
 def test_batches_are_split_evenly(count, expected):
     assert ["".join(part) for part in split_evenly(list("abcde"), count)] == expected
+
+
+def test_losses_are_grouped_by_what_they_teach():
+    names = [
+        "class",
+        "bbox",
+        "class_0",
+        "bbox_10",
+        "class_enc",
+        "class_dn",
+        "class_dn_0",
+        "salience",
+    ]
+    losses = {f"loss_{name}": 1.0 for name in names} | {"grad_norm": 5.0}
+    assert group_losses(losses) == {
+        "class": 1, "bbox": 1, "earlier": 2, "encoder": 1, "denoising": 2, "salience": 1,
+    }  # fmt: skip

@@ -1,0 +1,119 @@
+"""Writers of the numbers of a run: console, metrics.json, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
+
+from salience_detr.config import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def build_writers(output_dir: str, max_iter: int, start: int) -> list[EventWriter]:
+    """Return the writers of this process: all of them in process 0, else none.
+
+    Args:
+        output_dir: folder of the run.
+        max_iter: iteration at which the run ends.
+        start: first iteration; what TensorBoard has of later ones, from before a resume, is hidden.
+    """
+    if not comm.is_main_process():
+        return []
+    return [
+        ConsoleWriter(max_iter),
+        JSONWriter(str(Path(output_dir) / "metrics.json")),
+        TensorboardXWriter(str(output_dir), purge_step=start),
+    ]
+
+
+class ConsoleWriter(EventWriter):
+    """Log of one line per period: progress, ETA, losses in groups, speed, memory.
+
+    detectron2's CommonMetricPrinter lists every loss, of which there are more than thirty here.
+    """
+
+    def __init__(self, max_iter: int) -> None:
+        self.max_iter = max_iter
+        self.written = -1
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        latest = storage.latest()
+        _, iteration = latest.get("total_loss", (0.0, -1))
+        if iteration <= self.written:
+            return  # the end of training asks once more
+        self.written = iteration
+        finished = iteration + 1
+
+        seconds = 0.0
+        if "time" in latest:
+            seconds = storage.history("time").global_avg()
+        eta = datetime.timedelta(seconds=int(seconds * (self.max_iter - finished)))
+
+        smooth = {name: storage.history(name).median(20) for name in latest}
+        groups = []
+        for name, value in smooth.items():
+            if name.startswith("loss_groups/"):
+                groups.append(f"{name.removeprefix('loss_groups/')} {value:.3f}")
+
+        memory = ""
+        if torch.cuda.is_available():
+            memory = f"  {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB"
+
+        logger.info(
+            "%d/%d  eta %s  loss %.3f (%s)  grad %.2f  lr %.2e  %.2f images/s  data %.3f s%s",
+            finished,
+            self.max_iter,
+            eta,
+            smooth["total_loss"],
+            "  ".join(groups),
+            smooth.get("grad_norm", 0.0),
+            latest.get("lr", (0.0, 0))[0],
+            smooth.get("samples_per_second", 0.0),
+            smooth.get("data_time", 0.0),
+            memory,
+        )
+
+
+@contextmanager
+def wandb_run(output_dir: str, *, enabled: bool, **settings: Any) -> Iterator[None]:
+    """Send what TensorBoard gets inside the block to Weights & Biases as well.
+
+    A resumed run continues the same run there: its id is kept in the file ``wandb_id``.
+
+    Args:
+        output_dir: folder of the run.
+        enabled: False does nothing; only process 0 does something.
+        settings: ``project``, ``name`` and whatever else ``wandb.init`` takes.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+    if not enabled or not comm.is_main_process():
+        yield
+        return
+
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError(
+            "train.wandb.enabled needs the package wandb: pip install wandb, or set it to False"
+        ) from error
+
+    id_file = Path(output_dir) / "wandb_id"
+    run_id = id_file.read_text() if id_file.is_file() else None
+    run = wandb.init(dir=output_dir, id=run_id, resume="allow", sync_tensorboard=True, **settings)
+    id_file.write_text(run.id)
+    try:
+        yield
+    finally:
+        run.finish()
