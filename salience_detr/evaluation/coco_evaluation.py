@@ -31,44 +31,53 @@ logger = logging.getLogger(__name__)
 def evaluate(config: DictConfig, model: nn.Module, *, suffix: str = "") -> dict[str, Any]:
     """Run the model over ``dataloader.test`` with ``dataloader.evaluator``.
 
-    Every process calls this and takes its share of the images. The detections are written in COCO's results format
-    to the evaluator's output folder, whose name gets the suffix.
+    Every process calls this and takes its share of the images. The detections are written in COCO's
+    results format to the evaluator's output folder, whose name gets the suffix.
 
     Returns:
         ``{"bbox": {"AP": ..., "AP50": ..., ...}}``, in percent, on process 0; nothing elsewhere.
     """
-    loader = instantiate(config.dataloader.test)  # class names are known once the data is loaded
+    # The names of the classes are known once the data are loaded.
+    loader = instantiate(config.dataloader.test)
     check_class_count(config.dataloader.test.dataset.names, config.model.get("num_classes"))
+
     settings = copy.copy(config.dataloader.evaluator)
     if suffix and settings.get("output_dir"):
         settings.output_dir = f"{settings.output_dir}{suffix}"
     evaluator = instantiate(settings)
-    ground_truth = getattr(evaluator, "_coco_api", None)  # of detectron2's COCOEvaluator
+
+    # COCO's evaluation needs the area of each annotation, and whether it is a crowd.
+    ground_truth = getattr(evaluator, "_coco_api", None)
     if ground_truth is not None:
         prepare_for_evaluation(ground_truth.dataset.get("annotations", []))
         with contextlib.redirect_stdout(io.StringIO()):
             ground_truth.createIndex()
+
     results = inference_on_dataset(model, WatchedLoader(loader), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results or {}
 
 
-def flat_metrics(results: dict[str, Any]) -> dict[str, float]:
-    """``bbox/AP`` and the like, as numbers."""
-    return {name: float(value) for name, value in flatten_results_dict(results).items()}
-
-
 def evaluate_with_ema(
-    config: DictConfig, model: nn.Module, average: nn.Module | None
+    config: DictConfig, model: nn.Module, ema: nn.Module | None
 ) -> dict[str, float]:
-    """Metrics of the model as ``bbox/AP`` and the like and, if there is one, of its average as ``ema/bbox/AP``."""
+    """Evaluate a model and, if there is one, the moving average of its weights.
+
+    Returns:
+        Metrics by name: ``bbox/AP`` of the model, ``ema/bbox/AP`` of the average, and so on.
+    """
     metrics = flat_metrics(evaluate(config, model))
-    if average is not None:
-        logger.info("the same with the average of the weights:")
-        averaged = flat_metrics(evaluate(config, average, suffix="_ema"))
-        metrics |= {f"ema/{name}": value for name, value in averaged.items()}
+    if ema is not None:
+        logger.info("evaluating the EMA of the weights:")
+        for name, value in flat_metrics(evaluate(config, ema, suffix="_ema")).items():
+            metrics[f"ema/{name}"] = value
     return metrics
+
+
+def flat_metrics(results: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers of nested results under names such as ``bbox/AP``."""
+    return {name: float(value) for name, value in flatten_results_dict(results).items()}
 
 
 def check_show_dir(config: DictConfig, show_dir: Path) -> None:
@@ -80,26 +89,29 @@ def check_show_dir(config: DictConfig, show_dir: Path) -> None:
     """
     if not config.dataloader.evaluator.get("output_dir"):
         raise ConfigError(
-            "--show-dir draws the detections that dataloader.evaluator.output_dir holds: set that folder"
+            "--show-dir draws the detections in dataloader.evaluator.output_dir: set that folder"
         )
     check_output_dir(show_dir, option="--show-dir")
 
 
 def show_evaluation(config: DictConfig, show_dir: Path) -> None:
-    """Draw each image of the test set, with ground truth and the detections that :func:`evaluate` wrote, into a
-    folder; see :func:`write_comparisons`. Process 0 calls this.
+    """Draw the ground truth and the detections of each image of the test set into a folder.
+
+    The detections are those that :func:`evaluate` wrote. Process 0 calls this.
 
     Raises:
         ConfigError: there are no detections.
-        ResultsError, OSError: detections or annotations cannot be read, or a drawing cannot be written.
+        ResultsError, OSError: detections or annotations cannot be read, or a drawing cannot be
+            written.
     """
     names = config.dataloader.test.dataset.names
     metadata = MetadataCatalog.get(names if isinstance(names, str) else names[0])
     results_file = Path(config.dataloader.evaluator.output_dir) / "coco_instances_results.json"
     if not results_file.is_file() or not metadata.get("json_file"):
         raise ConfigError(
-            f"--show-dir needs detections in COCO's format, but the evaluator wrote no {results_file}"
+            f"--show-dir needs detections in COCO's format, but there is no {results_file}"
         )
+
     results = load_results(results_file, Path(metadata.json_file))
     drawn, notes = write_comparisons(results, Path(metadata.get("image_root", ".")), show_dir)
     logger.info("%d images drawn in %s: ground truth left, detections right", drawn, show_dir)
