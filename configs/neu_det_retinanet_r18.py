@@ -1,54 +1,9 @@
-"""detectron2's RetinaNet with the backbone, data, epochs and weight averaging of neu_det_r18, to compare with."""
+"""RetinaNet with backbone, data, epochs and weight averaging of neu_det_r18, to compare with."""
 
-from detectron2.config import LazyCall as L
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
-from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
-
-from .common.schedule import step_schedule
-from .neu_det_r18 import DECAY_EPOCH, EPOCH, dataloader, optimizer, train
+from .models.retinanet import retinanet
+from .neu_det_r18 import dataloader, lr_multiplier, optimizer, train
 from .neu_det_r18 import model as salience_detr
 
-CHANNELS, LEVELS = 128, ["p3", "p4", "p5", "p6", "p7"]
-
-_bottom_up = salience_detr.backbone
-_bottom_up.out_features = ["res3", "res4", "res5"]
-model = L(RetinaNet)(
-    backbone=L(FPN)(
-        bottom_up=_bottom_up,
-        in_features=["res3", "res4", "res5"],
-        out_channels=CHANNELS,
-        top_block=L(LastLevelP6P7)(in_channels=256, out_channels=CHANNELS, in_feature="res5"),
-    ),
-    head=L(RetinaNetHead)(
-        input_shape=[L(ShapeSpec)(channels=CHANNELS)] * len(LEVELS),
-        num_classes="${..num_classes}",
-        conv_dims=[CHANNELS] * 4,
-        prior_prob=0.01,
-        num_anchors=9,
-    ),
-    # Half as large as for COCO, for images of 200 pixels.
-    anchor_generator=L(DefaultAnchorGenerator)(
-        sizes=[[x * 2 ** (i / 3) for i in range(3)] for x in (16, 32, 64, 128, 256)],
-        aspect_ratios=[0.5, 1.0, 2.0],
-        strides=[8, 16, 32, 64, 128],
-        offset=0.0,
-    ),
-    box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
-    anchor_matcher=L(Matcher)(
-        thresholds=[0.4, 0.5], labels=[0, -1, 1], allow_low_quality_matches=True
-    ),
-    num_classes=6,
-    head_in_features=LEVELS,
-    focal_loss_alpha=0.25,
-    focal_loss_gamma=2.0,
-    pixel_mean=[123.675, 116.28, 103.53],
-    pixel_std=[58.395, 57.12, 57.375],
-    input_format="RGB",
-)
+model = retinanet(salience_detr.backbone, salience_detr.num_classes)
 train.clip_grad_norm = 10.0  # its gradients are larger than those of a DETR
 train.output_dir = "./output/neu_det_retinanet_r18"
-lr_multiplier = step_schedule(max_iter=train.max_iter, decay_at=DECAY_EPOCH * EPOCH, warmup=200)

@@ -1,4 +1,4 @@
-"""Salience DETR, FocalNet-L (ImageNet-22K, 4 focal levels), 12 epochs of COCO: 57.3 AP in the paper's code."""
+"""Salience DETR, FocalNet-L (ImageNet-22K, 4 focal levels), 12 epochs of COCO: 57.3 AP."""
 
 from .models.backbones import use_focalnet
 from .salience_detr_r50_4scale_12ep import dataloader, lr_multiplier, model, optimizer, train

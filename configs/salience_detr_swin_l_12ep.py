@@ -1,4 +1,4 @@
-"""Salience DETR, Swin-L (ImageNet-22K, window 7), 12 epochs of COCO: 56.5 AP in the paper's code."""
+"""Salience DETR, Swin-L (ImageNet-22K, window 7), 12 epochs of COCO: 56.5 AP."""
 
 from .models.backbones import use_swin
 from .salience_detr_r50_4scale_12ep import dataloader, lr_multiplier, model, optimizer, train

@@ -1,4 +1,4 @@
-"""Salience DETR, Swin-S (ImageNet-1K), 12 epochs of COCO: not one of the paper's."""
+"""Salience DETR, Swin-S (ImageNet-1K), 12 epochs of COCO: not in the paper."""
 
 from .models.backbones import use_swin
 from .salience_detr_r50_4scale_12ep import dataloader, lr_multiplier, model, optimizer, train

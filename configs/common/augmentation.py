@@ -1,4 +1,4 @@
-"""Augmentations for ``dataloader.train.mapper.augmentations``: lists that can be joined with ``+``."""
+"""Augmentations for ``dataloader.train.mapper.augmentations``: lists to join with ``+``."""
 
 from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
@@ -11,11 +11,12 @@ from salience_detr.data import (
     ResizeShortestEdge,
 )
 
-SIDES, MAX_SIDE = list(range(480, 801, 32)), 1333
+SIDES = list(range(480, 801, 32))
+MAX_SIDE = 1333
 
 
 def detr(sides=SIDES, max_side=MAX_SIDE):
-    """The published recipe (paper, section 4.1): a flip, half of the time a crop, a random size."""
+    """Return the published recipe: a flip, a crop half of the time, a random size (paper, 4.1)."""
     # A window of a smaller image is cut out, so that objects vary more in size.
     crop = [
         L(ResizeShortestEdge)(short_edge_length=[400, 500, 600], sample_style="choice"),
@@ -29,7 +30,7 @@ def detr(sides=SIDES, max_side=MAX_SIDE):
 
 
 def multi_scale(sides=SIDES, max_side=MAX_SIDE):
-    """A random length of the shorter side."""
+    """Return a resize to a random length of the shorter side."""
     return [
         L(ResizeShortestEdge)(
             short_edge_length=list(sides), max_size=max_side, sample_style="choice"
@@ -38,7 +39,7 @@ def multi_scale(sides=SIDES, max_side=MAX_SIDE):
 
 
 def large_scale_jitter(size=1024, min_scale=0.1, max_scale=2.0):
-    """A flip, a random scale of an image that fits into ``size``, and a window of at most ``size`` of it."""
+    """Return a flip, a random scale of an image that fits into ``size``, and a crop of ``size``."""
     return [
         L(RandomFlip)(),
         L(ResizeScale)(
@@ -49,23 +50,25 @@ def large_scale_jitter(size=1024, min_scale=0.1, max_scale=2.0):
 
 
 def photometric_distortion(strength=0.4, hue=18, prob=0.5):
-    """Brightness, contrast, saturation (times 1 -/+ strength) and hue (degrees), each with a probability."""
-    low, high = 1 - strength, 1 + strength
+    """Return changes of brightness, contrast and saturation (times 1 -/+ strength) and of hue.
+
+    Each happens with the probability ``prob``; ``hue`` is in degrees.
+    """
+    factors = dict(intensity_min=1 - strength, intensity_max=1 + strength)
     colors = [
-        L(x)(intensity_min=low, intensity_max=high) for x in (T.RandomBrightness, T.RandomContrast)
-    ]
-    colors += [
-        L(T.RandomSaturation)(intensity_min=low, intensity_max=high),
+        L(T.RandomBrightness)(**factors),
+        L(T.RandomContrast)(**factors),
+        L(T.RandomSaturation)(**factors),
         L(RandomHue)(max_degrees=hue),
     ]
     return [L(T.RandomApply)(tfm_or_aug=color, prob=prob) for color in colors]
 
 
 def no_up():
-    """Flips and quarter turns, for images that may lie any way round."""
+    """Return flips and quarter turns, for images without an up."""
     return [L(RandomQuarterTurn)(), L(RandomFlip)()]
 
 
 def strong(size=1024):
-    """Colors and a wide range of scales, without joining images (no mosaic, no mixup)."""
+    """Return changes of color and a wide range of scales, but no mosaic and no mixup."""
     return photometric_distortion() + large_scale_jitter(size, min_scale=0.3)

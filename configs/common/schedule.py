@@ -1,4 +1,4 @@
-"""Learning-rate schedules, counted in epochs."""
+"""Schedule of the learning rate."""
 
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
@@ -6,7 +6,13 @@ from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 
 def step_schedule(*, max_iter: int, decay_at: int, warmup: int = 1000):
-    """Full rate after a linear warm-up of ``warmup`` iterations, a tenth of it from iteration ``decay_at`` on."""
+    """Return a schedule with a linear warm-up and one step, to a tenth of the rate.
+
+    Args:
+        max_iter: iterations of the run.
+        decay_at: iteration of the step.
+        warmup: iterations of the warm-up.
+    """
     return L(WarmupParamScheduler)(
         scheduler=L(MultiStepParamScheduler)(
             values=[1.0, 0.1], milestones=[decay_at], num_updates=max_iter
