@@ -5,31 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import overload
 
 import cv2
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
+from torch import Tensor
 from tqdm import tqdm
 
 from salience_detr.data.images import ImageLike, to_rgb
 from salience_detr.detections import Detections
-from salience_detr.inference.merging import Found, Grid, areas, concatenate, merge
+from salience_detr.inference.merging import Grid, merge
 from salience_detr.predictor import Detector, PredictorOutput
 
 Tile = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the image
 
 WHOLE = -1  # number of the view that is the whole image
-MARGIN = 0.02  # part of a tile's side; boxes that come as near to a border may be cut by it
-MAX_WHOLE_PIXELS = (
-    2**24
-)  # of the whole image as it is detected on, and of the salience that is kept
+MARGIN = 0.02  # of a tile's side; boxes that come as near to a border may be cut by it
+MAX_WHOLE_PIXELS = 2**24  # of the whole image that is detected on, and of its salience
 MIN_TILES_OF_BAR = 16
 
 
 def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
-    """Where tiles begin along a side of ``length`` pixels; the last one is shifted to end where the side ends."""
+    """Return where tiles begin along a side; the last one is shifted to end where the side ends."""
     if length <= tile:
         return [0]
     step = max(1, math.floor(tile * (1 - overlap)))
@@ -37,13 +36,16 @@ def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
 
 
 def tile_grid(height: int, width: int, tile: int, overlap: float) -> list[Tile]:
-    """The tiles of an image, row by row: squares of ``tile`` pixels, cut to the image where it is smaller."""
-    columns, rows = tile_starts(width, tile, overlap), tile_starts(height, tile, overlap)
-    return [(x, y, min(x + tile, width), min(y + tile, height)) for y in rows for x in columns]
+    """Return the tiles of an image, row by row: squares, cut to the image where it is smaller."""
+    tiles = []
+    for y in tile_starts(height, tile, overlap):
+        for x in tile_starts(width, tile, overlap):
+            tiles.append((x, y, min(x + tile, width), min(y + tile, height)))
+    return tiles
 
 
 class Views(Sequence[np.ndarray]):
-    """Tiles of an (H, W, 3) image, not copied."""
+    """Tiles of an (H, W, 3) image, which are not copied."""
 
     def __init__(self, image: np.ndarray, tiles: Sequence[Tile]) -> None:
         self.image = image
@@ -52,8 +54,14 @@ class Views(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self.tiles)
 
-    def __getitem__(self, item: Any) -> Any:
-        """(h, w, 3) of a number, Views of a slice."""
+    @overload
+    def __getitem__(self, item: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, item: slice) -> Views: ...
+
+    def __getitem__(self, item: int | slice) -> np.ndarray | Views:
+        """Return the (h, w, 3) view of a tile, or the Views of a slice."""
         if isinstance(item, slice):
             return Views(self.image, self.tiles[item])
         x0, y0, x1, y1 = self.tiles[item]
@@ -61,24 +69,26 @@ class Views(Sequence[np.ndarray]):
 
 
 class TiledDetector:
-    """Detects on tiles with another detector, and puts together what they show (see the module ``merging``).
+    """Detector that runs another detector on tiles and merges the results (see ``merging``).
 
-    An image that fits into one tile is given to the other detector as it is. Of the whole image, which is looked at
-    besides, only what is longer than half a tile counts, and what lies whole in no tile: all else is larger on a tile,
-    and there are fewer false detections without it. The number of detections of an image is not limited.
+    An image that fits into one tile is given to the other detector as it is. From the whole image,
+    which is detected on as well, only detections count that are longer than half a tile, or that
+    lie whole in no tile: everything else is larger on a tile, and there are fewer false detections
+    without it. The number of detections per image is not limited.
 
-    Beside the image, memory is bounded: tiles are not copied, and of an image of more than
-    :data:`MAX_WHOLE_PIXELS` the pass over the whole, and the salience that is kept, are of a smaller copy.
+    Memory is bounded: tiles are not copied. If the image has more than :data:`MAX_WHOLE_PIXELS`,
+    the pass over the whole image and the salience use a smaller copy.
 
     Args:
-        detector: that detects on each tile.
-        tile: side of the tiles in pixels; a good value is the size of the images that the model was trained on.
-        overlap: of neighboring tiles, as part of a side; objects of less than that are whole in some tile.
-        with_whole: look at the whole image, too, once, for what is larger than a tile.
-        progress: show a bar for an image of many tiles.
+        detector: the other detector.
+        tile: side of the tiles in pixels. The size of the training images is a good value.
+        overlap: overlap of neighboring tiles, as a fraction of their side. Smaller objects lie
+            whole in some tile.
+        with_whole: whether to detect on the whole image, too, for objects larger than a tile.
+        progress: whether to show a progress bar for an image of many tiles.
 
     Raises:
-        ValueError: a side or an overlap that cannot be.
+        ValueError: the side or the overlap is out of range.
     """
 
     def __init__(
@@ -93,9 +103,8 @@ class TiledDetector:
         if tile < 2:
             raise ValueError(f"tile is {tile}; the side of a tile is at least 2 pixels")
         if not 0 <= overlap <= 0.9:
-            raise ValueError(
-                f"overlap is {overlap}; tiles overlap by a part from 0 to 0.9 of their side"
-            )
+            raise ValueError(f"overlap is {overlap}; tiles overlap by 0 to 0.9 of their side")
+
         self.detector = detector
         self.classes = detector.classes
         self.class_names = detector.class_names
@@ -119,81 +128,103 @@ class TiledDetector:
         """Yield detections and salience of each image."""
         for image in images:
             pixels = np.ascontiguousarray(to_rgb(image, channel_order))
-            tiles = tile_grid(pixels.shape[0], pixels.shape[1], self.tile, self.overlap)
+            height, width = pixels.shape[:2]
+            tiles = tile_grid(height, width, self.tile, self.overlap)
+
+            # A smaller image needs no merging.
             if len(tiles) == 1:
-                found = next(self.detector.stream([pixels]))
-                instances: Instances = found.detections
-                salience = found.salience
+                output = next(self.detector.stream([pixels]))
+                instances: Instances = output.detections
+                salience = output.salience
             else:
-                instances, salience = self.detect_on_tiles(pixels, tiles)
-            detections = Detections(instances, self.classes, partial(to_rgb, image, channel_order))
-            yield PredictorOutput(detections, salience)
+                instances, salience = self._detect_on_tiles(pixels, tiles)
 
-    def detect_on_tiles(self, image: np.ndarray, tiles: list[Tile]) -> tuple[Instances, np.ndarray]:
-        """What is on an (H, W, 3) image, and its salience, perhaps smaller than the image."""
+            read_image = partial(to_rgb, image, channel_order)
+            yield PredictorOutput(Detections(instances, self.classes, read_image), salience)
+
+    def _detect_on_tiles(
+        self, image: np.ndarray, tiles: list[Tile]
+    ) -> tuple[Instances, np.ndarray]:
+        """Return the detections on an (H, W, 3) image and its (h, w) salience."""
         height, width = image.shape[:2]
-        grid = Grid(np.array(tiles), height, width, margin=max(2.0, MARGIN * self.tile))
-        shrunk = shrink(image)
-        salience = np.zeros(shrunk.shape[:2], np.float32)
-        views = [self.detect_on_whole(shrunk, grid, salience)] if self.with_whole else []
-        detections = self.detector.stream(Views(image, tiles))
-        bar = tqdm(
-            zip(tiles, detections, strict=True), total=len(tiles), desc="tiles", unit="tile", leave=False,
-            disable=not self.progress or len(tiles) < MIN_TILES_OF_BAR,
+        margin = max(2.0, MARGIN * self.tile)
+        grid = Grid(torch.tensor(tiles, dtype=torch.float64), height, width, margin)
+
+        small = shrink(image)
+        salience = np.zeros(small.shape[:2], np.float32)
+        views = []
+        if self.with_whole:
+            output = next(self.detector.stream([small]))
+            salience[:] = output.salience
+            views.append(self._view_of_whole(output.detections, grid))
+
+        # The results come one by one; only a batch of tiles is in memory.
+        outputs = tqdm(
+            self.detector.stream(Views(image, tiles)), total=len(tiles), desc="tiles", unit="tile",
+            leave=False, disable=not self.progress or len(tiles) < MIN_TILES_OF_BAR,
         )  # fmt: skip
-        for number, (tile, found) in enumerate(bar):
-            boxes = (
-                found.detections.pred_boxes.tensor.numpy().astype(np.float64)
-                + [tile[0], tile[1]] * 2
-            )
-            boxes = boxes.clip([tile[0], tile[1]] * 2, [tile[2], tile[3]] * 2)
-            views.append(view_of(found, boxes, number, tile, grid.cut_sides(boxes, np.array(tile))))
-            paint_highest(salience, found.salience, tile, (height, width))
-        return as_instances(merge(concatenate(views), grid), (height, width)), salience
+        for number, output in enumerate(outputs):
+            views.append(view_of_tile(output.detections, grid, number))
+            paint_highest(salience, output.salience, tiles[number], (height, width))
 
-    def detect_on_whole(self, shrunk: np.ndarray, grid: Grid, salience: np.ndarray) -> Found:
-        """What counts of that which an image shows as a whole.
-
-        Args:
-            shrunk: (h, w, 3) the image, perhaps in a smaller size.
-            grid: the tiles of the image.
-            salience: (h, w); the image's is written into it.
-        """
-        found = next(self.detector.stream([shrunk]))
-        salience[:] = found.salience
-        scale = [grid.width / shrunk.shape[1], grid.height / shrunk.shape[0]] * 2
-        boxes = found.detections.pred_boxes.tensor.numpy() * scale
-        view = view_of(
-            found, boxes, WHOLE, (0, 0, grid.width, grid.height), np.zeros(boxes.shape, bool)
+        merged = merge(Instances.cat(views), grid)
+        instances = Instances(
+            (height, width),
+            pred_boxes=Boxes(merged.boxes.float()),
+            scores=merged.scores,
+            pred_classes=merged.classes,
         )
-        is_long = (view.boxes[:, 2:] - view.boxes[:, :2]).max(axis=1, initial=0) > self.tile / 2
-        return view[is_long | ~grid.has_whole(view.boxes)]
+        return instances, salience
+
+    def _view_of_whole(self, detections: Detections, grid: Grid) -> Instances:
+        """Return the detections on the whole image, perhaps a smaller copy of it, that count."""
+        rows, columns = detections.image_size
+        scale = torch.tensor([grid.width / columns, grid.height / rows], dtype=torch.float64)
+        boxes = detections.pred_boxes.tensor * scale.repeat(2)
+        tile = torch.tensor([0, 0, grid.width, grid.height], dtype=torch.float64)
+        view = make_view(detections, boxes, tile, torch.zeros_like(boxes, dtype=torch.bool), WHOLE)
+
+        # Everything else is larger on a tile.
+        sides = view.boxes[:, 2:] - view.boxes[:, :2]
+        is_long = (sides > self.tile / 2).any(dim=1)
+        return view[is_long | ~grid.shows_whole(view.boxes)]
 
 
-def view_of(
-    found: PredictorOutput, boxes: np.ndarray, number: int, tile: Tile, cut: np.ndarray
-) -> Found:
-    """The detections of a view, with their boxes in the frame of the image, (N, 4); empty boxes are left out."""
-    count = len(boxes)
-    has_area = areas(boxes) > 0
-    scores, classes = found.detections.scores.numpy(), found.detections.pred_classes.numpy()
-    return Found(boxes, scores, classes, np.full(count, number), np.tile(tile, (count, 1)), cut)[
-        has_area
-    ]
+def view_of_tile(detections: Detections, grid: Grid, number: int) -> Instances:
+    """Return the detections on the tile with a number, in the frame of the image."""
+    tile = grid.tiles[number]
+    boxes = detections.pred_boxes.tensor + tile[:2].repeat(2)
+    boxes = boxes.clamp(tile[:2].repeat(2), tile[2:].repeat(2))
+    return make_view(detections, boxes, tile, grid.cut_sides(boxes, tile), number)
 
 
-def as_instances(found: Found, size: tuple[int, int]) -> Instances:
-    """On the CPU, for an image of (height, width)."""
-    return Instances(
-        size,
-        pred_boxes=Boxes(torch.from_numpy(found.boxes.astype(np.float32))),
-        scores=torch.from_numpy(found.scores.astype(np.float32)),
-        pred_classes=torch.from_numpy(found.classes.astype(np.int64)),
+def make_view(
+    detections: Detections, boxes: Tensor, tile: Tensor, cut: Tensor, number: int
+) -> Instances:
+    """Return detections as ``merging`` takes them, without empty boxes.
+
+    Args:
+        detections: detections on the view.
+        boxes: (N, 4) float64, their boxes in the frame of the image.
+        tile: (4,) box of the view.
+        cut: (N, 4) bool, the sides on which the boxes are cut.
+        number: number of the view.
+    """
+    view = Instances(
+        (0, 0),  # not used; views of different sizes are concatenated
+        boxes=boxes,
+        scores=detections.scores,
+        classes=detections.pred_classes,
+        views=torch.full((len(boxes),), number),
+        tiles=tile.expand(len(boxes), 4),
+        cut=cut,
     )
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return view[has_area]
 
 
 def shrink(image: np.ndarray) -> np.ndarray:
-    """The image itself, or a smaller one of :data:`MAX_WHOLE_PIXELS`."""
+    """Return the image, or a smaller copy of :data:`MAX_WHOLE_PIXELS`."""
     height, width = image.shape[:2]
     scale = math.sqrt(MAX_WHOLE_PIXELS / (height * width))
     if scale >= 1:
@@ -205,18 +236,22 @@ def shrink(image: np.ndarray) -> np.ndarray:
 def paint_highest(
     canvas: np.ndarray, salience: np.ndarray, tile: Tile, size: tuple[int, int]
 ) -> None:
-    """Raise the salience of an image of (height, width) to that of a tile, where it is lower.
+    """Raise the salience of an image to that of a tile where it is lower.
 
     Args:
-        canvas: (h, w) of the image, perhaps smaller than it; changed in place.
-        salience: of the tile, in its size.
-        tile: where it is in the image.
+        canvas: (h, w) salience of the image, perhaps smaller than it; changed in place.
+        salience: salience of the tile, in its size.
+        tile: place of the tile in the image.
         size: (height, width) of the image.
     """
-    rows, columns = canvas.shape[0] / size[0], canvas.shape[1] / size[1]
-    x0, y0 = math.floor(tile[0] * columns), math.floor(tile[1] * rows)
-    x1, y1 = math.ceil(tile[2] * columns), math.ceil(tile[3] * rows)
-    place = canvas[y0:y1, x0:x1]
+    rows = canvas.shape[0] / size[0]
+    columns = canvas.shape[1] / size[1]
+    left = math.floor(tile[0] * columns)
+    top = math.floor(tile[1] * rows)
+    right = math.ceil(tile[2] * columns)
+    bottom = math.ceil(tile[3] * rows)
+
+    place = canvas[top:bottom, left:right]
     if place.shape != salience.shape:
         salience = cv2.resize(salience, place.shape[::-1], interpolation=cv2.INTER_AREA)
     np.maximum(place, salience, out=place)

@@ -8,11 +8,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.structures import Instances
 
 from salience_detr import Predictor
 from salience_detr.data.surface.dataset import render_sample
 from salience_detr.inference import tiling
-from salience_detr.inference.merging import Found, Grid, drop_doubles, merge
+from salience_detr.inference.merging import Grid, drop_doubles, merge
 from salience_detr.inference.tiling import (
     TiledDetector,
     Views,
@@ -24,7 +25,8 @@ from salience_detr.layers.box_ops import box_iou
 from tests.inference.fake_detector import RectangleDetector, boxes_of, paint
 
 ROOT = Path(__file__).resolve().parents[2]
-GRID = Grid(np.array([(0, 0, 100, 100), (80, 0, 180, 100)]), height=100, width=180, margin=2)
+TILES = torch.tensor([(0, 0, 100, 100), (80, 0, 180, 100)], dtype=torch.float64)
+GRID = Grid(TILES, height=100, width=180, margin=2)
 
 
 @pytest.mark.parametrize(
@@ -117,14 +119,22 @@ def test_neighbors_are_not_joined():
 
 def found_in_tiles(boxes, *, classes=(0, 0), scores=(0.9, 0.8)):
     """One box from each of the tiles 0 to 100 and 80 to 180 of an image of 100 x 180."""
-    array = np.array(boxes, float)
-    cut = np.concatenate([GRID.cut_sides(array[[i]], GRID.tiles[i]) for i in range(2)])
-    return Found(array, np.array(scores), np.array(classes), np.arange(2), GRID.tiles, cut)
+    boxes = torch.tensor(boxes, dtype=torch.float64)
+    cut = [GRID.cut_sides(boxes[[i]], TILES[i]) for i in range(2)]
+    return Instances(
+        (0, 0),
+        boxes=boxes,
+        scores=torch.tensor(scores, dtype=torch.float64),
+        classes=torch.tensor(classes),
+        views=torch.arange(2),
+        tiles=TILES,
+        cut=torch.cat(cut),
+    )
 
 
 def test_sides_are_cut_where_the_image_goes_on():
-    boxes = np.array([[80, 0, 99, 100], [81, 5, 180, 60], [90, 5, 95, 60]], float)
-    grid = Grid(np.array([[80, 0, 180, 100]]), height=100, width=300, margin=2)
+    boxes = torch.tensor([[80.0, 0, 99, 100], [81, 5, 180, 60], [90, 5, 95, 60]])
+    grid = Grid(torch.tensor([[80, 0, 180, 100]]), height=100, width=300, margin=2)
     assert grid.cut_sides(boxes, grid.tiles[0]).tolist() == [
         [True, False, False, False],
         [True, False, True, False],
@@ -160,15 +170,10 @@ def test_of_doubles_from_two_views_the_surer_stays_and_a_cut_one_counts_half():
 
 def test_what_overlaps_in_one_view_stays():
     found = found_in_tiles([(20, 10, 60, 30), (20, 10, 60, 31)])
-    one_view = Found(
-        found.boxes,
-        found.scores,
-        found.classes,
-        np.zeros(2, int),
-        found.tiles[[0, 0]],
-        found.cut[[0, 0]],
-    )
-    assert len(merge(one_view, GRID)) == 2
+    found.views = torch.tensor([0, 0])
+    found.tiles = TILES[[0, 0]]
+    found.cut = found.cut[[0, 0]]
+    assert len(merge(found, GRID)) == 2
 
 
 def test_detections_come_by_falling_score():
