@@ -1,4 +1,4 @@
-"""Images of a run, and what is said where there is none."""
+"""Drawings of the metrics of runs, and messages where there are none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tools.plot_metrics import (
     read_metrics,
     run_names,
     series,
-    smoothed,
+    smooth,
 )
 
 
@@ -50,8 +50,8 @@ def test_runs_can_be_compared_in_one_image(finished_run, tmp_path):
 def test_curves_are_smoothed_by_a_running_median():
     values = np.zeros(60)
     values[30] = 1e6  # a spike is no trend
-    assert not smoothed(values).any()
-    np.testing.assert_allclose(smoothed(np.arange(60.0))[12:48], np.arange(12, 48))
+    assert not smooth(values).any()
+    np.testing.assert_allclose(smooth(np.arange(60.0))[12:48], np.arange(12, 48))
 
 
 def test_what_is_missing_is_named(tmp_path, finished_run, capsys):
