@@ -27,7 +27,7 @@ from salience_detr.evaluation.results import (
 )
 from salience_detr.utils.drawing import Color, class_colors, draw_boxes
 from salience_detr.utils.files import written_whole
-from salience_detr.visualization.panels import GAP, GRAY, TEXT_SIZE, WHITE, assemble
+from salience_detr.visualization.panels import add_legend, new_sheet, render, show_image
 
 SCORE_THRESHOLD = 0.3
 # Limits of the longer side of a drawn image, in pixels: on smaller ones labels would hide the
@@ -35,6 +35,8 @@ SCORE_THRESHOLD = 0.3
 MIN_SIDE, MAX_SIDE = 480, 4000
 # The longer side of an image on the sheet of the worst.
 TILE = 360
+# Pixels between ground truth and detections.
+GAP = 8
 # File formats of drawings by their endings; images with other endings get ".png" added.
 FORMATS = {
     ".jpg": "JPEG",
@@ -45,7 +47,7 @@ FORMATS = {
     ".tiff": "TIFF",
 }
 
-GREEN, ORANGE = (0, 170, 0), (255, 140, 0)
+GREEN, ORANGE, GRAY = (0, 170, 0), (255, 140, 0), (150, 150, 150)
 BOX_COLORS: dict[Outcome, Color] = {
     Outcome.FOUND: GREEN,
     Outcome.CLS: ORANGE,
@@ -61,12 +63,12 @@ DETECTION_COLORS: dict[Outcome, Color] = {
     Outcome.BKG: (230, 0, 0),
     Outcome.IGNORED: GRAY,
 }
-LEGEND = [
-    (GREEN, "left: found box"),
-    (ORANGE, "left: box not found"),
-    (GRAY, "left: crowd region"),
-    *((color, f"right: {outcome.label}") for outcome, color in DETECTION_COLORS.items()),
-]
+LEGEND = {
+    "left: found": GREEN,
+    "left: not found": ORANGE,
+    "left: crowd region": GRAY,
+    **{f"right: {outcome.label}": color for outcome, color in DETECTION_COLORS.items()},
+}
 
 
 def draw_truth_boxes(
@@ -146,8 +148,22 @@ def draw_comparison(image: np.ndarray, results: ImageResults, coco: COCO) -> np.
     right = draw_detection_boxes(image, results.detections, detection_colors, coco)
     right_title = f"detections: {len(results.detections)}"
 
-    title_size = max(TEXT_SIZE, min(image.shape[:2]) // 40)
-    return assemble([(left_title, left), (right_title, right)], columns=2, title_size=title_size)
+    return side_by_side(add_title(left, left_title), add_title(right, right_title))
+
+
+def add_title(image: np.ndarray, title: str) -> np.ndarray:
+    """Write a line of ASCII text above an (H, W, 3) image, of a size that suits it."""
+    scale = max(0.45, min(image.shape[:2]) / 1200)
+    pitch = round(40 * scale)
+    strip = np.full((pitch, image.shape[1], 3), 255, dtype=np.uint8)
+    style = (cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), max(1, round(scale)), cv2.LINE_AA)
+    cv2.putText(strip, title, (2, round(0.75 * pitch)), *style)
+    return np.concatenate([strip, image])
+
+
+def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    gap = np.full((len(left), GAP, 3), 255, dtype=np.uint8)
+    return np.concatenate([left, gap, right], axis=1)
 
 
 def write_comparisons(
@@ -299,12 +315,19 @@ def draw_worst_images(
             title = f"{rank}. {entry['file_name']}: {describe_errors(errors)}"
             tiles.append((title, draw_errors(image, errors, coco)))
             bar.update()
-
     if not tiles:
         return None, notes
+
     # A tile is about twice as wide as high.
     columns = max(1, round((len(tiles) / 2) ** 0.5))
-    return assemble(tiles, columns=columns, legend=LEGEND), notes
+    heading = "Worst images: ground truth left, detections right"
+    shape = (TILE, 2 * TILE + GAP)
+    figure, axes = new_sheet(heading, len(tiles), shape, columns=columns, side=shape[1])
+    for panel, (title, drawing) in zip(axes, tiles, strict=True):
+        show_image(panel, drawing, title)
+    colors = [f"#{bytes(color).hex()}" for color in LEGEND.values()]
+    add_legend(figure, colors, list(LEGEND))
+    return render(figure), notes
 
 
 def draw_errors(image: np.ndarray, errors: ImageErrors, coco: COCO) -> np.ndarray:
@@ -314,9 +337,8 @@ def draw_errors(image: np.ndarray, errors: ImageErrors, coco: COCO) -> np.ndarra
     colors = [DETECTION_COLORS[outcome] for outcome in errors.detection_outcomes]
 
     left = draw_truth_boxes(image, errors.image.annotations, box_colors, coco)
-    gap = np.full((len(image), GAP, 3), WHITE, dtype=np.uint8)
     right = draw_detection_boxes(image, errors.image.detections, colors, coco)
-    return np.concatenate([left, gap, right], axis=1)
+    return side_by_side(left, right)
 
 
 def describe_errors(errors: ImageErrors) -> str:

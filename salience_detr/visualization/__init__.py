@@ -4,16 +4,9 @@
 that. ``attribution`` computes what speaks for a detection, ``queries`` statistics over images.
 """
 
-from salience_detr.visualization.attribution import Attribution, class_activation, draw_attribution
-from salience_detr.visualization.inside import (
-    ProposedBoxes,
-    SamplingPoints,
-    StageOutputs,
-    TokenCells,
-    inspect,
-)
+from salience_detr.visualization.attribution import class_activation, draw_attribution
+from salience_detr.visualization.inside import StageOutputs, inspect
 from salience_detr.visualization.queries import (
-    QueryFigures,
     QueryStatistics,
     plot_query_statistics,
     query_statistics,
@@ -26,13 +19,8 @@ from salience_detr.visualization.stages import (
 )
 
 __all__ = [
-    "Attribution",
-    "ProposedBoxes",
-    "QueryFigures",
     "QueryStatistics",
-    "SamplingPoints",
     "StageOutputs",
-    "TokenCells",
     "class_activation",
     "draw_attribution",
     "draw_proposals",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from matplotlib.cm import ScalarMappable
 from torch import Tensor
 
 from salience_detr.data.images import ImageLike, to_rgb
@@ -26,7 +27,14 @@ from salience_detr.visualization.inside import (
     to_numpy,
     unpadded_level_sizes,
 )
-from salience_detr.visualization.panels import PALETTE, SMALL_SIDE, Panel, assemble, resize_map
+from salience_detr.visualization.panels import (
+    draw_box,
+    new_sheet,
+    palette_color,
+    render,
+    resize_map,
+    show_image,
+)
 
 
 @dataclass(frozen=True)
@@ -68,9 +76,7 @@ class Attribution:
 
 def merge_levels(levels: Sequence[np.ndarray], image: np.ndarray) -> np.ndarray:
     """Sum maps over the whole image, and divide by the maximum: (H, W) float32."""
-    height, width = image.shape[:2]
-    resized = [resize_map(level, width, height) for level in levels]
-    total = np.stack(resized).sum(axis=0, dtype=np.float32)
+    total = np.stack([resize_map(level, image) for level in levels]).sum(axis=0, dtype=np.float32)
     return total / (total.max() or 1)
 
 
@@ -234,17 +240,19 @@ def draw_attribution(attributions: Sequence[Attribution]) -> np.ndarray:
             "there is no attribution to draw; class_activation gives one for each query"
         )
 
-    panels = []
+    heading = "What speaks for the class of a detection (by gradients; each map has its own scale)"
+    shape = attributions[0].image.shape
+    figure, axes = new_sheet(heading, 3 * len(attributions), shape, columns=3, side=420)
     for i, x in enumerate(attributions):
         name = describe_query(x.query, x.class_name, x.score)
-        drawings = (
-            (name, x.image),
-            (f"{name}: encoder memory", draw_salience(x.image, x.memory)),
-            (f"{name}: backbone (Grad-CAM)", draw_salience(x.image, x.backbone)),
-        )
-        for title, drawing in drawings:
-            panel = Panel(drawing, long_side=SMALL_SIDE)
-            panel.box(x.box, PALETTE[i % len(PALETTE)], 2)
-            panels.append((title, panel.pixels))
-    heading = "What speaks for the class of a detection (by gradients; each map has its own scale)"
-    return assemble(panels, heading=heading, columns=3, heat=("nothing", "most"))
+        box_panel, memory_panel, backbone_panel = axes[3 * i : 3 * i + 3]
+        show_image(box_panel, x.image, name)
+        show_image(memory_panel, draw_salience(x.image, x.memory), f"{name}: encoder memory")
+        backbone = draw_salience(x.image, x.backbone)
+        show_image(backbone_panel, backbone, f"{name}: backbone (Grad-CAM)")
+        for panel in (box_panel, memory_panel, backbone_panel):
+            draw_box(panel, x.box, palette_color(i))
+
+    bar = figure.colorbar(ScalarMappable(cmap="viridis"), ax=axes, location="bottom", shrink=0.4)
+    bar.set_ticks([0, 1], labels=["nothing", "most"])
+    return render(figure)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
@@ -22,9 +21,8 @@ from salience_detr.data.images import ImageLike
 from salience_detr.layers.box_ops import box_iou
 from salience_detr.modeling.salience_detr import SalienceDETR
 from salience_detr.predictor import Predictor
-from salience_detr.utils.drawing import Color
 from salience_detr.visualization.inside import ProposedBoxes, StageOutputs, inspect
-from salience_detr.visualization.panels import GRAY, PALETTE
+from salience_detr.visualization.panels import DPI, PALETTE, render
 
 # From this IoU with the initial box of a better query on, a query repeats it.
 REDUNDANT_IOU = 0.7
@@ -158,7 +156,7 @@ class Series:
 
     figures: QueryFigures
     label: str
-    color: tuple[float, float, float]
+    color: str
 
 
 def plot_query_statistics(statistics: QueryStatistics) -> np.ndarray:
@@ -168,12 +166,11 @@ def plot_query_statistics(statistics: QueryStatistics) -> np.ndarray:
         (H, W, 3) uint8 RGB.
     """
     label = "after the suppression of neighbors (the model)"
-    selected = Series(statistics.selected, label, plot_color(PALETTE[6]))
-    plain = Series(statistics.plain, "plain top-N by class score", plot_color(PALETTE[1]))
+    selected = Series(statistics.selected, label, PALETTE[6])
+    plain = Series(statistics.plain, "plain top-N by class score", PALETTE[1])
     series = (selected, plain)
 
-    figure = Figure(figsize=(11, 8), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = Figure(figsize=(11, 8), dpi=DPI, layout="constrained")
     (levels, sizes), (overlaps, neighbors) = figure.subplots(2, 2)
     plot_levels(levels, statistics, series)
     plot_sizes(sizes, series)
@@ -187,14 +184,7 @@ def plot_query_statistics(statistics: QueryStatistics) -> np.ndarray:
     figure.legend(*levels.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     images = "1 image" if statistics.num_images == 1 else f"{statistics.num_images} images"
     figure.suptitle(f"Initial queries: {images}, {statistics.queries_per_image:.0f} queries each")
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def plot_color(color: Color) -> tuple[float, float, float]:
-    """Return a color as matplotlib takes it."""
-    red, green, blue = color
-    return red / 255, green / 255, blue / 255
+    return render(figure)
 
 
 def plot_levels(axes: Axes, statistics: QueryStatistics, series: Sequence[Series]) -> None:
@@ -202,7 +192,7 @@ def plot_levels(axes: Axes, statistics: QueryStatistics, series: Sequence[Series
     names = statistics.level_names
     bars = [(x.label, x.figures.level_shares(len(names)), x.color) for x in series]
     token_shares = statistics.level_tokens / statistics.level_tokens.sum()
-    bars.append(("all tokens", token_shares, plot_color(GRAY)))
+    bars.append(("all tokens", token_shares, "darkgray"))
 
     for i, (label, shares, color) in enumerate(bars):
         places = np.arange(len(names)) + 0.27 * (i - 1)
@@ -244,7 +234,7 @@ def plot_histogram(
     axes: Axes,
     values: np.ndarray,
     edges: np.ndarray,
-    color: tuple[float, float, float],
+    color: str,
     label: str | None = None,
 ) -> None:
     """Plot the part of the queries, in percent, with values between each two edges."""

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 
-from salience_detr.utils.drawing import Color, draw_salience
-from salience_detr.visualization.inside import SamplingPoints, StageOutputs, check_query
+from salience_detr.utils.drawing import draw_salience
+from salience_detr.visualization.inside import SamplingPoints, StageOutputs
 from salience_detr.visualization.panels import (
-    BLACK,
-    PALETTE,
-    SMALL_SIDE,
-    WHITE,
-    Panel,
     Window,
-    assemble,
+    add_legend,
+    draw_box,
     gray_image,
-    heat_colors,
-    level_color,
+    new_sheet,
+    palette_color,
+    render,
     resize_map,
+    show_image,
 )
 
 # More initial boxes than this hide each other.
@@ -32,44 +33,53 @@ def draw_salience_levels(outputs: StageOutputs) -> np.ndarray:
 
     All levels have one scale, up to the highest salience, or to 0.5 where all is below.
     """
-    image = Panel(outputs.image).pixels
-    height, width = image.shape[:2]
+    image = outputs.image
     top = max(0.5, *(float(x.max()) for x in outputs.salience))
+    num_panels = 1 + len(outputs.salience)
+    figure, axes = new_sheet("Salience of each level", num_panels, image.shape)
 
-    input_height, input_width = outputs.input_size
-    panels = [(f"image, {input_width} x {input_height} for the model", image)]
-    for name, salience in zip(outputs.level_names, outputs.salience, strict=True):
+    height, width = outputs.input_size
+    show_image(axes[0], image, f"image, {width} x {height} for the model")
+    for panel, name, salience in zip(axes[1:], outputs.level_names, outputs.salience, strict=True):
         rows, columns = salience.shape
         title = f"{name}: {columns} x {rows} tokens, highest {salience.max():.2f}"
-        panels.append((title, draw_salience(image, resize_map(salience / top, width, height))))
-    return assemble(panels, heading="Salience of each level", heat=("0", f"{top:.2f}"))
+        show_image(panel, draw_salience(image, resize_map(salience / top, image)), title)
+
+    scale = ScalarMappable(Normalize(0, top), cmap="viridis")
+    figure.colorbar(scale, ax=axes, location="bottom", shrink=0.4, aspect=40)
+    return render(figure)
 
 
 def draw_selected_tokens(outputs: StageOutputs) -> np.ndarray:
     """Draw the tokens that the encoder refines, colored by their number of layers (section 3.3)."""
-    num_layers = len(outputs.layer_counts)
-    lowest = 0.15 if num_layers > 1 else 1.0
-    colors = heat_colors(np.linspace(lowest, 1, num_layers))
-    gray = gray_image(outputs.image)
-
-    panels = []
-    for level, name in enumerate(outputs.level_names):
-        rows, columns = outputs.level_sizes[level]
-        on_level = outputs.tokens.levels == level
-        refined = on_level & (outputs.token_layers > 0)
-        panel = Panel(gray)
-        panel.cells(outputs.tokens.cells[refined], colors[outputs.token_layers[refined] - 1])
-        panels.append((f"{name}: {on_level.sum()} of {rows * columns} tokens", panel.pixels))
-
-    legend = []
-    for layers, color in enumerate(colors.tolist(), 1):
-        words = "1 layer" if layers == 1 else f"{layers} layers"
-        num_tokens = (outputs.token_layers == layers).sum()
-        legend.append((tuple(color), f"{words}: {num_tokens} tokens"))
-
+    image = gray_image(outputs.image)
+    height, width = image.shape[:2]
     counts = [f"layer {i}: {count}" for i, count in enumerate(outputs.layer_counts, 1)]
     heading = f"Tokens that the encoder refines: {len(outputs.tokens)} ({', '.join(counts)})"
-    return assemble(panels, heading=heading, legend=legend)
+    figure, axes = new_sheet(heading, len(outputs.level_sizes), image.shape)
+
+    # The color of 0 layers is left out: it is dark, as the image may be.
+    num_layers = len(outputs.layer_counts)
+    colors = ScalarMappable(Normalize(0, num_layers), cmap="viridis")
+    for level, (rows, columns) in enumerate(outputs.level_sizes):
+        on_level = outputs.tokens.levels == level
+        title = f"{outputs.level_names[level]}: {on_level.sum()} of {rows * columns} tokens"
+        show_image(axes[level], image, title)
+
+        # The cells of a level's tokens fill the image, as the pixels of a small map do.
+        layers = np.zeros((rows, columns))
+        column, row = outputs.tokens.grid[on_level].T
+        layers[row, column] = outputs.token_layers[on_level]
+        cells = colors.to_rgba(layers, alpha=0.6)
+        cells[layers == 0] = 0
+        axes[level].imshow(cells, extent=(0, width, height, 0), interpolation="nearest")
+
+    labels = []
+    for layer in range(1, num_layers + 1):
+        num_tokens = (outputs.token_layers == layer).sum()
+        labels.append(f"{layer} layer{'s' * (layer > 1)}: {num_tokens} tokens")
+    add_legend(figure, colors.to_rgba(np.arange(1, num_layers + 1)).tolist(), labels)
+    return render(figure)
 
 
 def draw_proposals(
@@ -82,66 +92,57 @@ def draw_proposals(
         count: largest number of queries whose paths are drawn.
         score_threshold: lowest score of these queries; the first is drawn even if below.
     """
+    figure, axes = new_sheet("Initial proposals and where they end", 2, outputs.image.shape)
+    draw_starts(axes[0], outputs)
     levels = outputs.proposals.tokens.levels
-    num_queries = len(levels)
-    best = outputs.best_queries(count, score_threshold=score_threshold)
-    starts_title = f"initial boxes of all {num_queries} queries"
-    if num_queries > MAX_BOXES:
-        starts_title = (
-            f"initial boxes of the first {MAX_BOXES} of {num_queries} queries; "
-            "dots: tokens of the others"
-        )
-    paths_title = f"the best {len(best)}: initial box dashed, after the decoder solid; dot = token"
-    panels = [
-        (starts_title, draw_starts(outputs)),
-        (paths_title, draw_paths(outputs, best)),
-    ]
-
     shares = np.bincount(levels, minlength=len(outputs.level_names))
-    words = [f"{share} queries" for share in shares]
-    heading = "Initial proposals and where they end"
-    return assemble(panels, heading=heading, legend=level_legend(outputs, words))
+    add_level_legend(figure, outputs, [f"{share} queries" for share in shares])
+
+    queries = outputs.best_queries(count, score_threshold=score_threshold)
+    colors = [palette_color(i) for i in range(len(queries))]
+    draw_paths(axes[1], outputs, queries, colors)
+    add_legend(figure, colors, [outputs.describe(query) for query in queries], below=False)
+    return render(figure)
 
 
-def level_legend(outputs: StageOutputs, words: Sequence[str]) -> list[tuple[Color, str]]:
-    """Return a legend of the levels' colors, with words on each level."""
-    names = [f"{name}: {text}" for name, text in zip(outputs.level_names, words, strict=True)]
-    return [(level_color(level), name) for level, name in enumerate(names)]
-
-
-def draw_starts(outputs: StageOutputs) -> np.ndarray:
+def draw_starts(axes: Axes, outputs: StageOutputs) -> None:
     """Draw the initial boxes of all queries, and dots for those beyond ``MAX_BOXES``."""
     tokens = outputs.proposals.tokens
-    panel = Panel(outputs.image)
+    title = f"initial boxes of all {len(tokens)} queries"
+    if len(tokens) > MAX_BOXES:
+        title = f"initial boxes of the first {MAX_BOXES} of {len(tokens)} queries"
+        title += "; dots: tokens of the others"
+    show_image(axes, outputs.image, title)
+
     # The best come last, on top.
-    for rank in reversed(range(len(tokens))):
-        color = level_color(int(tokens.levels[rank]))
-        if rank < MAX_BOXES:
-            panel.box(outputs.proposals.boxes[rank], color)
-        else:
-            panel.dot(tokens.centers[rank], 1.5, color)
-    return panel.pixels
+    colors = [palette_color(level) for level in tokens.levels]
+    x, y = tokens.centers[MAX_BOXES:].T
+    axes.scatter(x, y, s=9, color=colors[MAX_BOXES:])
+    for rank in reversed(range(min(MAX_BOXES, len(tokens)))):
+        draw_box(axes, outputs.proposals.boxes[rank], colors[rank], 1)
 
 
-def draw_paths(outputs: StageOutputs, queries: Sequence[int]) -> np.ndarray:
+def draw_paths(
+    axes: Axes, outputs: StageOutputs, queries: Sequence[int], colors: Sequence[str]
+) -> None:
     """Draw the first and the last box of queries, best first, and the path between."""
-    panel = Panel(gray_image(outputs.image))
-    colors = [PALETTE[i % len(PALETTE)] for i in range(len(queries))]
+    title = f"the best {len(queries)}: initial box dashed, after the decoder solid; dot = token"
+    show_image(axes, gray_image(outputs.image), title)
     for query, color in reversed(list(zip(queries, colors, strict=True))):
         boxes = outputs.layer_boxes[:, query]
-        panel.box(boxes[0], color, 2, dashed=True)
-        panel.box(boxes[-1], color, 2)
+        draw_box(axes, boxes[0], color, linestyle="--")
+        draw_box(axes, boxes[-1], color)
 
         centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-        panel.dot(outputs.proposals.tokens.centers[query], 4, color)
-        for start, end in pairwise(centers):
-            panel.line(start, end, color, 2)
-        panel.dot(centers[-1], 2, WHITE)
+        axes.plot(*centers.T, color=color)
+        axes.plot(*outputs.proposals.tokens.centers[query], "o", color=color, mec="black")
+        axes.plot(*centers[-1], ".", color="white", mec="black")
 
     # Last, so that no box covers a label.
     for query, color in zip(queries, colors, strict=True):
-        panel.label(outputs.layer_boxes[-1, query, :2], outputs.describe(query), color)
-    return panel.pixels
+        x, y = np.clip(outputs.layer_boxes[-1, query, :2], 0, outputs.image.shape[1::-1])
+        background = {"facecolor": color, "edgecolor": "none", "pad": 1}
+        axes.text(x, y, f"#{query}", fontsize=8, va="top", bbox=background)
 
 
 def draw_sampling_points(outputs: StageOutputs, query: int | None = None) -> np.ndarray:
@@ -159,48 +160,56 @@ def draw_sampling_points(outputs: StageOutputs, query: int | None = None) -> np.
     """
     if query is None:
         query = outputs.best_queries(1)[0]
-    check_query(query, len(outputs.scores))
+    image = outputs.image
+    heading = f"Sampling points of query {outputs.describe(query)}; white: the layer's initial box"
     sampling = [SamplingPoints(x.locations[query], x.weights[query]) for x in outputs.sampling]
     # Each layer starts from the box of the layer before.
     boxes = outputs.layer_boxes[:-1, query]
 
-    panels = []
-    window = widest_window(outputs.image, sampling)
-    for i, (points, box) in enumerate(zip(sampling, boxes, strict=True), 1):
-        title = f"decoder layer {i}"
-        outside = attention_outside(points, outputs.image)
-        if outside >= 0.005:
-            title += f", {outside:.0%} of the attention outside"
-        panels.append((title, draw_points(outputs.image, window, points, box)))
-
-    closer_window = closest_window(outputs.image, sampling, boxes)
+    windows = [("", widest_window(image, sampling))]
+    closer_window = closest_window(image, sampling, boxes)
     if closer_window is not None:
-        for i, (points, box) in enumerate(zip(sampling, boxes, strict=True), 1):
-            drawing = draw_points(outputs.image, closer_window, points, box)
-            panels.append((f"decoder layer {i}, enlarged", drawing))
+        windows.append((", enlarged", closer_window))
+    num_layers = len(sampling)
+    num_panels = num_layers * len(windows)
+    figure, axes = new_sheet(heading, num_panels, image.shape, columns=num_layers, side=420)
+
+    for row, (words, window) in enumerate(windows):
+        for layer, points in enumerate(sampling):
+            title = f"decoder layer {layer + 1}{words}"
+            outside = attention_outside(points, image)
+            if row == 0 and outside >= 0.005:
+                title += f", {outside:.0%} of the attention outside"
+
+            panel = axes[row * num_layers + layer]
+            show_image(panel, image, title, window)
+            draw_points(panel, points)
+            draw_box(panel, boxes[layer], "black", 3)
+            draw_box(panel, boxes[layer], "white")
 
     shares = np.mean([x.weights.mean(0).sum(-1) for x in sampling], axis=0)
-    legend = level_legend(outputs, [f"{share:.0%} of the attention" for share in shares])
-    heading = f"Sampling points of query {outputs.describe(query)}; white: the layer's initial box"
-    return assemble(panels, heading=heading, columns=len(sampling), legend=legend)
+    add_level_legend(figure, outputs, [f"{share:.0%} of the attention" for share in shares])
+    return render(figure)
 
 
-def draw_points(
-    image: np.ndarray, window: Window, points: SamplingPoints, box: np.ndarray
-) -> np.ndarray:
-    """Draw one query's sampling points, those with most attention on top, and its box."""
-    panel = Panel(image, window=window, long_side=SMALL_SIDE)
+def add_level_legend(figure: Figure, outputs: StageOutputs, words: Sequence[str]) -> None:
+    """Add a legend of the levels' colors, with words on each level."""
+    names = [f"{name}: {text}" for name, text in zip(outputs.level_names, words, strict=True)]
+    add_legend(figure, [palette_color(level) for level in range(len(names))], names)
+
+
+def draw_points(axes: Axes, points: SamplingPoints) -> None:
+    """Draw one query's sampling points, those with most attention on top."""
+    weights = points.weights.ravel()
+    order = np.argsort(weights)
+    x, y = points.locations.reshape(-1, 2)[order].T
+
     levels = np.arange(points.weights.shape[1])[:, None]
     levels = np.broadcast_to(levels, points.weights.shape).ravel()
-    locations = points.locations.reshape(-1, 2)
-    weights = points.weights.ravel()
-
-    for i in np.argsort(weights):
-        if np.isfinite(locations[i]).all():
-            panel.dot(locations[i], 1 + 9 * np.sqrt(weights[i]), level_color(int(levels[i])))
-    panel.box(box, BLACK, 4)
-    panel.box(box, WHITE, 2)
-    return panel.pixels
+    colors = [palette_color(level) for level in levels[order]]
+    # Diameters in points.
+    sizes = (1.5 + 13 * np.sqrt(weights[order])) ** 2
+    axes.scatter(x, y, s=sizes, color=colors, edgecolors="black", linewidths=0.5)
 
 
 def attention_outside(points: SamplingPoints, image: np.ndarray) -> float:

@@ -10,8 +10,11 @@ import pytest
 from PIL import Image
 
 from salience_detr.evaluation.comparison import (
+    GAP,
     TILE,
+    describe_errors,
     draw_comparison,
+    draw_errors,
     draw_worst_images,
     drawing_paths,
     find_image_folder,
@@ -19,7 +22,6 @@ from salience_detr.evaluation.comparison import (
 )
 from salience_detr.evaluation.error_analysis import find_errors, rank_by_errors
 from salience_detr.evaluation.results import ImageResults, ResultsError, load_results
-from salience_detr.visualization.panels import GAP
 from tools.evaluate_json import main
 
 
@@ -80,10 +82,9 @@ def test_boxes_are_left_detections_right_and_crowds_are_hatched(data):
     ]
     results = ImageResults(1, truth, [detection(1, [100, 300, 300, 150])])
     drawn = draw_comparison(image, results, coco)
-    head = drawn.shape[0] - 500 - GAP
-    assert drawn.shape == (head + 500 + GAP, 2 * 600 + 3 * GAP, 3) and 0 < head < 60
-    halves = drawn[head : head + 500, GAP:-GAP]
-    left, right = differs(halves[:, :600]), differs(halves[:, 600 + GAP :])
+    head = drawn.shape[0] - 500
+    assert drawn.shape == (head + 500, 2 * 600 + GAP, 3) and 0 < head < 60
+    left, right = differs(drawn[head:, :600]), differs(drawn[head:, 600 + GAP :])
     # Of each box the lower side, which no label covers, and in the first half nothing of the other half.
     assert left[299:302, 50:200].any(axis=0).all() and not right[299:302, 50:95].any()
     assert right[449:452, 100:400].any(axis=0).all()
@@ -96,9 +97,9 @@ def test_small_images_are_enlarged_with_their_boxes(data):
     # To 480 x 400, 4 times the size.
     results = ImageResults(1, [], [detection(1, [10, 20, 50, 60])])
     drawn = draw_comparison(np.asarray(new_image()), results, coco)
-    head = drawn.shape[0] - 400 - GAP
-    assert drawn.shape[1] == 2 * 480 + 3 * GAP
-    right = differs(drawn[head : head + 400, 480 + 2 * GAP : -GAP])
+    head = drawn.shape[0] - 400
+    assert drawn.shape[1] == 2 * 480 + GAP
+    right = differs(drawn[head:, 480 + GAP :])
     assert right[319:322, 40:240].any(axis=0).all() and not right[330:].any()
 
 
@@ -113,7 +114,7 @@ def test_drawings_have_the_names_of_their_images(data, tmp_path):
     }
     assert written == {*names[:-1], "y.gif.png"}
     for name in written:
-        assert Image.open(tmp_path / "out" / name).size[0] == 2 * 480 + 3 * GAP
+        assert Image.open(tmp_path / "out" / name).size[0] == 2 * 480 + GAP
 
 
 def test_no_drawing_takes_the_place_of_another_or_of_an_image(tmp_path):
@@ -153,7 +154,7 @@ def test_only_wanted_images_and_good_detections_are_drawn(data, tmp_path):
         assert write_comparisons(subset, root, tmp_path / folder, **settings) == (2, [])
         assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["2.png", "3.png"]
     low, high = (np.asarray(Image.open(tmp_path / folder / "2.png")) for folder in ("low", "high"))
-    drawn = np.s_[40:-GAP, 480 + 2 * GAP : -GAP]
+    drawn = np.s_[40:, 480 + GAP :]
     assert differs(low[drawn]).any() and not differs(high[drawn]).any()
 
 
@@ -208,13 +209,13 @@ def test_the_sheet_has_the_worst_images_with_names_and_counts(data, tmp_path):
     sheet, notes = draw_worst_images(coco, ranking, root, count=2)
     assert len(notes) == 1 and "gone.png" in notes[0]
     # Two tiles, each twice an image of 360 x 300, one below the other.
-    assert sheet.shape[1] == 2 * TILE + GAP + 2 * GAP
     single, _ = draw_worst_images(coco, ranking, root, count=1)
-    assert sheet.shape[0] - single.shape[0] > 300
+    assert sheet.shape[0] - single.shape[0] > 300 and sheet.shape[1] == single.shape[1]
+    assert describe_errors(ranking[1]) == "1 of 1 boxes not found, 1 false detections (1 Bkg)"
 
-    # Below a title of one line, 20 pixels high.
-    top = 2 * GAP + 20
-    drawn = single[top : top + 300, GAP : GAP + TILE].astype(int)
+    tile = draw_errors(np.asarray(images["c.png"]), ranking[1], coco)
+    assert tile.shape == (300, 2 * TILE + GAP, 3)
+    drawn = tile[:, :TILE].astype(int)
     orange = np.abs(drawn - (255, 140, 0)).max(axis=-1) < 9
     gray = np.abs(drawn - 150).max(axis=-1) < 9
     # The missed box, three times its size, and the crowd region.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,11 +15,7 @@ from salience_detr.layers import ms_deform_attn as operator_module
 from salience_detr.layers.ms_deform_attn import ms_deform_attn_reference
 from salience_detr.modeling.token_pyramid import TokenPyramid
 from salience_detr.visualization import (
-    ProposedBoxes,
-    QueryFigures,
     QueryStatistics,
-    SamplingPoints,
-    TokenCells,
     class_activation,
     draw_attribution,
     draw_proposals,
@@ -38,8 +33,21 @@ from salience_detr.visualization.attribution import (
     weigh_by_mean,
 )
 from salience_detr.visualization.capture import captured_calls
-from salience_detr.visualization.inside import best_queries, token_cells
-from salience_detr.visualization.panels import Panel, assemble, legend_strip, resize_map, text_strip
+from salience_detr.visualization.inside import (
+    ProposedBoxes,
+    SamplingPoints,
+    TokenCells,
+    best_queries,
+    token_cells,
+)
+from salience_detr.visualization.panels import (
+    draw_box,
+    new_sheet,
+    render,
+    resize_map,
+    show_image,
+)
+from salience_detr.visualization.queries import QueryFigures
 from salience_detr.visualization.stages import attention_outside, closest_window, widest_window
 
 RED = (255, 0, 0)
@@ -257,7 +265,7 @@ def test_levels_are_merged_over_the_image():
     merged = merge_levels([np.array([[0.0, 1.0]]), np.ones((1, 1))], image)
     # The left quarter is at the first column's 0 plus 1, the right quarter at 1 plus 1, which is the highest.
     assert merged.shape == (4, 8) and merged[0, 0] == 0.5 and merged[0, 7] == 1
-    assert resize_map(np.array([[0.0, 4.0]]), 4, 1).tolist() == [[0, 1, 3, 4]]
+    assert resize_map(np.array([[0.0, 4.0]]), np.zeros((1, 4, 3))).tolist() == [[0, 1, 3, 4]]
 
 
 def figures_by_hand() -> QueryFigures:
@@ -350,60 +358,33 @@ def test_names_beyond_ascii_are_written(predictor):
 
 
 def test_a_panel_draws_where_the_image_has_it():
-    image = np.zeros((10, 20, 3), np.uint8)
-    panel = Panel(image, long_side=200)
-    assert panel.pixels.shape == (100, 200, 3) and panel.locate(np.array([5, 2])).tolist() == [
-        50,
-        20,
-    ]
-    panel.box(np.array([5, 2, 15, 8]), RED, 2)
-    columns, rows = (
-        np.nonzero(panel.pixels[50, :, 0] > 127)[0],
-        np.nonzero(panel.pixels[:, 100, 0] > 127)[0],
-    )
-    assert columns.min() in (48, 49) and columns.max() in (150, 151) and len(columns) <= 8
-    assert rows.min() in (18, 19) and rows.max() in (80, 81)
-    panel = Panel(image, long_side=200)
-    panel.dot(np.array([7.25, 3.5]), 3, RED)
-    middle = np.argwhere(panel.pixels[..., 0] > 127).mean(0) + 0.5
-    np.testing.assert_allclose(middle, [35, 72.5], atol=0.3)
+    figure, (axes,) = new_sheet("", 1, (10, 20), side=800)
+    show_image(axes, np.zeros((10, 20, 3), np.uint8), "a title")
+    draw_box(axes, np.array([5, 2, 15, 8]), "red")
+    drawn = render(figure)
+    rows, columns = np.nonzero(drawn[..., 0].astype(int) - drawn[..., 1] > 127)
 
-
-def test_cells_are_filled_and_nothing_else():
-    panel = Panel(np.zeros((10, 10, 3), np.uint8), long_side=100)
-    panel.cells(np.array([[2.0, 3, 4, 5]]), np.array([RED]), opacity=1)
-    filled = panel.pixels[..., 0] == 255
-    assert (
-        filled[30:49, 20:39].all() and filled.sum() == 19 * 19
-    )  # a line stays at the right and below
-    panel.cells(np.array([[0.0, 0, 0.01, 0.01]]), np.array([RED]), opacity=1)
-    assert panel.pixels[0, 0, 0] == 255  # smaller than a pixel, and yet there
+    # The rows of a figure are counted from its lower edge; a line reaches to both sides of an edge.
+    height = len(drawn)
+    corners = [(columns.min() + 1, height - rows.min() - 1), (columns.max(), height - rows.max())]
+    found = axes.transData.inverted().transform(corners)
+    np.testing.assert_allclose(found, [[5, 2], [15, 8]], atol=0.05)
 
 
 def test_a_window_shows_its_part_and_gray_beyond_the_image():
-    image = np.zeros((10, 10, 3), np.uint8)
-    image[4:6, 4:6] = 255
-    panel = Panel(image, window=(4, 4, 6, 6), long_side=40)
-    assert panel.pixels.shape == (40, 40, 3) and (panel.pixels[10:30, 10:30] == 255).all()
-    outside = Panel(image, window=(-10, 0, 10, 10), long_side=40)
-    assert (outside.pixels[:, :18] == 225).all() and (outside.pixels[4:7, 23:37] == 0).all()
+    figure, (axes,) = new_sheet("", 1, (10, 10))
+    show_image(axes, np.zeros((10, 10, 3), np.uint8), "", window=(-10, 0, 10, 10))
+    drawn = render(figure)
+    for x, gray in ((-5, 220), (5, 0)):
+        column, row = axes.transData.transform((x, 5)).astype(int)
+        assert (drawn[len(drawn) - row, column] == gray).all()
 
 
-def test_labels_do_not_cover_each_other():
-    panel = Panel(np.zeros((100, 100, 3), np.uint8), long_side=400)
-    for _ in range(4):
-        panel.label(np.array([99, 0]), "#1 a long name", RED)
-    tops = sorted(box[1] for box in panel.labels)
-    assert all(below - above >= 19 for above, below in pairwise(tops))
-    assert all(box[2] <= 400 for box in panel.labels)
-
-
-def test_long_texts_and_legends_are_broken_into_lines():
-    assert text_strip("word " * 40, 200).shape[0] > 3 * text_strip("word", 200).shape[0]
-    short, long = (legend_strip([(RED, "a level")] * n, 300) for n in (1, 9))
-    assert long.shape[0] > short.shape[0] and long.shape[1] == 300
-    whole = assemble([("a title", np.zeros((50, 60, 3), np.uint8))] * 3, columns=2, heat=("0", "1"))
-    assert whole.dtype == np.uint8 and whole.shape[1] == 2 * 180 + 3 * 8
+def test_long_titles_are_broken_into_lines():
+    figure, (axes,) = new_sheet("heading " * 40, 1, (50, 60))
+    show_image(axes, np.zeros((50, 60, 3), np.uint8), "title " * 40)
+    assert axes.get_title(loc="left").count("\n") > 1
+    assert figure.get_suptitle().count("\n") > 1
 
 
 def test_windows_hold_what_a_query_looks_at():
