@@ -638,7 +638,7 @@ def test_an_evaluation_draws_truth_and_detections_of_each_image(
     names = sorted(path.name for path in (surface_data / "val").iterdir())
     assert sorted(path.name for path in shown.iterdir()) == names
     height, width, _ = read_image(str(shown / names[0])).shape
-    assert width == 2 * 480 + 3 * 8 and height > 480  # with gaps of 8 around both
+    assert width == 2 * 480 + 8 and height > 480
     assert "6 images drawn in" in (tmp_path / "out" / "log.txt").read_text()
 
 
