@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""A web page: drop an image, and see what a model finds on it, for any threshold, and where it looks.
+"""Web page: drop an image to see detections, for any score threshold, and salience.
 
     web.py --config-file F --weights W
     web.py --weights model.onnx --port 8000
 
-The page is for this machine's own browser unless --host says otherwise; it loads nothing from elsewhere.
+The page is served to this machine's own browser unless --host says otherwise. It loads nothing from
+elsewhere.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -40,185 +42,175 @@ from salience_detr.utils.drawing import class_colors, draw_detections, draw_sali
 from salience_detr.utils.errors import one_line
 from salience_detr.utils.signals import StopSignals
 
-SHOWN_SIDES = (
-    900,
-    1600,
-)  # the longer side of an image on the page: labels are legible, and it is soon there
-COLUMNS = ["class", "score", "x0", "y0", "x1", "y1"]
-KEEP_FOR = 3600  # seconds, of uploads, drawings and what is remembered of a visitor
-MAX_VISITORS = 200  # that are remembered, with up to 8 MB each
+if TYPE_CHECKING:
+    import gradio
 
-CSS = """
-.gradio-container { width: 100% !important; max-width: 1500px !important; margin: auto !important; }
-.image img { max-height: 75vh; object-fit: contain !important; }
-.facts { opacity: 0.75; }
-#summary a { margin: 0; padding: 0; }
-.model { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.failure { border-left: 4px solid #d92d20; background: #d92d2018; padding: 10px 14px; border-radius: 4px; }
-.legend { display: flex; flex-wrap: wrap; gap: 6px 18px; margin: 8px 0; }
-.swatch { display: inline-block; width: 13px; height: 13px; border-radius: 3px; margin-right: 6px; }
-"""
+# Range of the longer side of an image on the page: labels are legible, and it loads quickly.
+SHOWN_SIDES = (900, 1600)
+COLUMNS = ["class", "score", "x0", "y0", "x1", "y1"]
+KEEP_SECONDS = 3600  # for uploads, drawings and the state of a visitor
+MAX_VISITORS = 200  # whose state is kept, of up to 8 MB each
+
+CSS = ".image img { max-height: 75vh; object-fit: contain !important; }"
+
+TableRow = list[str | float]  # a value for each of the columns
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A visitor's last image.
+    """Last image of a visitor.
 
     Attributes:
-        name: of the file.
-        found: the detections, of any score, in the frame of the image.
+        name: name of the file.
+        detections: detections of any score, in the frame of the image.
         shown: (h, w, 3) uint8 RGB, the image in the size that the page shows.
-        seconds: that reading and detecting took.
+        seconds: time that reading and detecting took.
     """
 
     name: str
-    found: Detections
+    detections: Detections
     shown: np.ndarray
     seconds: float
 
 
 class Page:
-    """What the page's parts do. All that belongs to a visitor is handed in and out: many can use it at a time.
+    """Functions behind the page. They keep nothing of a visitor, so that many can use the page.
 
     Args:
-        detector: that leaves out no detections by their score.
+        detector: a detector that leaves out no detections by their score.
     """
 
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
-        self.names = detector.classes.names
+        self.names = detector.class_names
         self.colors = detector.classes.colors or class_colors(len(self.names))
 
     def look(self, path: str) -> tuple[Seen | str, np.ndarray | None]:
-        """Detect on the image in a file: what to remember and the salience to show; or why it cannot be, and None."""
-        start, name = time.perf_counter(), Path(path).name
+        """Detect on the image in a file.
+
+        Returns:
+            the state for :meth:`show` and the drawn salience; or a message and None.
+        """
+        start = time.perf_counter()
+        name = Path(path).name
         try:
             image = to_rgb(path)
             output = next(self.detector.stream([image]))
-            seconds, shown = time.perf_counter() - start, resize_to_show(image)
+            seconds = time.perf_counter() - start
+            shown = resize_to_show(image)
             salience = draw_salience(shown, resize_to_show(output.salience))
-        except Exception as error:  # whatever one file leads to, the page goes on
+        except Exception as error:  # no file, whatever it is, may end the page
             message = one_line(error).replace(path, name)
             print(f"error: {message}", file=sys.stderr, flush=True)
             return message, None
-        # What is remembered can read the file, rather than hold an image that may be large.
-        found = Detections(output.detections, self.detector.classes, lambda: to_rgb(path))
-        return Seen(name, found, shown, seconds), salience
+
+        # The state refers to the file instead of an image that may be large.
+        classes = self.detector.classes
+        detections = Detections(output.detections, classes, lambda: to_rgb(path))
+        return Seen(name, detections, shown, seconds), salience
 
     def show(
         self, seen: Seen | str | None, threshold: float, wanted: Sequence[int]
-    ) -> tuple[np.ndarray | None, str, list[list[Any]]]:
-        """The image with boxes, the summary as HTML, and the rows of the table.
+    ) -> tuple[np.ndarray | None, str, list[TableRow]]:
+        """Return the image with boxes, a summary as HTML, and the rows of the table.
 
         Args:
-            seen: what :meth:`look` has found, if anything.
-            threshold: detections below it are left out.
-            wanted: indices of the classes that are shown; no class means all.
+            seen: the result of :meth:`look`, if any.
+            threshold: detections with lower scores are left out.
+            wanted: indices of the classes to show; an empty list means all.
         """
-        if not isinstance(seen, Seen):
-            return (
-                None,
-                f'<div class="failure" role="alert">{html.escape(seen)}</div>' if seen else "",
-                [],
-            )
-        kept = seen.found[seen.found.scores >= threshold]
+        if seen is None:
+            return None, "", []
+        if isinstance(seen, str):
+            return None, f'<b role="alert">{html.escape(seen)}</b>', []
+
+        kept = seen.detections[seen.detections.scores >= threshold]
         if wanted:
             kept = kept[torch.isin(kept.pred_classes, torch.tensor(wanted))]
-        (height, width), (rows, columns) = seen.found.image_size, seen.shown.shape[:2]
-        scaled = kept.to("cpu")  # a copy, in the frame of what is shown
+
+        # Draw on the shown image, in its frame.
+        height, width = kept.image_size
+        rows, columns = seen.shown.shape[:2]
+        scaled = kept.to("cpu")
         scaled.pred_boxes = kept.pred_boxes.clone()
         scaled.pred_boxes.scale(columns / width, rows / height)
         drawn = draw_detections(seen.shown, scaled, class_names=self.names, colors=self.colors)
-        found = zip(kept.labels, kept.scores.tolist(), kept.pred_boxes.tensor.tolist(), strict=True)
-        table = [
-            [label, round(score, 3), *(round(x, 1) for x in box)] for label, score, box in found
-        ]
-        return drawn, self.summary(seen, kept), table
 
-    def summary(self, seen: Seen, kept: Detections) -> str:
-        """HTML of how much was found, the colors of its classes, and a link to save it."""
-        (height, width), name, count = kept.image_size, html.escape(seen.name), len(kept)
-        legend = "".join(
-            f'<span><span class="swatch" style="background: rgb{self.colors[i]}"></span>'
-            f"{html.escape(self.names[i])} ({number})</span>"
-            for i, number in sorted(Counter(kept.pred_classes.tolist()).items())
-        )
-        file = CocoFile(self.detector.classes)
-        file.add(Record.of(kept, seen.name))
-        content = base64.b64encode(json.dumps(file.content()).encode()).decode()
+        table: list[TableRow] = []
+        boxes = kept.pred_boxes.tensor.tolist()
+        for label, score, box in zip(kept.labels, kept.scores.tolist(), boxes, strict=True):
+            table.append([label, round(score, 3), *(round(x, 1) for x in box)])
+
+        return drawn, self._summary(seen, kept), table
+
+    def _summary(self, seen: Seen, kept: Detections) -> str:
+        """Return HTML with the number of detections of each class and a link to save them."""
+        counts = Counter(kept.pred_classes.tolist())
+        classes = ", ".join(f"{self.names[i]} ({counts[i]})" for i in sorted(counts))
+
+        coco = CocoFile(self.detector.classes)
+        coco.add(Record.of(kept, seen.name))
+        content = base64.b64encode(json.dumps(coco.content()).encode()).decode()
+
+        height, width = kept.image_size
+        plural = "" if len(kept) == 1 else "s"
+        name = html.escape(seen.name)
         return (
-            f"<b>{count} detection{'' if count == 1 else 's'}</b> on {name} "
-            f'<span class="facts">({width} × {height} pixels, {seen.seconds:.2f} s)</span>'
-            f'<div class="legend">{legend}</div>'
-            f'<a download="{name}.json" href="data:application/json;base64,{content}">Save as JSON (COCO format)</a>'
+            f"<b>{len(kept)} detection{plural}</b> on {name} "
+            f"({width} × {height} pixels, {seen.seconds:.2f} s)<br>{html.escape(classes)}<br>"
+            f'<a download="{name}.json" href="data:application/json;base64,{content}">'
+            "Save as JSON (COCO format)</a>"
         )
 
 
 def resize_to_show(image: np.ndarray) -> np.ndarray:
-    """An image or map, (H, W, ...), with its longer side within :data:`SHOWN_SIDES`."""
+    """Resize an (H, W, ...) image or map so that its longer side is in :data:`SHOWN_SIDES`."""
     height, width = image.shape[:2]
     longest = max(height, width)
+
     scale = min(max(longest, SHOWN_SIDES[0]), SHOWN_SIDES[1]) / longest
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return cv2.resize(image, size, interpolation=interpolation)
 
 
-def build(page: Page, model: str) -> Any:
-    """The page's parts, and what moves them; ``model`` says what detects."""
+def build_blocks(page: Page, model: str) -> gradio.Blocks:
+    """Return the page's components and their events; ``model`` describes the detector."""
     import gradio as gr
 
-    def drawing(caption: str) -> Any:
-        with gr.Column(min_width=280):
-            gr.HTML(caption, padding=False)
-            return gr.Image(
-                format="jpeg",
-                interactive=False,
-                show_label=False,
-                buttons=["fullscreen"],
-                elem_classes="image",
-            )
+    caching = (KEEP_SECONDS // 6, KEEP_SECONDS)
+    image = partial(gr.Image, format="jpeg", interactive=False, elem_classes="image")
+    with gr.Blocks(title="Salience DETR", analytics_enabled=False, delete_cache=caching) as blocks:
+        gr.HTML(f"<h1>Salience DETR</h1>{html.escape(model)}")
+        seen = gr.State(None, time_to_live=KEEP_SECONDS)
 
-    with gr.Blocks(
-        title="Salience DETR", analytics_enabled=False, delete_cache=(KEEP_FOR // 6, KEEP_FOR)
-    ) as blocks:
-        gr.HTML(f'<h1>Salience DETR</h1><div class="facts model">{html.escape(model)}</div>')
-        seen = gr.State(None, time_to_live=KEEP_FOR)
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 file = gr.File(label="Image", height=140, elem_id="upload")
-                threshold = gr.Slider(
-                    0, 1, value=0.5, step=0.01, label="Lowest score", elem_id="threshold"
-                )
-                # An empty field, or a number beyond the ends, is no error.
+                threshold = gr.Slider(0, 1, 0.5, label="Lowest score", elem_id="threshold")
+                # An empty field or a number out of range is no error.
                 threshold.preprocess = lambda payload: min(max(payload or 0.0, 0.0), 1.0)  # type: ignore[method-assign]
                 choices = [(name, i) for i, name in enumerate(page.names)]
-                wanted = gr.Dropdown(
-                    choices,
-                    multiselect=True,
-                    value=[],
-                    label="Classes (none: all)",
-                    elem_id="classes",
-                )
-                summary = gr.HTML("Drop an image to see what is found on it.", elem_id="summary")
+                wanted = gr.Dropdown(choices, value=[], multiselect=True, label="Classes to show")
+                summary = gr.HTML("Drop an image to see detections.", elem_id="summary")
             with gr.Column(scale=3):
                 with gr.Row():
-                    boxes = drawing("<b>Detections</b>")
-                    salience = drawing("<b>Salience</b>, from purple (none) to yellow (most)")
-                table = gr.Dataframe(
-                    headers=COLUMNS, interactive=False, label="Boxes in pixels", elem_id="table"
-                )
-        show: dict[str, Any] = {
-            "fn": page.show,
-            "inputs": [seen, threshold, wanted],
-            "outputs": [boxes, summary, table],
-        }
-        # One image at a time; those that come meanwhile wait in line.
+                    boxes = image(label="Detections")
+                    salience = image(label="Salience: purple (none) to yellow (most)")
+                table = gr.Dataframe(headers=COLUMNS, label="Boxes in pixels", elem_id="table")
+
+        inputs = [seen, threshold, wanted]
+        outputs = [boxes, summary, table]
+
+        # One image at a time is detected on; others wait in line.
         looked = file.upload(page.look, file, [seen, salience], trigger_mode="multiple")
-        looked.then(**show, concurrency_limit=None).then(lambda: None, None, file)
-        for part in (threshold, wanted):
-            part.change(
-                **show, concurrency_limit=None, trigger_mode="always_last", show_progress="hidden"
-            )
+        shown = looked.then(page.show, inputs, outputs, concurrency_limit=None)
+        shown.then(lambda: None, None, file)
+        gr.on(
+            [threshold.change, wanted.change], page.show, inputs, outputs,
+            concurrency_limit=None, trigger_mode="always_last", show_progress="hidden",
+        )  # fmt: skip
     return blocks
 
 
@@ -226,97 +218,56 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config-file",
-        metavar="FILE",
-        help="the LazyConfig file of the model; an export needs none",
-    )
-    parser.add_argument(
-        "--weights",
-        required=True,
-        metavar="FILE",
-        help=".pth, .safetensors, or an .onnx or .pt2 export",
-    )
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)"
-    )
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 is all of this machine's"
-    )
-    parser.add_argument(
-        "--port",
-        type=int,
-        default=7860,
-        help="port to listen at, 0 takes a free one (default: 7860)",
-    )
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
+    add = parser.add_argument
+    add("--config-file", metavar="FILE", help="LazyConfig file of a checkpoint's model")
+    add("--weights", required=True, metavar="FILE", help=".pth, .safetensors, .onnx or .pt2 file")
+    add("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
+    add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all addresses")
+    add("--port", type=int, default=7860, help="port, 0 for a free one (default: 7860)")
+    add("opts", nargs="*", metavar="key=value", help="overrides of the config")
     return parser.parse_intermixed_args(argv)
 
 
 def free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0.
-
-    Raises:
-        OSError: nothing can listen there.
-    """
-    with socket.socket() as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            server.bind((host, port))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise OSError(
-                f"cannot listen at {host}, port {port}: {reason}; choose another --port or --host"
-            ) from error
-        return int(server.getsockname()[1])
+    """Return the port, or a free one for 0; raise OSError if the address cannot be used."""
+    try:
+        with socket.create_server((host, port)) as server:
+            return int(server.getsockname()[1])
+    except (OSError, OverflowError) as error:
+        message = f"cannot listen at {host}, port {port}: {error}; choose another --port or --host"
+        raise OSError(message) from error
 
 
 def serve(args: argparse.Namespace, folder: str) -> None:
-    """Load the model and serve the page until a signal comes.
-
-    Args:
-        args: of the command line.
-        folder: where uploads and drawings are kept.
-
-    Raises:
-        ConfigError, CheckpointError, ExportError: the model cannot be used.
-        ImportError: gradio is missing.
-        OSError: the address cannot be used.
-    """
+    """Load the model and serve the page, with uploads and drawings in a folder, until a signal."""
     port = free_port(args.host, args.port)
+
     # gradio asks this server whether it runs, which a proxy would not know.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder, "no_proxy": "*"}
     try:
         import gradio as gr
     except ImportError as error:
         raise ImportError("the page needs gradio: pip install 'salience_detr[web]'") from error
+
     detector = load_detector(
         args.config_file, args.weights, device=args.device, overrides=args.opts
     )
-    names = detector.class_names
-    files = [Path(file).name for file in (args.config_file, args.weights) if file]
-    model = " · ".join([*files, f"{len(names)} classes: {', '.join(names)}"])
-    blocks = build(Page(detector), model)
+    model = f"{Path(args.weights).name} · {', '.join(detector.class_names)}"
+    blocks = build_blocks(Page(detector), model)
+
+    # The default theme would load its fonts from elsewhere.
+    theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     _, address, _ = blocks.launch(
-        server_name=args.host,
-        server_port=port,
-        share=False,
-        prevent_thread_lock=True,
-        quiet=True,
-        footer_links=[],
-        run_history=False,
-        css=CSS,
-        state_session_capacity=MAX_VISITORS,
-        theme=gr.themes.Soft(
-            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-        ),
-    )
+        server_name=args.host, server_port=port, share=False, prevent_thread_lock=True, quiet=True,
+        footer_links=[], run_history=False, state_session_capacity=MAX_VISITORS,
+        css=CSS, theme=theme,
+    )  # fmt: skip
     print(f"Salience DETR at {address} (Ctrl-C ends it)", flush=True)
     threading.Event().wait()
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns 0 when a signal ends it, 2 on a wrong call."""
+    """Run the command line; return 0 when a signal ends it, 2 on a wrong call."""
     args = parse_args(argv)
     with StopSignals(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         try:

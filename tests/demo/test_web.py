@@ -139,7 +139,7 @@ def test_uploads_are_read_as_everywhere(page, tmp_path):
     turned, deep, clear = (
         page.look(str(tmp_path / name))[0] for name in ("turned.jpg", "deep.png", "clear.png")
     )
-    assert turned.found.image_size == (30, 60)
+    assert turned.detections.image_size == (30, 60)
     assert np.unique(deep.shown).tolist() == [128] and np.unique(clear.shown).tolist() == [255]
 
 
