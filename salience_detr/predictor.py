@@ -267,7 +267,7 @@ def detect_with_salience(
     Returns:
         instances, on the CPU, and (height, width) salience of each input.
     """
-    images = model.preprocess_images(inputs)
+    images = model.preprocess_image(inputs)
     encoding = model.encode(images.tensor, padding_mask(images))
     outputs = model.postprocess(model.decode(encoding), encoding.proposals, images, inputs)
 

@@ -45,7 +45,7 @@ model = L(SalienceDETR)(
     encoder=L(SalienceEncoder)(
         layers=[
             L(SalienceEncoderLayer)(
-                embed_dim="${....embed_dim}", num_heads=8, ffn_dim=2048, num_important=300
+                embed_dim="${....embed_dim}", num_heads=8, ffn_dim=2048, num_topk=300
             )
             for _ in range(6)
         ],

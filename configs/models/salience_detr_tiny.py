@@ -41,7 +41,7 @@ for _layer in [*model.encoder.layers, *model.decoder.layers]:
     _layer.num_levels = NUM_LEVELS
     _layer.ffn_dim = 384
 for _layer in model.encoder.layers:
-    _layer.num_important = 100
+    _layer.num_topk = 100
 model.feature_fusion.num_blocks = 1
 
 model.embed_dim = 96

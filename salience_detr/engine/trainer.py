@@ -62,8 +62,8 @@ class Trainer(SimpleTrainer):
         """Prepare the training of a model.
 
         Args:
-            model: returns a dict of losses in training. To accumulate, it needs a method ``count``
-                (see ``SalienceDETR.count``).
+            model: returns a dict of losses in training. To accumulate, it needs a method
+                ``compute_loss_normalizers`` (see ``SalienceDETR``).
             data_loader: see :func:`salience_detr.data.build_train_loader`.
             optimizer: holds the model's parameters.
             clip_grad_norm: largest norm of all gradients together; 0 does not clip.
@@ -74,10 +74,12 @@ class Trainer(SimpleTrainer):
         Raises:
             ValueError: the model cannot be trained in parts.
         """
-        if accumulate > 1 and not hasattr(getattr(model, "module", model), "count"):
+        if accumulate > 1 and not hasattr(
+            getattr(model, "module", model), "compute_loss_normalizers"
+        ):
             raise ValueError(
                 f"train.accumulate is {accumulate}, but {type(model).__name__} cannot be trained "
-                "in parts (it has no count method); use a smaller dataloader.train.total_batch_size"
+                "in parts (it has no compute_loss_normalizers); use a smaller dataloader.train.total_batch_size"
             )
         super().__init__(model, data_loader, optimizer)
         self._data_loader_iter_obj: Iterator[Batch] | None = None
@@ -149,14 +151,14 @@ class Trainer(SimpleTrainer):
             return self.backward(batch, batch)
 
         plain_model: Any = getattr(self.model, "module", self.model)
-        whole = plain_model.count(batch)
+        normalizers = plain_model.compute_loss_normalizers(batch)
         parts = split_evenly(batch, self.accumulate)
         losses: Counter[str] = Counter()
         for part in parts:
             # The processes exchange the sum over all parts, with the last one.
             is_last = part is parts[-1]
             with nullcontext() if is_last else self.without_exchange():
-                losses.update(self.backward(part, batch, whole))
+                losses.update(self.backward(part, batch, normalizers))
         return dict(losses)
 
     def without_exchange(self) -> AbstractContextManager[None]:
@@ -165,11 +167,11 @@ class Trainer(SimpleTrainer):
             return self.model.no_sync()
         return nullcontext()
 
-    def backward(self, part: Batch, batch: Batch, *whole: Any) -> dict[str, float]:
+    def backward(self, part: Batch, batch: Batch, *normalizers: Any) -> dict[str, float]:
         """Add the gradients of a part of a batch to the parameters'; return its losses by name."""
         uses_amp = self.amp_dtype is not None
         with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=uses_amp):
-            losses: dict[str, Tensor] = self.model(part, *whole)
+            losses: dict[str, Tensor] = self.model(part, *normalizers)
         total = torch.stack(list(losses.values())).sum()
 
         # One transfer from the device for all of them.

@@ -100,19 +100,19 @@ class DetectionGraph(nn.Module):
 
     def decode(self, encoding: Encoding) -> tuple[Tensor, Tensor]:
         """(B, N, K) logits, -inf in surplus slots, and (B, N, 4) boxes of the last decoder layer."""
-        is_query = encoding.proposals.query_mask
+        is_query = encoding.proposals.valid_mask
         query = self.model.query_embedding.expand(is_query.shape[0], -1, -1)
         surplus = ~is_query[:, None].expand(-1, is_query.shape[1], -1)
         predictions = self.model.decoder(
             query,
-            encoding.proposals.boxes,
+            encoding.proposals.pred_boxes,
             encoding.memory,
             encoding.tokens,
             attention_mask=surplus,
         )
-        return predictions.logits[-1].masked_fill(
+        return predictions.pred_logits[-1].masked_fill(
             ~is_query[..., None], -torch.inf
-        ), predictions.boxes[-1]
+        ), predictions.pred_boxes[-1]
 
 
 def exportable_copy(model: SalienceDETR) -> Any:
@@ -134,7 +134,7 @@ class GraphTokens(TokenPyramid):
     @cached_property
     def spatial_shapes(self) -> Any:
         """(H_l, W_l) of each level, as the attention of a graph takes them."""
-        return self.level_shapes
+        return self.spatial_shapes_list
 
     @cached_property
     def level_start_index(self) -> Any:
@@ -151,7 +151,7 @@ class GraphTokens(TokenPyramid):
     @cached_property
     def valid_ratios(self) -> Tensor:
         ratios = []
-        for level, (height, width) in enumerate(self.level_shapes):
+        for level, (height, width) in enumerate(self.spatial_shapes_list):
             valid = self.valid_sizes[:, level]
             ratios.append(torch.stack([valid[:, 0] / width, valid[:, 1] / height], dim=-1))
         return torch.stack(ratios, dim=1)
@@ -168,14 +168,14 @@ class GraphTokenPyramidBuilder(TokenPyramidBuilder):
 class GraphSalienceFilter(SalienceFilter):
     """Counts slots by the shapes of the levels."""
 
-    def count_slots(self, level_counts: Tensor, tokens: TokenPyramid) -> int:
+    def max_selected(self, level_counts: Tensor, tokens: TokenPyramid) -> int:
         """Enough for images without padding."""
         return sum(
             portion(size, ratio)
             for size, ratio in zip(tokens.level_sizes, self.level_ratios, strict=True)
         )
 
-    def count_layer_slots(self, slots: int, layer: int) -> int:
+    def max_refined(self, slots: int, layer: int) -> int:
         return portion(slots, self.layer_ratios[layer])
 
 
@@ -188,10 +188,10 @@ def portion(size: int, ratio: float) -> int:
 class GraphEncoderLayer(SalienceEncoderLayer):
     """Takes the minimum of a number and a side that is unknown, and masks the surplus slots of a single image, too."""
 
-    def count_important(self, slots: int) -> Any:
-        return torch.sym_min(self.num_important, slots)
+    def count_topk(self, slots: int) -> Any:
+        return torch.sym_min(self.num_topk, slots)
 
-    def surplus_keys(self, is_token: Tensor) -> Tensor:
+    def key_padding_mask(self, is_token: Tensor) -> Tensor:
         return ~is_token
 
 
@@ -234,10 +234,14 @@ class GraphQuerySelection(QuerySelection):
     def suppress(self, scores: Tensor, candidates: Tensor, tokens: TokenPyramid) -> Tensor:
         """(B, n) True for the candidates that are left; images and levels lie apart and never suppress each other."""
         batch, count = candidates.shape
-        height, width = tokens.level_shapes[0]  # the finest, no level is larger
+        height, width = tokens.spatial_shapes_list[0]  # the finest, no level is larger
         side = torch.sym_max(height, width) + 3
         points = (tokens.token_xy + tokens.token_level[:, None] * side)[candidates]
-        image = torch.arange(batch, device=scores.device)[:, None] * side * len(tokens.level_shapes)
+        image = (
+            torch.arange(batch, device=scores.device)[:, None]
+            * side
+            * len(tokens.spatial_shapes_list)
+        )
         centers = (
             torch.stack([points[..., 0], points[..., 1] + image], dim=-1).flatten(0, 1).float()
         )

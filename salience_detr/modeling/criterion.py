@@ -13,13 +13,21 @@ from torch import Tensor, nn
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, box_iou, generalized_box_iou
 from salience_detr.layers.losses import iou_aware_class_loss
 from salience_detr.modeling.denoising import DenoisingLayout
-from salience_detr.modeling.distributed import mean_count
 from salience_detr.modeling.matcher import Match
-from salience_detr.modeling.structures import DetectionPredictions, DetectionTargets
+from salience_detr.modeling.structures import (
+    DetectionPredictions,
+    DetectionTargets,
+    LossNormalizers,
+)
 
 
 class SetCriterion(nn.Module):
-    """Weighted class, L1 and GIoU losses of matched predictions."""
+    """Weighted class, L1 and GIoU losses of matched predictions.
+
+    Args:
+        matcher: assigns the predictions of a layer to the boxes of each image.
+        alpha, gamma: of the IoU-aware focal loss.
+    """
 
     def __init__(
         self,
@@ -44,43 +52,35 @@ class SetCriterion(nn.Module):
         decoder: DetectionPredictions,
         encoder: DetectionPredictions,
         targets: list[DetectionTargets],
-        denoising: tuple[DetectionPredictions, DenoisingLayout] | None = None,
-        *,
-        num_boxes: float | None = None,
+        normalizers: LossNormalizers,
     ) -> dict[str, Tensor]:
-        """Losses by name, weighted.
+        """Compute the losses of the matching queries and of the proposals.
 
         Args:
             decoder: predictions of I layers for the matching queries.
             encoder: the proposals, as one layer.
-            targets: of B images; none of them need have boxes.
-            denoising: predictions of I layers for the denoising queries, and their layout.
-            num_boxes: what the losses are divided by; by default the boxes in ``targets`` (mean over the processes).
+            targets: ground truth of B images, which may have no boxes.
+            normalizers: of the batch.
 
         Returns:
-            ``loss_class``, ``loss_bbox``, ``loss_giou`` of the last layer, with suffix ``_i`` of layer i before it,
-            ``_enc`` of the proposals, ``_dn`` and ``_dn_i`` of the denoising queries.
+            Weighted ``loss_class``, ``loss_bbox``, ``loss_giou`` of the last layer, with suffix
+            ``_i`` of layer i before it, and ``_enc`` of the proposals.
         """
-        if num_boxes is None:
-            num_boxes = mean_num_boxes(targets, decoder.logits.device)
         losses: dict[str, Tensor] = {}
         for predictions, last_suffix in ((decoder, ""), (encoder, "_enc")):
-            for i, (logits, boxes) in enumerate(
-                zip(predictions.logits, predictions.boxes, strict=True)
-            ):
-                matches = self.matcher(logits, boxes, targets, predictions.query_mask)
-                suffix = last_suffix if i == len(predictions) - 1 else f"{last_suffix}_{i}"
-                losses |= self.layer_losses(
-                    logits,
-                    boxes,
-                    targets,
-                    matches,
-                    num_boxes,
-                    suffix,
-                    query_mask=predictions.query_mask,
+            for i in range(len(predictions)):
+                is_last = i == len(predictions) - 1
+                suffix = last_suffix if is_last else f"{last_suffix}_{i}"
+                pred_logits = predictions.pred_logits[i]
+                pred_boxes = predictions.pred_boxes[i]
+
+                mask = predictions.valid_mask
+                matches = self.matcher(pred_logits, pred_boxes, targets, mask)
+                layer_losses = self.layer_losses(
+                    pred_logits, pred_boxes, targets, matches, normalizers.num_boxes, mask
                 )
-        if denoising is not None:
-            losses |= self.denoising_losses(*denoising, targets, num_boxes)
+                for name, loss in layer_losses.items():
+                    losses[name + suffix] = loss
         return losses
 
     def denoising_losses(
@@ -88,75 +88,97 @@ class SetCriterion(nn.Module):
         predictions: DetectionPredictions,
         layout: DenoisingLayout,
         targets: list[DetectionTargets],
-        num_boxes: float,
+        normalizers: LossNormalizers,
     ) -> dict[str, Tensor]:
-        """Each box against its positive slots; all other slots, empty ones too, are background."""
-        matches = [layout.positive_matches(len(target), target.labels.device) for target in targets]
+        """Compute the losses of the denoising queries.
+
+        Positive queries are matched with their boxes; all other queries, padding too, are background.
+
+        Returns:
+            Weighted losses as in :meth:`forward`, with suffix ``_dn`` or ``_dn_i``.
+        """
+        matches = []
+        for target in targets:
+            matches.append(layout.positive_matches(len(target), target.labels.device))
+
+        num_boxes = normalizers.num_boxes * layout.num_groups
         losses: dict[str, Tensor] = {}
-        for i, (logits, boxes) in enumerate(
-            zip(predictions.logits, predictions.boxes, strict=True)
-        ):
+        for i in range(len(predictions)):
             suffix = "_dn" if i == len(predictions) - 1 else f"_dn_{i}"
-            losses |= self.layer_losses(
-                logits, boxes, targets, matches, num_boxes * layout.num_groups, suffix
+            layer_losses = self.layer_losses(
+                predictions.pred_logits[i], predictions.pred_boxes[i], targets, matches, num_boxes
             )
+            for name, loss in layer_losses.items():
+                losses[name + suffix] = loss
         return losses
 
     def layer_losses(
         self,
-        logits: Tensor,
-        boxes: Tensor,
+        pred_logits: Tensor,
+        pred_boxes: Tensor,
         targets: list[DetectionTargets],
         matches: list[Match],
         num_boxes: float,
-        suffix: str,
-        *,
-        query_mask: Tensor | None = None,
+        valid_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The three losses of one layer: (B, N, K) logits and (B, N, 4) cxcywh boxes against the matched boxes."""
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        logits, boxes = logits.to(dtype), boxes.to(dtype)
-        image = torch.cat([query.new_full(query.shape, i) for i, (query, _) in enumerate(matches)])
-        query = torch.cat([query for query, _ in matches])
-        pairs = list(zip(targets, matches, strict=True))
-        labels = torch.cat([target.labels[index] for target, (_, index) in pairs])
-        target_boxes = torch.cat([target.boxes[index] for target, (_, index) in pairs]).to(dtype)
+        """Compute the three weighted losses of one layer.
 
-        matched = boxes[image, query]
-        matched_xyxy, target_xyxy = box_cxcywh_to_xyxy(matched), box_cxcywh_to_xyxy(target_boxes)
-        quality = torch.zeros_like(logits)
-        quality[image, query, labels] = box_iou(matched_xyxy, target_xyxy)[0].detach()
-        positive = torch.zeros_like(logits, dtype=torch.bool)
-        positive[image, query, labels] = True
-        if query_mask is not None:
-            logits, quality, positive = (
-                logits[query_mask],
-                quality[query_mask],
-                positive[query_mask],
-            )
+        Args:
+            pred_logits: (B, N, K).
+            pred_boxes: (B, N, 4) cxcywh, normalized.
+            targets: ground truth of B images.
+            matches: matched queries and boxes of each image.
+            num_boxes: divisor of the sums.
+            valid_mask: (B, N) True for the queries that have a class loss; None = all.
+        """
+        dtype = torch.promote_types(pred_logits.dtype, torch.float32)
+        pred_logits = pred_logits.to(dtype)
+        pred_boxes = pred_boxes.to(dtype)
+
+        # All matches of the batch in one list: image, query, label and box of each.
+        images, queries, labels, boxes = [], [], [], []
+        for i, (target, (query, index)) in enumerate(zip(targets, matches, strict=True)):
+            images.append(query.new_full(query.shape, i))
+            queries.append(query)
+            labels.append(target.labels[index])
+            boxes.append(target.boxes[index])
+        image = torch.cat(images)
+        query = torch.cat(queries)
+        label = torch.cat(labels)
+        target_boxes = torch.cat(boxes).to(dtype)
+
+        matched = pred_boxes[image, query]
+        matched_xyxy = box_cxcywh_to_xyxy(matched)
+        target_xyxy = box_cxcywh_to_xyxy(target_boxes)
+
+        # The class target of a matched query is the IoU of its box.
+        iou_target = torch.zeros_like(pred_logits)
+        iou_target[image, query, label] = box_iou(matched_xyxy, target_xyxy)[0].detach()
+        positive = torch.zeros_like(pred_logits, dtype=torch.bool)
+        positive[image, query, label] = True
+        if valid_mask is not None:
+            pred_logits = pred_logits[valid_mask]
+            iou_target = iou_target[valid_mask]
+            positive = positive[valid_mask]
+
         class_loss = iou_aware_class_loss(
-            logits, quality, positive, alpha=self.alpha, gamma=self.gamma
+            pred_logits, iou_target, positive, alpha=self.alpha, gamma=self.gamma
         )
-        giou = generalized_box_iou(matched_xyxy, target_xyxy)
+        l1_loss = (matched - target_boxes).abs().sum()
+        giou_loss = (1 - generalized_box_iou(matched_xyxy, target_xyxy)).sum()
         return {
-            f"loss_class{suffix}": self.class_weight * class_loss / num_boxes,
-            f"loss_bbox{suffix}": self.l1_weight * (matched - target_boxes).abs().sum() / num_boxes,
-            f"loss_giou{suffix}": self.giou_weight * (1 - giou).sum() / num_boxes,
+            "loss_class": self.class_weight * class_loss / num_boxes,
+            "loss_bbox": self.l1_weight * l1_loss / num_boxes,
+            "loss_giou": self.giou_weight * giou_loss / num_boxes,
         }
 
 
-def mean_num_boxes(targets: list[DetectionTargets], device: torch.device) -> float:
-    """Mean number of ground-truth boxes per process over all processes; see :func:`mean_count`."""
-    count = torch.tensor(float(sum(len(target) for target in targets)), device=device)
-    return mean_count(count).item()
-
-
 def check_labels(targets: list[DetectionTargets], num_classes: int) -> None:
-    """Raise ValueError where a label does not fit the model."""
+    """Raise ValueError for a label outside the classes of the model."""
     labels = torch.cat([target.labels for target in targets])
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        wrong = int(labels.max()) if labels.max() >= num_classes else int(labels.min())
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
         raise ValueError(
-            f"a ground-truth class is {wrong}, but the model has {num_classes} classes (0 to {num_classes - 1}); "
-            f"set model.num_classes to the number of classes of the data"
+            f"a ground-truth class is {int(wrong[0])}, but the model has {num_classes} classes "
+            f"(0 to {num_classes - 1}); set model.num_classes to the number of classes of the data"
         )

@@ -57,7 +57,7 @@ class SalienceDecoderLayer(nn.Module):
         Args:
             query: (B, N, D).
             query_position: (B, N, D).
-            reference_points: (B, N, L, 4), normalized by the padded map of each level.
+            reference_points: (B, N, L, 4) cxcywh, normalized by the padded map of each level.
             memory: (B, S, D).
             tokens: shapes and padding of the memory.
             attention_mask: (N, N) or (B, N, N), True = may not attend.
@@ -65,13 +65,16 @@ class SalienceDecoderLayer(nn.Module):
         Returns:
             (B, N, D)
         """
-        with_position = query + query_position
+        # PyTorch's attention takes one mask for all images, or one per image and head.
         if attention_mask is not None and attention_mask.dim() == 3:
             attention_mask = attention_mask.repeat_interleave(self.num_heads, dim=0)
-        attended = self.self_attention(
+
+        with_position = query + query_position
+        attended, _ = self.self_attention(
             with_position, with_position, query, attn_mask=attention_mask, need_weights=False
-        )[0]
+        )
         query = self.self_attention_norm(query + attended)
+
         attended = self.cross_attention(
             query + query_position,
             reference_points,
@@ -84,7 +87,7 @@ class SalienceDecoderLayer(nn.Module):
 
 
 class SalienceDecoder(nn.Module):
-    """All decoder layers with their heads. In evaluation only the last layer's predictions are computed."""
+    """All decoder layers with their heads; evaluation computes the last layer's predictions only."""
 
     def __init__(
         self, *, layers: Sequence[SalienceDecoderLayer], embed_dim: int = 256, num_classes: int
@@ -104,7 +107,7 @@ class SalienceDecoder(nn.Module):
     def forward(
         self,
         query: Tensor,
-        reference_boxes: Tensor,
+        reference_points: Tensor,
         memory: Tensor,
         tokens: TokenPyramid,
         attention_mask: Tensor | None = None,
@@ -113,7 +116,7 @@ class SalienceDecoder(nn.Module):
 
         Args:
             query: (B, N, D) query contents.
-            reference_boxes: (B, N, 4) in (0, 1), float32 at least.
+            reference_points: (B, N, 4) initial boxes in (0, 1), float32 at least.
             memory: (B, S, D).
             tokens: shapes and padding of the memory.
             attention_mask: (N, N) or (B, N, N), True = may not attend.
@@ -121,34 +124,39 @@ class SalienceDecoder(nn.Module):
         Returns:
             Predictions of all I layers in training, of the last one in evaluation.
         """
+        # From the unpadded image, which boxes refer to, to the padded map of each level.
         scales = tokens.valid_ratios.repeat(1, 1, 2)[:, None]  # (B, 1, L, 4)
-        logits, boxes = [], []
         last = len(self.layers) - 1
-        for i, (layer, classify, regress) in enumerate(
-            zip(self.layers, self.class_heads, self.bbox_heads, strict=True)
-        ):
-            detached = reference_boxes.detach()
-            references = detached[:, :, None] * scales
-            position = self.query_position_head(
-                box_sine_encoding(references[:, :, 0], self.embed_dim // 2).to(query)
-            )
+        pred_logits, pred_boxes = [], []
+        stages = zip(self.layers, self.class_heads, self.bbox_heads, strict=True)
+        for i, (layer, classify, regress) in enumerate(stages):
+            # The boxes that a layer starts from get no gradient through its attention.
+            detached = reference_points.detach()
+            level_references = detached[:, :, None] * scales
+            encoding = box_sine_encoding(level_references[:, :, 0], self.embed_dim // 2)
+            position = self.query_position_head(encoding.to(query))
+
             query = layer(
                 query,
                 position,
-                references,
+                level_references,
                 memory=memory,
                 tokens=tokens,
                 attention_mask=attention_mask,
             )
+
+            # Look forward twice: the prediction starts from boxes with the gradient of the layer
+            # before, the next layer from boxes without it, moved by the query before the norm.
             if self.training or i == last:
                 normalized = self.norm(query)
-                logits.append(classify(normalized))
-                boxes.append(self.shift_boxes(reference_boxes, regress(normalized)))
+                pred_logits.append(classify(normalized))
+                pred_boxes.append(self.refine(reference_points, regress(normalized)))
             if i < last:
-                reference_boxes = self.shift_boxes(detached, regress(query))
-        return DetectionPredictions(logits=torch.stack(logits), boxes=torch.stack(boxes))
+                reference_points = self.refine(detached, regress(query))
+
+        return DetectionPredictions(torch.stack(pred_logits), torch.stack(pred_boxes))
 
     @staticmethod
-    def shift_boxes(boxes: Tensor, offsets: Tensor) -> Tensor:
-        """Boxes moved by offsets in logit space: sigmoid(inverse_sigmoid(boxes) + offsets)."""
+    def refine(boxes: Tensor, offsets: Tensor) -> Tensor:
+        """Move boxes by offsets in logit space: sigmoid(inverse_sigmoid(boxes) + offsets)."""
         return (inverse_sigmoid(boxes) + offsets.to(boxes.dtype)).sigmoid()

@@ -1,4 +1,4 @@
-"""What the losses need to know of the other processes."""
+"""Counts over all processes, by which the losses are divided."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from detectron2.utils import comm
 from torch import Tensor
 
 
-def mean_count(count: Tensor) -> Tensor:
-    """Mean of a floating count over all processes, of which there is at least 1 in all of them together.
+def mean_over_processes(counts: Tensor) -> Tensor:
+    """Return the mean of floating counts over all processes, each at least 1 in all of them together.
 
-    So losses divided by it, averaged over the processes, are those of one process with the whole batch.
+    DDP averages the gradients of the processes. Losses divided by this mean are, averaged, those of
+    one process with the whole batch.
     """
     if comm.get_world_size() == 1:
-        return count.clamp(min=1)
-    total = count.clone()
+        return counts.clamp(min=1)
+
+    total = counts.clone()
     torch.distributed.all_reduce(total)
     return total.clamp(min=1) / comm.get_world_size()

@@ -1,6 +1,7 @@
-"""The encoder: only the selected tokens move (paper, section 3.3).
+"""The encoder: only the selected tokens are refined (paper, section 3.3).
 
-Symbols: B images, L levels, S tokens, D channels, K classes, n slots of selected tokens.
+Symbols: B images, L levels, S tokens, D channels, K classes, n selected tokens (padded, see
+:class:`~salience_detr.modeling.salience.SalienceSelection`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from salience_detr.modeling.token_pyramid import TokenPyramid, gather_tokens, sc
 
 
 class SalienceEncoderLayer(nn.Module):
-    """Attention among the most important tokens, then deformable attention to all tokens, then a feed-forward."""
+    """Attention among the top-k tokens, deformable attention to all tokens, and a feed-forward block.
+
+    Args:
+        num_topk: tokens that take part in the first attention.
+    """
 
     def __init__(
         self,
@@ -29,10 +34,11 @@ class SalienceEncoderLayer(nn.Module):
         ffn_dim: int = 2048,
         num_levels: int = 4,
         num_points: int = 4,
-        num_important: int = 300,
+        num_topk: int = 300,
     ) -> None:
         super().__init__()
-        self.num_important = num_important
+        self.num_topk = num_topk
+        # "important" is the name of the top-k tokens in checkpoints.
         self.important_attention = nn.MultiheadAttention(embed_dim, num_heads, batch_first=True)
         self.important_norm = nn.LayerNorm(embed_dim)
         self.deformable_attention = MultiScaleDeformableAttention(
@@ -47,7 +53,7 @@ class SalienceEncoderLayer(nn.Module):
         position: Tensor,
         *,
         importance: Tensor,
-        slot_mask: Tensor,
+        valid_mask: Tensor,
         reference_points: Tensor,
         tokens: TokenPyramid,
     ) -> Tensor:
@@ -56,15 +62,16 @@ class SalienceEncoderLayer(nn.Module):
         Args:
             query: (B, n, D) running values of the selected tokens.
             position: (B, n, D).
-            importance: (B, n), by which the tokens of the first attention are chosen.
-            slot_mask: (B, n) False for surplus slots, which no other slot may see.
-            reference_points: (B, n, L, 2).
+            importance: (B, n), by which the top-k tokens are chosen.
+            valid_mask: (B, n) False for padding, which no token may attend to.
+            reference_points: (B, n, L, 2), normalized by the padded map of each level.
             tokens: all tokens; their features are the value of every layer.
 
         Returns:
-            (B, n, D); surplus slots hold nothing of use.
+            (B, n, D); the values of padding are meaningless.
         """
-        query = self.attend_important(query, position, importance, slot_mask)
+        query = self.attend_topk(query, position, importance, valid_mask)
+
         attended = self.deformable_attention(
             query + position,
             reference_points,
@@ -75,44 +82,51 @@ class SalienceEncoderLayer(nn.Module):
         )
         return self.ffn(self.deformable_norm(query + attended))
 
-    def count_important(self, slots: int) -> int:
-        """How many of the slots take part in the first attention."""
-        return min(self.num_important, slots)
-
-    def surplus_keys(self, is_token: Tensor) -> Tensor | None:
-        """(B, n) False for surplus slots -> True for them; None for one image, whose slots are all filled."""
-        return ~is_token if is_token.shape[0] > 1 else None
-
-    def attend_important(
-        self, query: Tensor, position: Tensor, importance: Tensor, slot_mask: Tensor
+    def attend_topk(
+        self, query: Tensor, position: Tensor, importance: Tensor, valid_mask: Tensor
     ) -> Tensor:
-        """Self-attention among the ``num_important`` most important tokens, written back into the query."""
-        importance = importance.masked_fill(~slot_mask, -torch.inf)
-        index = importance.topk(self.count_important(query.shape[1]), dim=1).indices
+        """Attend among the ``num_topk`` tokens of highest importance, and write them back."""
+        importance = importance.masked_fill(~valid_mask, -torch.inf)
+        index = importance.topk(self.count_topk(query.shape[1]), dim=1).indices
         value = gather_tokens(query, index)
         with_position = value + gather_tokens(position, index)
-        attended = self.important_attention(
+
+        attended, _ = self.important_attention(
             with_position,
             with_position,
             value,
-            key_padding_mask=self.surplus_keys(slot_mask.gather(1, index)),
+            key_padding_mask=self.key_padding_mask(valid_mask.gather(1, index)),
             need_weights=False,
-        )[0]
+        )
         return scatter_tokens(query, index, self.important_norm(value + attended))
+
+    def count_topk(self, length: int) -> int:
+        """Return how many of the n tokens attend to each other; exported graphs override this."""
+        return min(self.num_topk, length)
+
+    def key_padding_mask(self, valid_mask: Tensor) -> Tensor | None:
+        """Return (B, n) True = padding, or None for one image, which has none; see exported graphs."""
+        if valid_mask.shape[0] == 1:
+            return None
+        return ~valid_mask
 
 
 class BackgroundEmbedding(nn.Module):
-    """A learned embedding of (row, column) for the tokens that were not selected."""
+    """Learned embedding of (row, column) for the tokens that are not refined.
+
+    Args:
+        size: rows and columns of the tables.
+    """
 
     def __init__(self, *, embed_dim: int = 256, size: int = 200) -> None:
         super().__init__()
         self.row_embed = nn.Parameter(torch.rand(size, embed_dim // 2))
         self.col_embed = nn.Parameter(torch.rand(size, embed_dim // 2))
 
-    def forward(self, level_shapes: tuple[tuple[int, int], ...]) -> Tensor:
-        """(S, D), column half first; tables are stretched for maps that have more rows or columns than they."""
+    def forward(self, spatial_shapes_list: Sequence[tuple[int, int]]) -> Tensor:
+        """L shapes (H_l, W_l) -> (S, D), the column's half first."""
         levels = []
-        for height, width in level_shapes:
+        for height, width in spatial_shapes_list:
             columns = self._table(self.col_embed, width)[None, :].expand(height, -1, -1)
             rows = self._table(self.row_embed, height)[:, None].expand(-1, width, -1)
             levels.append(torch.cat([columns, rows], dim=-1).flatten(0, 1))
@@ -120,6 +134,7 @@ class BackgroundEmbedding(nn.Module):
 
     @staticmethod
     def _table(table: Tensor, size: int) -> Tensor:
+        """Return the first entries, or the table stretched to a map that is larger."""
         if size <= len(table):
             return table[:size]
         stretched = F.interpolate(table.t()[None], size=size, mode="linear", align_corners=True)
@@ -131,8 +146,8 @@ class SalienceEncoder(nn.Module):
 
     Args:
         layers: in the order of the data.
-        background_embedding: of the tokens that are not selected.
-        use_checkpoint: compute the layers' activations again in the backward pass instead of keeping them.
+        background_embedding: embedding of the tokens that the last layer does not refine.
+        use_checkpoint: activation checkpointing of the layers.
     """
 
     def __init__(
@@ -160,7 +175,7 @@ class SalienceEncoder(nn.Module):
         Args:
             tokens: all tokens.
             selection: with masks for as many layers as there are here.
-            class_head: (B, n, D) -> (B, n, K) logits; weighs importance only, no gradient flows through it.
+            class_head: (B, n, D) -> (B, n, K) logits; it weighs importance and gets no gradient.
 
         Returns:
             (B, S, D) memory.
@@ -169,31 +184,38 @@ class SalienceEncoder(nn.Module):
         index = selection.token_index
         position = gather_tokens(tokens.positions, index)
         centers = gather_tokens(tokens.centers, index)
+        # Centers are relative to the unpadded image, the attention's points to the padded map.
         reference_points = centers[:, :, None] * tokens.valid_ratios[:, None]
-        for layer, slot_mask in zip(self.layers, selection.layer_masks, strict=True):
-            slots = slot_mask.shape[1]
-            query = gather_tokens(memory, index[:, :slots])
+
+        for layer, valid_mask in zip(self.layers, selection.layer_masks, strict=True):
+            length = valid_mask.shape[1]
+            layer_index = index[:, :length]
+            query = gather_tokens(memory, layer_index)
+
+            # Importance: best class logit times salience.
             with torch.no_grad():
-                importance = class_head(query).amax(-1) * selection.scores[:, :slots]
+                importance = class_head(query).amax(-1) * selection.scores[:, :length]
+
             refined = layer(
                 query,
-                position[:, :slots],
+                position[:, :length],
                 importance=importance,
-                slot_mask=slot_mask,
-                reference_points=reference_points[:, :slots],
+                valid_mask=valid_mask,
+                reference_points=reference_points[:, :length],
                 tokens=tokens,
             )
-            memory = scatter_tokens(
-                memory, index[:, :slots], torch.where(slot_mask[..., None], refined, query)
-            )
-        return self.add_background(memory, tokens, index[:, :slots], slot_mask)
+            refined = torch.where(valid_mask[..., None], refined, query)
+            memory = scatter_tokens(memory, layer_index, refined)
+
+        return self.add_background(memory, tokens, layer_index, valid_mask)
 
     def add_background(
-        self, memory: Tensor, tokens: TokenPyramid, index: Tensor, slot_mask: Tensor
+        self, memory: Tensor, tokens: TokenPyramid, index: Tensor, valid_mask: Tensor
     ) -> Tensor:
         """Add the background embedding to the unpadded tokens that the last layer did not refine."""
-        background = (~tokens.padding_mask).scatter(
-            1, index, ~slot_mask & ~tokens.padding_mask.gather(1, index)
-        )
-        embedding = self.background_embedding(tokens.level_shapes).to(memory.dtype)
+        unpadded = ~tokens.padding_mask
+        not_refined = ~valid_mask & unpadded.gather(1, index)
+        background = unpadded.scatter(1, index, not_refined)
+
+        embedding = self.background_embedding(tokens.spatial_shapes_list).to(memory.dtype)
         return memory + embedding * background[..., None]

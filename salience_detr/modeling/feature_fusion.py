@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class ConvBN(nn.Module):
-    """Convolution without bias and BatchNorm, SiLU behind them if ``activation``; size-preserving at stride 1."""
+    """Convolution without bias, BatchNorm and, if ``activation``, SiLU; it keeps the size at stride 1."""
 
     def __init__(
         self,
@@ -24,14 +24,9 @@ class ConvBN(nn.Module):
         activation: bool = True,
     ) -> None:
         super().__init__()
+        padding = kernel_size // 2
         self.conv = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            kernel_size // 2,
-            groups=groups,
-            bias=False,
+            in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
         )
         self.norm = nn.BatchNorm2d(out_channels)
         self.activation = nn.SiLU() if activation else nn.Identity()
@@ -42,7 +37,11 @@ class ConvBN(nn.Module):
         return self.activation(self.normalize(self.conv(x)))
 
     def normalize(self, x: Tensor) -> Tensor:
-        """BatchNorm; a single value per channel (a tiny image alone) has no variance and takes the running one."""
+        """Apply BatchNorm.
+
+        In training, a single value per channel (one tiny image) has no variance: the running
+        statistics are used instead.
+        """
         norm = self.norm
         if type(norm) is nn.BatchNorm2d and norm.training and x[:, 0].numel() == 1:
             return F.batch_norm(
@@ -51,11 +50,13 @@ class ConvBN(nn.Module):
         return norm(x)
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Kernel and bias of the one convolution that equals this one in evaluation, without the activation."""
+        """Return kernel and bias of the convolution that equals conv and norm in evaluation."""
         norm = self.norm
         assert norm.running_mean is not None and norm.running_var is not None
+
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        return self.conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+        kernel = self.conv.weight * scale[:, None, None, None]
+        return kernel, norm.bias - norm.running_mean * scale
 
 
 class ContextGate(nn.Module):
@@ -63,9 +64,11 @@ class ContextGate(nn.Module):
 
     def __init__(self, *, channels: int, reduction: int = 16) -> None:
         super().__init__()
+        hidden = max(1, channels // reduction)
         self.attention = nn.Conv2d(channels, 1, 1)
-        self.reduce = nn.Conv2d(channels, max(1, channels // reduction), 1, bias=False)
-        self.expand = nn.Conv2d(max(1, channels // reduction), channels, 1, bias=False)
+        self.reduce = nn.Conv2d(channels, hidden, 1, bias=False)
+        self.expand = nn.Conv2d(hidden, channels, 1, bias=False)
+
         for conv in (self.attention, self.reduce, self.expand):
             nn.init.kaiming_uniform_(conv.weight, a=1)
         assert self.attention.bias is not None
@@ -73,15 +76,18 @@ class ContextGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, D, H, W)"""
-        weights = self.attention(x).flatten(2).softmax(-1)  # (B, 1, H*W)
+        # Attention pooling: a mean over the map, weighted by the softmax of one channel.
+        weights = self.attention(x).flatten(2).softmax(-1)  # (B, 1, H * W)
         context = (x.flatten(2) * weights).sum(-1)[..., None, None]
+
         return x * self.expand(F.relu(self.reduce(context))).sigmoid()
 
 
 class RepVGGBlock(nn.Module):
     """Parallel grouped 3x3 and 1x1 convolutions, gated, with a shortcut.
 
-    In evaluation both convolutions are folded into one on the fly; nothing is stored, so checkpoints stay the same.
+    In evaluation both convolutions are folded into one on the fly; nothing is stored, so checkpoints
+    stay the same.
     """
 
     def __init__(self, *, channels: int, groups: int = 4) -> None:
@@ -100,9 +106,10 @@ class RepVGGBlock(nn.Module):
         return self.gate(F.silu(y)) + x
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Kernel and bias of the 3x3 convolution that equals the sum of both branches in evaluation."""
+        """Return kernel and bias of the 3x3 convolution that equals the sum of both branches."""
         kernel3, bias3 = self.conv3x3.folded()
         kernel1, bias1 = self.conv1x1.folded()
+        # A 1x1 kernel is a 3x3 kernel with zeros around it.
         return kernel3 + F.pad(kernel1, [1, 1, 1, 1]), bias3 + bias1
 
 
@@ -112,9 +119,8 @@ class CSPBlock(nn.Module):
     def __init__(self, *, channels: int, num_blocks: int = 3, groups: int = 4) -> None:
         super().__init__()
         self.main = ConvBN(2 * channels, channels, 1)
-        self.blocks = nn.Sequential(
-            *(RepVGGBlock(channels=channels, groups=groups) for _ in range(num_blocks))
-        )
+        blocks = [RepVGGBlock(channels=channels, groups=groups) for _ in range(num_blocks)]
+        self.blocks = nn.Sequential(*blocks)
         self.shortcut = ConvBN(2 * channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,29 +135,31 @@ class FeatureFusion(nn.Module):
         self, *, channels: int = 256, num_levels: int = 4, num_blocks: int = 3, groups: int = 4
     ) -> None:
         super().__init__()
+
+        def block() -> CSPBlock:
+            return CSPBlock(channels=channels, num_blocks=num_blocks, groups=groups)
+
+        # lateral[l] and top_down[l] produce level l; downsample[l] and bottom_up[l] level l + 1.
         steps = range(num_levels - 1)
-        # lateral[l] and top_down[l] produce level l; downsample[l] and bottom_up[l] produce level l + 1.
         self.lateral = nn.ModuleList(ConvBN(channels, channels, 1) for _ in steps)
-        self.top_down = nn.ModuleList(
-            CSPBlock(channels=channels, num_blocks=num_blocks, groups=groups) for _ in steps
-        )
+        self.top_down = nn.ModuleList(block() for _ in steps)
         self.downsample = nn.ModuleList(ConvBN(channels, channels, 3, stride=2) for _ in steps)
-        self.bottom_up = nn.ModuleList(
-            CSPBlock(channels=channels, num_blocks=num_blocks, groups=groups) for _ in steps
-        )
+        self.bottom_up = nn.ModuleList(block() for _ in steps)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """L maps (B, D, H_l, W_l), finest first -> the same shapes."""
+        """L maps (B, D, H_l, W_l), finest first -> maps of the same shapes."""
         levels = list(maps)
+
+        # Top-down: each level takes in the coarser one.
         for level in reversed(range(len(levels) - 1)):
             levels[level + 1] = self.lateral[level](levels[level + 1])
-            upsampled = F.interpolate(
-                levels[level + 1], size=levels[level].shape[-2:], mode="nearest"
-            )
+            shape = levels[level].shape[-2:]
+            upsampled = F.interpolate(levels[level + 1], size=shape, mode="nearest")
             levels[level] = self.top_down[level](torch.cat([upsampled, levels[level]], dim=1))
+
+        # Bottom-up: each level takes in the finer one.
         for level in range(len(levels) - 1):
             downsampled = self.downsample[level](levels[level])
-            levels[level + 1] = self.bottom_up[level](
-                torch.cat([downsampled, levels[level + 1]], dim=1)
-            )
+            merged = torch.cat([downsampled, levels[level + 1]], dim=1)
+            levels[level + 1] = self.bottom_up[level](merged)
         return levels

@@ -5,6 +5,8 @@ Symbols: B images, N queries, K classes, G boxes of an image.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -12,9 +14,11 @@ from torch import Tensor
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
 from salience_detr.modeling.structures import DetectionTargets
 
-Match = tuple[
-    Tensor, Tensor
-]  # indices of queries and of the boxes that they are matched with, both (min(N, G),)
+# Indices of queries and of the boxes that they are matched with, both (min(N, G),).
+Match: TypeAlias = tuple[Tensor, Tensor]
+
+# Cost of a prediction that is not finite: it is matched first, so that it shows in the losses.
+NON_FINITE_COST = -1e9
 
 
 class HungarianMatcher:
@@ -41,46 +45,55 @@ class HungarianMatcher:
         pred_logits: Tensor,
         pred_boxes: Tensor,
         targets: list[DetectionTargets],
-        query_mask: Tensor | None = None,
+        valid_mask: Tensor | None = None,
     ) -> list[Match]:
         """Match each image.
 
         Args:
             pred_logits: (B, N, K).
             pred_boxes: (B, N, 4) cxcywh, normalized.
-            targets: of B images.
-            query_mask: (B, N) True for the queries that take part, which come first; None = all.
+            targets: ground truth of B images.
+            valid_mask: (B, N) True for valid queries, which come first; None = all.
 
         Returns:
-            For each image the matched (query indices, target indices), by rising query index. Predictions that are
-            not finite are matched first, so that they show in the losses.
+            For each image the matched (query indices, target indices), by rising query index.
         """
-        device, matches = pred_logits.device, []
-        counts = (
-            [pred_logits.shape[1]] * len(targets)
-            if query_mask is None
-            else query_mask.sum(1).tolist()
-        )
-        for i, (target, count) in enumerate(zip(targets, counts, strict=True)):
-            cost = self.cost(pred_logits[i, :count], pred_boxes[i, :count], target)
-            cost = cost.cpu().nan_to_num(nan=-1e9, posinf=-1e9, neginf=-1e9)
-            queries, boxes = linear_sum_assignment(cost.numpy())
+        num_queries = [pred_logits.shape[1]] * len(targets)
+        if valid_mask is not None:
+            num_queries = valid_mask.sum(1).tolist()
+
+        matches = []
+        for i, target in enumerate(targets):
+            logits = pred_logits[i, : num_queries[i]]
+            boxes = pred_boxes[i, : num_queries[i]]
+            cost = self.cost(logits, boxes, target).cpu()
+            cost = cost.nan_to_num(
+                nan=NON_FINITE_COST, posinf=NON_FINITE_COST, neginf=NON_FINITE_COST
+            )
+
+            queries, matched = linear_sum_assignment(cost.numpy())
+            device = pred_logits.device
             matches.append(
-                (torch.as_tensor(queries, device=device), torch.as_tensor(boxes, device=device))
+                (torch.as_tensor(queries, device=device), torch.as_tensor(matched, device=device))
             )
         return matches
 
     def cost(self, logits: Tensor, boxes: Tensor, target: DetectionTargets) -> Tensor:
-        """(N, K) logits and (N, 4) boxes -> (N, G) cost of each pair, float32 at least."""
-        p = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()[:, target.labels]
-        boxes, target_boxes = boxes.to(p.dtype), target.boxes.to(p.dtype)
+        """Return the (N, G) cost, float32 at least, of (N, K) logits and (N, 4) cxcywh boxes."""
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        p = logits.to(dtype).sigmoid()[:, target.labels]
+        boxes = boxes.to(dtype)
+        target_boxes = target.boxes.to(dtype)
+
+        # Focal loss of the class if the query were positive, less the one if it were negative.
         positive = self.alpha * (1 - p) ** self.gamma * -(p + 1e-6).log()
         negative = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-6).log()
-        giou = generalized_box_iou(
-            box_cxcywh_to_xyxy(boxes)[:, None], box_cxcywh_to_xyxy(target_boxes)
-        )
+
+        l1 = torch.cdist(boxes, target_boxes, p=1)
+        boxes_xyxy = box_cxcywh_to_xyxy(boxes)
+        giou = generalized_box_iou(boxes_xyxy[:, None], box_cxcywh_to_xyxy(target_boxes))
         return (
             self.class_weight * (positive - negative)
-            + self.l1_weight * torch.cdist(boxes, target_boxes, p=1)
+            + self.l1_weight * l1
             - self.giou_weight * giou
         )

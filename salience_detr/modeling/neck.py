@@ -1,4 +1,4 @@
-"""From backbone maps to levels of equal width."""
+"""Levels of equal width from the maps of a backbone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from torch import Tensor, nn
 
 
 class ChannelMapper(nn.Module):
-    """1x1 conv + GroupNorm per backbone map; each extra level is a 3x3 stride-2 conv + GroupNorm.
+    """1x1 convolution and GroupNorm per backbone map, 3x3 stride-2 convolutions for extra levels.
 
     The first extra level reads the last backbone map itself, further ones the level before.
+
+    Args:
+        in_features: names of the backbone maps, finest first.
+        in_channels: their channels.
+
+    Raises:
+        ValueError: ``in_features`` and ``in_channels`` differ in length.
     """
 
     def __init__(
@@ -26,30 +33,25 @@ class ChannelMapper(nn.Module):
         super().__init__()
         if len(in_features) != len(in_channels):
             raise ValueError(
-                f"in_features {list(in_features)} and in_channels {list(in_channels)} differ in length"
+                f"in_features {list(in_features)} and in_channels {list(in_channels)} differ in "
+                "length; give the channels of each map"
             )
         self.in_features = tuple(in_features)
-        self.projections = nn.ModuleList(
-            Conv2d(
-                channels, out_channels, 1, bias=False, norm=nn.GroupNorm(num_groups, out_channels)
+
+        self.projections = nn.ModuleList()
+        for channels in in_channels:
+            norm = nn.GroupNorm(num_groups, out_channels)
+            self.projections.append(Conv2d(channels, out_channels, 1, bias=False, norm=norm))
+
+        self.extra_levels = nn.ModuleList()
+        channels = in_channels[-1]
+        for _ in range(num_extra_levels):
+            norm = nn.GroupNorm(num_groups, out_channels)
+            self.extra_levels.append(
+                Conv2d(channels, out_channels, 3, stride=2, padding=1, bias=False, norm=norm)
             )
-            for channels in in_channels
-        )
-        extra_inputs = [in_channels[-1], *[out_channels] * (num_extra_levels - 1)][
-            :num_extra_levels
-        ]
-        self.extra_levels = nn.ModuleList(
-            Conv2d(
-                c,
-                out_channels,
-                3,
-                stride=2,
-                padding=1,
-                bias=False,
-                norm=nn.GroupNorm(num_groups, out_channels),
-            )
-            for c in extra_inputs
-        )
+            channels = out_channels
+
         for conv in [*self.projections, *self.extra_levels]:
             nn.init.xavier_uniform_(conv.weight)
 
@@ -59,9 +61,11 @@ class ChannelMapper(nn.Module):
 
     def forward(self, features: dict[str, Tensor]) -> list[Tensor]:
         """Backbone maps by name -> L maps (B, out_channels, H_l, W_l), finest first."""
-        inputs = [features[name] for name in self.in_features]
-        levels = [project(x) for project, x in zip(self.projections, inputs, strict=True)]
-        x = inputs[-1]
+        levels = []
+        for name, project in zip(self.in_features, self.projections, strict=True):
+            levels.append(project(features[name]))
+
+        x = features[self.in_features[-1]]
         for downsample in self.extra_levels:
             x = downsample(x)
             levels.append(x)

@@ -1,4 +1,4 @@
-"""From the predictions of the last decoder layer to detections.
+"""Detections from the predictions of the last decoder layer.
 
 Symbols: N queries, K classes.
 """
@@ -12,28 +12,34 @@ from salience_detr.layers.box_ops import box_cxcywh_to_xyxy
 
 
 def select_detections(
-    logits: Tensor, boxes: Tensor, image_size: tuple[int, int], *, max_detections: int = 300
+    pred_logits: Tensor,
+    pred_boxes: Tensor,
+    image_size: tuple[int, int],
+    *,
+    max_detections: int = 300,
 ) -> Instances:
-    """The best (query, class) pairs of one image, by falling score; a query may appear with several classes.
+    """Select the best (query, class) pairs of one image; a query may appear with several classes.
 
     Args:
-        logits: (N, K) class logits.
-        boxes: (N, 4) (cx, cy, w, h), normalized.
+        pred_logits: (N, K).
+        pred_boxes: (N, 4) (cx, cy, w, h), normalized.
         image_size: (height, width) in pixels of the frame that the boxes are wanted in.
-        max_detections: how many at most.
+        max_detections: how many pairs at most.
 
     Returns:
-        Instances with ``pred_boxes`` (absolute xyxy, not clipped to the image), ``scores`` and ``pred_classes``.
+        Instances with ``pred_boxes`` (absolute xyxy, not clipped to the image), ``scores`` and
+        ``pred_classes``, by falling score.
     """
+    num_classes = pred_logits.shape[1]
+    scores = pred_logits.to(pred_boxes.dtype).sigmoid().flatten()
+    scores, index = scores.topk(min(max_detections, len(scores)))
+
     height, width = image_size
-    num_classes = logits.shape[1]
-    scores, index = (
-        logits.to(boxes.dtype).sigmoid().flatten().topk(min(max_detections, logits.numel()))
-    )
-    absolute = box_cxcywh_to_xyxy(boxes) * boxes.new_tensor([width, height, width, height])
+    scale = pred_boxes.new_tensor([width, height, width, height])
+    boxes = box_cxcywh_to_xyxy(pred_boxes) * scale
     return Instances(
         image_size,
-        pred_boxes=Boxes(absolute[index // num_classes]),
+        pred_boxes=Boxes(boxes[index // num_classes]),
         scores=scores,
         pred_classes=index % num_classes,
     )

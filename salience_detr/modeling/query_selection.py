@@ -1,6 +1,7 @@
-"""Query selection: the tokens that become decoder queries, without redundant neighbors (paper, section 3.4).
+"""Query selection: tokens that become decoder queries, without redundant neighbors (paper, section 3.4).
 
-Symbols: B images, S tokens, D channels, K classes, N queries at most, n = most survivors in an image of the batch.
+Symbols: B images, S tokens, D channels, K classes, N queries at most, n = most queries in an image of
+the batch.
 """
 
 from __future__ import annotations
@@ -17,25 +18,28 @@ from salience_detr.modeling.token_pyramid import TokenPyramid, gather_tokens
 
 @dataclass(frozen=True)
 class Proposals:
-    """The tokens that become queries, best first; images with fewer of them than others have surplus slots behind.
+    """Tokens that become queries, best first; images with fewer than n queries are padded.
 
     Attributes:
-        token_index: (B, n) flat token.
-        logits: (B, n, K) class logits of the tokens.
-        boxes: (B, n, 4) (cx, cy, w, h), normalized by the unpadded image size.
-        query_mask: (B, n) True = a query, False = surplus slot.
+        token_index: (B, n) index of each token in the pyramid.
+        pred_logits: (B, n, K) class logits of the tokens.
+        pred_boxes: (B, n, 4) (cx, cy, w, h), normalized by the unpadded image size.
+        valid_mask: (B, n) True = query, False = padding.
     """
 
     token_index: Tensor
-    logits: Tensor
-    boxes: Tensor
-    query_mask: Tensor
+    pred_logits: Tensor
+    pred_boxes: Tensor
+    valid_mask: Tensor
 
 
 class QuerySelection(nn.Module):
-    """Ranks tokens by their best class, suppresses neighbors on the grid, and proposes a box for each survivor.
+    """Ranks tokens by their best class, suppresses neighbors, and proposes a box for each that is kept.
 
-    Boxes are computed for the survivors only: no other box is ever used.
+    Args:
+        num_queries: N.
+        candidate_factor: the NMS is given this many times N tokens.
+        iou_threshold: of the NMS, for boxes of 2 x 2 tokens around the tokens.
     """
 
     def __init__(
@@ -55,51 +59,61 @@ class QuerySelection(nn.Module):
         self.iou_threshold = iou_threshold
 
     def forward(self, output_memory: Tensor, tokens: TokenPyramid) -> Proposals:
-        """(B, S, D) projected memory -> the proposals."""
+        """(B, S, D) projected memory -> proposals."""
         logits = self.class_head(output_memory)
-        token_index, query_mask = self.select_tokens(logits.detach().amax(-1), tokens)
+        token_index, valid_mask = self.select_tokens(logits.detach().amax(-1), tokens)
+
+        # Boxes of the selected tokens only: no other box is ever used.
+        selected = gather_tokens(output_memory, token_index)
         return Proposals(
             token_index=token_index,
-            logits=gather_tokens(logits, token_index),
-            boxes=self.propose_boxes(
-                gather_tokens(output_memory, token_index), token_index, tokens
-            ),
-            query_mask=query_mask,
+            pred_logits=gather_tokens(logits, token_index),
+            pred_boxes=self.propose_boxes(selected, token_index, tokens),
+            valid_mask=valid_mask,
         )
 
     def select_tokens(self, scores: Tensor, tokens: TokenPyramid) -> tuple[Tensor, Tensor]:
-        """(B, S) scores -> (B, n) tokens, best first, and (B, n) False for surplus slots."""
-        survivors = self.select_survivors(scores, tokens)
-        token_index = nn.utils.rnn.pad_sequence(survivors, batch_first=True)
-        counts = token_index.new_tensor([len(index) for index in survivors])
-        slots = torch.arange(token_index.shape[1], device=counts.device)
-        return token_index, slots < counts[:, None]
+        """Select tokens by their (B, S) scores.
+
+        Returns:
+            (B, n) token index, best first, and (B, n) True = query, False = padding.
+        """
+        keep = self.nms_keep_indices(scores, tokens)
+        token_index = nn.utils.rnn.pad_sequence(keep, batch_first=True)
+
+        lengths = token_index.new_tensor([len(index) for index in keep])
+        rank = torch.arange(token_index.shape[1], device=lengths.device)
+        return token_index, rank < lengths[:, None]
 
     def propose_boxes(
         self, output_memory: Tensor, token_index: Tensor, tokens: TokenPyramid
     ) -> Tensor:
-        """(B, n, D) and (B, n) -> (B, n, 4) boxes; those of invalid tokens are (1, 1, 1, 1)."""
-        references = inverse_sigmoid(gather_tokens(tokens.proposals, token_index))
-        valid = gather_tokens(tokens.valid_proposals, token_index)
-        references = references.masked_fill(~valid[..., None], torch.inf)
-        return (self.bbox_head(output_memory).to(references.dtype) + references).sigmoid()
+        """Return (B, n, 4) boxes of the tokens (B, n, D); those of invalid tokens are (1, 1, 1, 1)."""
+        reference = inverse_sigmoid(gather_tokens(tokens.output_proposals, token_index))
+        valid = gather_tokens(tokens.output_proposals_valid, token_index)
+        reference = reference.masked_fill(~valid[..., None], torch.inf)
+        return (self.bbox_head(output_memory).to(reference.dtype) + reference).sigmoid()
 
     @torch.no_grad()
-    def select_survivors(self, scores: Tensor, tokens: TokenPyramid) -> list[Tensor]:
-        """(B, S) scores -> for each image the tokens (at most N) left by the suppression, best first."""
-        # Stable: invalid tokens have equal scores, and an image is to be given the same ones in every batch.
+    def nms_keep_indices(self, scores: Tensor, tokens: TokenPyramid) -> list[Tensor]:
+        """Suppress neighboring tokens on each level by their (B, S) scores.
+
+        Returns:
+            For each image the indices of at most N tokens, best first.
+        """
+        # Stable: invalid tokens tie, and an image must get the same ones in every batch.
         ranking = scores.sort(dim=1, descending=True, stable=True)
         candidates = ranking.indices[:, : self.num_candidates]
-        values = ranking.values[:, : self.num_candidates]
-        side = (
-            max(max(shape) for shape in tokens.level_shapes) + 3
-        )  # levels far apart never suppress each other
-        points = tokens.token_xy + tokens.token_level[:, None] * side
-        survivors = []
-        for index, score in zip(candidates, values, strict=True):
+        candidate_scores = ranking.values[:, : self.num_candidates]
+
+        # Levels are laid so far apart that they never suppress each other.
+        distance = max(max(shape) for shape in tokens.spatial_shapes_list) + 3
+        points = tokens.token_xy + tokens.token_level[:, None] * distance
+
+        keep_indices = []
+        for index, score in zip(candidates, candidate_scores, strict=True):
             centers = points[index].float()
-            kept = nms(
-                torch.cat([centers - 1, centers + 1], dim=1), score.float(), self.iou_threshold
-            )
-            survivors.append(index[kept[: self.num_queries]])
-        return survivors
+            boxes = torch.cat([centers - 1, centers + 1], dim=1)
+            keep = nms(boxes, score.float(), self.iou_threshold)
+            keep_indices.append(index[keep[: self.num_queries]])
+        return keep_indices

@@ -1,4 +1,4 @@
-"""Hierarchical salience filtering: which tokens the encoder refines (paper, section 3.2).
+"""Hierarchical salience filtering: the tokens that the encoder refines (paper, section 3.2).
 
 Symbols: B images, L levels, S tokens, D channels, n_b selected tokens of image b, n = max of n_b.
 """
@@ -17,33 +17,33 @@ from salience_detr.modeling.token_pyramid import TokenPyramid
 
 @dataclass(frozen=True)
 class SalienceSelection:
-    """The selected tokens of each image, by falling salience.
+    """Selected tokens of each image, by falling salience.
 
-    Each image has its own count; slots beyond it hold other, distinct tokens of the image, so that one index can
-    be gathered and scattered for the whole batch.
+    Images with fewer than n selected tokens are padded by other, distinct tokens of their own, so
+    that one index can be gathered and scattered for the whole batch.
 
     Attributes:
         score_maps: L tensors (B, H_l, W_l), salience logits, padding included.
-        token_index: (B, n) flat token of each slot.
-        scores: (B, n) salience logit of each slot.
-        slot_mask: (B, n) True for the first n_b slots of image b.
-        layer_masks: for each encoder layer (B, n_i), True for the leading slots that it refines in image b.
+        token_index: (B, n) index of each token in the pyramid.
+        scores: (B, n) salience logit of each token.
+        valid_mask: (B, n) True for the first n_b tokens of image b, False for those that pad.
+        layer_masks: for each encoder layer (B, n_i), True for the leading tokens that it refines.
     """
 
     score_maps: list[Tensor]
     token_index: Tensor
     scores: Tensor
-    slot_mask: Tensor
+    valid_mask: Tensor
     layer_masks: list[Tensor]
 
     @property
     def counts(self) -> list[int]:
-        """n_b of each image."""
-        return self.slot_mask.sum(1).tolist()
+        """Number n_b of selected tokens of each image."""
+        return self.valid_mask.sum(1).tolist()
 
     @property
     def layer_counts(self) -> list[list[int]]:
-        """For each encoder layer, how many tokens of each image it refines."""
+        """Number of tokens of each image that each encoder layer refines."""
         return [mask.sum(1).tolist() for mask in self.layer_masks]
 
 
@@ -52,7 +52,8 @@ class SalienceHead(nn.Module):
 
     def __init__(self, *, embed_dim: int = 256) -> None:
         super().__init__()
-        half, quarter = embed_dim // 2, embed_dim // 4
+        half = embed_dim // 2
+        quarter = embed_dim // 4
         self.local = nn.Sequential(
             nn.LayerNorm(embed_dim), nn.Linear(embed_dim, embed_dim), nn.GELU()
         )
@@ -63,6 +64,7 @@ class SalienceHead(nn.Module):
             nn.GELU(),
             nn.Linear(quarter, 1),
         )
+
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -76,11 +78,16 @@ class SalienceHead(nn.Module):
 
 
 class SalienceFilter(nn.Module):
-    """Scores all tokens, coarse to fine, and selects each image's most salient ones.
+    """Scores all tokens, coarse to fine, and selects the most salient ones of each image.
 
-    ``level_ratios``: kept part of the unpadded tokens of each level. ``layer_ratios``: part of the selected tokens
-    that each encoder layer refines. An image is given the tokens that it would be given alone in the batch;
-    padding is never selected.
+    An image gets the tokens that it would get alone in the batch; padding is never selected.
+
+    Args:
+        level_ratios: part of the unpadded tokens of each level that is selected.
+        layer_ratios: part of the selected tokens that each encoder layer refines.
+
+    Raises:
+        ValueError: a ratio is not in (0, 1].
     """
 
     def __init__(
@@ -90,6 +97,7 @@ class SalienceFilter(nn.Module):
         for name, ratios in (("level_ratios", level_ratios), ("layer_ratios", layer_ratios)):
             if not all(0 < ratio <= 1 for ratio in ratios):
                 raise ValueError(f"{name} must lie in (0, 1], got {list(ratios)}")
+
         self.level_ratios = tuple(level_ratios)
         self.layer_ratios = tuple(layer_ratios)
         self.head = SalienceHead(embed_dim=embed_dim)
@@ -97,79 +105,94 @@ class SalienceFilter(nn.Module):
         nn.init.uniform_(self.alpha, -0.3, 0.3)
 
     def forward(self, memory: Tensor, tokens: TokenPyramid) -> SalienceSelection:
-        """(B, S, D) projected backbone tokens, zeroed before the projection where invalid -> the selection."""
+        """Score and select tokens.
+
+        Args:
+            memory: (B, S, D) projected backbone tokens, zeroed before the projection where invalid.
+            tokens: shapes and padding of the memory.
+        """
         score_maps = self.score_levels(memory, tokens)
         scores = torch.cat([x.flatten(1) for x in score_maps], dim=1)
-        level_counts = self.count_tokens(tokens)
+
+        # How many tokens each level and each image keeps, and the length that holds all images.
+        level_counts = self.num_kept(tokens)
         counts = level_counts.sum(1)
-        slots = self.count_slots(level_counts, tokens)
+        length = self.max_selected(level_counts, tokens)
+
+        # Selected tokens first, by falling salience; the ranking itself has no gradient.
         with torch.no_grad():
             chosen = self.select_tokens(scores, level_counts, tokens)
-            ranking = scores.masked_fill(~chosen, -torch.inf).argsort(
-                dim=1, descending=True, stable=True
-            )
-            token_index = ranking[:, :slots]
-        slot_number = torch.arange(slots, device=scores.device)
+            ranking = scores.masked_fill(~chosen, -torch.inf)
+            ranking = ranking.argsort(dim=1, descending=True, stable=True)
+            token_index = ranking[:, :length]
+
+        # Each encoder layer refines a shorter prefix than the one before it.
+        rank = torch.arange(length, device=scores.device)
+        layer_masks = []
+        for layer in range(len(self.layer_ratios)):
+            layer_rank = rank[: self.max_refined(length, layer)]
+            layer_masks.append(layer_rank < self.num_refined(counts, layer)[:, None])
+
         return SalienceSelection(
             score_maps=score_maps,
             token_index=token_index,
             scores=scores.gather(1, token_index),
-            slot_mask=slot_number < counts[:, None],
-            layer_masks=[
-                slot_number[: self.count_layer_slots(slots, i)]
-                < self.count_layer_tokens(counts, i)[:, None]
-                for i in range(len(self.layer_ratios))
-            ],
+            valid_mask=rank < counts[:, None],
+            layer_masks=layer_masks,
         )
 
     def score_levels(self, memory: Tensor, tokens: TokenPyramid) -> list[Tensor]:
-        """(B, S, D) -> L score maps (B, H_l, W_l); each level is modulated by the scores of the coarser one.
+        """Score (B, S, D) tokens level by level, each level modulated by the coarser one.
 
-        The head starts with a LayerNorm, so a positive factor cancels: as published, the modulation acts
-        only where it turns negative.
+        The head starts with a LayerNorm, so a positive factor cancels: as published, the modulation
+        acts only where it turns negative.
+
+        Returns:
+            L score maps (B, H_l, W_l) of logits, finest first.
         """
         levels = tokens.split_levels(memory)
         maps: list[Tensor] = []
         for level in reversed(range(len(levels))):
-            level_tokens, shape = levels[level], tokens.level_shapes[level]
+            level_tokens = levels[level]
+            shape = tokens.spatial_shapes_list[level]
+
+            # tokens * (1 + alpha * upsampled score of the coarser level)
             if maps:
-                coarser = F.interpolate(
-                    maps[0][:, None], size=shape, mode="bilinear", align_corners=True
-                )
-                level_tokens = level_tokens * (
-                    1 + coarser.flatten(1)[..., None] * self.alpha[level]
-                )
+                coarser = maps[0][:, None]
+                upsampled = F.interpolate(coarser, size=shape, mode="bilinear", align_corners=True)
+                modulation = upsampled.flatten(1)[..., None] * self.alpha[level]
+                level_tokens = level_tokens * (1 + modulation)
+
             maps.insert(0, self.head(level_tokens).unflatten(1, shape))
         return maps
 
-    def count_tokens(self, tokens: TokenPyramid) -> Tensor:
-        """(B, L) int64: the unpadded tokens of each level times its ratio, truncated."""
-        unpadded = torch.stack(
-            [(~mask).sum(1) for mask in tokens.split_levels(tokens.padding_mask)], dim=1
-        )
+    def num_kept(self, tokens: TokenPyramid) -> Tensor:
+        """Return (B, L) int64: the unpadded tokens of each level times its ratio, truncated."""
+        padding = tokens.split_levels(tokens.padding_mask)
+        unpadded = torch.stack([(~mask).sum(1) for mask in padding], dim=1)
         ratios = torch.tensor(self.level_ratios, dtype=torch.float64, device=unpadded.device)
         return (unpadded * ratios).long()
 
-    def count_slots(self, level_counts: Tensor, tokens: TokenPyramid) -> int:
-        """Slots that are enough for every image, here those of the image with most selected tokens."""
+    def max_selected(self, level_counts: Tensor, tokens: TokenPyramid) -> int:
+        """Return the length n that holds the selected tokens of every image.
+
+        A method of its own because an exported graph, whose shapes are free, takes a bound instead.
+        """
         return int(level_counts.sum(1).max())
 
-    def count_layer_slots(self, slots: int, layer: int) -> int:
-        """How many of the slots are enough for an encoder layer."""
-        return max(1, int(slots * self.layer_ratios[layer]))
+    def max_refined(self, length: int, layer: int) -> int:
+        """Return the length n_i that holds the tokens of an encoder layer; exported graphs differ."""
+        return max(1, int(length * self.layer_ratios[layer]))
 
-    def count_layer_tokens(self, counts: Tensor, layer: int) -> Tensor:
-        """(B,) selected tokens -> (B,) those that an encoder layer refines."""
+    def num_refined(self, counts: Tensor, layer: int) -> Tensor:
+        """Return how many of the (B,) selected tokens an encoder layer refines, (B,) int64."""
         # Below 1 / ratio tokens the product truncates to none; a layer always refines something.
-        return (
-            (counts * torch.tensor(self.layer_ratios[layer], dtype=torch.float64))
-            .long()
-            .clamp(min=1)
-        )
+        ratio = torch.tensor(self.layer_ratios[layer], dtype=torch.float64)
+        return (counts * ratio).long().clamp(min=1)
 
     @staticmethod
     def select_tokens(scores: Tensor, level_counts: Tensor, tokens: TokenPyramid) -> Tensor:
-        """(B, S) True for the ``level_counts`` highest scores of each level, padding excluded."""
+        """Return (B, S) True for the ``level_counts`` highest scores of each level, never padding."""
         unpadded_scores = scores.masked_fill(tokens.padding_mask, -torch.inf)
         chosen = []
         for level, level_scores in enumerate(tokens.split_levels(unpadded_scores)):

@@ -11,22 +11,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from salience_detr.layers.box_ops import box_xyxy_to_cxcywh
-from salience_detr.modeling.criterion import SetCriterion, check_labels, mean_num_boxes
+from salience_detr.modeling.criterion import SetCriterion, check_labels
 from salience_detr.modeling.decoder import SalienceDecoder
 from salience_detr.modeling.denoising import DenoisingGenerator, DenoisingQueries
-from salience_detr.modeling.distributed import mean_count
+from salience_detr.modeling.distributed import mean_over_processes
 from salience_detr.modeling.encoder import SalienceEncoder
 from salience_detr.modeling.feature_fusion import FeatureFusion
 from salience_detr.modeling.postprocess import select_detections
 from salience_detr.modeling.query_selection import Proposals, QuerySelection
 from salience_detr.modeling.salience import SalienceFilter, SalienceSelection
 from salience_detr.modeling.salience_loss import SalienceCriterion
-from salience_detr.modeling.structures import BatchCounts, DetectionPredictions, DetectionTargets
+from salience_detr.modeling.structures import (
+    DetectionPredictions,
+    DetectionTargets,
+    LossNormalizers,
+)
 from salience_detr.modeling.token_pyramid import (
     TokenProjection,
     TokenPyramid,
@@ -37,13 +42,13 @@ from salience_detr.modeling.token_pyramid import (
 
 @dataclass(frozen=True)
 class Encoding:
-    """What the decoder starts from, and how the model came to it.
+    """Results of all stages before the decoder.
 
     Attributes:
-        tokens: of the backbone's maps.
-        selection: the salience of all tokens, and the tokens that the encoder refined.
-        memory: (B, S, D) encoded and fused.
-        proposals: the tokens that become queries, with their boxes.
+        tokens: the backbone's maps as tokens.
+        selection: salience of all tokens, and the tokens that the encoder refined.
+        memory: (B, S, D), encoded and fused.
+        proposals: tokens that become queries, with their boxes.
     """
 
     tokens: TokenPyramid
@@ -56,8 +61,16 @@ class Encoding:
 class SalienceDETR(nn.Module):
     """A two-stage DETR that encodes only the salient tokens.
 
-    The arguments are the stages in the order of the data; ``num_classes`` and ``num_queries`` repeat what the
-    stages were built with.
+    The arguments are the stages in the order of the data; ``num_classes`` and ``num_queries`` repeat
+    the numbers that the stages were built with.
+
+    Args:
+        pixel_mean, pixel_std: of the channels in the order of ``input_format``, for 0..255.
+        size_divisibility: batches are padded to multiples of it.
+        max_detections: (query, class) pairs that are kept of an image.
+
+    Raises:
+        ValueError: the stages do not fit each other.
     """
 
     def __init__(
@@ -87,14 +100,17 @@ class SalienceDETR(nn.Module):
         super().__init__()
         if len(encoder.layers) != len(salience_filter.layer_ratios):
             raise ValueError(
-                f"the encoder has {len(encoder.layers)} layers but layer_ratios {salience_filter.layer_ratios} "
-                f"has {len(salience_filter.layer_ratios)} entries; give one ratio per layer"
+                f"the encoder has {len(encoder.layers)} layers but layer_ratios "
+                f"{salience_filter.layer_ratios} has {len(salience_filter.layer_ratios)} entries; "
+                "give one ratio per layer"
             )
         if denoising.num_queries != num_queries or query_selection.num_queries != num_queries:
             raise ValueError(
-                f"num_queries is {num_queries}, but query_selection has {query_selection.num_queries} and denoising "
-                f"{denoising.num_queries}; build all three with the same number"
+                f"num_queries is {num_queries}, but query_selection has "
+                f"{query_selection.num_queries} and denoising {denoising.num_queries}; build all "
+                "three with the same number"
             )
+
         self.backbone = backbone
         self.neck = neck
         self.token_pyramid = token_pyramid
@@ -108,13 +124,17 @@ class SalienceDETR(nn.Module):
         self.denoising = denoising
         self.criterion = criterion
         self.salience_criterion = salience_criterion
+
         self.num_classes = num_classes
         self.num_queries = num_queries
-        # Plain numbers, not buffers: they take the precision of the model exactly.
-        self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         self.input_format = input_format
         self.size_divisibility = size_divisibility
         self.max_detections = max_detections
+
+        # Numbers, not buffers: a float32 buffer turned to float64 would not hold them exactly.
+        self.pixel_mean = tuple(pixel_mean)
+        self.pixel_std = tuple(pixel_std)
+        self._pixel_statistics: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         nn.init.normal_(self.query_embedding)
 
     @property
@@ -126,49 +146,160 @@ class SalienceDETR(nn.Module):
         return self.query_embedding.dtype
 
     def forward(
-        self, batched_inputs: list[dict[str, Any]], whole: BatchCounts | None = None
+        self, batched_inputs: list[dict[str, Any]], normalizers: LossNormalizers | None = None
     ) -> dict[str, Tensor] | list[dict[str, Instances]]:
-        """Detect, or compute the losses in training.
+        """Compute the losses in training, and detect in evaluation.
 
         Args:
-            batched_inputs: for each image a dict with ``image``, (3, H, W) RGB in 0..255; ``height`` and ``width``
-                of the frame that detections are wanted in (those of the image if absent); in training
-                ``instances`` with ``gt_boxes`` (absolute xyxy in the frame of the image) and ``gt_classes``.
-            whole: in training, the counts of the batch that these images are a part of (:meth:`count`).
+            batched_inputs: a dict for each image, with ``image``, (3, H, W) in 0..255, channels in
+                the order of ``input_format``; optionally ``height`` and ``width`` of the frame that
+                detections are wanted in (default: the image's); in training ``instances`` with
+                ``gt_boxes`` (absolute xyxy in the frame of the image) and ``gt_classes``.
+            normalizers: in training, those of the batch that these images are a part of
+                (default: the images are the batch).
 
         Returns:
-            In training the weighted losses by name. In evaluation ``{"instances": Instances}`` for each image,
-            with ``pred_boxes`` (absolute xyxy, not clipped), ``scores`` and ``pred_classes``, by falling score.
+            See :meth:`forward_training` and :meth:`inference`.
+        """
+        if self.training:
+            return self.forward_training(batched_inputs, normalizers)
+        return self.inference(batched_inputs)
+
+    def forward_training(
+        self, batched_inputs: list[dict[str, Any]], normalizers: LossNormalizers | None = None
+    ) -> dict[str, Tensor]:
+        """Compute the weighted losses by name.
 
         Raises:
-            KeyError: in training, an input without ``instances``.
-            ValueError: a ground-truth class that is not below ``num_classes``.
+            KeyError: an input has no ``instances``.
+            ValueError: a ground-truth class is not below ``num_classes``.
         """
-        images = self.preprocess_images(
-            batched_inputs, None if whole is None else whole.padded_size
-        )
-        encoding = self.encode(images.tensor, padding_mask(images))
-        if not self.training:
-            return self.postprocess(
-                self.decode(encoding), encoding.proposals, images, batched_inputs
-            )
+        if normalizers is None:
+            normalizers = self.compute_loss_normalizers(batched_inputs)
+        images = self.preprocess_image(batched_inputs, normalizers.padded_size)
         targets = self.prepare_targets(batched_inputs)
-        denoising = self.denoising(targets, max_boxes=None if whole is None else whole.max_boxes)
+
+        encoding = self.encode(images.tensor, padding_mask(images))
+        denoising = self.denoising(targets, normalizers.max_boxes)
         predictions = self.decode(encoding, denoising)
-        num_boxes, num_salient = (
-            (None, None) if whole is None else (whole.num_boxes, whole.num_salient)
+
+        # The denoising queries come first; the proposals are one more layer of predictions.
+        proposals = encoding.proposals
+        denoised, matching = predictions.split_queries(denoising.layout.num_queries)
+        matching = DetectionPredictions(
+            matching.pred_logits, matching.pred_boxes, proposals.valid_mask
         )
-        losses = self.compute_losses(predictions, encoding.proposals, denoising, targets, num_boxes)
-        score_maps, padded_size = (
-            encoding.selection.score_maps,
-            (images.tensor.shape[-2], images.tensor.shape[-1]),
+        encoder = DetectionPredictions(
+            proposals.pred_logits[None], proposals.pred_boxes[None], proposals.valid_mask
         )
-        return losses | self.salience_criterion(
-            score_maps, targets, padded_size, num_salient=num_salient
+        score_maps = encoding.selection.score_maps
+        return {
+            **self.criterion(matching, encoder, targets, normalizers),
+            **self.criterion.denoising_losses(denoised, denoising.layout, targets, normalizers),
+            **self.salience_criterion(score_maps, targets, normalizers),
+        }
+
+    def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+        """Detect.
+
+        Returns:
+            ``{"instances": Instances}`` for each image, with ``pred_boxes`` (absolute xyxy in the
+            frame of ``height`` and ``width``, not clipped), ``scores`` and ``pred_classes``, by
+            falling score.
+        """
+        images = self.preprocess_image(batched_inputs)
+        encoding = self.encode(images.tensor, padding_mask(images))
+        predictions = self.decode(encoding)
+        return self.postprocess(predictions, encoding.proposals, images, batched_inputs)
+
+    def preprocess_image(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        padded_size: tuple[int, int] | None = None,
+    ) -> ImageList:
+        """Normalize the images, and pad them at the right and at the bottom.
+
+        Args:
+            padded_size: (height, width); by default the smallest common multiple of
+                ``size_divisibility``.
+        """
+        mean, std = self.pixel_statistics()
+        images = [(x["image"].to(self.device, self.dtype) - mean) / std for x in batched_inputs]
+        batch = ImageList.from_tensors(images, self.size_divisibility)
+        if padded_size is None:
+            return batch
+
+        height, width = batch.tensor.shape[-2:]
+        padding = [0, padded_size[1] - width, 0, padded_size[0] - height]
+        return ImageList(F.pad(batch.tensor, padding), batch.image_sizes)
+
+    def pixel_statistics(self) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation, (3, 1, 1), made once per device and dtype."""
+        key = (self.device, self.dtype)
+        if key not in self._pixel_statistics:
+            # Tensors made in inference mode could not be used in training.
+            with torch.inference_mode(False):
+                mean = torch.tensor(self.pixel_mean, dtype=self.dtype, device=self.device)
+                std = torch.tensor(self.pixel_std, dtype=self.dtype, device=self.device)
+            self._pixel_statistics[key] = (mean[:, None, None], std[:, None, None])
+        return self._pixel_statistics[key]
+
+    def prepare_targets(self, batched_inputs: list[dict[str, Any]]) -> list[DetectionTargets]:
+        """Return the ground truth of each image, boxes normalized by its unpadded size."""
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        targets = []
+        for x in batched_inputs:
+            instances = x["instances"]
+            height, width = instances.image_size
+            boxes = instances.gt_boxes.tensor.to(self.device, dtype)
+            scale = boxes.new_tensor([width, height, width, height])
+            labels = instances.gt_classes.to(self.device)
+            targets.append(
+                DetectionTargets(labels, box_xyxy_to_cxcywh(boxes / scale), (height, width))
+            )
+        check_labels(targets, self.num_classes)
+        return targets
+
+    @torch.no_grad()
+    def compute_loss_normalizers(self, batched_inputs: list[dict[str, Any]]) -> LossNormalizers:
+        """Compute the normalizers of a batch; all processes call this together.
+
+        With those of the whole batch, the losses and gradients of its parts add up to the whole
+        batch's, if no layer mixes the images of a batch (as BatchNorm does) or draws random numbers
+        (as drop path does).
+        """
+        targets = self.prepare_targets(batched_inputs)
+        divisor = self.size_divisibility
+        height = max(x["image"].shape[1] for x in batched_inputs)
+        width = max(x["image"].shape[2] for x in batched_inputs)
+        padded_size = (
+            math.ceil(height / divisor) * divisor,
+            math.ceil(width / divisor) * divisor,
         )
 
+        num_salient = self.salience_criterion.count_salient(
+            self.spatial_shapes_list(*padded_size), targets, padded_size
+        )
+        num_boxes = num_salient.new_tensor(sum(len(target) for target in targets))
+        num_boxes, num_salient = mean_over_processes(torch.stack([num_boxes, num_salient]))
+        return LossNormalizers(
+            num_boxes=num_boxes.item(),
+            num_salient=num_salient.item(),
+            max_boxes=max(len(target) for target in targets),
+            padded_size=padded_size,
+        )
+
+    def spatial_shapes_list(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Return (H_l, W_l) of each level for a padded batch of ``height`` x ``width`` pixels."""
+        backbone: Any = self.backbone
+        neck: Any = self.neck
+        strides = [backbone.output_shape()[name].stride for name in neck.in_features]
+        while len(strides) < neck.num_levels:
+            strides.append(2 * strides[-1])
+        return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in strides]
+
     def encode(self, images: Tensor, padding: Tensor) -> Encoding:
-        """All that comes before the decoder.
+        """Run all stages before the decoder.
 
         Args:
             images: (B, 3, H, W), normalized, 0 where padded.
@@ -176,115 +307,33 @@ class SalienceDETR(nn.Module):
         """
         maps = self.neck(self.backbone(images))
         tokens = self.token_pyramid(maps, padding)
-        salience_memory = self.token_projection(
-            tokens.features + tokens.positions, tokens.valid_proposals
-        )
+
+        # Salience is scored on projected tokens, with their positions.
+        valid = tokens.output_proposals_valid
+        salience_memory = self.token_projection(tokens.features + tokens.positions, valid)
         selection = self.salience_filter(salience_memory, tokens)
+
+        # The encoder weighs importance by the class head of the query selection.
         memory = self.encoder(tokens, selection, self.query_selection.class_head)
         memory = flatten_maps(self.feature_fusion(tokens.to_maps(memory)))
-        output_memory = self.token_projection(memory, tokens.valid_proposals)
-        return Encoding(tokens, selection, memory, self.query_selection(output_memory, tokens))
 
-    @torch.no_grad()
-    def count(self, batched_inputs: list[dict[str, Any]]) -> BatchCounts:
-        """What the losses of the parts of a batch need to know of it; every process calls this.
-
-        With it the losses, and the gradients, of the parts add up to those of the whole batch, if no layer mixes the
-        images of a batch (as BatchNorm does) and no other layer draws random numbers (as drop path does).
-        """
-        sides = [[x["image"].shape[axis] for x in batched_inputs] for axis in (1, 2)]
-        height, width = (
-            math.ceil(max(side) / self.size_divisibility) * self.size_divisibility for side in sides
-        )
-        targets = self.prepare_targets(batched_inputs)
-        num_salient = self.salience_criterion.count_salient(
-            self.level_shapes(height, width), targets, (height, width)
-        )
-        return BatchCounts(
-            num_boxes=mean_num_boxes(targets, self.device),
-            num_salient=mean_count(num_salient).item(),
-            max_boxes=max(len(target) for target in targets),
-            padded_size=(height, width),
-        )
-
-    def level_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """(H_l, W_l) of the levels of a padded batch of ``height`` and ``width`` pixels."""
-        backbone: Any = self.backbone
-        neck: Any = self.neck
-        strides = [backbone.output_shape()[name].stride for name in neck.in_features]
-        strides += [strides[-1] * 2 ** (i + 1) for i in range(neck.num_levels - len(strides))]
-        return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in strides]
-
-    def preprocess_images(
-        self, batched_inputs: list[dict[str, Any]], padded_size: tuple[int, int] | None = None
-    ) -> ImageList:
-        """Normalize, and pad at the right and at the bottom to ``padded_size`` (height, width).
-
-        By default that is the smallest common multiple of ``size_divisibility``.
-        """
-        mean, std = (
-            torch.tensor(values, dtype=self.dtype, device=self.device)[:, None, None]
-            for values in (self.pixel_mean, self.pixel_std)
-        )
-        images = [(x["image"].to(self.device, self.dtype) - mean) / std for x in batched_inputs]
-        batch = ImageList.from_tensors(images, self.size_divisibility)
-        if padded_size is None:
-            return batch
-        missing = [
-            padded - side for padded, side in zip(padded_size, batch.tensor.shape[-2:], strict=True)
-        ]
-        return ImageList(
-            nn.functional.pad(batch.tensor, [0, missing[1], 0, missing[0]]), batch.image_sizes
-        )
-
-    def prepare_targets(self, batched_inputs: list[dict[str, Any]]) -> list[DetectionTargets]:
-        """Ground truth of each image, normalized by its unpadded size."""
-        targets = []
-        for x in batched_inputs:
-            instances = x["instances"]
-            height, width = instances.image_size
-            boxes = instances.gt_boxes.tensor.to(
-                self.device, torch.promote_types(self.dtype, torch.float32)
-            )
-            normalized = box_xyxy_to_cxcywh(
-                boxes / boxes.new_tensor([width, height, width, height])
-            )
-            targets.append(
-                DetectionTargets(instances.gt_classes.to(self.device), normalized, (height, width))
-            )
-        check_labels(targets, self.num_classes)
-        return targets
+        output_memory = self.token_projection(memory, valid)
+        proposals = self.query_selection(output_memory, tokens)
+        return Encoding(tokens, selection, memory, proposals)
 
     def decode(
         self, encoding: Encoding, denoising: DenoisingQueries | None = None
     ) -> DetectionPredictions:
         """Decode the proposals, with the denoising queries before them if there are any."""
         proposals = encoding.proposals
-        boxes = proposals.boxes.detach()
+        boxes = proposals.pred_boxes.detach()
         query = self.query_embedding[: boxes.shape[1]].expand(len(boxes), -1, -1)
         if denoising is not None:
             query = torch.cat([denoising.content.to(query), query], dim=1)
-            boxes = torch.cat([denoising.reference_boxes.to(boxes), boxes], dim=1)
+            boxes = torch.cat([denoising.reference_points.to(boxes), boxes], dim=1)
+
         attention_mask = self_attention_mask(proposals, denoising)
         return self.decoder(query, boxes, encoding.memory, encoding.tokens, attention_mask)
-
-    def compute_losses(
-        self,
-        predictions: DetectionPredictions,
-        proposals: Proposals,
-        denoising: DenoisingQueries,
-        targets: list[DetectionTargets],
-        num_boxes: float | None = None,
-    ) -> dict[str, Tensor]:
-        """Losses of every decoder layer, of the proposals and of the denoising queries."""
-        denoised, matching = predictions.split_queries(denoising.layout.num_queries)
-        encoder = DetectionPredictions(
-            proposals.logits[None], proposals.boxes[None], proposals.query_mask
-        )
-        matching = DetectionPredictions(matching.logits, matching.boxes, proposals.query_mask)
-        return self.criterion(
-            matching, encoder, targets, (denoised, denoising.layout), num_boxes=num_boxes
-        )
 
     def postprocess(
         self,
@@ -293,15 +342,14 @@ class SalienceDETR(nn.Module):
         images: ImageList,
         batched_inputs: list[dict[str, Any]],
     ) -> list[dict[str, Instances]]:
-        """Detections of each image in the frame of its ``height`` and ``width``."""
+        """Return the detections of each image in the frame of its ``height`` and ``width``."""
         results = []
-        for i, (x, (height, width)) in enumerate(
-            zip(batched_inputs, images.image_sizes, strict=True)
-        ):
-            is_query = proposals.query_mask[i]
+        for i, x in enumerate(batched_inputs):
+            height, width = images.image_sizes[i]
+            valid = proposals.valid_mask[i]
             instances = select_detections(
-                predictions.logits[-1, i][is_query],
-                predictions.boxes[-1, i][is_query],
+                predictions.pred_logits[-1, i][valid],
+                predictions.pred_boxes[-1, i][valid],
                 (x.get("height", height), x.get("width", width)),
                 max_detections=self.max_detections,
             )
@@ -310,7 +358,7 @@ class SalienceDETR(nn.Module):
 
 
 def padding_mask(images: ImageList) -> Tensor:
-    """(B, H, W) True = padding."""
+    """Return (B, H, W), True = padding."""
     mask = torch.ones(
         len(images), *images.tensor.shape[-2:], dtype=torch.bool, device=images.tensor.device
     )
@@ -320,15 +368,21 @@ def padding_mask(images: ImageList) -> Tensor:
 
 
 def self_attention_mask(proposals: Proposals, denoising: DenoisingQueries | None) -> Tensor | None:
-    """What the decoder's queries may not see (True), or None where all see all.
+    """Return the mask of the decoder's self-attention, True = may not attend.
 
     Returns:
-        (T + n, T + n), or (B, T + n, T + n) where some images have surplus slots, which nothing may see.
+        (T + n, T + n); (B, T + n, T + n) where some images have padded queries, which no query may
+        attend to; None where every query attends to all.
     """
-    num_denoising = 0 if denoising is None else denoising.layout.num_queries
-    total = num_denoising + proposals.query_mask.shape[1]
-    mask = None if denoising is None else denoising.attention_mask[:total, :total]
-    if not proposals.query_mask.all():
-        surplus = nn.functional.pad(~proposals.query_mask, [num_denoising, 0])[:, None, :]
-        mask = surplus.expand(-1, total, -1) if mask is None else mask | surplus
+    num_denoising = 0
+    mask = None
+    if denoising is not None:
+        num_denoising = denoising.layout.num_queries
+    total = num_denoising + proposals.valid_mask.shape[1]
+    if denoising is not None:
+        mask = denoising.attention_mask[:total, :total]
+
+    if not proposals.valid_mask.all():
+        padded = F.pad(~proposals.valid_mask, [num_denoising, 0])[:, None, :]
+        mask = padded.expand(-1, total, -1) if mask is None else mask | padded
     return mask

@@ -1,6 +1,6 @@
-"""What the stages of training share: ground truth and predictions, in one format.
+"""Ground truth, predictions and loss normalizers, in the one format that the stages of training share.
 
-Symbols: B images, N queries, K classes, G boxes of an image, I decoder layers.
+Symbols: I decoder layers, B images, N queries, K classes, G boxes of an image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class DetectionTargets:
     Attributes:
         labels: (G,) int64, contiguous class indices in [0, K).
         boxes: (G, 4) (cx, cy, w, h), normalized by the unpadded image size.
-        image_size: (height, width) in pixels of the unpadded image that ``boxes`` is relative to.
+        image_size: (height, width) in pixels of the unpadded image.
     """
 
     labels: Tensor
@@ -30,22 +30,26 @@ class DetectionTargets:
 
     @property
     def boxes_xyxy(self) -> Tensor:
-        """(G, 4) boxes as (x0, y0, x1, y1) in pixels; the frame of the padded image is the same."""
+        """(G, 4) boxes (x0, y0, x1, y1) in pixels; padding is at the right and bottom, so it moves none."""
         height, width = self.image_size
-        center, half = self.boxes[:, :2], self.boxes[:, 2:] / 2
+        center = self.boxes[:, :2]
+        half_size = self.boxes[:, 2:] / 2
         scale = self.boxes.new_tensor([width, height, width, height])
-        return torch.cat([center - half, center + half], dim=1) * scale
+        return torch.cat([center - half_size, center + half_size], dim=1) * scale
 
 
 @dataclass(frozen=True)
-class BatchCounts:
-    """What a part of a batch has to know of the whole, so that the losses of the parts add up to those of the whole.
+class LossNormalizers:
+    """Divisors of the losses, and the sizes on which a batch and its parts have to agree.
+
+    The losses of a batch that is computed in parts (gradient accumulation), each with the
+    normalizers of the whole batch, add up to those of the whole batch.
 
     Attributes:
         num_boxes: ground-truth boxes, mean over the processes, at least 1 in all of them together.
         num_salient: tokens with a positive salience target, likewise.
-        max_boxes: most boxes in an image.
-        padded_size: (height, width) in pixels that all images are padded to.
+        max_boxes: most boxes in one image; it determines the number of denoising queries.
+        padded_size: (height, width) in pixels that the images are padded to.
     """
 
     num_boxes: float
@@ -59,23 +63,26 @@ class DetectionPredictions:
     """Class logits and boxes of one or more decoder layers.
 
     Attributes:
-        logits: (I, B, N, K), before the sigmoid.
-        boxes: (I, B, N, 4) (cx, cy, w, h), normalized by the unpadded image size.
-        query_mask: (B, N) False for surplus slots, which take no part in matching or losses; None where there are
-            none. The slots of an image that take part come first.
+        pred_logits: (I, B, N, K), before the sigmoid.
+        pred_boxes: (I, B, N, 4) (cx, cy, w, h), normalized by the unpadded image size.
+        valid_mask: (B, N) False for padded queries, which take no part in matching or losses; the
+            valid queries of an image come first. None if no query is padded.
     """
 
-    logits: Tensor
-    boxes: Tensor
-    query_mask: Tensor | None = None
+    pred_logits: Tensor
+    pred_boxes: Tensor
+    valid_mask: Tensor | None = None
 
     def __len__(self) -> int:
-        """Number of layers I."""
-        return len(self.logits)
+        """Return the number of layers I."""
+        return len(self.pred_logits)
 
-    def split_queries(self, count: int) -> tuple[DetectionPredictions, DetectionPredictions]:
-        """The predictions of the first ``count`` queries and those of the others, without a query mask."""
-        return (
-            DetectionPredictions(self.logits[:, :, :count], self.boxes[:, :, :count]),
-            DetectionPredictions(self.logits[:, :, count:], self.boxes[:, :, count:]),
+    def split_queries(self, num_first: int) -> tuple[DetectionPredictions, DetectionPredictions]:
+        """Return the predictions of the first queries and those of the others, without masks."""
+        first = DetectionPredictions(
+            self.pred_logits[:, :, :num_first], self.pred_boxes[:, :, :num_first]
         )
+        others = DetectionPredictions(
+            self.pred_logits[:, :, num_first:], self.pred_boxes[:, :, num_first:]
+        )
+        return first, others

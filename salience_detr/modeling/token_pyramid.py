@@ -1,4 +1,4 @@
-"""Maps of all levels as one sequence of tokens, with what the later stages need to know of each token.
+"""Maps of all levels as one sequence of tokens, with the geometry of each token.
 
 Symbols: B images, L levels of size (H_l, W_l), S = sum of H_l * W_l tokens, D channels.
 """
@@ -14,6 +14,11 @@ from torch import Tensor, nn
 
 from salience_detr.layers.position_encoding import SinePositionEncoding
 
+# Output proposals of Deformable DETR (appendix A.4): the side of a box on the finest level, and the
+# range that all four numbers of a valid proposal lie in.
+PROPOSAL_SIDE = 0.05
+PROPOSAL_RANGE = (0.01, 0.99)
+
 
 @dataclass(frozen=True)
 class TokenPyramid:
@@ -23,25 +28,27 @@ class TokenPyramid:
         features: (B, S, D).
         positions: (B, S, D) sine encoding plus level embedding.
         padding_mask: (B, S) True = padding.
-        level_shapes: (H_l, W_l) of each level.
+        spatial_shapes_list: (H_l, W_l) of each level as Python ints, for splits and reshapes.
         valid_sizes: (B, L, 2) unpadded (width, height) of each level in tokens, float32 at least.
     """
 
     features: Tensor
     positions: Tensor
     padding_mask: Tensor
-    level_shapes: tuple[tuple[int, int], ...]
+    spatial_shapes_list: tuple[tuple[int, int], ...]
     valid_sizes: Tensor
 
     @cached_property
     def spatial_shapes(self) -> Tensor:
-        """(L, 2) int64 (H_l, W_l)."""
-        return torch.tensor(self.level_shapes, dtype=torch.int64, device=self.features.device)
+        """(L, 2) int64 (H_l, W_l) on the device, for the operator."""
+        return torch.tensor(
+            self.spatial_shapes_list, dtype=torch.int64, device=self.features.device
+        )
 
     @property
     def level_sizes(self) -> list[int]:
-        """Tokens per level, H_l * W_l."""
-        return [height * width for height, width in self.level_shapes]
+        """Number of tokens of each level, H_l * W_l."""
+        return [height * width for height, width in self.spatial_shapes_list]
 
     @cached_property
     def level_start_index(self) -> Tensor:
@@ -53,15 +60,14 @@ class TokenPyramid:
     def token_level(self) -> Tensor:
         """(S,) int64 level of each token."""
         sizes = torch.tensor(self.level_sizes, device=self.features.device)
-        return torch.arange(len(sizes), device=sizes.device).repeat_interleave(
-            sizes, output_size=sum(self.level_sizes)
-        )
+        levels = torch.arange(len(sizes), device=sizes.device)
+        return levels.repeat_interleave(sizes, output_size=sum(self.level_sizes))
 
     @cached_property
     def token_xy(self) -> Tensor:
         """(S, 2) int64 (column, row) of each token on its level."""
         grids = []
-        for height, width in self.level_shapes:
+        for height, width in self.spatial_shapes_list:
             y = torch.arange(height, device=self.features.device)
             x = torch.arange(width, device=self.features.device)
             grids.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1))
@@ -78,32 +84,29 @@ class TokenPyramid:
         return (self.token_xy + 0.5) / self.valid_sizes[:, self.token_level]
 
     @cached_property
-    def proposals(self) -> Tensor:
-        """(B, S, 4) a box (cx, cy, w, h) for each token, normalized: its center, with side 0.05 * 2^level."""
-        side = 0.05 * 2.0 ** self.token_level.to(self.centers.dtype)
-        return torch.cat(
-            [self.centers, side[:, None].expand(-1, 2).expand_as(self.centers)], dim=-1
-        )
+    def output_proposals(self) -> Tensor:
+        """(B, S, 4) box (cx, cy, w, h) of each token, normalized: its center, side 0.05 * 2^level."""
+        side = PROPOSAL_SIDE * 2.0 ** self.token_level.to(self.centers.dtype)
+        sides = side[:, None].expand(-1, 2).expand_as(self.centers)
+        return torch.cat([self.centers, sides], dim=-1)
 
     @cached_property
-    def valid_proposals(self) -> Tensor:
-        """(B, S) True where the token is unpadded and all four numbers of its proposal lie in (0.01, 0.99)."""
-        inside = ((self.proposals > 0.01) & (self.proposals < 0.99)).all(-1)
-        return inside & ~self.padding_mask
+    def output_proposals_valid(self) -> Tensor:
+        """(B, S) True where a token is unpadded and its proposal lies in (0.01, 0.99)."""
+        low, high = PROPOSAL_RANGE
+        inside = (self.output_proposals > low) & (self.output_proposals < high)
+        return inside.all(-1) & ~self.padding_mask
 
     def split_levels(self, tokens: Tensor) -> list[Tensor]:
-        """(B, S, ...) -> L tensors (B, H_l * W_l, ...)."""
+        """Split (B, S, ...) into L tensors (B, H_l * W_l, ...)."""
         return list(tokens.split(self.level_sizes, dim=1))
 
     def to_maps(self, tokens: Tensor) -> list[Tensor]:
-        """(B, S, D) -> L maps (B, D, H_l, W_l)."""
-        levels = zip(self.split_levels(tokens), self.level_shapes, strict=True)
-        return [tokens_l.transpose(1, 2).unflatten(2, shape) for tokens_l, shape in levels]
-
-
-def flatten_maps(maps: list[Tensor]) -> Tensor:
-    """L maps (B, D, H_l, W_l) -> (B, S, D); the inverse of :meth:`TokenPyramid.to_maps`."""
-    return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
+        """Reshape (B, S, D) tokens into L maps (B, D, H_l, W_l)."""
+        maps = []
+        for level, shape in zip(self.split_levels(tokens), self.spatial_shapes_list, strict=True):
+            maps.append(level.transpose(1, 2).unflatten(2, shape))
+        return maps
 
 
 class TokenPyramidBuilder(nn.Module):
@@ -116,38 +119,38 @@ class TokenPyramidBuilder(nn.Module):
         nn.init.normal_(self.level_embeds)
 
     def forward(self, maps: list[Tensor], pixel_padding: Tensor) -> TokenPyramid:
-        """L maps (B, D, H_l, W_l) and the (B, H, W) pixel mask (True = padding) -> tokens."""
+        """Flatten L maps (B, D, H_l, W_l), with the (B, H, W) pixel mask (True = padding)."""
         dtype = maps[0].dtype
         # Coordinates in half precision would be off by whole pixels.
         coordinate_dtype = torch.promote_types(self.level_embeds.dtype, torch.float32)
-        positions, masks, valid_sizes = [], [], []
-        for level, x in enumerate(maps):
-            mask = F.interpolate(pixel_padding[:, None].float(), size=x.shape[-2:])[:, 0] > 0.5
-            position = self.position_encoding(mask, coordinate_dtype).to(dtype)
-            positions.append((position + self.level_embeds[level].to(dtype)).flatten(1, 2))
-            valid_sizes.append(torch.stack([(~mask[:, 0]).sum(1), (~mask[:, :, 0]).sum(1)], dim=-1))
-            masks.append(mask.flatten(1))
+
+        positions, padding_masks, valid_sizes = [], [], []
+        for level, feature_map in enumerate(maps):
+            resized = F.interpolate(pixel_padding[:, None].float(), size=feature_map.shape[-2:])
+            padding = resized[:, 0] > 0.5
+
+            position = self.position_encoding(padding, coordinate_dtype).to(dtype)
+            position = position + self.level_embeds[level].to(dtype)
+
+            # The unpadded part is a rectangle: its first row and column give its size.
+            valid_width = (~padding[:, 0]).sum(1)
+            valid_height = (~padding[:, :, 0]).sum(1)
+
+            positions.append(position.flatten(1, 2))
+            padding_masks.append(padding.flatten(1))
+            valid_sizes.append(torch.stack([valid_width, valid_height], dim=-1))
+
         return TokenPyramid(
             features=flatten_maps(maps),
             positions=torch.cat(positions, dim=1),
-            padding_mask=torch.cat(masks, dim=1),
-            level_shapes=tuple((x.shape[-2], x.shape[-1]) for x in maps),
+            padding_mask=torch.cat(padding_masks, dim=1),
+            spatial_shapes_list=tuple((x.shape[-2], x.shape[-1]) for x in maps),
             valid_sizes=torch.stack(valid_sizes, dim=1).to(coordinate_dtype),
         )
 
 
-def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    """(B, S, ...) and (B, n) -> (B, n, ...)."""
-    return tokens[torch.arange(index.shape[0], device=index.device)[:, None], index]
-
-
-def scatter_tokens(tokens: Tensor, index: Tensor, values: Tensor) -> Tensor:
-    """A copy of (B, S, D) with (B, n, D) written at the distinct tokens (B, n)."""
-    return tokens.scatter(1, index[..., None].expand_as(values), values.to(tokens.dtype))
-
-
 class TokenProjection(nn.Module):
-    """Linear and LayerNorm over tokens that are zeroed where their proposal is invalid."""
+    """Linear layer and LayerNorm over tokens that are zeroed where their output proposal is invalid."""
 
     def __init__(self, *, embed_dim: int = 256) -> None:
         super().__init__()
@@ -157,5 +160,21 @@ class TokenProjection(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
-        """(B, S, D) and (B, S) True = valid -> (B, S, D)"""
+        """(B, S, D) tokens and (B, S) True = valid -> (B, S, D)."""
         return self.norm(self.linear(tokens.masked_fill(~valid[..., None], 0)))
+
+
+def flatten_maps(maps: list[Tensor]) -> Tensor:
+    """Flatten L maps (B, D, H_l, W_l) to (B, S, D); the inverse of :meth:`TokenPyramid.to_maps`."""
+    return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
+
+
+def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """Return the tokens (B, n, ...) of (B, S, ...) at the indices (B, n)."""
+    image = torch.arange(index.shape[0], device=index.device)
+    return tokens[image[:, None], index]
+
+
+def scatter_tokens(tokens: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """Return a copy of (B, S, D) tokens with (B, n, D) values at the distinct indices (B, n)."""
+    return tokens.scatter(1, index[..., None].expand_as(values), values.to(tokens.dtype))

@@ -144,7 +144,7 @@ class DifferentiableOutputs:
 
 def run_with_gradients(model: SalienceDETR, inputs: ModelInput) -> DifferentiableOutputs:
     """Run a model in evaluation mode on one input, with a graph for gradients."""
-    images = model.preprocess_images([inputs])
+    images = model.preprocess_image([inputs])
     # With a frozen backbone there would be no graph else.
     images.tensor.requires_grad_()
 
@@ -157,8 +157,8 @@ def run_with_gradients(model: SalienceDETR, inputs: ModelInput) -> Differentiabl
         encoding=encoding,
         backbone_maps=maps,
         backbone_sizes=unpadded_sizes(maps, images.image_sizes[0], images.tensor),
-        logits=predictions.logits[-1, 0],
-        boxes=predictions.boxes[-1, 0].detach(),
+        logits=predictions.pred_logits[-1, 0],
+        boxes=predictions.pred_boxes[-1, 0].detach(),
     )
 
 

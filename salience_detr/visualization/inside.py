@@ -246,7 +246,7 @@ def run_stages(opened: OpenedModel, image: np.ndarray) -> StageOutputs:
     """Run a model in evaluation mode on an (H, W, 3) uint8 RGB image."""
     model = opened.model
     size = image.shape[:2]
-    images = model.preprocess_images([opened.prepare_input(image)])
+    images = model.preprocess_image([opened.prepare_input(image)])
     encoding = model.encode(images.tensor, padding_mask(images))
     tokens, selection, proposals = encoding.tokens, encoding.selection, encoding.proposals
 
@@ -266,7 +266,7 @@ def run_stages(opened: OpenedModel, image: np.ndarray) -> StageOutputs:
     # Reference boxes are relative to the padded map; those of the first level are taken.
     padding = tokens.valid_ratios[0, 0].repeat(2)
     boxes = [reference[0, :, 0] / padding for reference in references]
-    boxes.append(predictions.boxes[-1, 0])
+    boxes.append(predictions.pred_boxes[-1, 0])
 
     # Each encoder layer refines the most salient of the tokens, fewer from layer to layer.
     token_index = selection.token_index[0, : selection.counts[0]]
@@ -283,7 +283,7 @@ def run_stages(opened: OpenedModel, image: np.ndarray) -> StageOutputs:
         class_names=opened.class_names,
         input_size=tuple(images.image_sizes[0]),
         # A size that every stride divides shows the strides.
-        strides=tuple(2**12 // rows for rows, _ in model.level_shapes(2**12, 2**12)),
+        strides=tuple(2**12 // rows for rows, _ in model.spatial_shapes_list(2**12, 2**12)),
         level_sizes=tuple(level_sizes),
         salience=tuple(salience),
         tokens=token_cells(tokens, token_index, size),
@@ -291,11 +291,11 @@ def run_stages(opened: OpenedModel, image: np.ndarray) -> StageOutputs:
         layer_counts=tuple(layer_counts),
         proposals=ProposedBoxes(
             token_cells(tokens, proposals.token_index[0], size),
-            pixel_boxes(proposals.boxes[0], size),
+            pixel_boxes(proposals.pred_boxes[0], size),
         ),
         plain_proposals=propose_plainly(model, encoding, size),
         layer_boxes=pixel_boxes(torch.stack(boxes), size),
-        scores=to_numpy(predictions.logits[-1, 0].float().sigmoid()),
+        scores=to_numpy(predictions.pred_logits[-1, 0].float().sigmoid()),
         sampling=tuple(sampling),
     )
 
@@ -336,7 +336,7 @@ def propose_plainly(
     """
     tokens = encoding.tokens
     selection = model.query_selection
-    output_memory = model.token_projection(encoding.memory, tokens.valid_proposals)
+    output_memory = model.token_projection(encoding.memory, tokens.output_proposals_valid)
     scores = selection.class_head(output_memory).amax(-1)
     index = scores.topk(encoding.proposals.token_index.shape[1], dim=1).indices
     boxes = selection.propose_boxes(gather_tokens(output_memory, index), index, tokens)

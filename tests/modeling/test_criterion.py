@@ -10,7 +10,11 @@ import torch
 from salience_detr.modeling.criterion import SetCriterion, check_labels
 from salience_detr.modeling.denoising import DenoisingLayout
 from salience_detr.modeling.matcher import HungarianMatcher
-from salience_detr.modeling.structures import DetectionPredictions, DetectionTargets
+from salience_detr.modeling.structures import (
+    DetectionPredictions,
+    DetectionTargets,
+    LossNormalizers,
+)
 
 K = 4
 
@@ -26,6 +30,10 @@ def random_predictions(layers, images, queries):
     return DetectionPredictions(torch.randn(layers, images, queries, K, dtype=torch.float64), boxes)
 
 
+def divided_by(num_boxes):
+    return LossNormalizers(num_boxes=num_boxes, num_salient=1, max_boxes=3, padded_size=(128, 160))
+
+
 def overlap(a, b):
     """IoU and GIoU of two cxcywh boxes."""
     ax, ay, bx, by = a[0] - a[2] / 2, a[1] - a[3] / 2, b[0] - b[2] / 2, b[1] - b[3] / 2
@@ -39,18 +47,18 @@ def overlap(a, b):
 def losses_by_loops(logits, boxes, targets, matches, divisor):
     class_loss = l1 = giou_loss = 0.0
     for i, truth in enumerate(targets):
-        quality = {}
+        iou_targets = {}
         for q, j in zip(*(index.tolist() for index in matches[i]), strict=True):
             predicted, wanted = boxes[i, q].tolist(), truth.boxes[j].tolist()
             iou, giou = overlap(predicted, wanted)
-            quality[q, truth.labels[j].item()] = iou
+            iou_targets[q, truth.labels[j].item()] = iou
             l1 += sum(abs(a - b) for a, b in zip(predicted, wanted, strict=True))
             giou_loss += 1 - giou
         for q in range(logits.shape[1]):
             for k in range(K):
                 p = 1 / (1 + math.exp(-logits[i, q, k].item()))
-                if (q, k) in quality:
-                    t = quality[q, k]
+                if (q, k) in iou_targets:
+                    t = iou_targets[q, k]
                     class_loss -= t * (t * math.log(p) + (1 - t) * math.log(1 - p))
                 else:
                     class_loss -= 0.75 * p * p * math.log(1 - p)
@@ -61,9 +69,9 @@ def losses_by_loops(logits, boxes, targets, matches, divisor):
 def test_losses_of_every_layer_equal_plain_loops(suffix):
     targets, matcher = [random_target(3), random_target(1), random_target(0)], HungarianMatcher()
     decoder, encoder = random_predictions(2, 3, 5), random_predictions(1, 3, 5)
-    losses = SetCriterion(matcher=matcher)(decoder, encoder, targets)
+    losses = SetCriterion(matcher=matcher)(decoder, encoder, targets, divided_by(4))
     source, layer = {"": (decoder, 1), "_0": (decoder, 0), "_enc": (encoder, 0)}[suffix]
-    logits, boxes = source.logits[layer], source.boxes[layer]
+    logits, boxes = source.pred_logits[layer], source.pred_boxes[layer]
     expected = losses_by_loops(logits, boxes, targets, matcher(logits, boxes, targets), 4)
     found = [losses[f"loss_{name}{suffix}"].item() for name in ("class", "bbox", "giou")]
     assert found == pytest.approx(expected, abs=1e-12)
@@ -74,41 +82,48 @@ def test_denoising_matches_each_positive_slot_and_divides_by_the_groups():
         [random_target(3), random_target(1)],
         DenoisingLayout(num_groups=2, max_boxes=3),
     )
-    decoder, encoder = random_predictions(1, 2, 5), random_predictions(1, 2, 5)
     denoised = random_predictions(1, 2, layout.num_queries)
-    losses = SetCriterion(matcher=HungarianMatcher())(decoder, encoder, targets, (denoised, layout))
+    criterion = SetCriterion(matcher=HungarianMatcher())
+    losses = criterion.denoising_losses(denoised, layout, targets, divided_by(4))
     # Groups of 2 * 3 slots, positives first.
     slots = [torch.tensor([0, 1, 2, 6, 7, 8]), torch.tensor([0, 6])]
     boxes = [torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 0])]
     matches = list(zip(slots, boxes, strict=True))
-    expected = losses_by_loops(denoised.logits[0], denoised.boxes[0], targets, matches, 4 * 2)
+    expected = losses_by_loops(
+        denoised.pred_logits[0], denoised.pred_boxes[0], targets, matches, 4 * 2
+    )
     found = [losses[f"loss_{name}_dn"].item() for name in ("class", "bbox", "giou")]
     assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_batch_without_boxes_has_finite_losses_with_gradients():
     predictions = random_predictions(1, 2, 3)
-    predictions.boxes.requires_grad_()
-    predictions.logits.requires_grad_()
+    predictions.pred_boxes.requires_grad_()
+    predictions.pred_logits.requires_grad_()
     losses = SetCriterion(matcher=HungarianMatcher())(
-        predictions, predictions, [random_target(0), random_target(0)]
+        predictions, predictions, [random_target(0), random_target(0)], divided_by(1)
     )
     sum(losses.values()).backward()
     assert losses["loss_bbox"] == losses["loss_giou"] == 0
     assert losses["loss_class"] > 0
-    assert predictions.boxes.grad.abs().sum() == 0 and predictions.logits.grad.abs().sum() > 0
+    assert (
+        predictions.pred_boxes.grad.abs().sum() == 0
+        and predictions.pred_logits.grad.abs().sum() > 0
+    )
 
 
-def test_surplus_slots_take_no_part():
+def test_padded_queries_take_no_part():
     few = random_predictions(1, 1, 3)
-    surplus = random_predictions(1, 1, 2)
+    padding = random_predictions(1, 1, 2)
     padded = DetectionPredictions(
-        torch.cat([few.logits, surplus.logits], dim=2),
-        torch.cat([few.boxes, surplus.boxes], dim=2),
+        torch.cat([few.pred_logits, padding.pred_logits], dim=2),
+        torch.cat([few.pred_boxes, padding.pred_boxes], dim=2),
         torch.tensor([[True, True, True, False, False]]),
     )
-    targets, criterion = [random_target(2)], SetCriterion(matcher=HungarianMatcher())
-    expected, found = criterion(few, few, targets), criterion(padded, padded, targets)
+    targets = [random_target(2)]
+    criterion = SetCriterion(matcher=HungarianMatcher())
+    expected = criterion(few, few, targets, divided_by(2))
+    found = criterion(padded, padded, targets, divided_by(2))
     for name in expected:
         torch.testing.assert_close(found[name], expected[name])
 

@@ -44,11 +44,11 @@ def test_positives_of_each_group_come_before_its_negatives():
 def test_without_noise_slots_hold_the_boxes_and_labels_and_empty_ones_are_neutral():
     module = generator(label_noise_prob=0.0, box_noise_scale=0.0, denoising_queries=4)
     few, many = target(1), target(2)
-    queries = module([few, many])
+    queries = module([few, many], 2)
     assert queries.layout == DenoisingLayout(num_groups=2, max_boxes=2)
     content, boxes = (
         queries.content.view(2, 2, 2, 2, 8),
-        queries.reference_boxes.view(2, 2, 2, 2, 4),
+        queries.reference_points.view(2, 2, 2, 2, 4),
     )
     # Axes: image, group, positive or negative, box.
     torch.testing.assert_close(boxes[1], many.boxes.expand(2, 2, 2, 4))
@@ -82,7 +82,7 @@ def test_a_quarter_of_the_labels_is_drawn_anew():
 
 
 def test_groups_see_themselves_and_matching_queries_and_matching_queries_only_each_other():
-    mask = generator(denoising_queries=4)([target(2)]).attention_mask
+    mask = generator(denoising_queries=4)([target(2)], 2).attention_mask
     # Two groups of four slots, then three matching queries; 1 = may not attend.
     expected = torch.zeros(11, 11, dtype=torch.bool)
     expected[0:4, 4:8] = expected[4:8, 0:4] = True
@@ -92,7 +92,7 @@ def test_groups_see_themselves_and_matching_queries_and_matching_queries_only_ea
 
 def test_a_batch_without_boxes_gives_no_queries_but_keeps_the_embedding_in_the_graph():
     module = generator()
-    queries = module([target(0), target(0)])
+    queries = module([target(0), target(0)], 0)
     assert queries.content.shape == (2, 0, 8) and not queries.attention_mask.any()
     queries.content.sum().backward()
     assert module.label_encoder.weight.grad is not None

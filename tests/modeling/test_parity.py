@@ -109,11 +109,13 @@ def test_evaluation_equals_the_published_model_stage_by_stage(shared, name):
     )
     proposals = results["query_selection"][0]
     assert proposals.token_index[0].tolist() == expected["query_tokens"].tolist()
-    assert_close(proposals.boxes[0], expected["proposal_boxes"], "proposal boxes")
+    assert_close(proposals.pred_boxes[0], expected["proposal_boxes"], "proposal boxes")
     predictions = results["decoder"][0]
-    assert_close(predictions.boxes[0, 0], expected["pred_boxes_layer0"], "boxes of the first layer")
-    assert_close(predictions.logits[-1, 0], expected["pred_logits"], "logits")
-    assert_close(predictions.boxes[-1, 0], expected["pred_boxes"], "boxes")
+    assert_close(
+        predictions.pred_boxes[0, 0], expected["pred_boxes_layer0"], "boxes of the first layer"
+    )
+    assert_close(predictions.pred_logits[-1, 0], expected["pred_logits"], "logits")
+    assert_close(predictions.pred_boxes[-1, 0], expected["pred_boxes"], "boxes")
     assert detections.pred_classes.tolist() == expected["labels"].tolist()
     assert_close(detections.scores, expected["scores"], "scores")
     assert_close(detections.pred_boxes.tensor, expected["boxes"], "absolute boxes", BOX_TOLERANCE)

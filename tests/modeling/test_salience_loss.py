@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from salience_detr.modeling.salience_loss import SalienceCriterion, salience_targets
-from salience_detr.modeling.structures import DetectionTargets
+from salience_detr.modeling.structures import DetectionTargets, LossNormalizers
 
 SHAPES, PADDED = [(8, 10), (4, 5)], (64, 80)  # strides 8 and 16
 RANGES = ((-1.0, 24.0), (24.0, 99999.0))
@@ -67,6 +67,10 @@ def test_a_box_without_area_is_ignored():
     assert fine.isfinite().all() and fine.sum() == 0 and coarse.sum() == 0
 
 
+def divided_by(num_salient):
+    return LossNormalizers(num_boxes=1, num_salient=num_salient, max_boxes=1, padded_size=PADDED)
+
+
 def test_the_loss_is_divided_by_the_positive_tokens():
     # All logits 0: every token costs w * ln 2 with w = 0.1875 (1 - t) + 0.0625 t.
     target = drawn([10, 2, 30, 22])
@@ -74,17 +78,19 @@ def test_the_loss_is_divided_by_the_positive_tokens():
     expected = 2 * ((0.1875 * (1 - wanted) + 0.0625 * wanted).sum() * math.log(2) / 9)
     maps = [torch.zeros(1, *shape, dtype=torch.float64) for shape in SHAPES]
     criterion = SalienceCriterion(level_ranges=RANGES)
-    assert criterion(maps, [target], PADDED)["loss_salience"].item() == pytest.approx(
-        expected.item()
-    )
+    assert criterion.count_salient(SHAPES, [target], PADDED) == 9
+    loss = criterion(maps, [target], divided_by(9))["loss_salience"]
+    assert loss.item() == pytest.approx(expected.item())
 
 
-def test_without_boxes_the_divisor_is_one():
+def test_without_boxes_every_token_is_background():
     maps = [torch.zeros(1, *shape) for shape in SHAPES]
-    loss = SalienceCriterion(level_ranges=RANGES)(maps, [drawn()], PADDED)["loss_salience"]
+    criterion = SalienceCriterion(level_ranges=RANGES)
+    assert criterion.count_salient(SHAPES, [drawn()], PADDED) == 0
+    loss = criterion(maps, [drawn()], divided_by(1))["loss_salience"]
     assert loss.item() == pytest.approx(2 * 100 * 0.1875 * math.log(2), rel=1e-5)
 
 
 def test_a_level_without_range_is_refused():
     with pytest.raises(ValueError, match="2 levels but 4 level_ranges"):
-        SalienceCriterion()([torch.zeros(1, 2, 2)] * 2, [drawn()], PADDED)
+        SalienceCriterion()([torch.zeros(1, 2, 2)] * 2, [drawn()], divided_by(1))

@@ -35,7 +35,7 @@ def make_tokens(sizes, padded=(32, 48), dim=D):
 
 def test_tokens_are_flattened_level_by_level_and_back():
     tokens, maps = make_tokens([(32, 48)])
-    assert tokens.level_shapes == ((4, 6), (2, 3))
+    assert tokens.spatial_shapes_list == ((4, 6), (2, 3))
     assert tokens.level_start_index.tolist() == [0, 24]
     assert torch.equal(tokens.features[0, 6 * 1 + 2], maps[0][0, :, 1, 2])
     assert torch.equal(tokens.features[0, 24 + 3 * 1 + 2], maps[1][0, :, 1, 2])
@@ -57,15 +57,15 @@ def test_padding_and_valid_ratios_follow_the_image():
 def test_proposals_are_centerd_on_their_tokens_and_grow_with_the_level():
     tokens, _ = make_tokens([(32, 48)])
     # Token (row 1, column 2) of level 0 (4 x 6), then (row 0, column 1) of level 1 (2 x 3).
-    assert tokens.proposals[0, 8].tolist() == pytest.approx([2.5 / 6, 1.5 / 4, 0.05, 0.05])
-    assert tokens.proposals[0, 25].tolist() == pytest.approx([1.5 / 3, 0.5 / 2, 0.1, 0.1])
-    assert tokens.valid_proposals.all()
+    assert tokens.output_proposals[0, 8].tolist() == pytest.approx([2.5 / 6, 1.5 / 4, 0.05, 0.05])
+    assert tokens.output_proposals[0, 25].tolist() == pytest.approx([1.5 / 3, 0.5 / 2, 0.1, 0.1])
+    assert tokens.output_proposals_valid.all()
 
 
 def test_padded_tokens_and_centers_outside_have_no_valid_proposal():
     tokens, _ = make_tokens([(16, 24), (32, 48)])
-    assert tokens.valid_proposals[0].sum() <= 8
-    assert not (tokens.valid_proposals & tokens.padding_mask).any()
+    assert tokens.output_proposals_valid[0].sum() <= 8
+    assert not (tokens.output_proposals_valid & tokens.padding_mask).any()
 
 
 def make_filter(level_ratios=(0.4, 0.8), layer_ratios=(1.0, 0.5)):
@@ -157,7 +157,7 @@ def test_only_selected_tokens_move_and_the_others_are_marked_as_background():
     selection = make_filter()(torch.randn(2, 30, D), tokens)
     encoder = make_encoder()
     memory = encoder(tokens, selection, nn.Linear(D, 3))
-    background = encoder.background_embedding(tokens.level_shapes)
+    background = encoder.background_embedding(tokens.spatial_shapes_list)
     for image in range(2):
         moved = set(selection.token_index[image, : selection.counts[image]].tolist())
         last = set(selection.token_index[image, : selection.layer_counts[-1][image]].tolist())
@@ -172,7 +172,7 @@ def test_only_selected_tokens_move_and_the_others_are_marked_as_background():
 def test_fewer_tokens_than_important_ones_all_attend_and_surplus_slots_do_not_matter():
     tokens, _ = make_tokens([(32, 48), (16, 24)])
     selection = make_filter()(torch.randn(2, 30, D), tokens)
-    encoder, classify = make_encoder(num_important=300), nn.Linear(D, 3)
+    encoder, classify = make_encoder(num_topk=300), nn.Linear(D, 3)
     swapped = torch.cat([selection.token_index[:, :3], selection.token_index[:, 3:].flip(1)], dim=1)
     # Slots from 3 on are surplus in image 1: whatever they hold, its memory stays.
     changed = replace(selection, token_index=swapped)
@@ -230,7 +230,7 @@ def test_direct_neighbors_of_a_better_token_are_suppressed_diagonal_ones_are_not
     # On level 0 (6 columns): 7 is best; 8 (right) and 13 (below) touch it, 14 is diagonal; 25 is on level 1.
     for token, score in {7: 5.0, 8: 4.0, 13: 3.0, 14: 2.0, 25: 1.0}.items():
         scores[0, token] = score
-    survivors = make_query_selection(num_queries=3).select_survivors(scores, tokens)[0]
+    survivors = make_query_selection(num_queries=3).nms_keep_indices(scores, tokens)[0]
     assert survivors.tolist() == [7, 14, 25]
 
 
@@ -238,10 +238,10 @@ def test_images_with_fewer_survivors_get_surplus_slots():
     tokens, _ = make_tokens([(32, 48)] * 2)
     selection = make_query_selection(num_queries=100)
     proposals = selection(torch.randn(2, 30, D), tokens)
-    counts = proposals.query_mask.sum(1)
-    assert proposals.boxes.shape[1] == counts.max() < 30
+    counts = proposals.valid_mask.sum(1)
+    assert proposals.pred_boxes.shape[1] == counts.max() < 30
     assert all(
-        (mask == (torch.arange(len(mask)) < mask.sum())).all() for mask in proposals.query_mask
+        (mask == (torch.arange(len(mask)) < mask.sum())).all() for mask in proposals.valid_mask
     )
 
 

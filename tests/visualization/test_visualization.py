@@ -79,7 +79,7 @@ def test_a_token_is_where_the_unpadded_image_has_it():
         features=torch.zeros(1, 10, 4),
         positions=torch.zeros(1, 10, 4),
         padding_mask=torch.zeros(1, 10, dtype=torch.bool),
-        level_shapes=((2, 4), (1, 2)),
+        spatial_shapes_list=((2, 4), (1, 2)),
         valid_sizes=torch.tensor([[[3.0, 2.0], [2.0, 1.0]]]),
     )
     found = token_cells(tokens, torch.tensor([6, 9]), (20, 30))
