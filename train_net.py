@@ -44,9 +44,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     That parser itself takes everything after the first ``key=value`` for an override, flags too.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="a LazyConfig file: configs/*.py")
     add("--resume", action="store_true", help="continue the run in train.output_dir")
@@ -59,6 +59,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
     add("opts", nargs="*", metavar="key=value", help="overrides, such as train.max_iter=1000")
     add_data_arguments(parser)
+
     args = parser.parse_intermixed_args(argv)
 
     for flag, number in (("--num-gpus", args.num_gpus), ("--num-machines", args.num_machines)):
@@ -77,14 +78,19 @@ def make_config(args: argparse.Namespace) -> DictConfig:
     """
     config = load_config(args.config_file, args.opts)
     overridden = {word.partition("=")[0].lstrip("+") for word in args.opts}
-    needed = ("val",) if args.eval_only else ("train", "val")
+
+    needed = ["val"]
+    if not args.eval_only:
+        needed.append("train")
     use_own_data(config, args, overridden, needed)
+
     if args.weights:
         config.train.init_checkpoint = args.weights
     return config
 
 
 def do_train(args: argparse.Namespace, config: DictConfig) -> None:
+    """Train, or with --resume continue a run."""
     train(config, resume=args.resume)
 
 
@@ -95,17 +101,20 @@ def do_test(args: argparse.Namespace, config: DictConfig) -> None:
         ConfigError, CheckpointError, DatasetError, OSError: weights, data or folders are not
         usable.
     """
-    output_dir = Path(config.train.output_dir)
     if not config.train.init_checkpoint:
         raise ConfigError("--eval-only needs weights: add --weights FILE")
     if args.show_dir is not None:
         check_show_dir(config, args.show_dir)
+
+    # The config of a training run in this folder stays.
+    output_dir = Path(config.train.output_dir)
     if comm.is_main_process() and not (output_dir / "config.yaml").is_file():
         save_config(config)
 
     model = build_model(config)
     load_weights(model, config.train.init_checkpoint)
     evaluate(config, model.eval())
+
     if args.show_dir is not None and comm.is_main_process():
         show_evaluation(config, args.show_dir)
 
@@ -143,9 +152,9 @@ def log_traceback() -> None:
     """Write the traceback of the current exception to log.txt, but not to the console."""
     logger = logging.getLogger("salience_detr")
     logging.raiseExceptions = False  # the disk may be full
-    record = logger.makeRecord(
-        logger.name, logging.ERROR, __file__, 0, "stopped", (), sys.exc_info()
-    )
+
+    place = (logging.ERROR, __file__, 0)
+    record = logger.makeRecord(logger.name, *place, "stopped", (), sys.exc_info())
     for handler in logger.handlers:
         if getattr(handler, "stream", None) is not sys.stdout:
             handler.emit(record)
@@ -155,7 +164,8 @@ def run(argv: list[str] | None = None) -> int:
     """Run the command line; a mistake of the user becomes one line and the exit code 2."""
     args = parse_args(argv)
     try:
-        config = make_config(args)  # typos are found before processes are started
+        # Mistakes are found before processes are started.
+        config = make_config(args)
         launch(main, args, config)
     except USER_ERRORS as error:
         print_error(error)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-
-Node: TypeAlias = DictConfig | ListConfig
 
 SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 POSITIVE_KEYS = (
@@ -52,6 +50,7 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> DictC
     """
     if not Path(config_file).is_file():
         raise ConfigError(f"there is no config file {config_file}; the project's are in configs/")
+
     try:
         config = LazyConfig.load(str(config_file))
     except Exception as error:  # whatever the code in the file raises
@@ -60,10 +59,7 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> DictC
 
     missing = [key for key in SECTIONS if key not in config]
     if missing:
-        raise ConfigError(
-            f"{config_file} defines no {', '.join(missing)}; a config needs {', '.join(SECTIONS)} "
-            "(see configs/*.py)"
-        )
+        raise ConfigError(f"{config_file} defines no {', '.join(missing)} (see configs/*.py)")
     check_targets(config, config_file)
 
     for override in overrides:
@@ -81,27 +77,25 @@ def check_targets(config: DictConfig, config_file: str | Path) -> None:
     Raises:
         ConfigError: a target of this package does not exist, or does not take one of its arguments.
     """
-    remedy = "; if an earlier version wrote the file, use a recipe in configs/ with its overrides"
+    remedy = "if an earlier version wrote the file, use a recipe in configs/ with its overrides"
     for key, node in walk(config):
-        if not isinstance(node, DictConfig):
+        if not isinstance(node, dict):
             continue
-        target = node.get("_target_")
-        if not isinstance(target, str) or not target.startswith("salience_detr."):
+        target = str(node.get("_target_"))
+        if not target.startswith("salience_detr."):
             continue
 
         try:
-            parameters = inspect.signature(locate(target)).parameters
+            parameters = parameters_of(target)
         except ImportError as error:
-            message = f"{config_file}: {key} is a {target}, which does not exist{remedy}"
-            raise ConfigError(message) from error
-        if any(x.kind == inspect.Parameter.VAR_KEYWORD for x in parameters.values()):
+            raise ConfigError(f"{config_file}: {key}: there is no {target}; {remedy}") from error
+
+        # A target with **kwargs takes anything.
+        if any(x.kind == x.VAR_KEYWORD for x in parameters.values()):
             continue
-        for argument in node:
-            if argument != "_target_" and argument not in parameters:
-                raise ConfigError(
-                    f"{config_file}: {key} has the key {argument}, which {target} does not "
-                    f"take{remedy}"
-                )
+        for name in node:
+            if name != "_target_" and name not in parameters:
+                raise ConfigError(f"{config_file}: {key}: {target} takes no {name}; {remedy}")
 
 
 def apply_override(config: DictConfig, override: str) -> None:
@@ -117,6 +111,7 @@ def apply_override(config: DictConfig, override: str) -> None:
     if key == word and not has_key(config, key):
         raise ConfigError(unknown_key_message(config, key))
 
+    # omegaconf takes any type, and hydra's parser does not know the types of a config.
     before = OmegaConf.select(config, key)
     try:
         LazyConfig.apply_overrides(config, [override.removeprefix("+")])
@@ -127,11 +122,14 @@ def apply_override(config: DictConfig, override: str) -> None:
     after = OmegaConf.select(config, key)
     if not fits(before, after):
         kinds = f"{type(after).__name__} where the config has a {type(before).__name__}"
-        raise ConfigError(f"the override {override!r} sets a {kinds}, {before!r}")
+        raise ConfigError(f"the override {override!r} sets a {kinds}, {before!r:.60}")
 
 
 def fits(before: object, after: object) -> bool:
-    """Return whether a value may take the place of another one: by its type, but null is free."""
+    """Return whether a value may take the place of another one, by its type.
+
+    A string may become a list or null, and null may become anything.
+    """
     if isinstance(before, str):
         return not isinstance(after, (bool, int, float))
     if type(before) is float:
@@ -143,32 +141,32 @@ def fits(before: object, after: object) -> bool:
 
 def has_key(config: DictConfig, key: str) -> bool:
     """Return whether a key exists, or is an argument that its object takes but the config omits."""
-    *parents, last = key.split(".")
-    node: Any = config
-    for part in parents:
-        node = child(node, part)
-    if child(node, last) is not None:
-        return True
-    if not isinstance(node, DictConfig):
-        return False
+    parent_key, _, last = key.rpartition(".")
+    nodes = dict(walk(config))
+    parent = nodes.get(parent_key)
+    if not isinstance(parent, dict):
+        return key in nodes
 
-    target = node.get("_target_")
-    if isinstance(target, str):
-        target = locate(target)
-    return last in node or (target is not None and last in inspect.signature(target).parameters)
+    target = parent.get("_target_")
+    return last in parent or (target is not None and last in parameters_of(target))
 
 
-def child(node: Any, part: str) -> Any:
-    """Return an entry of a group or a list of settings; None if there is none."""
-    if isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
-        return node[int(part)]
-    return node.get(part) if isinstance(node, DictConfig) else None
+def parameters_of(target: object) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a function or class, or of one that is named.
+
+    Raises:
+        ImportError: there is none of that name.
+    """
+    function: Any = locate(target) if isinstance(target, str) else target
+    return inspect.signature(function).parameters
 
 
 def unknown_key_message(config: DictConfig, key: str) -> str:
     """Return an error message that names the nearest existing keys."""
-    keys = [key for key, _ in walk(config)]
+    keys = sorted(key for key, _ in walk(config))
     near = difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
+
+    # Keys of the same name elsewhere come next.
     last = key.rpartition(".")[2]
     near += [k for k in keys if k.rpartition(".")[2] == last and k not in near][:2]
 
@@ -178,19 +176,21 @@ def unknown_key_message(config: DictConfig, key: str) -> str:
     return f"the config has no key {key!r}; {hint} (+{key}=... adds a new one)"
 
 
-def walk(node: Node, prefix: str = "") -> Iterator[tuple[str, Node | None]]:
-    """Yield the dotted key of all settings below a node, with the groups and lists among them."""
-    names: list[Any] = list(node) if isinstance(node, DictConfig) else list(range(len(node)))
-    for name in names:
-        if name == "_target_":
-            continue
-        is_value = OmegaConf.is_interpolation(node, name) or OmegaConf.is_missing(node, name)
-        below = None if is_value else node[name]
-        if isinstance(below, (DictConfig, ListConfig)):
-            yield f"{prefix}{name}", below
-            yield from walk(below, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", None
+def walk(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield all settings of a config with their dotted keys, interpolations not followed."""
+    if isinstance(node, DictConfig):
+        node = OmegaConf.to_container(node)  # plain dicts and lists
+
+    items: Iterable[tuple[object, object]] = ()
+    if isinstance(node, dict):
+        items = node.items()
+    elif isinstance(node, list):
+        items = enumerate(node)
+
+    for name, value in items:
+        if name != "_target_":
+            yield f"{prefix}{name}", value
+            yield from walk(value, f"{prefix}{name}.")
 
 
 def resolve_device(device: str) -> torch.device:
@@ -203,6 +203,7 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda", torch.cuda.current_device())
     if device == "auto":
         return torch.device("cpu")
+
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
@@ -222,8 +223,10 @@ def resolve_amp(amp: DictConfig, device: torch.device) -> torch.dtype | None:
     if not amp.enabled:
         return None
     if amp.dtype == "auto":
-        has_bf16 = device.type == "cpu" or torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if has_bf16 else torch.float16
+        if device.type == "cpu" or torch.cuda.is_bf16_supported():
+            return torch.bfloat16
+        return torch.float16
+
     if amp.dtype not in AMP_DTYPES:
         raise ConfigError(f"train.amp.dtype is {amp.dtype!r}; use auto, bf16 or fp16")
     return AMP_DTYPES[amp.dtype]

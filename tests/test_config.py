@@ -73,12 +73,12 @@ def test_a_missing_config_file_is_named():
         (
             "salience_detr.modeling.neck.ChannelMapper",
             "salience_detr.modeling.necks.ChannelMapper",
-            r"model\.neck is a salience_detr\.modeling\.necks\.ChannelMapper, which does not exist",
+            r"model\.neck: there is no salience_detr\.modeling\.necks\.ChannelMapper",
         ),
         (
             "num_groups: 4",
             "num_clusters: 4",
-            r"model\.neck has the key num_clusters, which salience_detr\..*ChannelMapper does not take",
+            r"model\.neck: salience_detr\.modeling\.neck\.ChannelMapper takes no num_clusters",
         ),
     ],
 )

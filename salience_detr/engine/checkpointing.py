@@ -213,20 +213,14 @@ def iteration_of(path: Path) -> int:
 
 
 class DataOrder:
-    """Settings that the order of the data depends on.
+    """Settings that the order of the data depends on, to compare when a run is resumed.
 
-    They are saved with a run and compared when it is resumed.
+    Args:
+        settings: by name.
     """
 
-    def __init__(
-        self, *, seed: int, total_batch_size: int, num_images: int, grouped: bool = False
-    ) -> None:
-        self.settings = {
-            "train.seed": seed,
-            "total_batch_size": total_batch_size,
-            "number of images": num_images,
-            "aspect_ratio_grouping": int(grouped),
-        }
+    def __init__(self, settings: dict[str, int]) -> None:
+        self.settings = settings
 
     def state_dict(self) -> dict[str, int]:
         return self.settings

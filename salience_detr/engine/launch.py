@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from detectron2.engine import launch as detectron2_launch
@@ -13,12 +14,10 @@ from omegaconf import DictConfig
 
 from salience_detr.utils.signals import ForwardedSignals
 
+Main: TypeAlias = Callable[[argparse.Namespace, DictConfig | None], None]
 
-def launch(
-    main: Callable[[argparse.Namespace, DictConfig | None], None],
-    args: argparse.Namespace,
-    config: DictConfig,
-) -> None:
+
+def launch(main: Main, args: argparse.Namespace, config: DictConfig) -> None:
     """Call ``main(args, config)`` in every process; without a GPU the processes talk through gloo.
 
     Processes that detectron2's launcher starts get None for the config and make their own: a config
@@ -34,15 +33,9 @@ def launch(
     elif args.num_gpus * args.num_machines == 1:
         main(args, config)
     else:
+        sizes = (args.num_gpus, args.num_machines, args.machine_rank)
         with ForwardedSignals():
-            detectron2_launch(
-                main,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(args, None),
-            )
+            detectron2_launch(main, *sizes, dist_url=args.dist_url, args=(args, None))
 
 
 def init_torchrun_process() -> None:

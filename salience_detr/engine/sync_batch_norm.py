@@ -6,25 +6,10 @@ different numbers of pixels here; two processes would not train like one.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from detectron2.utils import comm
 from torch import Tensor, nn
-
-
-class SumOverProcesses(torch.autograd.Function):
-    """Sum of a tensor over all processes; its gradient is the sum of their gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        torch.distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return SumOverProcesses.apply(grad)
+from torch.distributed.nn.functional import all_reduce
 
 
 class CpuSyncBatchNorm2d(nn.BatchNorm2d):
@@ -37,13 +22,13 @@ class CpuSyncBatchNorm2d(nn.BatchNorm2d):
 
         # Sums in half precision are not exact, or overflow.
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        dims = (0, 2, 3)
-        all_sum = SumOverProcesses.apply
 
-        count = all_sum(wide.new_tensor(x.numel() / x.shape[1]))
-        mean = all_sum(wide.sum(dims)) / count
+        # This all_reduce is differentiable: its gradient is the sum of the processes' gradients.
+        dims = (0, 2, 3)
+        count = all_reduce(wide.new_tensor(x.numel() / x.shape[1]))
+        mean = all_reduce(wide.sum(dims)) / count
         centered = wide - mean[:, None, None]
-        variance = all_sum(centered.square().sum(dims)) / count
+        variance = all_reduce(centered.square().sum(dims)) / count
 
         # The running variance is the unbiased one.
         unbiased = variance.detach() * count / (count - 1).clamp(min=1)

@@ -62,9 +62,9 @@ def setup_run(config: DictConfig) -> None:
         setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name)
 
     # The exception itself is reported by whoever catches it.
-    logging.getLogger("detectron2.engine.train_loop").addFilter(
-        lambda record: "Exception during" not in record.msg
-    )
+    train_loop = logging.getLogger("detectron2.engine.train_loop")
+    train_loop.addFilter(lambda record: "Exception during" not in record.msg)
+
     share_cpu_threads()
     seed_all_rng(config.train.seed)
 
@@ -162,7 +162,7 @@ def build_optimizer(config: DictConfig, model: nn.Module) -> torch.optim.Optimiz
 
     config.optimizer.params.model = model
     optimizer: torch.optim.Optimizer = instantiate(config.optimizer)
-    config.optimizer.params.model = None
+    config.optimizer.params.model = None  # the config can be saved again
     return optimizer
 
 
@@ -192,6 +192,7 @@ def compile_model(config: DictConfig, model: nn.Module) -> None:
     """
     if config.train.channels_last:
         model.to(memory_format=torch.channels_last)
+
     if not config.train.compile:
         return
 
@@ -200,6 +201,7 @@ def compile_model(config: DictConfig, model: nn.Module) -> None:
             "train.compile=True cannot compile BatchNorm under activation checkpointing; set "
             "model.backbone.use_checkpoint=False, or train.compile=False"
         )
+
     for name, stage in model.named_children():
         if name in COMPILED_STAGES:
             logger.info("compiling the stage %s", name)
@@ -211,12 +213,15 @@ def distribute(model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
 
+    # torch's SyncBatchNorm needs GPUs.
     device_ids = None
     if next(model.parameters()).is_cuda:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         device_ids = [torch.cuda.current_device()]
     else:
         model = use_cpu_sync_batch_norm(model)
+
+    # The statistics of BatchNorm are equal in all processes already.
     return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
 
 
@@ -229,6 +234,12 @@ def build_checkpointer(
 ) -> TrainingCheckpointer:
     """Build the checkpointer of all that the run needs to go on exactly."""
     loader = config.dataloader.train
+    order = {
+        "train.seed": config.train.seed,
+        "total_batch_size": loader.total_batch_size,
+        "number of images": len(trainer.data_loader.dataset),
+        "aspect_ratio_grouping": int(loader.get("aspect_ratio_grouping", False)),
+    }
     checkpointer = TrainingCheckpointer(
         model,
         config.train.output_dir,
@@ -237,13 +248,9 @@ def build_checkpointer(
         optimizer=trainer.optimizer,
         scheduler=scheduler,
         grad_scaler=trainer.grad_scaler,
-        data_order=DataOrder(
-            seed=config.train.seed,
-            total_batch_size=loader.total_batch_size,
-            num_images=len(trainer.data_loader.dataset),
-            grouped=loader.get("aspect_ratio_grouping", False),
-        ),
+        data_order=DataOrder(order),
     )
+
     if ema is not None:
         checkpointer.add_checkpointable("ema", ema.module)
     return checkpointer
@@ -308,25 +315,26 @@ def build_hooks(
 ) -> list[HookBase]:
     """Build the hooks of a run, in the order in which they act after a step."""
     settings = config.train
+    output_dir = settings.output_dir
     run_hooks: list[HookBase] = []
-    shown = model
+    ema_model = None
     best_metric = settings.best_metric
     if ema is not None:
         run_hooks.append(EMAHook(ema, model))
-        shown = ema.module
+        ema_model = ema.module
         best_metric = f"ema/{best_metric}"
 
     # A step is saved before it is evaluated, so that an evaluation that fails costs no training.
     run_hooks.append(PeriodicCheckpointHook(checkpointer, settings.checkpointer.period))
 
-    writers = build_writers(settings.output_dir, settings.max_iter, start)
-    evaluate = partial(evaluate_with_ema, config, model, None if ema is None else ema.module)
+    writers = build_writers(output_dir, settings.max_iter, start)
+    evaluate = partial(evaluate_with_ema, config, model, ema_model)
     best = BestCheckpoint(checkpointer, best_metric)
     run_hooks.append(EvaluationHook(settings.eval_period, evaluate, best=best, writers=writers))
 
     if comm.is_main_process() and settings.previews > 0:
-        draw = partial(preview_images, config, shown)
-        run_hooks.append(PreviewHook(draw, settings.eval_period, settings.output_dir))
+        draw = partial(preview_images, config, ema_model or model)
+        run_hooks.append(PreviewHook(draw, settings.eval_period, output_dir))
 
     period = min(settings.log_period, settings.max_iter)
     run_hooks.append(hooks.PeriodicWriter(writers, period))

@@ -54,34 +54,30 @@ class ConsoleWriter(EventWriter):
         self.written = iteration
         finished = iteration + 1
 
+        # The windows of the medians are shorter at the beginning.
+        smooth = {name: storage.history(name).median(20) for name in latest}
         seconds = 0.0
         if "time" in latest:
             seconds = storage.history("time").global_avg()
         eta = datetime.timedelta(seconds=int(seconds * (self.max_iter - finished)))
 
-        smooth = {name: storage.history(name).median(20) for name in latest}
         groups = []
         for name, value in smooth.items():
             if name.startswith("loss_groups/"):
                 groups.append(f"{name.removeprefix('loss_groups/')} {value:.3f}")
 
-        memory = ""
+        parts = [
+            f"{finished}/{self.max_iter}",
+            f"eta {eta}",
+            f"loss {smooth['total_loss']:.3f} ({'  '.join(groups)})",
+            f"grad {smooth.get('grad_norm', 0.0):.2f}",
+            f"lr {latest.get('lr', (0.0, 0))[0]:.2e}",
+            f"{smooth.get('samples_per_second', 0.0):.2f} images/s",
+            f"data {smooth.get('data_time', 0.0):.3f} s",
+        ]
         if torch.cuda.is_available():
-            memory = f"  {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB"
-
-        logger.info(
-            "%d/%d  eta %s  loss %.3f (%s)  grad %.2f  lr %.2e  %.2f images/s  data %.3f s%s",
-            finished,
-            self.max_iter,
-            eta,
-            smooth["total_loss"],
-            "  ".join(groups),
-            smooth.get("grad_norm", 0.0),
-            latest.get("lr", (0.0, 0))[0],
-            smooth.get("samples_per_second", 0.0),
-            smooth.get("data_time", 0.0),
-            memory,
-        )
+            parts.append(f"{torch.cuda.max_memory_allocated() / 2**20:.0f} MiB")
+        logger.info("  ".join(parts))
 
 
 @contextmanager
