@@ -135,6 +135,7 @@ def main(args: argparse.Namespace, config: DictConfig | None) -> None:
             do_test(args, config)
         else:
             do_train(args, config)
+
     except FetchError as error:
         if error.reason is not None:
             log_traceback()
@@ -142,6 +143,7 @@ def main(args: argparse.Namespace, config: DictConfig | None) -> None:
         # The launcher ends all processes with the first one: it waits until the error is printed.
         comm.synchronize()
         sys.exit(2)
+
     except USER_ERRORS as error:
         log_traceback()
         print_error(error)
@@ -167,6 +169,7 @@ def run(argv: list[str] | None = None) -> int:
         # Mistakes are found before processes are started.
         config = make_config(args)
         launch(main, args, config)
+
     except USER_ERRORS as error:
         print_error(error)
         return 2

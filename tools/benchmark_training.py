@@ -51,15 +51,16 @@ NUM_LOADED = 200  # images that the loader alone is timed with
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE")
     add("--steps", type=int, default=5, help="steps to time, after one that is not timed")
     add("--only", action="append", choices=VARIANTS, help="repeatable (default: all but compile)")
     add("opts", nargs="*", metavar="key=value", help="overrides of the config")
     add_data_arguments(parser)
+
     args = parser.parse_intermixed_args(argv)
     args.only = args.only or [name for name in VARIANTS if name != "compile"]
     return args
@@ -78,9 +79,12 @@ def time_training(args: argparse.Namespace, overrides: list[str]) -> tuple[float
     """
     config = make_config(args, overrides)
     device = resolve_device(config.train.device)
+
+    # The variants start from the same weights.
     torch.manual_seed(0)
     model = build_model(config)
     compile_model(config, model)
+
     trainer = Trainer(
         model=model,
         data_loader=instantiate(config.dataloader.train),
@@ -127,6 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         print_error(error)
         return 2
 
+    # Neither memory nor compiled code of one variant reaches the next.
     rows = []
     spawn = multiprocessing.get_context("spawn")
     for name in tqdm(args.only, desc="variants"):
@@ -138,6 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     device = f"{torch.get_num_threads()} CPU threads"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
+
     print(f"{args.config_file}, batch {batch_size}, {device}, PyTorch {torch.__version__}\n")
     headers = ("training", "images/s", "s/step", "peak memory (MiB)")
     print(tabulate(rows, headers, floatfmt=("", ".2f", ".2f", ".0f"), tablefmt="github"), "\n")

@@ -69,12 +69,14 @@ class TrainingCheckpointer(Checkpointer):
         if not self.save_to_disk:
             return
 
+        # Plain tensors, numbers and strings, so that it can be read without running code.
         state = {"model": self.model.state_dict(), "iteration": iteration}
         if self.class_names:
             state["class_names"] = self.class_names
         for key, checkpointable in self.checkpointables.items():
             state[key] = checkpointable.state_dict()
 
+        # An earlier file of this name stays until the new one is complete.
         path = self.output_dir / f"{name}.pth"
         try:
             with written_whole(path) as temporary:
@@ -126,6 +128,7 @@ class TrainingCheckpointer(Checkpointer):
         earlier = self.periodic_files()
         for pattern in ("model_final.pth", "model_best.*"):
             earlier += self.output_dir.glob(pattern)
+
         if earlier:
             raise FileExistsError(
                 f"{self.output_dir} holds {len(earlier)} checkpoint files of an earlier run "
@@ -143,9 +146,11 @@ class TrainingCheckpointer(Checkpointer):
             CheckpointError: no checkpoint of those that are there can be read, or the one that can
                 does not fit the run.
         """
+        # Leftovers of a write that was killed.
         for leftover in self.output_dir.glob("*.pth.tmp"):
-            leftover.unlink(missing_ok=True)  # of a write that was killed
+            leftover.unlink(missing_ok=True)
 
+        # A file may be broken where the machine went down: the next one is tried.
         candidates = self.candidates()
         for path in candidates:
             try:
@@ -153,6 +158,7 @@ class TrainingCheckpointer(Checkpointer):
             except CheckpointError as error:
                 logger.warning("passing over %s", error)
                 continue
+
             self.restore(checkpoint, path)
             return int(checkpoint["iteration"])
 
@@ -168,12 +174,14 @@ class TrainingCheckpointer(Checkpointer):
         paths = [*self.output_dir.glob("model_final.pth"), *self.periodic_files()]
         paths.sort(key=lambda path: path.stat().st_mtime, reverse=True)
 
+        # The last one saved need not be the newest: files may have been copied.
         pointer = self.output_dir / "last_checkpoint"
         if pointer.is_file():
             last = self.output_dir / pointer.read_text(errors="replace").strip()
             if last in paths:
                 paths.remove(last)
                 return [last, *paths]
+
             logger.warning("%s names no checkpoint: taking the newest", pointer)
         return paths
 
@@ -183,6 +191,7 @@ class TrainingCheckpointer(Checkpointer):
         Raises:
             CheckpointError: something is missing, or does not fit this run.
         """
+        # An EMA that is switched on or off is what most likely differs.
         missing = sorted({"model", "iteration", *self.checkpointables} - checkpoint.keys())
         if "ema" in checkpoint and "ema" not in self.checkpointables:
             raise CheckpointError(f"{path} holds an EMA: resume with train.ema.enabled=True")
@@ -191,6 +200,7 @@ class TrainingCheckpointer(Checkpointer):
         if missing:
             raise CheckpointError(f"{path} cannot be resumed: it holds no {', '.join(missing)}")
 
+        # Optimizer, schedule, loss scale, EMA and the order of the data follow the model.
         load_state_dict_strictly(self.model, checkpoint["model"], source=str(path))
         for key, checkpointable in self.checkpointables.items():
             try:
@@ -235,6 +245,7 @@ class DataOrder:
         for key, value in self.settings.items():
             if saved.get(key) != value:
                 differences.append(f"{key} was {saved.get(key)}, is {value}")
+
         if differences:
             raise ValueError("; ".join(differences))
 
@@ -254,7 +265,8 @@ def cut_metrics(path: Path, iteration: int) -> None:
         try:
             is_earlier = json.loads(line)["iteration"] < iteration
         except (ValueError, KeyError, TypeError):
-            continue
+            continue  # half-written
+
         if is_earlier:
             kept.append(line + "\n")
 

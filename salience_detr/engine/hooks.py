@@ -74,6 +74,7 @@ class BestCheckpoint:
         if not value > self.best_value():  # NaN is never better
             return
 
+        # The weights come first: a value without them would keep others from being saved.
         self.checkpointer.save("model_best", iteration=iteration, resumable=False)
         record = {"metric": self.metric, "value": value, "iteration": iteration}
         with written_whole(self.path) as temporary:
@@ -141,6 +142,8 @@ class EvaluationHook(hooks.EvalHook):
         """Return whether metrics.json has the results after so many steps."""
         if not self.metrics_file.is_file():
             return False
+
+        # A step before the evaluated state is counted from 0.
         for line in self.metrics_file.read_text().splitlines():
             record = json.loads(line)
             if record["iteration"] >= finished - 1 and any("/AP" in name for name in record):
@@ -158,8 +161,8 @@ class EvaluationHook(hooks.EvalHook):
             storage.put_scalars(**results, smoothing_hint=False)
             for writer in self.writers:
                 writer.write()
-            storage.iter = current_iter
 
+            storage.iter = current_iter
             self.best.update(finished, results)
         comm.synchronize()
 
@@ -187,6 +190,7 @@ class PreviewHook(HookBase):
         if not is_due(finished, self.period, self.trainer.max_iter):
             return
 
+        # TensorBoard takes (C, H, W).
         self.folder.mkdir(exist_ok=True)
         for name, image in self.draw().items():
             Image.fromarray(image).save(self.folder / f"{name}_{finished:07d}.jpg", quality=90)
@@ -215,6 +219,7 @@ class InterruptHook(HookBase):
         if not any_process(self.stops.received is not None):
             return
 
+        # No process ends before the state is on disk: launchers stop the others then.
         finished = self.trainer.iter + 1
         self.checkpointer.save_periodic(finished)
         comm.synchronize()

@@ -24,14 +24,17 @@ def launch(main: Main, args: argparse.Namespace, config: DictConfig) -> None:
     file may register data sets and define functions, neither of which can be handed to another
     process.
     """
+    # torchrun has started this process as one of several.
     if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
         init_torchrun_process()
         try:
             main(args, config)
         finally:
             torch.distributed.destroy_process_group()
+
     elif args.num_gpus * args.num_machines == 1:
         main(args, config)
+
     else:
         sizes = (args.num_gpus, args.num_machines, args.machine_rank)
         with ForwardedSignals():
@@ -44,6 +47,7 @@ def init_torchrun_process() -> None:
     if torch.cuda.is_available():
         backend = "nccl"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
     torch.distributed.init_process_group(backend)
     local_size = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
     comm.create_local_process_group(int(local_size))
@@ -53,6 +57,8 @@ def any_process(flag: bool) -> bool:
     """Return whether the flag is set in some process; every process calls this."""
     if comm.get_world_size() == 1:
         return flag
+
+    # nccl exchanges tensors on the GPU only.
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
     flags = torch.tensor(int(flag), device=device)
     torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)

@@ -44,6 +44,7 @@ def get_parameter_groups(
         if not parameter.requires_grad:
             continue
 
+        # Both factors apply to sampling offsets in a backbone.
         factor = 1.0
         if name.startswith("backbone."):
             factor *= backbone_lr_factor
@@ -55,6 +56,7 @@ def get_parameter_groups(
         if isinstance(modules[module_name], NORMS) or "bias" in leaf:
             decay = 0.0
 
+        # Parameters of one rate and one decay share a group, in the order of the model.
         lr = factor * base_lr
         empty = ParameterGroup(lr=lr, weight_decay=decay, params=[], names=[])
         group = groups.setdefault((lr, decay), empty)

@@ -22,9 +22,12 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data-dir", metavar="DIR", help="folder with both splits in a usual layout"
     )
+
+    # Or each file and folder by itself; these win over the folder of both.
     for split, purpose in (("train", "to train on"), ("val", "to evaluate on")):
         group.add_argument(f"--{split}-json", metavar="FILE", help=f"annotations {purpose}")
         group.add_argument(f"--{split}-images", metavar="DIR", help="folder of their images")
+
     group.add_argument(
         "--epochs", type=float, metavar="N", help="passes over the data (default: the config's)"
     )
@@ -61,6 +64,7 @@ def use_own_data(
         return
     check_complete(args, splits, needed)
 
+    # The data set is registered under the name of its file when it is loaded.
     categories = {}
     for name, split in splits.items():
         categories[name] = read_categories(split.json_file)
@@ -68,11 +72,13 @@ def use_own_data(
         dataset.names = str(split.json_file)
         dataset.json_file = str(split.json_file)
         dataset.image_root = str(split.image_root)
+
     if len(splits) == 2:
         check_equal(splits, categories)
-
     if "model.num_classes" not in overridden:
         config.model.num_classes = len(next(iter(categories.values())))
+
+    # An evaluation has no schedule.
     if "train" in needed:
         num_images = len(read_coco(splits["train"].json_file)["images"])
         fit_schedule(config, num_images, args.epochs, overridden)
@@ -120,6 +126,7 @@ def read_categories(json_file: Path) -> dict[int, str]:
         fault = entry_fault("categories", category)
         if fault is not None:
             raise DatasetError(f"{json_file}: number {number} of its categories {fault}")
+
     if not categories:
         raise DatasetError(f"{json_file} has no categories")
     return {category["id"]: category["name"] for category in categories}
@@ -132,6 +139,7 @@ def check_equal(splits: dict[str, Split], categories: dict[str, dict[int, str]])
         extra = sorted(categories[name].items() - categories[other].items())
         if extra:
             differences.append(f"{extra} only in {splits[name].json_file}")
+
     if differences:
         raise DatasetError(
             f"the two annotation files have different categories: {'; '.join(differences)}; give "
@@ -144,13 +152,14 @@ def fit_schedule(
 ) -> None:
     """Give a run over ``num_images`` images the epochs of the config, or others.
 
-    Periods and warm-up keep their share of the run, unless they were overridden.
+    Periods and warm-up follow, unless they were overridden.
     """
     if not num_images:
         raise DatasetError("the training data set holds no images")
     if epochs is not None and not 0 < epochs < LARGEST:
         raise ConfigError(f"--epochs is {epochs:g}; it must be positive and finite")
 
+    # The recipe's number of epochs, over other data.
     train = config.train
     max_iter_before = train.max_iter
     if "train.max_iter" not in overridden:
@@ -165,12 +174,14 @@ def fit_schedule(
         train.max_iter = max(1, round(iterations))
         train.epochs = epochs
 
+    # Evaluations and checkpoints keep their share of the run.
     scale = train.max_iter / max_iter_before
     if "train.eval_period" not in overridden:
         train.eval_period = scale_period(train.eval_period, scale)
     if "train.checkpointer.period" not in overridden:
         train.checkpointer.period = scale_period(train.checkpointer.period, scale)
 
+    # The warm-up keeps its number of iterations, as a part of the run.
     schedule = config.lr_multiplier
     if "warmup_length" in schedule and "lr_multiplier.warmup_length" not in overridden:
         warmup_iterations = schedule.warmup_length * max_iter_before

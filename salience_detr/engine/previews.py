@@ -37,6 +37,7 @@ def preview_images(config: DictConfig, model: nn.Module) -> dict[str, np.ndarray
     class_names = class_names_of(test.dataset.names)
     colors = class_colors(len(class_names))
 
+    # The model goes on in the mode it was in.
     was_training = model.training
     model.eval()
     previews: dict[str, np.ndarray] = {}
@@ -51,10 +52,12 @@ def preview_images(config: DictConfig, model: nn.Module) -> dict[str, np.ndarray
             draw_salience(image, salience),
         ]
 
+        # Images of several folders may have the same name.
         name = Path(record["file_name"]).stem
         if name in previews:
             name = f"{name}_{len(previews)}"
         previews[name] = np.concatenate(panels, axis=1)
+
     model.train(was_training)
     return previews
 
@@ -72,5 +75,6 @@ def draw_ground_truth(
         box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
         boxes.append(box)
         classes.append(annotation["category_id"])
+
     labels = [class_names[c] for c in classes]
     return draw_boxes(image, boxes, labels, [colors[c] for c in classes])

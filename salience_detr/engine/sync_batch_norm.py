@@ -58,6 +58,7 @@ def use_cpu_sync_batch_norm(model: nn.Module) -> nn.Module:
             # The very tensors, because an optimizer may hold them already.
             for key, tensor in [*child.named_parameters(), *child.named_buffers()]:
                 setattr(synced, key, tensor)
+
             synced.train(child.training)
             setattr(parent, name, synced)
     return model

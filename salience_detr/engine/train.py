@@ -89,10 +89,12 @@ def train(config: DictConfig, *, resume: bool) -> None:
         FetchError: an image cannot be read; the finished steps are saved.
         FloatingPointError: the loss is not finite.
     """
+    # What is wrong with the data is found before the model is built.
     check_test_set(config)
     loader = instantiate(config.dataloader.train)
     check_class_count(config.dataloader.train.dataset.names, config.model.get("num_classes"))
 
+    # The EMA is a copy of the model as it is before stages are compiled.
     model = build_model(config)
     optimizer = build_optimizer(config, model)
     ema = build_ema(config, model)
@@ -109,6 +111,7 @@ def train(config: DictConfig, *, resume: bool) -> None:
         accumulate=config.train.accumulate,
         seed=config.train.seed,
     )
+
     checkpointer = build_checkpointer(config, model, ema, scheduler, trainer)
     check_room(config, checkpointer)
     start = start_or_resume(config, checkpointer, ema, resume)
@@ -233,6 +236,7 @@ def build_checkpointer(
     trainer: Trainer,
 ) -> TrainingCheckpointer:
     """Build the checkpointer of all that the run needs to go on exactly."""
+    # A run that is resumed with another order of the data would not be the same run.
     loader = config.dataloader.train
     order = {
         "train.seed": config.train.seed,
@@ -283,7 +287,8 @@ def start_or_resume(
     Returns:
         The number of finished iterations.
     """
-    comm.synchronize()  # all have looked at the folder before one writes into it
+    # All have looked at the folder before one writes into it.
+    comm.synchronize()
     start = 0
     if resume:
         start = checkpointer.resume()
@@ -327,6 +332,7 @@ def build_hooks(
     # A step is saved before it is evaluated, so that an evaluation that fails costs no training.
     run_hooks.append(PeriodicCheckpointHook(checkpointer, settings.checkpointer.period))
 
+    # The evaluation writes at once, so it has the writers as well.
     writers = build_writers(output_dir, settings.max_iter, start)
     evaluate = partial(evaluate_with_ema, config, model, ema_model)
     best = BestCheckpoint(checkpointer, best_metric)
@@ -336,6 +342,7 @@ def build_hooks(
         draw = partial(preview_images, config, ema_model or model)
         run_hooks.append(PreviewHook(draw, settings.eval_period, output_dir))
 
+    # A run shorter than the period is logged at its end.
     period = min(settings.log_period, settings.max_iter)
     run_hooks.append(hooks.PeriodicWriter(writers, period))
     return run_hooks
@@ -353,10 +360,14 @@ def run_steps(
     """
     try:
         trainer.train(start, max_iter)
+
+    # The step has changed nothing yet where its data cannot be read.
     except FetchError:
         if trainer.iter > start:
             checkpointer.save_periodic(trainer.iter)
         raise
+
+    # A log or a drawing could not be written; checkpoints report such errors themselves.
     except OSError as error:
         if error.errno != errno.ENOSPC or error.filename:
             raise

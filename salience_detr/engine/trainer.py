@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from salience_detr.data.images import ImageReadError
 from salience_detr.data.loader import DataWorkerError, batches
 from salience_detr.engine.launch import any_process
+from salience_detr.modeling.structures import LossNormalizers
 
 Batch: TypeAlias = list[dict[str, Any]]
 
@@ -74,13 +75,14 @@ class Trainer(SimpleTrainer):
         Raises:
             ValueError: the model cannot be trained in parts.
         """
-        if accumulate > 1 and not hasattr(
-            getattr(model, "module", model), "compute_loss_normalizers"
-        ):
+        plain_model = getattr(model, "module", model)
+        if accumulate > 1 and not hasattr(plain_model, "compute_loss_normalizers"):
             raise ValueError(
                 f"train.accumulate is {accumulate}, but {type(model).__name__} cannot be trained "
-                "in parts (it has no compute_loss_normalizers); use a smaller dataloader.train.total_batch_size"
+                "in parts (it has no compute_loss_normalizers); use a smaller "
+                "dataloader.train.total_batch_size"
             )
+
         super().__init__(model, data_loader, optimizer)
         self._data_loader_iter_obj: Iterator[Batch] | None = None
         self.clip_grad_norm = clip_grad_norm
@@ -104,6 +106,7 @@ class Trainer(SimpleTrainer):
         batch = self.fetch()
         data_time = time.perf_counter() - start
 
+        # A resumed run draws the same random numbers in this step.
         seed_step(self.seed, self.iter, comm.get_rank())
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.compute_gradients(batch)
@@ -117,6 +120,7 @@ class Trainer(SimpleTrainer):
         self.grad_scaler.update()
         self.check_scale(batch)
 
+        # All numbers are means over the processes, but for the speed, which is that of all.
         images_per_second = len(batch) * comm.get_world_size() / (time.perf_counter() - start)
         numbers = losses | {"grad_norm": float(grad_norm), "data_time": data_time}
         numbers = average_over_processes(numbers, grad_norm.device)
@@ -141,6 +145,7 @@ class Trainer(SimpleTrainer):
         except (ImageReadError, DataWorkerError) as error:
             failure = error
 
+        # Otherwise the others would wait for this one's gradients.
         if any_process(failure is not None):
             raise FetchError(failure) from failure
         return batch
@@ -150,6 +155,7 @@ class Trainer(SimpleTrainer):
         if self.accumulate == 1:
             return self.backward(batch, batch)
 
+        # Each part is divided by the numbers of the whole batch, so that the parts add up to it.
         plain_model: Any = getattr(self.model, "module", self.model)
         normalizers = plain_model.compute_loss_normalizers(batch)
         parts = split_evenly(batch, self.accumulate)
@@ -167,7 +173,9 @@ class Trainer(SimpleTrainer):
             return self.model.no_sync()
         return nullcontext()
 
-    def backward(self, part: Batch, batch: Batch, *normalizers: Any) -> dict[str, float]:
+    def backward(
+        self, part: Batch, batch: Batch, *normalizers: LossNormalizers
+    ) -> dict[str, float]:
         """Add the gradients of a part of a batch to the parameters'; return its losses by name."""
         uses_amp = self.amp_dtype is not None
         with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=uses_amp):
@@ -184,6 +192,7 @@ class Trainer(SimpleTrainer):
 
     def clip_gradients(self) -> Tensor:
         """Scale the gradients down to the largest norm allowed; return the norm they had."""
+        # The norm is that of the gradients without the scale of the loss.
         self.grad_scaler.unscale_(self.optimizer)
         groups = self.optimizer.param_groups
         parameters = itertools.chain.from_iterable(group["params"] for group in groups)
@@ -233,6 +242,8 @@ def average_over_processes(numbers: dict[str, float], device: torch.device) -> d
     """Return the means of named numbers over all processes, which all call this."""
     if comm.get_world_size() == 1:
         return numbers
+
+    # One exchange for all of them.
     total = torch.tensor(list(numbers.values()), dtype=torch.float64, device=device)
     torch.distributed.all_reduce(total)
     return dict(zip(numbers, (total / comm.get_world_size()).tolist(), strict=True))

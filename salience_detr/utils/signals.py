@@ -1,4 +1,7 @@
-"""Signals that ask a process to stop: SIGINT (Ctrl-C), SIGTERM (schedulers) and SIGHUP (a closed terminal)."""
+"""Signals that ask a process to stop.
+
+They are SIGINT (Ctrl-C), SIGTERM (of schedulers) and SIGHUP (of a terminal that is closed).
+"""
 
 from __future__ import annotations
 
@@ -23,15 +26,15 @@ logger = logging.getLogger(__name__)
 class StopSignals:
     """Stop signals turned into KeyboardInterrupt inside a ``with`` block of the main thread.
 
-    The exception comes at once, or at the end of a :meth:`deferred` block. A long loop may defer the signals
-    altogether and look at ``received`` wherever it can stop.
+    The exception comes at once, or at the end of a :meth:`deferred` block. A long loop may defer
+    the signals altogether and look at ``received`` wherever it can stop.
 
     Args:
         defer: only note the first signal in ``received``.
         announcement: warning to log when a deferred signal comes.
-        patience: seconds after the first signal in which more of them do nothing. A launcher passes on to its
-            processes what the terminal has sent to all of them already. Later ones raise KeyboardInterrupt, so that
-            a second Ctrl-C ends even a write that hangs.
+        patience: seconds after the first signal in which more of them do nothing, because a
+            launcher passes on what the terminal has sent to all its processes already. Later ones
+            raise KeyboardInterrupt, so that a second Ctrl-C ends even a write that hangs.
     """
 
     def __init__(
@@ -47,8 +50,8 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         for number in STOP_SIGNALS:
-            # nohup makes a program ignore SIGHUP. SIGINT is ignored in what a shell starts in the
-            # background, but whoever sends it there means it.
+            # What nohup asks for stays. A shell, too, makes what it starts in the background ignore
+            # SIGINT, but whoever sends it there means it.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self.handle)
         return self
@@ -75,22 +78,23 @@ class StopSignals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Hold a signal back until the end of the block, so that what the block writes is complete."""
+        """Hold a signal back until the end of the block, so that its writes are complete."""
         self.defer = True
         try:
             yield
         finally:
             self.defer = False
+
         if self.received:
             raise KeyboardInterrupt
 
     def ignore(self) -> None:
-        """Ignore signals from now on: what is left takes little time, and torchrun repeats its signals."""
+        """Ignore signals from now on: little is left to do, and torchrun repeats its signals."""
         self._is_ignoring = True
 
 
 class ForwardedSignals(StopSignals):
-    """Stop signals passed on to the child processes, whose answer to them this process waits for."""
+    """Stop signals passed on to the child processes, which this process waits for."""
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Send the signal to all children."""
@@ -105,6 +109,8 @@ def stop_with_parent(worker: int) -> None:
     This is a ``worker_init_fn`` of PyTorch's DataLoader.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    # SIGTERM is blocked, and a thread looks at who has sent it.
     if hasattr(signal, "sigwaitinfo"):  # Linux
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_on_parents_sigterm, daemon=True).start()
