@@ -16,7 +16,7 @@ Miss.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -67,7 +67,7 @@ BACKGROUND_IOU = 0.1
 # The lowest IoU with another box of the image of a box that counts as overlapping.
 TOUCHING_IOU = 0.1
 # The lowest number of boxes in the images of each row, and the row's name.
-DENSITIES = ((0, "none"), (1, "few (1 to 4)"), (5, "medium (5 to 9)"), (10, "many (10 or more)"))
+DENSITIES = {0: "none", 1: "few (1 to 4)", 5: "medium (5 to 9)", 10: "many (10 or more)"}
 # In the order of COCOeval's area ranges, which begin with "all".
 SIZES = ("small", "medium", "large")
 
@@ -101,7 +101,7 @@ class ImageErrors:
 
     @property
     def num_false_positives(self) -> int:
-        return sum(outcome in FALSE_POSITIVES for outcome in self.detection_outcomes)
+        return total(Counter(self.detection_outcomes), FALSE_POSITIVES)
 
 
 def find_errors(
@@ -177,22 +177,42 @@ def rank_by_errors(images: Sequence[ImageErrors]) -> list[ImageErrors]:
     return wrong
 
 
+def count_outcomes(images: Sequence[ImageErrors]) -> tuple[Counter[Outcome], Counter[Outcome]]:
+    """Count the outcomes of all detections, and those of all boxes."""
+    detections: Counter[Outcome] = Counter()
+    boxes: Counter[Outcome] = Counter()
+    for errors in images:
+        detections.update(errors.detection_outcomes)
+        boxes.update(errors.box_outcomes)
+    return detections, boxes
+
+
+def select_counts(counts: Counter[Outcome], outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """Return the counts of some outcomes by their keys in report.json."""
+    return {outcome.value: counts[outcome] for outcome in outcomes}
+
+
+def total(counts: Counter[Outcome], outcomes: Sequence[Outcome]) -> int:
+    return sum(select_counts(counts, outcomes).values())
+
+
 def class_rows(evaluation: COCOeval, images: Sequence[ImageErrors]) -> list[Row]:
     """Return the boxes, metrics and outcomes of each class."""
     num_boxes: Counter[int] = Counter()
-    outcomes: Counter[tuple[int, Outcome]] = Counter()
+    outcomes: dict[int, Counter[Outcome]] = defaultdict(Counter)
     for errors in images:
-        boxes = [x for x in errors.image.annotations if not x["iscrowd"]]
-        num_boxes.update(x["category_id"] for x in boxes)
-        classes = [x["category_id"] for x in errors.image.detections]
-        outcomes.update(zip(classes, errors.detection_outcomes, strict=True))
+        for annotation in errors.image.annotations:
+            num_boxes[annotation["category_id"]] += not annotation["iscrowd"]
+
+        pairs = zip(errors.image.detections, errors.detection_outcomes, strict=True)
+        for detection, outcome in pairs:
+            outcomes[detection["category_id"]][outcome] += 1
 
     rows = []
     for k, category in enumerate(evaluation.cocoGt.loadCats(evaluation.params.catIds)):
-        counts = {x: outcomes[category["id"], x] for x in DETECTION_OUTCOMES}
+        counts = outcomes[category["id"]]
         count = num_boxes[category["id"]]
         correct = counts[Outcome.CORRECT]
-        counted = correct + sum(counts[x] for x in FALSE_POSITIVES)
 
         row: Row = {"class": category["name"], "boxes": count}
         row["AP"] = average_precision(evaluation, k)
@@ -201,9 +221,11 @@ def class_rows(evaluation: COCOeval, images: Sequence[ImageErrors]) -> list[Row]
         for area, size in enumerate(SIZES, 1):
             row[f"AP{size[0]}"] = average_precision(evaluation, k, area=area)
         row["AR"] = average_recall(evaluation, k)
+
+        # Detections that are ignored in crowd regions are neither right nor wrong.
         row["recall"] = percentage(correct, count)
-        row["precision"] = percentage(correct, counted)
-        row |= {outcome.value: number for outcome, number in counts.items()}
+        row["precision"] = percentage(correct, correct + total(counts, FALSE_POSITIVES))
+        row |= select_counts(counts, DETECTION_OUTCOMES)
         row["missed"] = count - correct
         rows.append(row)
     return rows
@@ -211,19 +233,21 @@ def class_rows(evaluation: COCOeval, images: Sequence[ImageErrors]) -> list[Row]
 
 def size_rows(evaluation: COCOeval, images: Sequence[ImageErrors]) -> list[Row]:
     """Return number, AP, AR and recall of small, medium and large boxes, by annotated area."""
-    counts: Counter[tuple[int, Outcome]] = Counter()
+    counts: list[Counter[Outcome]] = [Counter() for _ in SIZES]
     for errors in images:
-        areas = np.array([x["area"] for x in errors.image.annotations])
-        sizes = np.digitize(areas, (SMALL**2, MEDIUM**2)).tolist()
-        counts.update(zip(sizes, errors.box_outcomes, strict=True))
+        for annotation, outcome in zip(errors.image.annotations, errors.box_outcomes, strict=True):
+            size = np.digitize(annotation["area"], (SMALL**2, MEDIUM**2))
+            counts[size][outcome] += 1
 
     rows = []
-    for i, name in enumerate(SIZES):
-        found = counts[i, Outcome.FOUND]
-        missed = sum(counts[i, outcome] for outcome in FALSE_NEGATIVES)
+    # COCOeval's area ranges begin with "all".
+    for area, name in enumerate(SIZES, 1):
+        found = counts[area - 1][Outcome.FOUND]
+        missed = total(counts[area - 1], FALSE_NEGATIVES)
+
         row: Row = {"size": name, "boxes": found + missed}
-        row["AP"] = average_precision(evaluation, area=i + 1)
-        row["AR"] = average_recall(evaluation, area=i + 1)
+        row["AP"] = average_precision(evaluation, area=area)
+        row["AR"] = average_recall(evaluation, area=area)
         row["missed"] = missed
         row["recall"] = percentage(found, found + missed)
         rows.append(row)
@@ -232,77 +256,74 @@ def size_rows(evaluation: COCOeval, images: Sequence[ImageErrors]) -> list[Row]:
 
 def density_rows(results: Results, images: Sequence[ImageErrors]) -> list[Row]:
     """Return counts and metrics of images without, with few, with several and with many boxes."""
-    lowest = [least for least, _ in DENSITIES]
-    groups: list[list[ImageErrors]] = [[] for _ in DENSITIES]
+    groups: dict[str, list[ImageErrors]] = {name: [] for name in DENSITIES.values()}
     for errors in images:
-        groups[np.digitize(errors.num_boxes, lowest) - 1].append(errors)
+        least = max(x for x in DENSITIES if x <= errors.num_boxes)
+        groups[DENSITIES[least]].append(errors)
 
     rows = []
-    for (_, name), group in zip(DENSITIES, groups, strict=True):
-        boxes = sum(x.num_boxes for x in group)
-        found = sum(x.num_found for x in group)
-        false = sum(x.num_false_positives for x in group)
+    for name, group in groups.items():
+        detections, boxes = count_outcomes(group)
+        found = boxes[Outcome.FOUND]
+        missed = total(boxes, FALSE_NEGATIVES)
+        false = total(detections, FALSE_POSITIVES)
+
+        # Without boxes there is no AP.
         metrics: dict[str, float | None] = {}
-        if boxes:
+        if found + missed:
             metrics = summary(evaluate(results.subset([x.image.image_id for x in group])))
 
-        row: Row = {"boxes in the picture": name, "pictures": len(group), "boxes": boxes}
+        row: Row = {"boxes in the picture": name, "pictures": len(group), "boxes": found + missed}
         row["AP"] = metrics.get("AP")
         row["AP50"] = metrics.get("AP50")
-        row["missed"] = boxes - found
+        row["missed"] = missed
         row["false"] = false
         row["false per picture"] = round(false / len(group), 2) if group else None
-        row["recall"] = percentage(found, boxes)
+        row["recall"] = percentage(found, found + missed)
         rows.append(row)
     return rows
 
 
 def overlap_rows(images: Sequence[ImageErrors]) -> list[Row]:
     """Return the outcomes of boxes alone, and of those that overlap another one of any class."""
-    alone: Counter[Outcome] = Counter()
-    overlapping: Counter[Outcome] = Counter()
+    counts: dict[str, Counter[Outcome]] = {"stands alone": Counter(), "overlaps another": Counter()}
     for errors in images:
-        boxes = [x for x in errors.image.annotations if not x["iscrowd"]]
-        outcomes = [x for x in errors.box_outcomes if x is not Outcome.CROWD]
-        overlaps = box_overlaps(boxes, boxes)
+        annotations = errors.image.annotations
+        overlaps = box_overlaps(annotations, annotations)
+        # Neither a box itself nor a crowd region is another box.
         np.fill_diagonal(overlaps, 0.0)
-        touches = overlaps.max(axis=1, initial=0.0) >= TOUCHING_IOU
-        for outcome, is_touching in zip(outcomes, touches, strict=True):
-            counter = overlapping if is_touching else alone
-            counter[outcome] += 1
+        overlaps[:, errors.image.is_crowd] = 0.0
+
+        highest = overlaps.max(axis=1, initial=0.0)
+        for outcome, overlap in zip(errors.box_outcomes, highest, strict=True):
+            name = "overlaps another" if overlap >= TOUCHING_IOU else "stands alone"
+            counts[name][outcome] += outcome is not Outcome.CROWD
 
     rows = []
-    for name, counts in (("stands alone", alone), ("overlaps another", overlapping)):
-        row: Row = {"box": name, "boxes": counts.total()}
-        row |= {outcome.value: counts[outcome] for outcome in (Outcome.FOUND, *FALSE_NEGATIVES)}
-        row["recall"] = percentage(counts[Outcome.FOUND], counts.total())
+    for name, boxes in counts.items():
+        row: Row = {"box": name, "boxes": boxes.total()}
+        row |= select_counts(boxes, (Outcome.FOUND, *FALSE_NEGATIVES))
+        row["recall"] = percentage(boxes[Outcome.FOUND], boxes.total())
         rows.append(row)
     return rows
 
 
 def crowd_counts(images: Sequence[ImageErrors]) -> Row:
     """Count crowd regions, images with any, and detections that are ignored in them."""
-    regions = [x.box_outcomes.count(Outcome.CROWD) for x in images]
+    detections, boxes = count_outcomes(images)
     return {
-        "crowd regions": sum(regions),
-        "pictures with crowd regions": sum(count > 0 for count in regions),
-        "detections ignored in them": sum(
-            x.detection_outcomes.count(Outcome.IGNORED) for x in images
-        ),
+        "crowd regions": boxes[Outcome.CROWD],
+        "pictures with crowd regions": sum(Outcome.CROWD in x.box_outcomes for x in images),
+        "detections ignored in them": detections[Outcome.IGNORED],
     }
 
 
 def error_counts(images: Sequence[ImageErrors]) -> dict[str, dict[str, int]]:
-    """Count the outcomes of all detections, and those of all boxes."""
-    detections: Counter[Outcome] = Counter()
-    boxes: Counter[Outcome] = Counter()
-    for errors in images:
-        detections.update(errors.detection_outcomes)
-        boxes.update(errors.box_outcomes)
-
-    counts = {outcome.value: boxes[outcome] for outcome in BOX_OUTCOMES}
-    counts["missed"] = sum(boxes[outcome] for outcome in FALSE_NEGATIVES)
-    return {"detections": {x.value: detections[x] for x in DETECTION_OUTCOMES}, "boxes": counts}
+    """Count the outcomes of all detections and of all boxes by their keys in report.json."""
+    detections, boxes = count_outcomes(images)
+    box_counts = select_counts(boxes, BOX_OUTCOMES)
+    box_counts["missed"] = total(boxes, FALSE_NEGATIVES)
+    return {"detections": select_counts(detections, DETECTION_OUTCOMES), "boxes": box_counts}
 
 
 def average_precision(
