@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -71,40 +72,43 @@ LEGEND = {
 }
 
 
-def draw_truth_boxes(
-    image: np.ndarray, annotations: Sequence[Annotation], colors: Sequence[Color], coco: COCO
+def draw_entries(
+    image: np.ndarray,
+    entries: Sequence[Annotation] | Sequence[Detection],
+    colors: Sequence[Color],
+    coco: COCO,
 ) -> np.ndarray:
-    """Draw ground-truth boxes, and below them crowd regions, which are hatched.
+    """Draw ground-truth boxes, or detections with their scores; crowd regions are hatched.
 
     Args:
         image: (H, W, 3) uint8 RGB, of any size.
-        annotations: of the image, in pixels of the annotated size.
+        entries: annotations or detections of the image, in pixels of the annotated size.
         colors: RGB of each.
         coco: knows annotated sizes and class names.
     """
     canvas = image.copy()
-    order = sorted(range(len(annotations)), key=lambda i: -annotations[i]["iscrowd"])
-    boxes = [drawn_box(annotations[i], image, coco) for i in order]
-    labels = []
-    for i, box in zip(order, boxes, strict=True):
-        label = coco.cats[annotations[i]["category_id"]]["name"]
-        if annotations[i]["iscrowd"]:
+    boxes, labels, box_colors = [], [], []
+
+    # Crowd regions at the bottom, then boxes, the best detections on top.
+    rows: list[dict[str, Any]] = [dict(entry) for entry in entries]
+    ranks = [(not row.get("iscrowd"), row.get("score", 0.0)) for row in rows]
+    for i in sorted(range(len(rows)), key=ranks.__getitem__):
+        entry = rows[i]
+        box = drawn_box(entry, image, coco)
+        label = coco.cats[entry["category_id"]]["name"]
+        if "score" in entry:
+            label += f" {entry['score']:.0%}"
+        if entry.get("iscrowd"):
             label += " (crowd)"
             hatch(canvas, box, colors[i])
+
+        boxes.append(box)
         labels.append(label)
-    return draw_boxes(canvas, boxes, labels, [colors[i] for i in order])
+        box_colors.append(colors[i])
+    return draw_boxes(canvas, boxes, labels, box_colors)
 
 
-def draw_detection_boxes(
-    image: np.ndarray, detections: Sequence[Detection], colors: Sequence[Color], coco: COCO
-) -> np.ndarray:
-    """Draw detections, sorted best first, with scores, the best on top; see above."""
-    boxes = [drawn_box(x, image, coco) for x in detections]
-    labels = [f"{coco.cats[x['category_id']]['name']} {x['score']:.0%}" for x in detections]
-    return draw_boxes(image, boxes[::-1], labels[::-1], colors[::-1])
-
-
-def drawn_box(entry: Annotation | Detection, image: np.ndarray, coco: COCO) -> np.ndarray:
+def drawn_box(entry: dict[str, Any], image: np.ndarray, coco: COCO) -> np.ndarray:
     """Return the xyxy box of an entry in pixels of a resized image."""
     x, y, width, height = entry["bbox"]
     annotated = coco.imgs[entry["image_id"]]
@@ -116,6 +120,7 @@ def hatch(canvas: np.ndarray, box: np.ndarray, color: Color) -> None:
     """Draw slanting lines in an xyxy box of an (H, W, 3) image, in place."""
     height, width = canvas.shape[:2]
     limits = [width, height, width, height]
+
     x0, y0, x1, y1 = np.clip(np.round(box), 0, limits).astype(int).tolist()
     rows, columns = np.ogrid[y0:y1, x0:x1]
     canvas[y0:y1, x0:x1][(rows + columns) % 12 < 2] = color
@@ -133,22 +138,21 @@ def resize_between(image: np.ndarray, least: int, largest: int) -> np.ndarray:
 
 def draw_comparison(image: np.ndarray, results: ImageResults, coco: COCO) -> np.ndarray:
     """Draw an (H, W, 3) uint8 RGB image twice: ground truth left, detections right, with counts."""
-    ids = sorted(coco.cats)
-    colors = dict(zip(ids, class_colors(len(ids)), strict=True))
     image = resize_between(image, MIN_SIDE, MAX_SIDE)
+    num_crowds = int(results.is_crowd.sum())
+    title = f"ground truth: {len(results.annotations) - num_crowds}"
+    if num_crowds:
+        title += f", crowd regions: {num_crowds}"
 
-    truth_colors = [colors[x["category_id"]] for x in results.annotations]
-    left = draw_truth_boxes(image, results.annotations, truth_colors, coco)
-    crowds = int(results.is_crowd.sum())
-    left_title = f"ground truth: {len(results.annotations) - crowds}"
-    if crowds:
-        left_title += f", crowd regions: {crowds}"
+    ids = sorted(coco.cats)
+    palette = dict(zip(ids, class_colors(len(ids)), strict=True))
+    colors = [palette[x["category_id"]] for x in results.annotations]
+    left = draw_entries(image, results.annotations, colors, coco)
+    colors = [palette[x["category_id"]] for x in results.detections]
+    right = draw_entries(image, results.detections, colors, coco)
 
-    detection_colors = [colors[x["category_id"]] for x in results.detections]
-    right = draw_detection_boxes(image, results.detections, detection_colors, coco)
     right_title = f"detections: {len(results.detections)}"
-
-    return side_by_side(add_title(left, left_title), add_title(right, right_title))
+    return side_by_side(add_title(left, title), add_title(right, right_title))
 
 
 def add_title(image: np.ndarray, title: str) -> np.ndarray:
@@ -231,6 +235,7 @@ def drawing_paths(file_names: Sequence[str], image_root: Path, output: Path) -> 
     A drawing whose name is taken, by an image itself or by another drawing, has a number added.
     """
     sources = [Path(os.path.abspath(image_path(image_root, name))) for name in file_names]
+    # Images elsewhere are drawn under what their folders have in common.
     root = Path(os.path.abspath(image_root))
     if not all(source.is_relative_to(root) for source in sources):
         root = Path(os.path.commonpath([source.parent for source in sources]))
@@ -243,6 +248,7 @@ def drawing_paths(file_names: Sequence[str], image_root: Path, output: Path) -> 
         if path.suffix.lower() not in FORMATS:
             path = path.with_name(f"{path.name}.png")
 
+        # The name, then the name with _2, _3, ...
         stem = path.stem
         number = 1
         while str(path.resolve()).casefold() in taken:
@@ -275,11 +281,12 @@ def find_image_folder(annotation_file: Path, coco: COCO, folder: Path | None = N
 
     parent = annotation_file.absolute().parent
     stem = annotation_file.name.partition(".")[0].removeprefix("instances_")
+    splits = (stem.removesuffix("2017"), stem, parent.name)
     candidates = [parent]
-    for root in (parent, parent.parent):
-        for split in dict.fromkeys((stem.removesuffix("2017"), stem, parent.name)):
-            candidates += [root / pattern.format(s=split) for pattern in IMAGES]
+    for root, split, pattern in product((parent, parent.parent), splits, IMAGES):
+        candidates.append(root / pattern.format(s=split))
 
+    # Some images may be missing: the folder with most of them is it.
     counts = [count_images(candidate, names[:SAMPLE]) for candidate in candidates]
     if not any(counts):
         raise ResultsError(
@@ -336,8 +343,8 @@ def draw_errors(image: np.ndarray, errors: ImageErrors, coco: COCO) -> np.ndarra
     box_colors = [BOX_COLORS[outcome] for outcome in errors.box_outcomes]
     colors = [DETECTION_COLORS[outcome] for outcome in errors.detection_outcomes]
 
-    left = draw_truth_boxes(image, errors.image.annotations, box_colors, coco)
-    right = draw_detection_boxes(image, errors.image.detections, colors, coco)
+    left = draw_entries(image, errors.image.annotations, box_colors, coco)
+    right = draw_entries(image, errors.image.detections, colors, coco)
     return side_by_side(left, right)
 
 
@@ -345,6 +352,9 @@ def describe_errors(errors: ImageErrors) -> str:
     """Describe the number of boxes not found and of false detections by type, in words."""
     text = f"{errors.num_false_negatives} of {errors.num_boxes} boxes not found"
     text += f", {errors.num_false_positives} false detections"
-    counts = [(errors.detection_outcomes.count(x), x.label) for x in FALSE_POSITIVES]
-    types = ", ".join(f"{count} {label}" for count, label in counts if count)
-    return f"{text} ({types})" if types else text
+    types = []
+    for outcome in FALSE_POSITIVES:
+        count = errors.detection_outcomes.count(outcome)
+        if count:
+            types.append(f"{count} {outcome.label}")
+    return f"{text} ({', '.join(types)})" if types else text
