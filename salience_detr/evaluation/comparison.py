@@ -120,8 +120,9 @@ def hatch(canvas: np.ndarray, box: np.ndarray, color: Color) -> None:
     """Draw slanting lines in an xyxy box of an (H, W, 3) image, in place."""
     height, width = canvas.shape[:2]
     limits = [width, height, width, height]
-
     x0, y0, x1, y1 = np.clip(np.round(box), 0, limits).astype(int).tolist()
+
+    # Of each 12 diagonals of pixels, 2 are colored.
     rows, columns = np.ogrid[y0:y1, x0:x1]
     canvas[y0:y1, x0:x1][(rows + columns) % 12 < 2] = color
 
@@ -131,6 +132,8 @@ def resize_between(image: np.ndarray, least: int, largest: int) -> np.ndarray:
     height, width = image.shape[:2]
     longer = max(height, width)
     factor = min(max(longer, least), largest) / longer
+
+    # A long image may be less than half a pixel wide.
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
     return cv2.resize(np.ascontiguousarray(image), size, interpolation=method)
@@ -144,13 +147,15 @@ def draw_comparison(image: np.ndarray, results: ImageResults, coco: COCO) -> np.
     if num_crowds:
         title += f", crowd regions: {num_crowds}"
 
+    # Each class has one color in all images.
     ids = sorted(coco.cats)
     palette = dict(zip(ids, class_colors(len(ids)), strict=True))
+
     colors = [palette[x["category_id"]] for x in results.annotations]
     left = draw_entries(image, results.annotations, colors, coco)
+
     colors = [palette[x["category_id"]] for x in results.detections]
     right = draw_entries(image, results.detections, colors, coco)
-
     right_title = f"detections: {len(results.detections)}"
     return side_by_side(add_title(left, title), add_title(right, right_title))
 
@@ -159,6 +164,7 @@ def add_title(image: np.ndarray, title: str) -> np.ndarray:
     """Write a line of ASCII text above an (H, W, 3) image, of a size that suits it."""
     scale = max(0.45, min(image.shape[:2]) / 1200)
     pitch = round(40 * scale)
+
     strip = np.full((pitch, image.shape[1], 3), 255, dtype=np.uint8)
     style = (cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), max(1, round(scale)), cv2.LINE_AA)
     cv2.putText(strip, title, (2, round(0.75 * pitch)), *style)
@@ -197,6 +203,7 @@ def write_comparisons(
     images = results.by_image(score_threshold)
     names = [coco.imgs[x.image_id]["file_name"] for x in images]
     paths = drawing_paths(names, image_root, output)
+    # All images have paths, so that a limit doesn't change the name of a drawing.
     chosen = list(zip(images, paths, strict=True))[:limit]
 
     notes = []
@@ -206,6 +213,7 @@ def write_comparisons(
         except ImageReadError as error:
             notes.append(str(error))
             continue
+
         write_image(path, draw_comparison(pixels, image, coco))
     return len(chosen) - len(notes), notes
 
@@ -218,6 +226,7 @@ def read_annotated_image(entry: dict[str, Any], image_root: Path) -> np.ndarray:
     """
     path = str(image_path(image_root, entry["file_name"]))
     image = read_image(path)
+
     DetectionMapper.check_size(image, {**entry, "file_name": path})
     return image
 
@@ -254,6 +263,7 @@ def drawing_paths(file_names: Sequence[str], image_root: Path, output: Path) -> 
         while str(path.resolve()).casefold() in taken:
             number += 1
             path = path.with_stem(f"{stem}_{number}")
+
         taken.add(str(path.resolve()).casefold())
         paths.append(path)
     return paths
@@ -279,6 +289,8 @@ def find_image_folder(annotation_file: Path, coco: COCO, folder: Path | None = N
             )
         return folder
 
+    # "instances_val2017.json" is of the split val, in COCO's layout val2017; in Roboflow's
+    # layout, the file's folder names the split.
     parent = annotation_file.absolute().parent
     stem = annotation_file.name.partition(".")[0].removeprefix("instances_")
     splits = (stem.removesuffix("2017"), stem, parent.name)
@@ -313,15 +325,18 @@ def draw_worst_images(
         for rank, errors in enumerate(ranking, 1):
             if len(tiles) == count:
                 break
+
             entry = coco.imgs[errors.image.image_id]
             try:
                 image = read_annotated_image(entry, image_root)
             except ImageReadError as error:
                 notes.append(str(error))
                 continue
+
             title = f"{rank}. {entry['file_name']}: {describe_errors(errors)}"
             tiles.append((title, draw_errors(image, errors, coco)))
             bar.update()
+
     if not tiles:
         return None, notes
 
@@ -332,6 +347,7 @@ def draw_worst_images(
     figure, axes = new_sheet(heading, len(tiles), shape, columns=columns, side=shape[1])
     for panel, (title, drawing) in zip(axes, tiles, strict=True):
         show_image(panel, drawing, title)
+
     colors = [f"#{bytes(color).hex()}" for color in LEGEND.values()]
     add_legend(figure, colors, list(LEGEND))
     return render(figure), notes
@@ -341,9 +357,9 @@ def draw_errors(image: np.ndarray, errors: ImageErrors, coco: COCO) -> np.ndarra
     """Draw an image twice, boxes left and detections right: (h, 2 * TILE + GAP, 3) at most."""
     image = resize_between(image, TILE, TILE)
     box_colors = [BOX_COLORS[outcome] for outcome in errors.box_outcomes]
-    colors = [DETECTION_COLORS[outcome] for outcome in errors.detection_outcomes]
-
     left = draw_entries(image, errors.image.annotations, box_colors, coco)
+
+    colors = [DETECTION_COLORS[outcome] for outcome in errors.detection_outcomes]
     right = draw_entries(image, errors.image.detections, colors, coco)
     return side_by_side(left, right)
 
@@ -352,9 +368,11 @@ def describe_errors(errors: ImageErrors) -> str:
     """Describe the number of boxes not found and of false detections by type, in words."""
     text = f"{errors.num_false_negatives} of {errors.num_boxes} boxes not found"
     text += f", {errors.num_false_positives} false detections"
+
     types = []
     for outcome in FALSE_POSITIVES:
         count = errors.detection_outcomes.count(outcome)
         if count:
             types.append(f"{count} {outcome.label}")
+
     return f"{text} ({', '.join(types)})" if types else text

@@ -31,6 +31,7 @@ def match_boxes(overlaps: np.ndarray, allowed: np.ndarray, iou_threshold: float)
     for i, overlap in enumerate(overlaps):
         candidates = np.where(free & allowed[i], overlap, 0.0)
         best = candidates.argmax()
+
         if candidates[best] >= iou_threshold:
             matches[i] = best
             free[best] = False
@@ -62,19 +63,23 @@ def confusion_matrix(
         true = np.array([index[x["category_id"]] for x in image.annotations], dtype=int)
         detected = np.array([index[x["category_id"]] for x in image.detections], dtype=int)
 
+        # Of whatever class, but no crowd regions.
         overlaps = image.overlaps
         is_crowd = image.is_crowd
         allowed = np.broadcast_to(~is_crowd, overlaps.shape)
         matches = match_boxes(overlaps, allowed, iou_threshold)
+
         is_match = matches >= 0
         in_crowd = (overlaps[:, is_crowd] >= iou_threshold).any(axis=1)
         is_missed = ~is_crowd
         is_missed[matches[is_match]] = False
 
+        # Right and confused detections, detections of background, and missed boxes;
         # add.at counts each of several equal pairs, which += would count once.
         np.add.at(matrix, (true[matches[is_match]], detected[is_match]), 1)
         np.add.at(matrix[-1], detected[~is_match & ~in_crowd], 1)
         np.add.at(matrix[:, -1], true[is_missed], 1)
+
     return matrix, [category["name"] for category in categories]
 
 

@@ -126,6 +126,7 @@ def find_image_errors(image: ImageResults, iou_threshold: float) -> ImageErrors:
     same_class = detected[:, None] == true
     matches = match_boxes(overlaps, same_class & ~is_crowd, iou_threshold)
 
+    # Boxes that no detection took are Miss, until a false detection lies on one.
     boxes = [Outcome.CROWD if crowd else Outcome.MISS for crowd in is_crowd]
     for match in matches[matches >= 0]:
         boxes[match] = Outcome.FOUND
@@ -136,11 +137,13 @@ def find_image_errors(image: ImageResults, iou_threshold: float) -> ImageErrors:
             detections.append(Outcome.CORRECT)
             continue
 
+        # Detections that took no box are false, unless they lie in a crowd region.
         outcome, box = classify_false_positive(overlaps[i], same_class[i], is_crowd, iou_threshold)
         detections.append(outcome)
         # Cls goes before Loc: there the place was right.
         if box is not None and boxes[box] in (Outcome.MISS, Outcome.LOC):
             boxes[box] = outcome
+
     return ImageErrors(image, detections, boxes)
 
 
@@ -157,21 +160,26 @@ def classify_false_positive(
     """
     if (overlaps[same_class & is_crowd] >= iou_threshold).any():
         return Outcome.IGNORED, None
+    # It would have taken the box, had it been free.
     if (overlaps[same_class & ~is_crowd] >= iou_threshold).any():
         return Outcome.DUPE, None
 
     other_class = np.where(~same_class & ~is_crowd, overlaps, 0.0)
     if other_class.max(initial=0.0) >= iou_threshold:
         return Outcome.CLS, int(other_class.argmax())
+
     own_class = np.where(same_class & ~is_crowd, overlaps, 0.0)
     if own_class.max(initial=0.0) >= BACKGROUND_IOU:
         return Outcome.LOC, int(own_class.argmax())
+
     return Outcome.BKG, None
 
 
 def rank_by_errors(images: Sequence[ImageErrors]) -> list[ImageErrors]:
     """Return the images with errors, most errors first, of as many those with more missed boxes."""
     wrong = [x for x in images if x.num_false_negatives + x.num_false_positives]
+
+    # Sorting is stable: the second order goes before the first.
     wrong.sort(key=lambda x: x.num_false_negatives, reverse=True)
     wrong.sort(key=lambda x: x.num_false_negatives + x.num_false_positives, reverse=True)
     return wrong
@@ -217,7 +225,9 @@ def class_rows(evaluation: COCOeval, images: Sequence[ImageErrors]) -> list[Row]
         row: Row = {"class": category["name"], "boxes": count}
         row["AP"] = average_precision(evaluation, k)
         row["AP50"] = average_precision(evaluation, k, iou=0)
+        # The IoU thresholds are 0.5, 0.55, ...
         row["AP75"] = average_precision(evaluation, k, iou=5)
+
         for area, size in enumerate(SIZES, 1):
             row[f"AP{size[0]}"] = average_precision(evaluation, k, area=area)
         row["AR"] = average_recall(evaluation, k)

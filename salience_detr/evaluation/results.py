@@ -99,11 +99,12 @@ class Results:
                 detections[detection["image_id"]].append(detection)
 
         chosen = set(self.image_ids)
-        return [
-            ImageResults(image_id, self.coco.imgToAnns[image_id], detections[image_id])
-            for image_id in self.coco.imgs
-            if image_id in chosen
-        ]
+        images = []
+        for image_id in self.coco.imgs:
+            if image_id in chosen:
+                annotations = self.coco.imgToAnns[image_id]
+                images.append(ImageResults(image_id, annotations, detections[image_id]))
+        return images
 
     def subset(self, image_ids: list[ImageId]) -> Results:
         """Return the results of some images only."""
@@ -136,6 +137,7 @@ def load_results(results_file: Path, annotation_file: Path) -> Results:
     truth = read_annotations(annotation_file)
     image_ids = [x["id"] for x in truth["images"]]
 
+    # A list is COCO's results format, an object what demo.py writes.
     if isinstance(content, list):
         detections = content
         check_detections(detections, results_file)
@@ -148,6 +150,7 @@ def load_results(results_file: Path, annotation_file: Path) -> Results:
         kind = type(content).__name__
         raise ResultsError(f"{results_file} holds a {kind}, not a list of detections")
 
+    # pycocotools would leave such detections out without a word.
     for key, known in (("image_id", "images"), ("category_id", "categories")):
         unknown = {x[key] for x in detections} - {x["id"] for x in truth[known]}
         if unknown:
@@ -210,6 +213,7 @@ def check_detection(detection: Any, where: str) -> None:
     """Raise ResultsError, which begins with ``where``, if an entry is not a detection."""
     if not isinstance(detection, dict):
         raise ResultsError(f"{where} is a {type(detection).__name__}, not an object")
+
     missing = Detection.__annotations__.keys() - detection.keys()
     if missing:
         raise ResultsError(f"{where} has no {', '.join(sorted(missing))}")
@@ -225,6 +229,7 @@ def check_detection(detection: Any, where: str) -> None:
 
     if not is_number(detection["score"]):
         raise ResultsError(f"{where} has the score {detection['score']!r}, not a number")
+
     for key in ("image_id", "category_id"):
         if not is_id(detection[key]):
             raise ResultsError(f"{where} has the {key} {detection[key]!r}, not a number or a text")
@@ -245,6 +250,7 @@ def check_demo_results(content: dict[str, Any], results_file: Path) -> None:
             raise ResultsError(
                 f"image {i} of {results_file} is {image!r:.80}, not an id and a file_name"
             )
+
         ids.add(image["id"])
 
     check_detections(content["annotations"], results_file)
@@ -272,6 +278,8 @@ def match_image_ids(
     for image in images:
         name = Path(image["file_name"]).name
         matches = by_name.get(name, [])
+
+        # Frames of a video have the video's name, which an image may have, too.
         if len(matches) != 1 or "frame" in image:
             raise ResultsError(
                 f"{results_file}: the image {image['file_name']} is {len(matches)} times in the "
@@ -280,6 +288,7 @@ def match_image_ids(
             )
         if matches[0] in ids.values():
             raise ResultsError(f"{results_file} has two images called {name}; keep one of them")
+
         ids[image["id"]] = matches[0]
     return ids
 
@@ -288,8 +297,10 @@ def evaluate(results: Results) -> COCOeval:
     """Run COCO's evaluation of boxes; without detections, AP is 0 where there are boxes."""
     with contextlib.redirect_stdout(io.StringIO()):
         if results.detections:
+            # Copies, as loadRes adds keys to what it is given.
             detections = results.coco.loadRes([dict(x) for x in results.detections])
-        else:  # which loadRes does not take
+        else:
+            # loadRes fails without detections.
             detections = make_coco({**results.coco.dataset, "annotations": []})
 
         evaluation = COCOeval(results.coco, detections, "bbox")
@@ -302,9 +313,11 @@ def evaluate(results: Results) -> COCOeval:
 
 def summary(evaluation: COCOeval) -> dict[str, float | None]:
     """Return COCO's six metrics in percent, None where there are no boxes."""
-    # COCOeval writes -1 where there is nothing to measure.
-    values = [None if x < 0 else 100 * float(x) for x in evaluation.stats[: len(METRICS)]]
-    return dict(zip(METRICS, values, strict=True))
+    metrics: dict[str, float | None] = {}
+    for name, value in zip(METRICS, evaluation.stats, strict=False):
+        # COCOeval writes -1 where there is nothing to measure.
+        metrics[name] = None if value < 0 else 100 * float(value)
+    return metrics
 
 
 def class_precisions(evaluation: COCOeval) -> dict[str, np.ndarray]:
@@ -312,5 +325,6 @@ def class_precisions(evaluation: COCOeval) -> dict[str, np.ndarray]:
     # (IoU thresholds, recalls, classes, areas, limits of detections per image), -1 for none.
     precision = evaluation.eval["precision"]
     precision = np.where(precision > -1, precision, np.nan)
+
     names = [category["name"] for category in evaluation.cocoGt.loadCats(evaluation.params.catIds)]
     return {name: precision[:, :, k, 0, -1] for k, name in enumerate(names)}

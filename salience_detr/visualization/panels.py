@@ -54,16 +54,19 @@ def new_sheet(
     """
     columns = columns or screen_columns(count, shape)
     rows = math.ceil(count / columns)
+
+    # Inches. A narrow panel has room for its title, and each row and the sheet for text.
     scale = side / max(shape[:2]) / DPI
-    # A narrow panel has room for its title, and each row and the sheet for text, in inches.
     width = columns * max(2.0, shape[1] * scale)
     height = rows * (max(0.5, shape[0] * scale) + 0.4) + 0.8
 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     figure.suptitle(textwrap.fill(heading, round(width * 11)), x=0.01, ha="left")
+
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for unused in axes[count:]:
         unused.set_axis_off()
+
     return figure, axes[:count]
 
 
@@ -71,6 +74,8 @@ def show_image(axes: Axes, image: np.ndarray, title: str, window: Window | None 
     """Show an (H, W, 3) uint8 RGB image on a panel, or the part in an xyxy window of it."""
     height, width = image.shape[:2]
     x0, y0, x1, y1 = window or (0, 0, width, height)
+
+    # By default a pixel's center, not its edge, has whole coordinates.
     axes.imshow(image, extent=(0, width, height, 0), interpolation="bilinear")
     axes.set(xlim=(x0, x1), ylim=(y1, y0), xticks=[], yticks=[], facecolor="gainsboro")
     axes.spines[:].set_visible(False)
