@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-# Said by detectron2's own imports, on every start; nothing here can be done about it.
+# detectron2's own imports cause this warning on every start.
 warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is deprecated")
 
 try:
@@ -13,7 +13,8 @@ try:
 except ImportError as error:
     raise ImportError(
         "salience_detr needs detectron2, which is not on the package index; "
-        "install it with: python tools/install_detectron2.py (in the project's folder; 'make setup' does it too)"
+        "install it with: python tools/install_detectron2.py "
+        "(in the project's folder; 'make setup' does it too)"
     ) from error
 
 if TYPE_CHECKING:
@@ -24,14 +25,16 @@ __version__ = "0.1.0"
 __all__ = ["Predictor", "SalienceDETR"]
 
 
-def __getattr__(name: str) -> Any:
-    """Import the heavy parts when they are first asked for."""
+def __getattr__(name: str) -> type[Predictor | SalienceDETR]:
+    """Import the heavy parts when they are first used."""
     if name == "Predictor":
         from salience_detr.predictor import Predictor
 
         return Predictor
+
     if name == "SalienceDETR":
         from salience_detr.modeling import SalienceDETR
 
         return SalienceDETR
+
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,14 +1,16 @@
-"""What was found on an image, with the names of the classes at hand."""
+"""Detections on an image, with the names of their classes."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from detectron2.data import Metadata
 from detectron2.structures import Instances
+from torch import Tensor
 
 from salience_detr.utils.drawing import Color, draw_detections
 
@@ -17,12 +19,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ClassTable:
-    """The classes of a model.
+    """Classes of a model.
 
     Attributes:
-        names: of each class, in the order of the model.
-        category_ids: of each class in the data set's annotations.
-        colors: RGB of each class that has one of its own.
+        names: name of each class, in the order of the model.
+        category_ids: id of each class in the annotations of the data set.
+        colors: RGB of each class; None where the data set has no colors.
     """
 
     names: tuple[str, ...]
@@ -31,48 +33,56 @@ class ClassTable:
 
     @classmethod
     def from_metadata(
-        cls, metadata: Any, num_classes: int, names: Sequence[str] = ()
+        cls, metadata: Metadata, num_classes: int, names: Sequence[str] = ()
     ) -> ClassTable:
-        """Of a data set of detectron2; classes without a name are called by their number.
+        """Build the table of a data set; classes without a name are called by their index.
 
         Args:
-            metadata: of the data set.
-            num_classes: of the model.
-            names: that the weights were trained with, if known.
+            metadata: detectron2's metadata of the data set.
+            num_classes: number of classes of the model.
+            names: class names that the weights were trained with, if known; they come before
+                those of the data set.
         """
         known = list(metadata.get("thing_classes", []))
         if names and known and list(names) != known:
             logger.warning(
-                "the weights were trained for %s, the data set has %s; check that both belong together",
+                "the weights were trained for %s, the data set has %s; "
+                "check that both belong together",
                 ", ".join(names),
                 ", ".join(known),
             )
         known = list(names) or known
-        ids: Mapping[int, int] = metadata.get("thing_dataset_id_to_contiguous_id", {})
-        by_class = {contiguous: dataset_id for dataset_id, contiguous in ids.items()}
+        unnamed = [str(i) for i in range(len(known), num_classes)]
+
+        id_to_class = metadata.get("thing_dataset_id_to_contiguous_id", {})
+        class_to_id = {class_index: category_id for category_id, class_index in id_to_class.items()}
+        category_ids = tuple(class_to_id.get(i, i) for i in range(num_classes))
+
         colors = metadata.get("thing_colors", None)
-        return cls(
-            tuple((known + [str(i) for i in range(len(known), num_classes)])[:num_classes]),
-            tuple(by_class.get(i, i) for i in range(num_classes)),
-            None if colors is None else tuple(tuple(color) for color in colors),
-        )
+        if colors is not None:
+            colors = tuple(tuple(color) for color in colors)
+
+        return cls(tuple([*known, *unnamed][:num_classes]), category_ids, colors)
 
     @property
     def categories(self) -> list[dict[str, Any]]:
-        """As COCO's annotation files have them."""
+        """Return the categories of COCO's annotation files."""
         return [
-            {"id": i, "name": name} for i, name in zip(self.category_ids, self.names, strict=True)
+            {"id": category_id, "name": name}
+            for category_id, name in zip(self.category_ids, self.names, strict=True)
         ]
 
 
 class Detections(Instances):
-    """detectron2's Instances with ``pred_boxes`` (absolute xyxy in the frame of the image, not clipped), ``scores``
-    and ``pred_classes``, by falling score, on the CPU; they know their classes and their image.
+    """Detections on one image, as detectron2's Instances that know their classes and their image.
+
+    The fields are ``pred_boxes`` (absolute xyxy in the frame of the image, not clipped), ``scores``
+    and ``pred_classes``, in descending order of scores, on the CPU.
 
     Args:
-        instances: what was found.
-        classes: of the model.
-        read_image: gives the (H, W, 3) uint8 RGB image.
+        instances: the detections.
+        classes: classes of the model.
+        read_image: returns the (H, W, 3) uint8 RGB image.
     """
 
     def __init__(
@@ -84,52 +94,57 @@ class Detections(Instances):
 
     @property
     def class_names(self) -> list[str]:
-        """Of all classes of the model."""
+        """Return the names of all classes of the model."""
         return list(self._classes.names)
 
     @property
     def labels(self) -> list[str]:
-        """The name of each detection's class."""
+        """Return the name of each detection's class."""
         return [self._classes.names[i] for i in self.pred_classes.tolist()]
 
     def to_coco(self, image_id: int | str = 0) -> list[dict[str, Any]]:
-        """In COCO's results format: ``image_id``, ``category_id`` of the data set, ``bbox`` (x, y, width, height), and
-        ``score``."""
-        boxes, scores = self.pred_boxes.tensor.tolist(), self.scores.tolist()
-        return [
-            {
-                "image_id": image_id,
-                "category_id": self._classes.category_ids[label],
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "score": score,
-            }
-            for (x0, y0, x1, y1), score, label in zip(
-                boxes, scores, self.pred_classes.tolist(), strict=True
+        """Return the detections in COCO's results format; ``bbox`` is (x, y, width, height)."""
+        boxes = self.pred_boxes.tensor.tolist()
+        scores = self.scores.tolist()
+        classes = self.pred_classes.tolist()
+
+        results = []
+        for (x0, y0, x1, y1), score, class_index in zip(boxes, scores, classes, strict=True):
+            category_id = self._classes.category_ids[class_index]
+            bbox = [x0, y0, x1 - x0, y1 - y0]
+            results.append(
+                {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score}
             )
-        ]
+        return results
 
     def draw(self, image: np.ndarray | None = None) -> np.ndarray:
-        """The image, (H, W, 3) uint8 RGB, with boxes, names and scores.
+        """Draw boxes, class names and scores.
 
         Args:
-            image: another image of the same size to draw on, such as a salience map; by default a file is read
-                again, and an array is taken as it is now.
+            image: (H, W, 3) uint8 RGB image of the same size to draw on, such as a salience map.
+                By default it is the image that was detected on: a file is read again, an array is
+                taken as it is now.
+
+        Returns:
+            (H, W, 3) uint8 RGB.
 
         Raises:
             ImageReadError: the file of the image is gone.
-            ValueError: an image of another size.
+            ValueError: the image has another size.
         """
-        pixels = self._read_image() if image is None else image
-        if pixels.shape[:2] != self.image_size:
-            raise ValueError(
-                f"the detections are of an image of {self.image_size[0]}x{self.image_size[1]} (height x width), "
-                f"this one has {pixels.shape[0]}x{pixels.shape[1]}"
-            )
-        return draw_detections(
-            pixels, self, class_names=self._classes.names, colors=self._classes.colors
-        )
+        if image is None:
+            image = self._read_image()
 
-    def __getitem__(self, item: Any) -> Detections:
+        height, width = self.image_size
+        if image.shape[:2] != (height, width):
+            raise ValueError(
+                f"the detections are of an image of {height}x{width} (height x width), "
+                f"this one has {image.shape[0]}x{image.shape[1]}"
+            )
+        names = self._classes.names
+        return draw_detections(image, self, class_names=names, colors=self._classes.colors)
+
+    def __getitem__(self, item: int | slice | Tensor) -> Detections:
         return Detections(super().__getitem__(item), self._classes, self._read_image)
 
     def to(self, *args: Any, **kwargs: Any) -> Detections:

@@ -137,8 +137,8 @@ def join_parts(found: Instances, margin: float) -> Instances:
     # A side that a part is joined on is no longer cut.
     is_open = found.cut.clone()
     pairs = []
-    for low, high, across in ((LEFT, RIGHT, (TOP, BOTTOM)), (TOP, BOTTOM, (LEFT, RIGHT))):
-        is_pair = continues(found, first, second, low, high, across, margin)
+    for low, high in ((LEFT, RIGHT), (TOP, BOTTOM)):
+        is_pair = continues(found, first, second, low, high, margin)
         is_open[first[is_pair], high] = False
         is_open[second[is_pair], low] = False
         pairs.append(torch.stack([first[is_pair], second[is_pair]]))
@@ -168,13 +168,7 @@ def join_parts(found: Instances, margin: float) -> Instances:
 
 
 def continues(
-    found: Instances,
-    first: Tensor,
-    second: Tensor,
-    low: int,
-    high: int,
-    across: tuple[int, int],
-    margin: float,
+    found: Instances, first: Tensor, second: Tensor, low: int, high: int, margin: float
 ) -> Tensor:
     """Tell which detections go on in the tile to the right or below.
 
@@ -184,16 +178,19 @@ def continues(
         second: (P,) indices of the detections that may continue them.
         low: the side where the second tile begins, LEFT or TOP.
         high: the opposite side.
-        across: the two sides in the other direction.
         margin: distance in pixels within which a box reaches a border.
 
     Returns:
         (P,) bool.
     """
+    # The sides in the other direction.
+    top, bottom = (TOP, BOTTOM) if low == LEFT else (LEFT, RIGHT)
+
     tile = found.tiles[first]
     next_tile = found.tiles[second]
     is_next = (tile[:, low] < next_tile[:, low]) & (next_tile[:, low] <= tile[:, high])
-    is_next &= (tile[:, across] == next_tile[:, across]).all(dim=1)
+    is_next &= tile[:, top] == next_tile[:, top]
+    is_next &= tile[:, bottom] == next_tile[:, bottom]
 
     box = found.boxes[first]
     next_box = found.boxes[second]
@@ -201,8 +198,7 @@ def continues(
     fill_overlap = box[:, low] <= next_tile[:, low] + margin
     fill_overlap &= next_box[:, high] >= tile[:, high] - margin
 
-    # IoU of the two intervals in the other direction.
-    top, bottom = across
+    # IoU of their intervals in the other direction.
     shared = torch.minimum(box[:, bottom], next_box[:, bottom])
     shared -= torch.maximum(box[:, top], next_box[:, top])
     spanned = torch.maximum(box[:, bottom], next_box[:, bottom])

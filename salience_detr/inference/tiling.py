@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import overload
 
 import cv2
 import numpy as np
@@ -42,30 +41,6 @@ def tile_grid(height: int, width: int, tile: int, overlap: float) -> list[Tile]:
         for x in tile_starts(width, tile, overlap):
             tiles.append((x, y, min(x + tile, width), min(y + tile, height)))
     return tiles
-
-
-class Views(Sequence[np.ndarray]):
-    """Tiles of an (H, W, 3) image, which are not copied."""
-
-    def __init__(self, image: np.ndarray, tiles: Sequence[Tile]) -> None:
-        self.image = image
-        self.tiles = tiles
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    @overload
-    def __getitem__(self, item: int) -> np.ndarray: ...
-
-    @overload
-    def __getitem__(self, item: slice) -> Views: ...
-
-    def __getitem__(self, item: int | slice) -> np.ndarray | Views:
-        """Return the (h, w, 3) view of a tile, or the Views of a slice."""
-        if isinstance(item, slice):
-            return Views(self.image, self.tiles[item])
-        x0, y0, x1, y1 = self.tiles[item]
-        return self.image[y0:y1, x0:x1]
 
 
 class TiledDetector:
@@ -158,9 +133,10 @@ class TiledDetector:
             salience[:] = output.salience
             views.append(self._view_of_whole(output.detections, grid))
 
-        # The results come one by one; only a batch of tiles is in memory.
+        # Slices of an array are views of it, not copies, and the outputs come one by one.
+        crops = [image[y0:y1, x0:x1] for x0, y0, x1, y1 in tiles]
         outputs = tqdm(
-            self.detector.stream(Views(image, tiles)), total=len(tiles), desc="tiles", unit="tile",
+            self.detector.stream(crops), total=len(tiles), desc="tiles", unit="tile",
             leave=False, disable=not self.progress or len(tiles) < MIN_TILES_OF_BAR,
         )  # fmt: skip
         for number, output in enumerate(outputs):

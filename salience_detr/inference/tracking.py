@@ -1,4 +1,4 @@
-"""Numbers for objects that stay the same from frame to frame of a video, by ByteTrack."""
+"""Tracking of objects from frame to frame of a video, by ByteTrack."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import torch
 
 from salience_detr.detections import Detections
 
-MIN_SCORE = (
-    0.1  # ByteTrack goes on with objects that are this unsure in a frame, though they are not shown
-)
+# ByteTrack goes on with objects of such low scores, though they are not shown.
+MIN_SCORE = 0.1
 
-# Boxes are widened by this part of their sides on each side before they are compared, so that objects may move by more
-# than their own size from frame to frame. Of 90 defects on a plate that slides by 16 pixels a frame 71 have one number
-# throughout without it, 90 with it; no number comes to belong to two.
+# Boxes are enlarged by this fraction of their sides on each side before they are compared, so that
+# objects may move by more than their own size from frame to frame. On a plate that slides by 16
+# pixels a frame, 71 of 90 defects keep one number without it, and 90 with it; no number belongs to
+# two defects.
 BUFFER = 1.0
 
 
 class TrackingUnavailableError(ImportError):
-    """The package that tracks is not installed."""
+    """Error of a missing package for tracking."""
 
 
 class Tracker:
-    """Gives the objects of one video numbers, counted from 1; take a new one for each video.
+    """Tracker that numbers the objects of one video from 1 on; take a new one for each video.
 
-    The work is done by ``ByteTrackTracker`` of the package ``trackers``. Objects are matched within their class only,
-    so a track never changes its class. An object has its number from its second frame on, and keeps it when it is not
-    seen for up to a second.
+    ``ByteTrackTracker`` of the package ``trackers`` does the work. Objects are matched within their
+    class only, so a track never changes its class. An object has its number from its second frame
+    on, and keeps it when it is not detected for up to a second.
 
     Args:
         fps: frames per second.
-        score_threshold: detections that are as sure begin a track; those that are less so only go on with one.
+        score_threshold: minimum score that begins a track; lower scores only continue one.
 
     Raises:
         TrackingUnavailableError: the package is missing.
@@ -42,8 +42,10 @@ class Tracker:
             from trackers import BIoU, ByteTrackTracker
         except ImportError as error:
             raise TrackingUnavailableError(
-                f"tracking needs the package trackers ({error}); install it with: pip install 'salience_detr[track]'"
+                f"tracking needs the package trackers ({error}); "
+                "install it with: pip install 'salience_detr[track]'"
             ) from error
+
         self.make_detections = supervision.Detections
         self.tracker = ByteTrackTracker(
             frame_rate=fps,
@@ -52,23 +54,31 @@ class Tracker:
             iou=BIoU(buffer_ratio=BUFFER),
         )
 
-    def update(self, found: Detections) -> Detections:
-        """The same detections, those of the next frame, with ``track_ids``, (N,) int64: -1 where there is none."""
-        boxes = found.pred_boxes.tensor.numpy().astype(np.float64)
-        classes = found.pred_classes.numpy()
-        # The tracker knows no classes; each gets a place of its own where no other's boxes are.
-        apart = classes[:, None] * 4.0 * max(found.image_size)
+    def update(self, detections: Detections) -> Detections:
+        """Track the detections on the next frame.
+
+        Returns:
+            the detections with ``track_ids``, (N,) int64, -1 where there is no number yet.
+        """
+        boxes = detections.pred_boxes.tensor.numpy().astype(np.float64)
+        classes = detections.pred_classes.numpy()
+
+        # The tracker knows no classes: move the boxes of each class to a place of their own.
+        offsets = classes[:, None] * 4.0 * max(detections.image_size)
         tracked = self.tracker.update(
             self.make_detections(
-                xyxy=boxes + apart,
-                confidence=found.scores.numpy(),
-                data={"index": np.arange(len(found))},
+                xyxy=boxes + offsets,
+                confidence=detections.scores.numpy(),
+                data={"index": np.arange(len(detections))},
             )
         )
-        track_ids = np.full(len(found), -1, np.int64)
+
+        track_ids = np.full(len(detections), -1, np.int64)
         if len(tracked):
             numbers = np.asarray(tracked.tracker_id)
             track_ids[tracked.data["index"]] = np.where(numbers >= 0, numbers + 1, -1)
-        result = found[torch.arange(len(found))]
+
+        # A copy: the detections of the caller stay as they are.
+        result = detections[torch.arange(len(detections))]
         result.track_ids = torch.from_numpy(track_ids)
         return result
