@@ -1,4 +1,4 @@
-"""detectron2's ResNet with less memory."""
+"""detectron2's ResNet with activation checkpointing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class ResNet(resnet.ResNet):
     """A ResNet of detectron2.
 
     Args:
-        use_checkpoint: compute activations again in the backward pass instead of keeping them.
-        settings: those of detectron2's class.
+        use_checkpoint: activation checkpointing of the blocks.
+        settings: arguments of detectron2's class.
     """
 
     def __init__(self, *, use_checkpoint: bool = False, **settings: Any) -> None:

@@ -16,10 +16,10 @@ class Swin(SwinTransformer):
     """A Swin Transformer whose maps are those of its stages, as the published model takes them.
 
     Args:
-        out_features: names of the wanted maps, "p0" (stride 4) to "p3" (stride 32).
-        output_norms: a LayerNorm for each map, as detectron2 has it.
-        use_checkpoint: compute activations again in the backward pass instead of keeping them.
-        settings: those of detectron2's class.
+        out_features: names of the maps, "p0" (stride 4) to "p3" (stride 32).
+        output_norms: a LayerNorm for each map, as in detectron2.
+        use_checkpoint: activation checkpointing of the blocks.
+        settings: arguments of detectron2's class.
     """
 
     def __init__(
@@ -32,20 +32,22 @@ class Swin(SwinTransformer):
     ) -> None:
         indices = [int(name.removeprefix("p")) for name in out_features]
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # detectron2 takes DropPath from where timm had it before
+            # detectron2 imports DropPath from timm's former place.
+            warnings.simplefilter("ignore", FutureWarning)
             super().__init__(out_indices=indices, **settings)
+
         if not output_norms:
             for index in indices:
                 setattr(self, f"norm{index}", nn.Identity())
+
         for module in self.modules():
-            if isinstance(module, WindowAttention):  # a constant, which no checkpoint needs to hold
-                module.register_buffer(
-                    "relative_position_index", module.relative_position_index, persistent=False
-                )
+            # A constant, which checkpoints need not hold.
+            if isinstance(module, WindowAttention):
+                index_table = module.relative_position_index
+                module.register_buffer("relative_position_index", index_table, persistent=False)
+
+            # detectron2's own checkpointing loses the gradients of blocks after a frozen stage.
             if use_checkpoint and isinstance(module, SwinTransformerBlock):
-                # detectron2's own way loses the gradients of the blocks that follow a frozen stage.
                 checkpoint_activations(module)
 
     @property
