@@ -15,14 +15,14 @@ from torch import Tensor
 
 from salience_detr.data.images import ImageLike, to_rgb
 from salience_detr.modeling.salience_detr import Encoding, SalienceDETR, padding_mask
-from salience_detr.predictor import ModelInput, Predictor
+from salience_detr.predictor import ModelInput, Predictor, prepare_input
 from salience_detr.utils.drawing import draw_salience
 from salience_detr.visualization.capture import captured_calls
 from salience_detr.visualization.inside import (
     best_queries,
+    check_predictor,
     check_query,
     describe_query,
-    open_model,
     pixel_boxes,
     to_numpy,
     unpadded_level_sizes,
@@ -81,7 +81,7 @@ def merge_levels(levels: Sequence[np.ndarray], image: np.ndarray) -> np.ndarray:
 
 
 def class_activation(
-    source: Predictor | SalienceDETR,
+    predictor: Predictor,
     image: ImageLike,
     *,
     queries: Sequence[int] | None = None,
@@ -97,7 +97,7 @@ def class_activation(
     the mean.
 
     Args:
-        source: a predictor; or a model, which gets the image in its own size.
+        predictor: the predictor.
         image: a path, PIL image, array or tensor, see :func:`salience_detr.data.images.to_rgb`.
         queries: numbers of the queries; by default those of the best detections.
         count: largest number of best detections.
@@ -107,15 +107,15 @@ def class_activation(
     Raises:
         ImageReadError: a file cannot be read.
         IndexError: there is no such query.
-        ValueError, TypeError: ``image`` is no image, or ``source`` is neither.
+        ValueError, TypeError: ``image`` is no image, or ``predictor`` is none.
     """
+    check_predictor(predictor)
     pixels = to_rgb(image, channel_order)
-    opened = open_model(source)
-    with torch.inference_mode(False), torch.enable_grad(), opened.evaluation():
-        outputs = run_with_gradients(opened.model, opened.prepare_input(pixels))
+    with torch.inference_mode(False), torch.enable_grad(), predictor.precision():
+        outputs = run_with_gradients(predictor.model, prepare_input(predictor.mapper, pixels))
         if queries is None:
             queries = best_queries(outputs.scores, count, score_threshold)
-        return [attribute(outputs, pixels, query, opened.class_names) for query in queries]
+        return [attribute(outputs, pixels, query, predictor.class_names) for query in queries]
 
 
 @dataclass(frozen=True)
@@ -126,26 +126,26 @@ class DifferentiableOutputs:
         encoding: encoding of the image.
         backbone_maps: (1, D_l, H_l, W_l) each.
         backbone_sizes: (height, width) of each map without padding.
-        logits: (N, K) of the last decoder layer.
-        boxes: (N, 4) (cx, cy, w, h), normalized, detached.
+        pred_logits: (N, K) of the last decoder layer.
+        pred_boxes: (N, 4) (cx, cy, w, h), normalized, detached.
     """
 
     encoding: Encoding
     backbone_maps: list[Tensor]
     backbone_sizes: list[tuple[int, int]]
-    logits: Tensor
-    boxes: Tensor
+    pred_logits: Tensor
+    pred_boxes: Tensor
 
     @property
     def scores(self) -> np.ndarray:
         """Return the (N, K) class scores in [0, 1]."""
-        return to_numpy(self.logits.float().sigmoid())
+        return to_numpy(self.pred_logits.float().sigmoid())
 
 
 def run_with_gradients(model: SalienceDETR, inputs: ModelInput) -> DifferentiableOutputs:
     """Run a model in evaluation mode on one input, with a graph for gradients."""
     images = model.preprocess_image([inputs])
-    # With a frozen backbone there would be no graph else.
+    # With a frozen backbone, and parameters that need no gradients, there would be no graph.
     images.tensor.requires_grad_()
 
     with captured_calls(model.backbone) as calls:
@@ -157,8 +157,8 @@ def run_with_gradients(model: SalienceDETR, inputs: ModelInput) -> Differentiabl
         encoding=encoding,
         backbone_maps=maps,
         backbone_sizes=unpadded_sizes(maps, images.image_sizes[0], images.tensor),
-        logits=predictions.pred_logits[-1, 0],
-        boxes=predictions.pred_boxes[-1, 0].detach(),
+        pred_logits=predictions.pred_logits[-1, 0],
+        pred_boxes=predictions.pred_boxes[-1, 0].detach(),
     )
 
 
@@ -166,7 +166,7 @@ def attribute(
     outputs: DifferentiableOutputs, image: np.ndarray, query: int, class_names: Sequence[str]
 ) -> Attribution:
     """Compute the maps of one query."""
-    logits = outputs.logits[check_query(query, len(outputs.logits))]
+    logits = outputs.pred_logits[check_query(query, len(outputs.pred_logits))]
     tokens = outputs.encoding.tokens
     memory = outputs.encoding.memory
     memory_gradient, *map_gradients = torch.autograd.grad(
@@ -180,7 +180,7 @@ def attribute(
         query=query,
         class_name=class_names[int(logits.argmax())],
         score=float(outputs.scores[query].max()),
-        box=pixel_boxes(outputs.boxes[query], image.shape[:2]),
+        box=pixel_boxes(outputs.pred_boxes[query], image.shape[:2]),
         memory_levels=positive_sums(memory_maps, unpadded_level_sizes(tokens)),
         backbone_levels=positive_sums(backbone_maps, outputs.backbone_sizes),
     )
@@ -198,6 +198,7 @@ def unpadded_sizes(
     """
     height_part = size[0] / padded.shape[-2]
     width_part = size[1] / padded.shape[-1]
+
     sizes = []
     for x in maps:
         height, width = x.shape[-2:]

@@ -6,10 +6,8 @@ P sampling points per head and level.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,6 @@ import torch
 from torch import Tensor
 
 from salience_detr.data.images import ImageLike, to_rgb
-from salience_detr.data.mapper import as_tensor
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy
 from salience_detr.layers.ms_deform_attn import (
     MultiScaleDeformableAttention,
@@ -25,7 +22,7 @@ from salience_detr.layers.ms_deform_attn import (
 )
 from salience_detr.modeling.salience_detr import Encoding, SalienceDETR, padding_mask
 from salience_detr.modeling.token_pyramid import TokenPyramid, gather_tokens
-from salience_detr.predictor import ModelInput, Predictor, prepare_input
+from salience_detr.predictor import Predictor, prepare_input
 from salience_detr.visualization.capture import captured_calls
 
 
@@ -166,89 +163,44 @@ def check_query(query: int, count: int) -> int:
     return query
 
 
-def inspect(
-    source: Predictor | SalienceDETR, image: ImageLike, *, channel_order: str = "RGB"
-) -> StageOutputs:
-    """Run the model on one image, and return what each stage computed.
+def inspect(predictor: Predictor, image: ImageLike, *, channel_order: str = "RGB") -> StageOutputs:
+    """Run a predictor's model on one image, and return what each stage computed.
 
     The model's modules have hooks meanwhile: no other thread may use it.
 
     Args:
-        source: a predictor; or a model, which gets the image in its own size.
+        predictor: the predictor.
         image: a path, PIL image, array or tensor, see :func:`salience_detr.data.images.to_rgb`.
         channel_order: "RGB" or "BGR", of arrays and tensors.
 
     Raises:
         ImageReadError: a file cannot be read.
-        ValueError, TypeError: ``image`` is no image, or ``source`` is neither.
+        ValueError, TypeError: ``image`` is no image, or ``predictor`` is none.
     """
+    check_predictor(predictor)
     pixels = to_rgb(image, channel_order)
-    opened = open_model(source)
-    with torch.no_grad(), opened.evaluation():
-        return run_stages(opened, pixels)
+    with torch.no_grad(), predictor.precision():
+        return run_stages(predictor, pixels)
 
 
-@dataclass(frozen=True)
-class OpenedModel:
-    """Model with what it takes to run it on an image.
-
-    Attributes:
-        model: the model.
-        class_names: names of its classes.
-        prepare_input: makes the model's input from an (H, W, 3) uint8 RGB image.
-        precision: makes the context in which the model runs.
-    """
-
-    model: SalienceDETR
-    class_names: tuple[str, ...]
-    prepare_input: Callable[[np.ndarray], ModelInput]
-    precision: Callable[[], AbstractContextManager]
-
-    @contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """Put the model into evaluation mode and its precision for the block."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with self.precision():
-                yield
-        finally:
-            self.model.train(was_training)
-
-
-def open_model(source: Predictor | SalienceDETR) -> OpenedModel:
-    """Return the model of a predictor, or a model itself, ready to run on images.
-
-    Raises:
-        TypeError: ``source`` is neither.
-    """
-    model = source.model if isinstance(source, Predictor) else source
-    if not isinstance(model, SalienceDETR):
+def check_predictor(detector: Any) -> None:
+    """Raise TypeError if a detector isn't a predictor; the others run exported models."""
+    if not isinstance(detector, Predictor):
         raise TypeError(
-            "only a Predictor or a SalienceDETR can be looked into, not a "
-            f"{type(model).__name__}: an exported model keeps nothing of what happens inside it"
+            f"only a Predictor can be looked into, not a {type(detector).__name__}: an exported "
+            "model keeps nothing of what happens inside it"
         )
 
-    if isinstance(source, Predictor):
-        names = tuple(source.class_names)
-        return OpenedModel(model, names, partial(prepare_input, source.mapper), source.precision)
-    names = tuple(str(i) for i in range(model.num_classes))
-    return OpenedModel(model, names, partial(unresized_input, model), nullcontext)
 
-
-def unresized_input(model: SalienceDETR, image: np.ndarray) -> ModelInput:
-    """Return a model's input for an (H, W, 3) uint8 RGB image in its own size."""
-    ordered = image[..., ::-1] if model.input_format == "BGR" else image
-    return {"image": as_tensor(ordered), "height": image.shape[0], "width": image.shape[1]}
-
-
-def run_stages(opened: OpenedModel, image: np.ndarray) -> StageOutputs:
-    """Run a model in evaluation mode on an (H, W, 3) uint8 RGB image."""
-    model = opened.model
+def run_stages(predictor: Predictor, image: np.ndarray) -> StageOutputs:
+    """Run a predictor's model on an (H, W, 3) uint8 RGB image."""
+    model = predictor.model
     size = image.shape[:2]
-    images = model.preprocess_image([opened.prepare_input(image)])
+    images = model.preprocess_image([prepare_input(predictor.mapper, image)])
     encoding = model.encode(images.tensor, padding_mask(images))
-    tokens, selection, proposals = encoding.tokens, encoding.selection, encoding.proposals
+    tokens = encoding.tokens
+    selection = encoding.selection
+    proposals = encoding.proposals
 
     # The cross-attention of each layer is called with its queries and their reference boxes.
     layers: list[Any] = list(model.decoder.layers)
@@ -256,16 +208,15 @@ def run_stages(opened: OpenedModel, image: np.ndarray) -> StageOutputs:
     with ExitStack() as stack:
         calls = [stack.enter_context(captured_calls(attention)) for attention in attentions]
         predictions = model.decode(encoding)
-    queries = [layer_calls[-1].inputs[0] for layer_calls in calls]
-    references = [layer_calls[-1].inputs[1] for layer_calls in calls]
-    sampling = [
-        sampling_points(attention, query, reference, tokens, size)
-        for attention, query, reference in zip(attentions, queries, references, strict=True)
-    ]
 
-    # Reference boxes are relative to the padded map; those of the first level are taken.
-    padding = tokens.valid_ratios[0, 0].repeat(2)
-    boxes = [reference[0, :, 0] / padding for reference in references]
+    sampling = []
+    boxes = []
+    valid_ratio = tokens.valid_ratios[0, 0].repeat(2)
+    for attention, layer_calls in zip(attentions, calls, strict=True):
+        query, reference_points = layer_calls[-1].inputs[:2]
+        sampling.append(sampling_points(attention, query, reference_points, tokens, size))
+        # Normalized by the padded map of each level; those of the first are taken.
+        boxes.append(reference_points[0, :, 0] / valid_ratio)
     boxes.append(predictions.pred_boxes[-1, 0])
 
     # Each encoder layer refines the most salient of the tokens, fewer from layer to layer.
@@ -280,7 +231,7 @@ def run_stages(opened: OpenedModel, image: np.ndarray) -> StageOutputs:
 
     return StageOutputs(
         image=image,
-        class_names=opened.class_names,
+        class_names=tuple(predictor.class_names),
         input_size=tuple(images.image_sizes[0]),
         # A size that every stride divides shows the strides.
         strides=tuple(2**12 // rows for rows, _ in model.spatial_shapes_list(2**12, 2**12)),

@@ -19,7 +19,6 @@ from matplotlib.ticker import LogFormatter
 
 from salience_detr.data.images import ImageLike
 from salience_detr.layers.box_ops import box_iou
-from salience_detr.modeling.salience_detr import SalienceDETR
 from salience_detr.predictor import Predictor
 from salience_detr.visualization.inside import ProposedBoxes, StageOutputs, inspect
 from salience_detr.visualization.panels import DPI, PALETTE, render
@@ -133,20 +132,20 @@ class QueryStatistics:
 
 
 def query_statistics(
-    source: Predictor | SalienceDETR, images: Iterable[ImageLike], *, channel_order: str = "RGB"
+    predictor: Predictor, images: Iterable[ImageLike], *, channel_order: str = "RGB"
 ) -> QueryStatistics:
     """Compute the statistics of a model's queries over images, one after the other.
 
     Args:
-        source: a predictor; or a model, which gets the images in their own sizes.
+        predictor: the predictor.
         images: paths, PIL images, arrays or tensors.
         channel_order: "RGB" or "BGR", of arrays and tensors.
 
     Raises:
         ImageReadError: a file cannot be read.
-        ValueError, TypeError: there are no images, or ``source`` is neither.
+        ValueError, TypeError: there are no images, or ``predictor`` is none.
     """
-    outputs = (inspect(source, image, channel_order=channel_order) for image in images)
+    outputs = (inspect(predictor, image, channel_order=channel_order) for image in images)
     return QueryStatistics.joined(QueryStatistics.of(x) for x in outputs)
 
 
