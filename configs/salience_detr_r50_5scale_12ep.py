@@ -1,4 +1,4 @@
-"""Salience DETR, ResNet-50, 4 levels of strides 4 to 32 (the "5-scale" model), 12 epochs of COCO."""
+"""Salience DETR, ResNet-50, 4 levels of strides 4 to 32 ("5-scale"), 12 epochs of COCO."""
 
 from .models.backbones import use_resnet
 from .salience_detr_r50_4scale_12ep import dataloader, lr_multiplier, model, optimizer, train

@@ -87,9 +87,12 @@ def test_a_saved_config_of_an_earlier_version_is_one_line(
 ):
     saved = tmp_path / "config.yaml"
     LazyConfig.save(load_config(micro_config), str(saved))
+
     assert load_config(saved).model.embed_dim == 32
+
     content = saved.read_text()
     assert before in content
+
     saved.write_text(content.replace(before, after))
     with pytest.raises(ConfigError, match=message + r"; if an earlier version wrote the file, use"):
         load_config(saved)

@@ -37,6 +37,7 @@ def test_a_recipe_is_short_and_names_its_output(name):
 def test_a_recipe_for_coco_names_its_weights_and_takes_other_classes(name):
     path = ROOT / "configs" / f"{name}.py"
     config = load_config(path)
+
     assert config.train.init_checkpoint.startswith(("torchvision://", "https://"))
     assert load_config(path, ["model.num_classes=6"]).model.decoder.num_classes == 6
 
@@ -45,6 +46,7 @@ def test_the_long_schedule_decays_after_twenty_epochs():
     config = load_config(ROOT / "configs/salience_detr_r50_4scale_24ep.py")
     epoch = 118_287 // 16
     schedule = instantiate(config.lr_multiplier)
+
     assert config.train.max_iter == 24 * epoch and config.train.eval_period == epoch
     assert schedule((20 * epoch - 1) / config.train.max_iter) == 1.0
     assert schedule((20 * epoch + 1) / config.train.max_iter) == pytest.approx(0.1)
@@ -72,6 +74,7 @@ def test_the_model_has_the_parameters_of_the_published_one(shared, name):
         "cpu" if name.startswith("swin") else "meta"
     ):  # detectron2's needs numbers while it is built
         model = instantiate(config.model)
+
     assert sum(p.numel() for p in model.parameters()) == expected
 
 
@@ -82,4 +85,5 @@ def test_a_timm_model_is_one_override_away(micro_config):
     )
     with torch.device("meta"):
         model = instantiate(config.model)
+
     assert [conv.in_channels for conv in model.neck.projections] == [40, 112, 320]

@@ -55,7 +55,7 @@ def run(config, output, *words):
 
 @pytest.fixture
 def full_run(micro_config, surface_data, tmp_path):
-    """The output folder of an uninterrupted run of six iterations."""
+    """Train for six iterations without interruption and return the output folder."""
     assert run(micro_config, tmp_path / "full") == 0
     return tmp_path / "full"
 
@@ -65,8 +65,10 @@ def test_a_run_trains_evaluates_and_leaves_its_records(full_run):
     assert {"config.yaml", "log.txt", "metrics.json", "last_checkpoint", "model_final.pth"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert len(losses(full_run)) == 6
+
     log = (full_run / "log.txt").read_text()
     assert "images/s" in log and "eta" in log and AP_ROW.search(log)
+
     results = json.loads((full_run / "inference" / "coco_instances_results.json").read_text())
     assert {"image_id", "category_id", "bbox", "score"} <= results[0].keys()
     assert {x["category_id"] for x in results} <= set(range(1, 7))
@@ -80,6 +82,7 @@ def test_a_killed_run_resumes_exactly(full_run, micro_config, surface_data, tmp_
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
     try:
         deadline = time.monotonic() + 90
         while not (output / "model_0000004.pth").exists():
@@ -88,19 +91,24 @@ def test_a_killed_run_resumes_exactly(full_run, micro_config, surface_data, tmp_
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+
     # What a kill in the middle of a write leaves behind.
     (output / "model_0000005.pth.tmp").write_bytes(b"half")
     (output / "model_final.pth").unlink(missing_ok=True)
+
     assert run(micro_config, output, "--resume") == 0
+
     expected, found = (read_checkpoint(x / "model_final.pth") for x in (full_run, output))
     assert all(
         torch.equal(expected["model"][name], found["model"][name]) for name in expected["model"]
     )
     assert expected["iteration"] == found["iteration"] == 6
+
     iterations = [
         json.loads(line)["iteration"] for line in (output / "metrics.json").read_text().splitlines()
     ]
     assert iterations == sorted(iterations) and len(iterations) <= 7  # six steps and the evaluation
+
     resumed = losses(output)
     assert {i: resumed[i] for i in (4, 5)} == {i: losses(full_run)[i] for i in (4, 5)}
 
@@ -113,15 +121,18 @@ def test_a_terminated_run_saves_and_exits_cleanly(micro_config, surface_data, tm
     )
     wait_for_steps(output, process)
     process.terminate()
+
     assert process.wait(30) == 0
+
     saved = output / (output / "last_checkpoint").read_text()
     assert read_checkpoint(saved)["iteration"] > 0
 
 
 def wait_for_steps(output, process, count=1):
-    """Until so many steps are on record."""
+    """Wait until so many steps are on record."""
     deadline = time.monotonic() + 120
     metrics = output / "metrics.json"
+
     while not metrics.exists() or metrics.read_text().count("total_loss") < count:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
@@ -147,6 +158,7 @@ def test_several_processes_in_mixed_precision_stop_cleanly_with_their_parent(
     wait_for_steps(tmp_path, process)
     process.terminate()
     _, errors = process.communicate(timeout=60)
+
     assert process.returncode == 0 and "Traceback" not in errors
     assert read_checkpoint(tmp_path / (tmp_path / "last_checkpoint").read_text())["iteration"] > 0
 
@@ -165,12 +177,15 @@ def test_a_broken_image_of_another_process_costs_no_step(micro_config, surface_r
         text=True,
     )
     wait_for_steps(output, process)
-    # Only the second process comes to this image within the next steps, or both do: each has to save.
+
+    # Only the second process comes to this image in the next steps, or both do: each has to save.
     image = root / "surface_defects" / "train" / "000001.jpg"
     image.write_bytes(image.read_bytes()[:300])
     _, errors = process.communicate(timeout=120)
+
     assert process.returncode == 2 and "Traceback" not in errors
     assert re.search(r"^error: .*cannot read the image .*000001\.jpg", errors, re.M)
+
     saved = read_checkpoint(output / (output / "last_checkpoint").read_text())["iteration"]
     assert saved == len(losses(output)) > 0
 
@@ -178,6 +193,7 @@ def test_a_broken_image_of_another_process_costs_no_step(micro_config, surface_r
 def test_a_refused_run_leaves_the_config_of_the_folder(full_run, micro_config, surface_data):
     before = (full_run / "config.yaml").read_text()
     assert run(micro_config, full_run, "optimizer.lr=1") == 2
+
     weights = f"train.init_checkpoint={full_run / 'model_final.pth'}"
     assert run(micro_config, full_run, "--eval-only", weights) == 0
     assert (full_run / "config.yaml").read_text() == before and not list(full_run.glob("new.*"))
@@ -190,6 +206,7 @@ def test_a_run_is_resumed_where_a_new_one_has_no_room(
     usage = SimpleNamespace(free=2 * size)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     (full_run / "model_final.pth").unlink()
+
     assert run(micro_config, full_run, "--resume", "train.checkpointer.max_to_keep=1") == 0
     assert run(micro_config, full_run.parent / "new") == 2
     assert "MiB free, but the checkpoints need about" in capsys.readouterr().err
@@ -209,12 +226,16 @@ def test_another_detector_trains_and_resumes(surface_data, tmp_path):
     ]
     words += ["train.eval_period=0", "train.log_period=1", "train.previews=0"]
     config = ROOT / "configs" / "neu_det_retinanet_r18.py"
+
     for output in ("full", "part"):
         assert run(config, tmp_path / output, *words) == 0
+
     (tmp_path / "part" / "model_final.pth").unlink()
     (tmp_path / "part" / "model_0000004.pth").unlink(missing_ok=True)
     (tmp_path / "part" / "last_checkpoint").write_text("model_0000002.pth")
+
     assert run(config, tmp_path / "part", *words, "--resume") == 0
+
     # Its loss normalizer, a running mean, is not saved: what is resumed is not exactly the same.
     full = losses(tmp_path / "full")
     assert losses(tmp_path / "part") == {
@@ -248,6 +269,7 @@ def test_a_disk_that_fills_up_costs_no_checkpoint(full_run, micro_config, surfac
         timeout=120,
         check=False,
     )
+
     assert result.returncode == 2
     assert re.search(
         r"^error: .*cannot write the checkpoint .*earlier checkpoints are intact",
@@ -261,7 +283,7 @@ def test_a_disk_that_fills_up_costs_no_checkpoint(full_run, micro_config, surfac
 
 @pytest.fixture
 def equal_boxes(tmp_path, monkeypatch):
-    """Surface-defect images with exactly three boxes each, so that any split of a batch has equal denoising slots."""
+    """Make images with exactly three boxes each: any split of a batch has equally many queries."""
     root = tmp_path / "data" / "surface_defects"
     # Five validation images: two processes have shares of different size.
     for split, count in (("train", 60), ("val", 5)):
@@ -276,12 +298,13 @@ def equal_boxes(tmp_path, monkeypatch):
             content["images"] = [image for image in content["images"] if image["id"] in kept]
             content["annotations"] = [x for x in content["annotations"] if x["image_id"] in kept]
             path.write_text(json.dumps(content))
+
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
 
 
 def ap_table(output, *words, launcher=(), builder="build_model"):
-    """The AP table, as printed, of a run of the small model that was started by ``launcher``."""
-    # float64, because sums over processes round differently and the tables are compared to the last digit.
+    """Return the AP table, as printed, of a run of the small model, started by ``launcher``."""
+    # float64, because sums over processes round differently, and every printed digit is compared.
     options = [
         f"train.init_checkpoint={WEIGHTS}",
         f"model._target_=tests.double_precision.{builder}",
@@ -294,22 +317,27 @@ def ap_table(output, *words, launcher=(), builder="build_model"):
         text=True,
         timeout=200,
     )
+
     assert result.returncode == 0, result.stderr[-3000:]
+
     return AP_ROW.findall((output / "log.txt").read_text())[-1]
 
 
 def test_two_processes_train_and_evaluate_like_one_however_they_are_started(equal_boxes, tmp_path):
     # Denoising noise and the number of its groups are drawn per process, as published.
     options = [
-        "train.max_iter=3", "train.eval_period=0", "dataloader.train.total_batch_size=4", "optimizer.lr=1e-4",
+        "train.max_iter=3", "train.eval_period=0", "optimizer.lr=1e-4",
+        "dataloader.train.total_batch_size=4",
         "model.denoising.label_noise_prob=0", "model.denoising.box_noise_scale=0",
     ]  # fmt: skip
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     one = ap_table(tmp_path / "one", *options)
     two = ap_table(tmp_path / "two", "--num-gpus", "2", *options)
     other = ap_table(tmp_path / "torchrun", *options, launcher=torchrun)
+
     assert one == two == other
     assert float(one.split(",")[0]) > 30
+
     expected, found, again = (
         read_checkpoint(tmp_path / name / "model_final.pth")["model"]
         for name in ("one", "two", "torchrun")
@@ -321,28 +349,35 @@ def test_two_processes_train_and_evaluate_like_one_however_they_are_started(equa
 
 def test_processes_that_accumulate_train_like_one_that_does_not(equal_boxes, tmp_path):
     options = [
-        "train.max_iter=2", "train.eval_period=0", "dataloader.train.total_batch_size=4", "optimizer.lr=1e-4",
+        "train.max_iter=2", "train.eval_period=0", "optimizer.lr=1e-4",
+        "dataloader.train.total_batch_size=4",
         "model.denoising.label_noise_prob=0", "model.denoising.box_noise_scale=0",
     ]  # fmt: skip
     one = ap_table(tmp_path / "one", *options, builder="build_frozen_model")
     options += ["--num-gpus", "2", "train.accumulate=2"]
+
     assert ap_table(tmp_path / "two", *options, builder="build_frozen_model") == one
+
     expected, found = (
         read_checkpoint(tmp_path / name / "model_final.pth")["model"] for name in ("one", "two")
     )
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-7, rtol=1e-7, msg=name)
+
     plain = losses(tmp_path / "one")
     assert losses(tmp_path / "two") == {i: pytest.approx(plain[i], rel=1e-6) for i in plain}
 
 
 def test_the_saved_results_evaluate_to_the_same_table(surface_data, micro_config, tmp_path, capsys):
     assert run(micro_config, tmp_path, "train.max_iter=1") == 0
+
     from tools.evaluate_json import main
 
     expected = AP_ROW.findall((tmp_path / "log.txt").read_text())[-1].split(",")
     results = tmp_path / "inference" / "coco_instances_results.json"
+
     assert main([str(results), str(surface_data / "annotations" / "val.json")]) == 0
+
     table = capsys.readouterr().out
     assert f"{float(expected[0]):.1f}" in table
 
@@ -385,6 +420,7 @@ def test_mistakes_are_one_line_and_exit_code_two(
         for line in printed.err.splitlines()
         if "Warning" not in line and not line.startswith(" ")
     ]
+
     assert code == 2
     assert len(errors) == 1 and errors[0].startswith("error:") and message in errors[0]
     assert "Traceback" not in printed.out + printed.err
@@ -396,6 +432,7 @@ def test_a_model_of_other_classes_is_fine_tuned_by_one_override(
     four = instantiate(load_config(micro_config, ["model.num_classes=4"]).model)
     torch.save(four.state_dict(), tmp_path / "four.pth")
     output = tmp_path / "run"
+
     assert (
         run(
             micro_config,
@@ -405,11 +442,13 @@ def test_a_model_of_other_classes_is_fine_tuned_by_one_override(
         )
         == 0
     )
+
     log = (output / "log.txt").read_text()
     assert log.count("4 classes in the file, 6 in the model; these start with random weights") == 1
     assert read_checkpoint(output / "model_final.pth")["class_names"] == list(
         SURFACE_DEFECT_CLASSES
     )
+
     matched = ["train.match_classes=True", f"train.init_checkpoint={output / 'model_final.pth'}"]
     assert run(micro_config, tmp_path / "again", "train.max_iter=1", *matched) == 0
     assert "kept the rows of 6 with the same name" in (tmp_path / "again" / "log.txt").read_text()
@@ -444,8 +483,10 @@ def test_a_loss_that_is_not_finite_stops_with_step_terms_and_images(
         "train.checkpointer.period=1",
     )
     error = next(x for x in capsys.readouterr().err.splitlines() if x.startswith("error:"))
+
     assert code == 2
     assert re.search(r"not finite at iteration \d; images \d+, \d+; .*loss_class=", error)
+
     kept = sorted(tmp_path.glob("model_000*.pth"))
     assert kept and all(torch.isfinite(x).all() for x in read_checkpoint(kept[0])["model"].values())
 
@@ -462,11 +503,13 @@ def test_a_missing_image_is_one_line_even_from_a_worker_of_two_processes(
     shutil.copytree(surface_root, root)
     for image in (root / "surface_defects" / "train").glob("*.jpg"):
         image.unlink()
+
     words = command(
         micro_config, tmp_path / "out", "--num-gpus", "2", "dataloader.train.num_workers=1"
     )
     environ = environment(DETECTRON2_DATASETS=str(root), CUDA_VISIBLE_DEVICES="")
     result = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=120)
+
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert re.search(r"^error: .*cannot read the image .*train/0000\d\d\.jpg", result.stderr, re.M)
@@ -475,11 +518,12 @@ def test_a_missing_image_is_one_line_even_from_a_worker_of_two_processes(
 @pytest.mark.slow
 def test_compiled_stages_train_alike(full_run, micro_config, surface_data, tmp_path):
     assert run(micro_config, tmp_path, "train.compile=True", "train.max_iter=2") == 0
+
     plain = losses(full_run)
     assert losses(tmp_path) == {i: pytest.approx(plain[i], rel=1e-3) for i in (0, 1)}
 
 
-def test_the_average_of_the_weights_is_evaluated_kept_and_preferred(
+def test_the_ema_of_the_weights_is_evaluated_kept_and_preferred(
     surface_data, micro_config, tmp_path
 ):
     assert (
@@ -492,28 +536,36 @@ def test_the_average_of_the_weights_is_evaluated_kept_and_preferred(
         )
         == 0
     )
+
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert all(name in lines[-1] for name in ("bbox/AP", "ema/bbox/AP"))
     for folder in ("inference", "inference_ema"):
         assert (tmp_path / folder / "coco_instances_results.json").exists()
     assert json.loads((tmp_path / "model_best.json").read_text())["metric"] == "ema/bbox/AP"
+
     saved = read_checkpoint(tmp_path / "model_final.pth")
     name = "query_embedding"
+
     assert not torch.equal(saved["ema"][name], saved["model"][name])
+
     model = instantiate(load_config(micro_config).model)
     load_weights(model, tmp_path / "model_final.pth")
+
     assert torch.equal(model.state_dict()[name], saved["ema"][name])
 
 
-def test_a_resumed_average_goes_on_exactly(surface_data, micro_config, tmp_path, capsys):
+def test_a_resumed_ema_goes_on_exactly(surface_data, micro_config, tmp_path, capsys):
     words = ("train.ema.enabled=True", "train.accumulate=2")
     assert run(micro_config, tmp_path / "full", *words) == 0
     assert run(micro_config, tmp_path / "part", *words) == 0
+
     (tmp_path / "part" / "model_final.pth").unlink()
     (tmp_path / "part" / "last_checkpoint").write_text("model_0000002.pth")
+
     assert run(micro_config, tmp_path / "part", *words, "--resume") == 0
     assert run(micro_config, tmp_path / "part", "--resume") == 2
     assert "holds an EMA: resume with train.ema.enabled=True" in capsys.readouterr().err
+
     full, part = (read_checkpoint(tmp_path / x / "model_final.pth") for x in ("full", "part"))
     assert all(torch.equal(full["ema"][name], part["ema"][name]) for name in full["ema"])
 
@@ -549,11 +601,14 @@ def test_a_failed_evaluation_costs_no_training_and_is_made_up_for(
     image = tmp_path / "data" / "surface_defects" / "val" / "000002.jpg"
     whole = image.read_bytes()
     image.write_bytes(whole[:300])
+
     assert run(micro_config, tmp_path / "out") == 2
+
     image.write_bytes(whole)
     assert run(micro_config, tmp_path / "out", "--resume") == 0
     assert len(losses(tmp_path / "out")) == 6
     assert AP_ROW.search((tmp_path / "out" / "log.txt").read_text())
+
     before = (tmp_path / "out" / "metrics.json").read_text()
     assert "bbox/AP" in before
     assert run(micro_config, tmp_path / "out", "--resume") == 0  # nothing is left to do
@@ -566,17 +621,22 @@ def test_a_broken_training_image_costs_no_step(
     shutil.copytree(surface_root, tmp_path / "data")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
     register_surface_defects()
+
     assert run(micro_config, tmp_path / "whole", "train.checkpointer.period=0") == 0
+
     images = sorted((tmp_path / "data" / "surface_defects" / "train").glob("*.jpg"))
     image = images[-1]
     whole = image.read_bytes()
     image.write_bytes(whole[:300])
+
     assert run(micro_config, tmp_path / "out", "train.checkpointer.period=0") == 2
     assert image.name in capsys.readouterr().err
+
     image.write_bytes(whole)
     done = read_checkpoint(tmp_path / "out" / (tmp_path / "out" / "last_checkpoint").read_text())[
         "iteration"
     ]
+
     assert 0 < done < 6
     assert run(micro_config, tmp_path / "out", "train.checkpointer.period=0", "--resume") == 0
     assert losses(tmp_path / "out") == losses(tmp_path / "whole")
@@ -584,8 +644,10 @@ def test_a_broken_training_image_costs_no_step(
 
 def test_each_evaluation_shows_the_same_images(surface_data, micro_config, tmp_path):
     assert run(micro_config, tmp_path, "train.eval_period=3", "train.previews=2") == 0
+
     names = sorted(path.name for path in (tmp_path / "previews").iterdir())
     assert names == [f"00000{i}_000000{n}.jpg" for i in (1, 4) for n in (3, 6)]
+
     height, width, _ = read_image(str(tmp_path / "previews" / names[0])).shape
     assert (height, width) == (64, 3 * 64)
 
@@ -598,9 +660,11 @@ def test_annotations_without_area_and_crowd_are_evaluated(
     content = json.loads(file.read_text())
     for annotation in content["annotations"]:
         del annotation["area"], annotation["iscrowd"]
+
     file.write_text(json.dumps(content))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
     register_surface_defects()
+
     assert run(micro_config, tmp_path / "out", "train.max_iter=1") == 0
     assert AP_ROW.search((tmp_path / "out" / "log.txt").read_text())
 
@@ -634,9 +698,12 @@ def test_an_evaluation_draws_truth_and_detections_of_each_image(
     torch.save(instantiate(load_config(micro_config).model).state_dict(), weights)
     shown = tmp_path / "shown"
     words = ["--eval-only", "--weights", str(weights), "--show-dir", str(shown)]
+
     assert run(micro_config, tmp_path / "out", *words) == 0
+
     names = sorted(path.name for path in (surface_data / "val").iterdir())
     assert sorted(path.name for path in shown.iterdir()) == names
+
     height, width, _ = read_image(str(shown / names[0])).shape
     assert width == 2 * 480 + 8 and height > 480
     assert "6 images drawn in" in (tmp_path / "out" / "log.txt").read_text()
@@ -650,11 +717,14 @@ def test_drawings_need_an_evaluation_that_writes_its_detections(
     assert (
         "--show-dir shown draws what --eval-only finds: add --eval-only" in capsys.readouterr().err
     )
+
     weights = tmp_path / "weights.pth"
     torch.save(instantiate(load_config(micro_config).model).state_dict(), weights)
     words = ["--eval-only", "--weights", str(weights), "--show-dir"]
+
     assert run(micro_config, tmp_path / "out", *words, str(weights)) == 2
     assert "set --show-dir" in capsys.readouterr().err
+
     words += [str(tmp_path / "shown"), "dataloader.evaluator.output_dir=null"]
     assert run(micro_config, tmp_path / "out", *words) == 2
     assert "dataloader.evaluator.output_dir" in capsys.readouterr().err

@@ -28,6 +28,7 @@ def test_the_newest_checkpoints_are_kept(make, tmp_path):
     checkpointer = make(max_to_keep=2)
     for iteration in (1, 2, 3, 10):
         checkpointer.save_periodic(iteration)
+
     checkpointer.save("model_best", iteration=2, resumable=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "last_checkpoint", "model_0000003.pth", "model_0000010.pth", "model_best.pth",
@@ -37,6 +38,7 @@ def test_the_newest_checkpoints_are_kept(make, tmp_path):
 def test_resuming_restores_the_last_one(make):
     source, target = make(), make()
     source.save_periodic(4)
+
     assert target.resume() == 4
     assert torch.equal(source.model.weight, target.model.weight)
 
@@ -45,9 +47,12 @@ def test_resuming_further_back_keeps_what_is_saved_from_then_on(make, tmp_path):
     earlier = make()
     for iteration in (4, 50):
         earlier.save_periodic(iteration)
+
     (tmp_path / "last_checkpoint").write_text("model_0000004.pth")
     resumed = make(max_to_keep=1)
+
     assert resumed.resume() == 4
+
     resumed.save_periodic(11)
     assert {path.name for path in tmp_path.glob("*.pth")} == {
         "model_0000011.pth",
@@ -60,6 +65,7 @@ def test_iterations_are_ordered_as_numbers(make, tmp_path):
     checkpointer = make(max_to_keep=1)
     for iteration in (9_999_999, 10_000_000):
         checkpointer.save_periodic(iteration)
+
     assert [path.name for path in tmp_path.glob("model_*.pth")] == ["model_10000000.pth"]
 
 
@@ -70,6 +76,7 @@ def test_without_a_usable_pointer_the_newest_checkpoint_is_taken(make, tmp_path,
     os.utime(tmp_path / "model_final.pth", (1, 1))  # the run was prolonged later
     checkpointer.save_periodic(3)
     (tmp_path / "last_checkpoint").write_bytes(content)
+
     assert make().resume() == 3
 
 
@@ -77,6 +84,7 @@ def test_half_written_and_broken_lines_of_metrics_are_dropped(tmp_path):
     path = tmp_path / "metrics.json"
     path.write_bytes(b'{"iteration": 0}\n\xff\xfe\n{"iteration": 1}\n{"iteration": 5}\n{"iter')
     cut_metrics(path, 5)
+
     assert path.read_text() == '{"iteration": 0}\n{"iteration": 1}\n'
 
 
@@ -91,6 +99,7 @@ def test_a_half_written_checkpoint_is_passed_over(make, tmp_path):
     newest = tmp_path / "model_0000002.pth"
     newest.write_bytes(newest.read_bytes()[:700])
     (tmp_path / "model_0000003.pth.tmp").write_bytes(b"half")
+
     assert make().resume() == 1
 
 

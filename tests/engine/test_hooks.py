@@ -19,20 +19,21 @@ from salience_detr.engine.hooks import (
 )
 
 
-def test_the_average_follows_fast_at_first_and_slowly_later():
+def test_the_ema_follows_fast_at_first_and_slowly_later():
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
-    average = ModelEmaV3(model, decay=0.75, use_warmup=True)
-    hook = EMAHook(average, model)
+    ema = ModelEmaV3(model, decay=0.75, use_warmup=True)
+    hook = EMAHook(ema, model)
     nn.init.ones_(model.weight)
     seen = []
     for iteration in (0, 2, 100):
         hook.trainer = SimpleNamespace(iter=iteration)
         hook.after_step()
-        seen.append(average.module.weight.item())
+        seen.append(ema.module.weight.item())
         with torch.no_grad():
             model.weight += 1
-    # Kept of the average: nothing at first, 1 - 2^(-2/3) = 0.37004 at the third step, 0.75 from then on.
+
+    # Kept of the EMA: nothing at first, 1 - 2^(-2/3) = 0.37004 at the third step, later 0.75.
     third = 0.37004 * 1 + 0.62996 * 2
     assert seen == pytest.approx([1, third, 0.75 * third + 0.25 * 3], abs=1e-4)
 
@@ -40,13 +41,10 @@ def test_the_average_follows_fast_at_first_and_slowly_later():
 def test_images_are_kept_as_files_and_for_tensorboard(tmp_path):
     pixels = np.full((4, 6, 3), 200, np.uint8)
     hook = PreviewHook(lambda: {"a": pixels}, 2, tmp_path)
+
     with EventStorage() as storage:
-        for iteration in (
-            0,
-            1,
-            2,
-            4,
-        ):  # one step before an evaluation, at one, after it, and at the end
+        # One step before an evaluation, at one, after it, and at the end.
+        for iteration in (0, 1, 2, 4):
             hook.trainer = SimpleNamespace(iter=iteration, max_iter=5, storage=storage)
             hook.after_step()
         assert [(name, image.shape) for name, image, _ in storage._vis_data] == [
@@ -59,7 +57,7 @@ def test_images_are_kept_as_files_and_for_tensorboard(tmp_path):
 
 
 class Counter:
-    """Writes what is new in the storage."""
+    """Writer that notes the APs in the storage."""
 
     def __init__(self):
         self.seen = []
@@ -80,6 +78,7 @@ def test_an_evaluation_is_written_at_once_and_belongs_to_its_step(tmp_path, made
         best=best,
         writers=[writer],
     )
+
     with EventStorage(3 if made_up else 2) as storage:
         hook.trainer = SimpleNamespace(
             start_iter=3 * made_up, iter=storage.iter, max_iter=9, storage=storage
@@ -91,13 +90,17 @@ def test_an_evaluation_is_written_at_once_and_belongs_to_its_step(tmp_path, made
     assert writer.seen == [{"bbox/AP": (5.0, 2)}]
 
 
-def test_a_metric_that_there_is_not_and_a_broken_record_are_told(tmp_path, caplog):
+def test_a_metric_that_there_is_not_and_a_broken_record_are_logged(tmp_path, caplog):
     saved = []
     checkpointer = SimpleNamespace(output_dir=tmp_path, save=lambda name, **_: saved.append(name))
     BestCheckpoint(checkpointer, "bbox/APfoo").update(1, {"bbox/AP": 3.0})
+
     assert "there is no bbox/APfoo; there are bbox/AP" in caplog.text and not saved
+
     (tmp_path / "model_best.json").write_text("{")
     BestCheckpoint(checkpointer, "bbox/AP").update(2, {"bbox/AP": 3.0})
+
     assert "model_best.json cannot be read" in caplog.text and saved == ["model_best"]
+
     BestCheckpoint(checkpointer, "bbox/AP").update(3, {"bbox/AP": 2.0})
     assert saved == ["model_best"]

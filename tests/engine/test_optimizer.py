@@ -20,6 +20,7 @@ def r50():
     config = load_config(ROOT / "configs/salience_detr_r50_4scale_12ep.py")
     with torch.device("meta"):
         model = instantiate(config.model)
+
     return config, model
 
 
@@ -29,8 +30,10 @@ def test_every_trainable_parameter_of_the_r50_model_is_in_the_right_group(r50):
     placed = {
         name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]
     }
+
     assert placed.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
     assert sum(len(group["params"]) for group in groups) == len(placed)
+
     expected = {
         "backbone.res3.0.conv1.weight": (0.1, 0.5),
         "encoder.layers.0.deformable_attention.sampling_offsets.weight": (0.1, 0.5),
@@ -94,10 +97,12 @@ def test_every_trainable_parameter_of_other_backbones_is_in_the_right_group(reci
         "cpu" if recipe == "swin_t" else "meta"
     ):  # detectron2's needs numbers while it is built
         model.backbone = instantiate(config.model.backbone)
+
     groups = get_parameter_groups(model, base_lr=1.0, weight_decay=0.5)
     placed = {
         name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]
     }
+
     assert placed.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
     assert {name: placed[f"backbone.{name}"] for name in expected} == expected
 
@@ -113,13 +118,16 @@ def test_stochastic_depth_has_the_published_rate(recipe, rate):
 def test_the_stem_and_the_first_stage_are_frozen(r50):
     _, model = r50
     frozen = {name.split(".")[1] for name, p in model.named_parameters() if not p.requires_grad}
+
     assert frozen == {"stem", "res2"}
 
 
 def test_the_schedule_warms_up_and_decays_after_ten_of_twelve_epochs(r50):
     config, _ = r50
     epoch = 118_287 // 16
+
     assert config.train.max_iter == 12 * epoch
+
     schedule = instantiate(config.lr_multiplier)
 
     def rate(iteration):
@@ -136,6 +144,7 @@ def test_the_optimizer_of_the_recipe_is_adamw_with_the_published_numbers(r50):
     config.optimizer.params.model = model
     optimizer = instantiate(config.optimizer)
     config.optimizer.params.model = None
+
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.defaults["betas"] == (0.9, 0.999)
     assert {(g["lr"], g["weight_decay"]) for g in optimizer.param_groups} == {

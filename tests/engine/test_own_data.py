@@ -18,7 +18,7 @@ CATEGORIES = [{"id": 7, "name": "nick"}, {"id": 30, "name": "burr"}]
 
 @pytest.fixture
 def own_data(surface_root, tmp_path):
-    """The generated images with two categories of other ids, in COCO's layout."""
+    """Make the generated images with two categories of other ids, in COCO's layout."""
     root = tmp_path / "own"
     for split in ("train", "val"):
         shutil.copytree(surface_root / "surface_defects" / split, root / split)
@@ -30,6 +30,7 @@ def own_data(surface_root, tmp_path):
             annotation["category_id"] = CATEGORIES[annotation["category_id"] % 2]["id"]
         (root / "annotations").mkdir(exist_ok=True)
         (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
+
     return root
 
 
@@ -46,6 +47,7 @@ def flags(root, *splits):
             f"--{split}-images",
             root / split,
         ]
+
     return words
 
 
@@ -63,11 +65,13 @@ def test_the_schedule_keeps_its_proportions(own_data):
     config = configure(
         "configs/salience_detr_r50_4scale_12ep.py", "--data-dir", own_data, "--epochs", "100"
     )
-    # 100 epochs of 12 images in batches of 16; evaluations twelve times, as often as in the 12 epochs of COCO.
+    # 100 epochs of 12 images in batches of 16 are 75 iterations. Evaluations come 12 times, as in
+    # the 12 epochs of COCO.
     assert config.train.max_iter == 75
     assert config.train.eval_period == config.train.checkpointer.period == 6
     # 1,000 iterations are more than a tenth of the run.
     assert config.lr_multiplier.warmup_length == pytest.approx(0.1)
+
     default = configure("configs/salience_detr_r50_4scale_12ep.py", "--data-dir", own_data)
     assert default.train.max_iter == 9 and default.train.epochs == 12
 
@@ -80,6 +84,7 @@ def test_what_the_user_sets_stays(own_data, micro_config):
         "lr_multiplier.warmup_length=0.5",
     ]
     config = configure(micro_config, "--data-dir", own_data, *words)
+
     assert (config.train.max_iter, config.train.eval_period, config.model.num_classes) == (10, 3, 9)
     assert config.lr_multiplier.warmup_length == 0.5
 
@@ -87,11 +92,15 @@ def test_what_the_user_sets_stays(own_data, micro_config):
 def test_a_run_on_own_data_leaves_all_that_is_needed_to_use_it(own_data, micro_config, tmp_path):
     output = tmp_path / "run"
     words = ["--config-file", micro_config, "--data-dir", str(own_data), "--epochs", "0.5"]
+
     assert train_net.run([*words, f"train.output_dir={output}"]) == 0
+
     results = json.loads((output / "inference" / "coco_instances_results.json").read_text())
     assert {x["category_id"] for x in results} <= {7, 30}
+
     log = (output / "log.txt").read_text()
     assert "| nick" in log and "| burr" in log
+
     # The saved config alone evaluates, resumes and detects.
     saved, weights = str(output / "config.yaml"), str(output / "model_final.pth")
     evaluation = [
@@ -102,8 +111,10 @@ def test_a_run_on_own_data_leaves_all_that_is_needed_to_use_it(own_data, micro_c
         weights,
         f"train.output_dir={tmp_path / 'e'}",
     ]
+
     assert train_net.run(evaluation) == 0
     assert train_net.run(["--config-file", saved, "--resume"]) == 0
+
     predictor = Predictor(saved, weights)
     assert predictor.class_names == ["nick", "burr"]
     assert len(predictor(str(next((own_data / "val").glob("*.jpg")))))
@@ -119,7 +130,10 @@ def test_different_categories_are_an_error(own_data, micro_config):
     content = json.loads(path.read_text())
     content["categories"] = [{"id": 7, "name": "nick"}, {"id": 31, "name": "burr"}]
     path.write_text(json.dumps(content))
-    message = r"different categories: \[\(30, 'burr'\)\] only in .*train\.json; \[\(31, 'burr'\)\] only in .*val\.json"
+    only_in_train = r"\[\(30, 'burr'\)\] only in .*train\.json"
+    only_in_val = r"\[\(31, 'burr'\)\] only in .*val\.json"
+    message = f"different categories: {only_in_train}; {only_in_val}"
+
     with pytest.raises(DatasetError, match=message):
         configure(micro_config, "--data-dir", own_data)
 
@@ -170,7 +184,9 @@ def test_files_without_classes_or_images_are_refused(own_data, micro_config, con
 def test_epochs_must_be_positive_and_known(own_data, micro_config):
     with pytest.raises(ConfigError, match="--epochs is 0; it must be positive"):
         configure(micro_config, "--data-dir", own_data, "--epochs", "0")
+
     config = configure(micro_config)
     del config.train.epochs
+
     with pytest.raises(ConfigError, match=r"does not say for how many epochs.*add --epochs N"):
         fit_schedule(config, 10, None, ())

@@ -14,7 +14,7 @@ from salience_detr.engine.trainer import Trainer, group_losses, split_evenly
 
 
 class FixedLoader:
-    """Gives one batch again and again."""
+    """Loader of one batch, again and again."""
 
     num_workers = 0
 
@@ -29,7 +29,10 @@ class FixedLoader:
 
 @pytest.fixture
 def step(micro_config, make_input):
-    """Does one step in float64 on four images of different sizes, one without boxes; returns losses and gradients."""
+    """Return a function that does one step in float64 and returns losses, gradients and the model.
+
+    Its four images have different sizes; one has no boxes.
+    """
     images = [
         make_input(64, 96, [[4, 4, 40, 30], [50, 8, 90, 60]], [0, 5]),
         make_input(96, 50, [[1, 1, 20, 90]], [2]),
@@ -41,7 +44,7 @@ def step(micro_config, make_input):
         torch.manual_seed(1)
         model = instantiate(load_config(micro_config, overrides).model)
         model = (FrozenBatchNorm2d.convert_frozen_batchnorm(model) if frozen else model).double()
-        # As initialized, all tokens are nearly as likely as each other, and rounding would choose the queries.
+        # As initialized, all tokens are nearly equally likely: rounding would choose the queries.
         nn.init.normal_(model.query_selection.class_head.weight)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         trainer = Trainer(
@@ -59,6 +62,7 @@ def step(micro_config, make_input):
                 for name, (value, _) in trainer.storage.latest().items()
                 if "loss" in name
             }
+
         return (
             losses,
             {name: p.grad for name, p in model.named_parameters() if p.requires_grad},
@@ -72,9 +76,11 @@ def step(micro_config, make_input):
 def test_parts_of_a_batch_add_up_to_the_batch(step, parts):
     losses, gradients, _ = step()
     part_losses, part_gradients, _ = step(accumulate=parts)
+
     assert part_losses.keys() == losses.keys() and "loss_class_dn" in losses
     for name, value in losses.items():
         assert part_losses[name] == pytest.approx(value, rel=1e-10), name
+
     for name, value in gradients.items():
         torch.testing.assert_close(part_gradients[name], value, rtol=1e-8, atol=1e-10, msg=name)
 
@@ -85,8 +91,10 @@ def test_activation_checkpointing_changes_nothing(step, frozen):
     again, same_gradients, same_model = step(
         "model.encoder.use_checkpoint=True", "model.backbone.use_checkpoint=True", frozen=frozen
     )
+
     assert again == losses
     assert all(torch.equal(same_gradients[name], value) for name, value in gradients.items())
+
     buffers = dict(same_model.named_buffers())
     for name, value in model.named_buffers():
         assert torch.equal(buffers[name], value), name
@@ -108,11 +116,12 @@ def test_activation_checkpointing_keeps_less_memory(micro_config, make_input):
             lambda x, sizes=sizes: sizes.append(x.nbytes) or x, lambda x: x
         ):
             model([make_input(256, 256, [[10, 10, 200, 200]], [0])])
+
     for name in ("backbone", "encoder"):
         assert kept[name, True] < 0.7 * kept[name, False], name
 
 
-def test_a_model_that_cannot_count_is_refused_when_accumulating():
+def test_a_model_without_loss_normalizers_is_refused_when_accumulating():
     class Plain(nn.Linear):
         pass
 
@@ -122,6 +131,7 @@ def test_a_model_that_cannot_count_is_refused_when_accumulating():
         "optimizer": torch.optim.SGD(model.parameters()),
         "clip_grad_norm": 0.0,
     }
+
     with pytest.raises(
         ValueError, match=r"train\.accumulate is 2, but Plain cannot be trained in parts"
     ):
@@ -144,6 +154,7 @@ def test_gradients_that_no_scale_makes_finite_stop_the_run():
     )
     trainer.start_iter = 0
     words = "not finite at iteration 20; images 7"
+
     with EventStorage() as trainer.storage, pytest.raises(FloatingPointError, match=words):
         for trainer.iter in range(30):
             trainer.run_step()
@@ -169,6 +180,7 @@ def test_losses_are_grouped_by_what_they_teach():
         "salience",
     ]
     losses = {f"loss_{name}": 1.0 for name in names} | {"grad_norm": 5.0}
+
     assert group_losses(losses) == {
         "class": 1, "bbox": 1, "earlier": 2, "encoder": 1, "denoising": 2, "salience": 1,
     }  # fmt: skip

@@ -29,6 +29,7 @@ class FakeWandb:
 def test_wandb_follows_tensorboard_and_a_resumed_run_continues_the_same_one(tmp_path, monkeypatch):
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
+
     for _ in range(2):
         with wandb_run(str(tmp_path), enabled=True, project="p", name=None):
             assert fake.finished == len(fake.calls) - 1

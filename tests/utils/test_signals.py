@@ -38,6 +38,7 @@ def test_a_second_signal_ends_even_a_deferred_block():
 def test_signals_within_the_patience_are_one_and_later_ones_interrupt(monkeypatch, caplog):
     now = [100.0]
     monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+
     with StopSignals(defer=True, patience=3, announcement="saving") as stops:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)  # passed on by a launcher
