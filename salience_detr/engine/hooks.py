@@ -143,7 +143,7 @@ class EvaluationHook(hooks.EvalHook):
         if not self.metrics_file.is_file():
             return False
 
-        # A step before the evaluated state is counted from 0.
+        # Iterations are counted from 0: the last of the finished ones is finished - 1.
         for line in self.metrics_file.read_text().splitlines():
             record = json.loads(line)
             if record["iteration"] >= finished - 1 and any("/AP" in name for name in record):
