@@ -14,7 +14,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from salience_detr.evaluation.comparison import (
 from salience_detr.evaluation.confusion import confusion_matrix, plot_confusion
 from salience_detr.evaluation.error_analysis import (
     BACKGROUND_IOU,
+    FALSE_POSITIVES,
     TOUCHING_IOU,
     ImageErrors,
     Outcome,
@@ -45,19 +45,22 @@ from salience_detr.evaluation.error_analysis import (
     size_rows,
 )
 from salience_detr.evaluation.results import (
+    METRICS,
     Results,
     ResultsError,
     evaluate,
     load_results,
     summary,
 )
+from salience_detr.utils.errors import print_error
 from salience_detr.utils.files import check_output_dir, written_whole
 
-CLASS_METRICS = ("boxes", "AP", "AP50", "AP75", "APs", "APm", "APl", "AR", "recall", "precision")
-CLASS_ERRORS = (Outcome.CORRECT, Outcome.LOC, Outcome.CLS, Outcome.DUPE, Outcome.BKG)
+CLASS_METRICS = ("class", "boxes", *METRICS, "AR", "recall", "precision")
+ERROR_KEYS = tuple(outcome.value for outcome in FALSE_POSITIVES)
+CLASS_ERRORS = ("class", Outcome.CORRECT.value, *ERROR_KEYS, "missed")
 # Words of the printed tables for keys of report.json, which older reports have too.
 LABELS = {
-    **{x.value: x.label for x in (*CLASS_ERRORS[1:], Outcome.MISS)},
+    **{outcome.value: outcome.label for outcome in (*FALSE_POSITIVES, Outcome.MISS)},
     "missed": "not found",
     "picture": "image",
     "pictures": "images",
@@ -68,24 +71,6 @@ LABELS = {
 # With more classes, the most frequent confusions are listed instead of the matrix.
 MAX_MATRIX_CLASSES, NUM_CONFUSIONS = 20, 20
 MAX_WORST = 400
-
-
-@dataclass(frozen=True)
-class ErrorReport:
-    """Errors of a detector.
-
-    Attributes:
-        content: content of report.json: settings, metrics and rows of the tables, with None where
-            there is nothing to measure.
-        matrix: (K + 1, K + 1) confusion matrix.
-        names: the K class names.
-        ranking: the images with errors, worst first.
-    """
-
-    content: dict[str, Any]
-    matrix: np.ndarray
-    names: list[str]
-    ranking: list[ImageErrors]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -116,8 +101,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def analyze(results: Results, args: argparse.Namespace) -> ErrorReport:
-    """Compute all but the drawings."""
+def analyze(results: Results, args: argparse.Namespace) -> tuple[dict[str, Any], list[ImageErrors]]:
+    """Compute all but the drawings.
+
+    Returns:
+        The content of report.json: settings, metrics and rows of the tables, with None where there
+        is nothing to measure; and the images with errors, worst first.
+    """
     thresholds = {"score_threshold": args.score_threshold, "iou_threshold": args.iou_threshold}
     evaluation = evaluate(results)
     images = find_errors(results, **thresholds)
@@ -138,7 +128,7 @@ def analyze(results: Results, args: argparse.Namespace) -> ErrorReport:
         "confusion": {"classes": names, "matrix": matrix.tolist()},
         "worst": [worst_row(errors, results.coco) for errors in ranking[: args.worst]],
     }
-    return ErrorReport(content, matrix, names, ranking)
+    return content, ranking
 
 
 def worst_row(errors: ImageErrors, coco: COCO) -> Row:
@@ -152,13 +142,13 @@ def worst_row(errors: ImageErrors, coco: COCO) -> Row:
     }
 
 
-def markdown(report: ErrorReport) -> str:
-    """Return the report as a Markdown text with tables."""
-    content = report.content
+def markdown(content: dict[str, Any]) -> str:
+    """Return a report as a Markdown text with tables."""
     settings = content["settings"]
-    classes = content["classes"]
-    metrics = [select(row, "class", *CLASS_METRICS) for row in classes]
-    errors = [select(row, "class", *[x.value for x in CLASS_ERRORS], "missed") for row in classes]
+    confusion = content["confusion"]
+    metrics = select_columns(content["classes"], CLASS_METRICS)
+    errors = select_columns(content["classes"], CLASS_ERRORS)
+
     worst = "There is no mistake in any image."
     if content["worst"]:
         worst = table(content["worst"])
@@ -195,7 +185,7 @@ def markdown(report: ErrorReport) -> str:
         table(errors),
         "## Confusions",
         "Here detections take the free box that they overlap most, of whatever class.",
-        confusion_table(report.matrix, report.names),
+        confusion_table(np.array(confusion["matrix"]), confusion["classes"]),
         "## Worst images",
         "By boxes not found plus false detections; the first are drawn in worst.jpg.",
         worst,
@@ -203,8 +193,11 @@ def markdown(report: ErrorReport) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def select(row: Row, *keys: str) -> Row:
-    return {key: row[key] for key in keys}
+def select_columns(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
+    selected = []
+    for row in rows:
+        selected.append({key: row[key] for key in keys})
+    return selected
 
 
 def count_rows(name: str, counts: dict[str, int]) -> list[Row]:
@@ -267,12 +260,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_worst_images(
-    path: Path, report: ErrorReport, coco: COCO, image_root: Path | None, count: int
+    path: Path, ranking: list[ImageErrors], coco: COCO, image_root: Path | None, count: int
 ) -> bool:
     """Draw the worst images; without any, delete an older sheet and return False."""
     sheet = None
     if image_root is not None:
-        sheet, notes = draw_worst_images(coco, report.ranking, image_root, count=count)
+        sheet, notes = draw_worst_images(coco, ranking, image_root, count=count)
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
 
@@ -295,13 +288,15 @@ def run(args: argparse.Namespace) -> None:
     image_root = find_images(args, results.coco)
     check_output_dir(output, option="--output")
 
-    report = analyze(results, args)
-    text = markdown(report)
+    content, ranking = analyze(results, args)
+    text = markdown(content)
     write_text(output / "report.md", text)
-    write_text(output / "report.json", json.dumps(report.content, indent=1, ensure_ascii=False))
-    plot_confusion(report.matrix, report.names, output / "confusion.png")
+    write_text(output / "report.json", json.dumps(content, indent=1, ensure_ascii=False))
+    confusion = content["confusion"]
+    plot_confusion(np.array(confusion["matrix"]), confusion["classes"], output / "confusion.png")
+
     written = ["report.md", "report.json", "confusion.png"]
-    if write_worst_images(output / "worst.jpg", report, results.coco, image_root, args.worst):
+    if write_worst_images(output / "worst.jpg", ranking, results.coco, image_root, args.worst):
         written.append("worst.jpg")
 
     print(text)
@@ -313,7 +308,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(args)
     except (ResultsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 

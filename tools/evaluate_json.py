@@ -29,6 +29,7 @@ from salience_detr.evaluation.results import (
     load_results,
     summary,
 )
+from salience_detr.utils.errors import print_error
 from salience_detr.utils.files import check_output_dir
 
 
@@ -102,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(args)
     except (ResultsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 

@@ -28,7 +28,7 @@ from salience_detr.config import ConfigError, is_override
 from salience_detr.data.images import ImageReadError, read_image
 from salience_detr.inference.inputs import collect_inputs, is_video
 from salience_detr.predictor import Predictor
-from salience_detr.utils.errors import one_line
+from salience_detr.utils.errors import one_line, print_error
 from salience_detr.utils.files import check_output_dir, written_whole
 from salience_detr.visualization import (
     QueryStatistics,
@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"--query is {args.query}, but the model has {num_queries}, numbered from 0"
             )
     except (CheckpointError, ConfigError, OSError, ValueError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error)
         return 2
 
     try:

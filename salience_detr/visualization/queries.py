@@ -118,6 +118,7 @@ class QueryStatistics:
         parts = list(parts)
         if not parts:
             raise ValueError("there are no images to compute statistics of")
+
         return cls(
             num_images=sum(x.num_images for x in parts),
             level_names=parts[0].level_names,
@@ -191,6 +192,8 @@ def plot_levels(axes: Axes, statistics: QueryStatistics, series: Sequence[Series
     names = statistics.level_names
     bars = [(x.label, x.figures.level_shares(len(names)), x.color) for x in series]
     token_shares = statistics.level_tokens / statistics.level_tokens.sum()
+
+    # Three bars beside each other for each level.
     bars.append(("all tokens", token_shares, "darkgray"))
 
     for i, (label, shares, color) in enumerate(bars):
@@ -205,6 +208,7 @@ def plot_levels(axes: Axes, statistics: QueryStatistics, series: Sequence[Series
 def plot_sizes(axes: Axes, series: Sequence[Series]) -> None:
     """Plot a histogram of the sizes of the initial boxes, on a logarithmic scale."""
     sizes = np.concatenate([x.figures.sizes for x in series])
+    # Boxes without area go into the lowest bin, and one size alone needs a bin, too.
     low = max(1.0, sizes.min(initial=np.inf))
     high = max(2.0, low * 1.01, sizes.max(initial=0))
     edges = np.geomspace(low, high, 25)
@@ -212,6 +216,7 @@ def plot_sizes(axes: Axes, series: Sequence[Series]) -> None:
         plot_histogram(axes, np.clip(x.figures.sizes, edges[0], edges[-1]), edges, x.color)
 
     axes.set_xscale("log")
+    # A range below a power of ten has labels, too.
     for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         set_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.6)))
     axes.set_xlabel("square root of the area of the initial box, pixels")

@@ -34,7 +34,7 @@ def draw_salience_levels(outputs: StageOutputs) -> np.ndarray:
     All levels have one scale, up to the highest salience, or to 0.5 where all is below.
     """
     image = outputs.image
-    top = max(0.5, *(float(x.max()) for x in outputs.salience))
+    top = max(0.5, *map(np.max, outputs.salience))
     num_panels = 1 + len(outputs.salience)
     figure, axes = new_sheet("Salience of each level", num_panels, image.shape)
 
@@ -96,7 +96,7 @@ def draw_proposals(
     draw_starts(axes[0], outputs)
     levels = outputs.proposals.tokens.levels
     shares = np.bincount(levels, minlength=len(outputs.level_names))
-    add_level_legend(figure, outputs, [f"{share} queries" for share in shares])
+    add_level_legend(figure, outputs, shares, "{} queries")
 
     queries = outputs.best_queries(count, score_threshold=score_threshold)
     colors = [palette_color(i) for i in range(len(queries))]
@@ -188,14 +188,20 @@ def draw_sampling_points(outputs: StageOutputs, query: int | None = None) -> np.
             draw_box(panel, boxes[layer], "white")
 
     shares = np.mean([x.weights.mean(0).sum(-1) for x in sampling], axis=0)
-    add_level_legend(figure, outputs, [f"{share:.0%} of the attention" for share in shares])
+    add_level_legend(figure, outputs, shares, "{:.0%} of the attention")
     return render(figure)
 
 
-def add_level_legend(figure: Figure, outputs: StageOutputs, words: Sequence[str]) -> None:
-    """Add a legend of the levels' colors, with words on each level."""
-    names = [f"{name}: {text}" for name, text in zip(outputs.level_names, words, strict=True)]
-    add_legend(figure, [palette_color(level) for level in range(len(names))], names)
+def add_level_legend(
+    figure: Figure, outputs: StageOutputs, numbers: np.ndarray, form: str
+) -> None:
+    """Add a legend of the levels' colors, with a formatted number for each level."""
+    colors = []
+    labels = []
+    for level, name in enumerate(outputs.level_names):
+        colors.append(palette_color(level))
+        labels.append(f"{name}: {form.format(numbers[level])}")
+    add_legend(figure, colors, labels)
 
 
 def draw_points(axes: Axes, points: SamplingPoints) -> None:

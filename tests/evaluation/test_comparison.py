@@ -1,4 +1,4 @@
-"""Drawings of ground truth beside detections: what is on them, what they are called, which images are missing."""
+"""Drawings of ground truth beside detections: contents, names, and images that are missing."""
 
 from __future__ import annotations
 

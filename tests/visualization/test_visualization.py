@@ -1,4 +1,4 @@
-"""What the images of the model's inside show is where they show it, and is what the model computed."""
+"""Stage outputs are what the model computed, and drawings show them in the right places."""
 
 from __future__ import annotations
 
