@@ -102,6 +102,8 @@ class DrawingWriter:
     def write(self, stem: str, drawings: dict[str, np.ndarray]) -> None:
         """Write (H, W, 3) RGB drawings by their endings; the stem gets a number if it is taken."""
         paths = self.paths(stem, list(drawings))
+
+        # All drawings of an image get the same number.
         number = 1
         while not self.taken.isdisjoint(path.resolve() for path in paths):
             number += 1
@@ -132,9 +134,12 @@ def draw_parts(
     }
     drawings = {}
     statistics = None
+
+    # One run of the model is enough for all parts but the attribution, which needs gradients.
     if set(parts) != {"cam"}:
         outputs = inspect(predictor, image)
-        drawings = {ENDINGS[part]: draw[part](outputs) for part in draw if part in parts}
+        for part in set(draw).intersection(parts):
+            drawings[ENDINGS[part]] = draw[part](outputs)
         if "queries" in parts:
             statistics = QueryStatistics.of(outputs)
 

@@ -192,9 +192,7 @@ def draw_sampling_points(outputs: StageOutputs, query: int | None = None) -> np.
     return render(figure)
 
 
-def add_level_legend(
-    figure: Figure, outputs: StageOutputs, numbers: np.ndarray, form: str
-) -> None:
+def add_level_legend(figure: Figure, outputs: StageOutputs, numbers: np.ndarray, form: str) -> None:
     """Add a legend of the levels' colors, with a formatted number for each level."""
     colors = []
     labels = []

@@ -31,7 +31,7 @@ def new_image(size=(120, 100), value=90):
 
 @pytest.fixture
 def data(tmp_path):
-    """Writes images of 120 x 100 pixels (None: no file) with a box and a crowd region each; gives the results."""
+    """Write images (None: no file) with a box and a crowd region each, and return the results."""
 
     def write(images, detections=(), size=(120, 100)):
         content = {"images": [], "annotations": [], "categories": [{"id": 4, "name": "pit"}]}
@@ -85,7 +85,7 @@ def test_boxes_are_left_detections_right_and_crowds_are_hatched(data):
     head = drawn.shape[0] - 500
     assert drawn.shape == (head + 500, 2 * 600 + GAP, 3) and 0 < head < 60
     left, right = differs(drawn[head:, :600]), differs(drawn[head:, 600 + GAP :])
-    # Of each box the lower side, which no label covers, and in the first half nothing of the other half.
+    # The lower side of each box, which no label covers, and nothing of the other half.
     assert left[299:302, 50:200].any(axis=0).all() and not right[299:302, 50:95].any()
     assert right[449:452, 100:400].any(axis=0).all()
     assert 0.1 < left[260:440, 360:540].mean() < 0.4 and not left[120:290, 60:190].any()

@@ -1,4 +1,4 @@
-"""What detections get wrong, on boxes whose overlaps are known by hand."""
+"""Error types of detections on boxes whose overlaps are known by hand."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_detection_and_the_box_have_the_error_type_that_fits(given, outcome, b
     assert (empty.detection_outcomes, empty.box_outcomes, empty.num_boxes) == ([], [], 0)
 
 
-def test_the_better_detection_takes_the_box_and_the_other_is_a_duplicate():
+def test_the_better_detection_takes_the_box_and_the_other_is_dupe():
     coco = annotations(truth(1, 4, [0, 0, 10, 10]))
     detections = [
         detection(1, 4, [0, 0, 10, 10], 0.5),
@@ -112,7 +112,7 @@ def test_a_right_detection_does_not_lose_its_box_to_one_of_another_class():
     ]
 
 
-def test_a_missed_box_is_confused_rather_than_badly_placed():
+def test_a_box_with_a_cls_and_a_loc_detection_is_cls():
     coco = annotations(truth(1, 4, [0, 0, 10, 10]))
     for scores in ((0.9, 0.5), (0.5, 0.9)):
         detections = [

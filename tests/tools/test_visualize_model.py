@@ -104,8 +104,8 @@ def test_only_broken_images_are_a_failure(call, images, tmp_path):
     assert outputs(tmp_path) == []
 
 
-def test_a_query_that_one_image_lacks_is_said_of_that_image(call, images, tmp_path, capsys):
-    # Padded to 32 x 32 an image has 16 + 4 + 1 tokens, of which the suppression leaves fewer than 20.
+def test_a_query_that_one_image_lacks_is_an_error_of_that_image(call, images, tmp_path, capsys):
+    # Padded to 32 x 32, an image has 16 + 4 + 1 tokens; the suppression leaves fewer than 20.
     Image.new("RGB", (30, 30)).save(images / "tiny.png")
     words = ["--parts", "sampling", "--query", "19", "dataloader.test.mapper.augmentations=[]"]
     assert call("--input", images / "tiny.png", images / "gray.png", *words) == 0

@@ -74,7 +74,8 @@ PORTRAIT, LANDSCAPE, SMALL = (90, 50), (48, 80), (32, 33)
 
 
 def test_a_token_is_where_the_unpadded_image_has_it():
-    # Two levels, 2 x 4 and 1 x 2 tokens, of which 2 x 3 and 1 x 2 are the image's: 30 wide and 20 high.
+    # Two levels, 2 x 4 and 1 x 2 tokens; 2 x 3 and 1 x 2 of them are the image's, which is 30
+    # wide and 20 high.
     tokens = TokenPyramid(
         features=torch.zeros(1, 10, 4),
         positions=torch.zeros(1, 10, 4),
@@ -82,45 +83,47 @@ def test_a_token_is_where_the_unpadded_image_has_it():
         spatial_shapes_list=((2, 4), (1, 2)),
         valid_sizes=torch.tensor([[[3.0, 2.0], [2.0, 1.0]]]),
     )
-    found = token_cells(tokens, torch.tensor([6, 9]), (20, 30))
-    assert found.levels.tolist() == [0, 1] and found.grid.tolist() == [[2, 1], [1, 0]]
+    cells = token_cells(tokens, torch.tensor([6, 9]), (20, 30))
+    assert cells.levels.tolist() == [0, 1] and cells.grid.tolist() == [[2, 1], [1, 0]]
     # Row 1, column 2 of cells of 10 x 10; column 1 of cells of 15 x 20.
-    assert found.cells.tolist() == [[20, 10, 30, 20], [15, 0, 30, 20]]
-    assert found.centers.tolist() == [[25, 15], [22.5, 10]]
+    assert cells.cells.tolist() == [[20, 10, 30, 20], [15, 0, 30, 20]]
+    assert cells.centers.tolist() == [[25, 15], [22.5, 10]]
 
 
 @pytest.mark.parametrize("size", [PORTRAIT, LANDSCAPE, SMALL])
-def test_an_inspection_holds_what_the_model_computed_without_padding(predictor, size):
+def test_stage_outputs_are_what_the_model_computed_without_padding(predictor, size):
     image = image_of(*size)
-    seen = inspect(predictor, image)
-    found = predictor(image)
-    assert seen.strides == (8, 16, 32) and seen.image.shape == (*size, 3)
-    assert [x.shape for x in seen.salience] == list(seen.level_sizes)
-    rows = np.array(seen.level_sizes)[seen.tokens.levels]
-    assert (seen.tokens.grid[:, 1] < rows[:, 0]).all() and (
-        seen.tokens.grid[:, 0] < rows[:, 1]
+    outputs = inspect(predictor, image)
+    detections = predictor(image)
+    assert outputs.strides == (8, 16, 32) and outputs.image.shape == (*size, 3)
+    assert [x.shape for x in outputs.salience] == list(outputs.level_sizes)
+    rows = np.array(outputs.level_sizes)[outputs.tokens.levels]
+    assert (outputs.tokens.grid[:, 1] < rows[:, 0]).all() and (
+        outputs.tokens.grid[:, 0] < rows[:, 1]
     ).all()
     assert (
-        seen.tokens.cells.min() >= 0
-        and (seen.tokens.cells.max(0)[2:] <= [size[1] + 1e-3, size[0] + 1e-3]).all()
+        outputs.tokens.cells.min() >= 0
+        and (outputs.tokens.cells.max(0)[2:] <= [size[1] + 1e-3, size[0] + 1e-3]).all()
     )
     # Ratios 0.25, 0.5 and 1 of the levels, of which the second encoder layer refines a half.
     counts = [
-        int(h * w * part) for (h, w), part in zip(seen.level_sizes, (0.25, 0.5, 1.0), strict=True)
+        int(h * w * part)
+        for (h, w), part in zip(outputs.level_sizes, (0.25, 0.5, 1.0), strict=True)
     ]
-    assert np.bincount(seen.tokens.levels).tolist() == counts
-    assert seen.layer_counts == (sum(counts), sum(counts) // 2)
-    assert seen.token_layers.tolist() == [2] * (sum(counts) // 2) + [1] * (
+    assert np.bincount(outputs.tokens.levels).tolist() == counts
+    assert outputs.layer_counts == (sum(counts), sum(counts) // 2)
+    assert outputs.token_layers.tolist() == [2] * (sum(counts) // 2) + [1] * (
         sum(counts) - sum(counts) // 2
     )
-    best = seen.best_queries(1)[0]
-    assert seen.scores[best].max() == pytest.approx(found.scores[0].item())
+    best = outputs.best_queries(1)[0]
+    assert outputs.scores[best].max() == pytest.approx(detections.scores[0].item())
     np.testing.assert_allclose(
-        seen.layer_boxes[-1, best], found.pred_boxes.tensor[0].numpy(), atol=1e-4
+        outputs.layer_boxes[-1, best], detections.pred_boxes.tensor[0].numpy(), atol=1e-4
     )
-    np.testing.assert_allclose(seen.layer_boxes[0], seen.proposals.boxes, atol=1e-3)
+    np.testing.assert_allclose(outputs.layer_boxes[0], outputs.proposals.boxes, atol=1e-3)
     assert (
-        len(seen.layer_boxes) == 3 and np.abs(seen.layer_boxes[1] - seen.layer_boxes[0]).max() > 0.1
+        len(outputs.layer_boxes) == 3
+        and np.abs(outputs.layer_boxes[1] - outputs.layer_boxes[0]).max() > 0.1
     )
 
 
@@ -135,9 +138,9 @@ def test_the_sampling_points_give_the_attentions_output(predictor, size, compile
         captured_calls(attention.value_proj) as values,
         captured_calls(predictor.model.token_pyramid) as pyramids,
     ):
-        seen = inspect(predictor, image_of(*size))
+        outputs = inspect(predictor, image_of(*size))
     tokens = pyramids[0].output
-    points = seen.sampling[1]
+    points = outputs.sampling[1]
     normalized = torch.from_numpy(points.locations) / torch.tensor([size[1], size[0]])
     locations = normalized * tokens.valid_ratios[0][:, None]
     assert tokens.valid_ratios.min() < 1  # else padding would not be tested
@@ -159,10 +162,10 @@ def test_plain_proposals_are_the_best_tokens_without_suppression(predictor):
     image = image_of(*LANDSCAPE)
     suppressed = inspect(predictor, image)
     predictor.model.query_selection.iou_threshold = 1.0  # nothing overlaps more
-    seen = inspect(predictor, image)
-    assert np.array_equal(seen.proposals.tokens.cells, suppressed.plain_proposals.tokens.cells)
-    np.testing.assert_allclose(seen.proposals.boxes, suppressed.plain_proposals.boxes, atol=1e-3)
-    assert not np.array_equal(suppressed.proposals.tokens.cells, seen.proposals.tokens.cells)
+    outputs = inspect(predictor, image)
+    assert np.array_equal(outputs.proposals.tokens.cells, suppressed.plain_proposals.tokens.cells)
+    np.testing.assert_allclose(outputs.proposals.boxes, suppressed.plain_proposals.boxes, atol=1e-3)
+    assert not np.array_equal(suppressed.proposals.tokens.cells, outputs.proposals.tokens.cells)
 
 
 def test_attribution_leaves_no_gradients_in_the_model(predictor):
@@ -175,12 +178,12 @@ def test_attribution_leaves_no_gradients_in_the_model(predictor):
 def test_channel_orders_are_told_apart(predictor):
     image = image_of(*SMALL)
     image[..., 0] //= 3
-    seen = inspect(predictor, image[..., ::-1], channel_order="BGR")
-    assert np.array_equal(seen.image, image)
-    assert np.array_equal(seen.scores, inspect(predictor, image).scores)
+    outputs = inspect(predictor, image[..., ::-1], channel_order="BGR")
+    assert np.array_equal(outputs.image, image)
+    assert np.array_equal(outputs.scores, inspect(predictor, image).scores)
 
 
-def test_what_cannot_be_looked_into_and_queries_that_are_none_are_said(predictor):
+def test_other_detectors_and_unknown_queries_are_errors(predictor):
     image = image_of(*SMALL)
     with pytest.raises(TypeError, match="not a str"):
         inspect("model.onnx", image)
@@ -208,18 +211,22 @@ def test_attribution_is_nothing_where_no_query_reads(predictor):
     for layer in predictor.model.decoder.layers:  # the finest level is given no attention
         bias = layer.cross_attention.attention_weights.bias.data.view(4, 3, 4)
         bias[:, 0] = -1e4
-    (found,) = class_activation(predictor, image_of(*LANDSCAPE), count=1)
-    assert [x.max() > 0 for x in found.memory_levels] == [False, True, True]
-    assert found.memory.shape == LANDSCAPE and found.memory.max() == 1 and found.backbone.max() == 1
+    (attribution,) = class_activation(predictor, image_of(*LANDSCAPE), count=1)
+    assert [x.max() > 0 for x in attribution.memory_levels] == [False, True, True]
+    assert (
+        attribution.memory.shape == LANDSCAPE
+        and attribution.memory.max() == 1
+        and attribution.backbone.max() == 1
+    )
     for layer in predictor.model.decoder.layers:  # nothing is read
         nn.init.zeros_(layer.cross_attention.value_proj.weight)
-    (found,) = class_activation(predictor, image_of(*LANDSCAPE), count=1)
+    (attribution,) = class_activation(predictor, image_of(*LANDSCAPE), count=1)
     assert (
-        not any(x.any() for x in found.memory_levels)
-        and not found.memory.any()
-        and not found.backbone.any()
+        not any(x.any() for x in attribution.memory_levels)
+        and not attribution.memory.any()
+        and not attribution.backbone.any()
     )
-    assert draw_attribution([found]).dtype == np.uint8
+    assert draw_attribution([attribution]).dtype == np.uint8
 
 
 def test_attribution_is_gradient_times_memory_where_that_is_positive():
@@ -235,9 +242,9 @@ def test_attribution_is_gradient_times_memory_where_that_is_positive():
 
 
 def test_the_maps_of_a_detection_leave_padding_out(predictor):
-    (found,) = class_activation(predictor, image_of(*LANDSCAPE), count=1)
-    seen = inspect(predictor, image_of(*LANDSCAPE))
-    assert [x.shape for x in found.memory_levels] == list(seen.level_sizes)
+    (attribution,) = class_activation(predictor, image_of(*LANDSCAPE), count=1)
+    outputs = inspect(predictor, image_of(*LANDSCAPE))
+    assert [x.shape for x in attribution.memory_levels] == list(outputs.level_sizes)
     # 40 x 72 of 64 x 96 padded pixels are 5 x 9 of 8 x 12 places.
     maps = [torch.zeros(1, 2, 8, 12), torch.zeros(1, 2, 1, 1)]
     assert unpadded_sizes(maps, (40, 72), torch.zeros(1, 3, 64, 96)) == [(5, 9), (1, 1)]
@@ -249,16 +256,16 @@ def test_frozen_backbones_and_switched_off_gradients_do_no_harm(predictor):
     for parameter in predictor.model.parameters():
         parameter.requires_grad_(False)
     with torch.inference_mode():
-        found = class_activation(predictor, image)
-    assert [x.query for x in found] == [x.query for x in expected]
-    np.testing.assert_allclose(found[0].backbone, expected[0].backbone, atol=1e-4)
-    np.testing.assert_allclose(found[0].memory, expected[0].memory, atol=1e-4)
+        frozen = class_activation(predictor, image)
+    assert [x.query for x in frozen] == [x.query for x in expected]
+    np.testing.assert_allclose(frozen[0].backbone, expected[0].backbone, atol=1e-4)
+    np.testing.assert_allclose(frozen[0].memory, expected[0].memory, atol=1e-4)
 
 
 def test_levels_are_merged_over_the_image():
     image = np.zeros((4, 8, 3), np.uint8)
     merged = merge_levels([np.array([[0.0, 1.0]]), np.ones((1, 1))], image)
-    # The left quarter is at the first column's 0 plus 1, the right quarter at 1 plus 1, which is the highest.
+    # The left quarter has the first column's 0 plus 1, the right quarter 1 plus 1, the highest.
     assert merged.shape == (4, 8) and merged[0, 0] == 0.5 and merged[0, 7] == 1
     assert resize_map(np.array([[0.0, 4.0]]), np.zeros((1, 4, 3))).tolist() == [[0, 1, 3, 4]]
 
@@ -296,11 +303,11 @@ def test_a_single_query_repeats_nothing():
 def test_the_models_queries_have_no_neighbors_and_images_add_up(predictor):
     images = [image_of(*size) for size in (PORTRAIT, LANDSCAPE)]
     statistics = query_statistics(predictor, images)
-    seen = [inspect(predictor, image) for image in images]
+    outputs = [inspect(predictor, image) for image in images]
     assert statistics.num_images == 2 and statistics.queries_per_image == 20
     assert (
         statistics.level_tokens.tolist()
-        == np.sum([[h * w for h, w in x.level_sizes] for x in seen], axis=0).tolist()
+        == np.sum([[h * w for h, w in x.level_sizes] for x in outputs], axis=0).tolist()
     )
     assert statistics.selected.neighbors.max() == 0 < statistics.plain.neighbors.max()
     assert len(statistics.selected.sizes) == len(statistics.plain.sizes) == 40
@@ -312,13 +319,13 @@ def test_the_models_queries_have_no_neighbors_and_images_add_up(predictor):
 def test_every_drawing_is_an_image_and_leaves_the_original_alone(predictor, size):
     image = image_of(*size) if min(size) >= 32 else np.full((*size, 3), 99, np.uint8)
     before = image.copy()
-    seen = inspect(predictor, image)
+    outputs = inspect(predictor, image)
     drawings = [
-        draw_salience_levels(seen),
-        draw_selected_tokens(seen),
-        draw_proposals(seen, count=3, score_threshold=0),
-        draw_sampling_points(seen),
-        draw_sampling_points(seen, 2),
+        draw_salience_levels(outputs),
+        draw_selected_tokens(outputs),
+        draw_proposals(outputs, count=3, score_threshold=0),
+        draw_sampling_points(outputs),
+        draw_sampling_points(outputs, 2),
         draw_attribution(class_activation(predictor, image, queries=[0, 2])),
     ]
     for drawn in drawings:
@@ -333,20 +340,20 @@ def test_every_drawing_is_an_image_and_leaves_the_original_alone(predictor, size
 
 
 def test_points_that_are_not_finite_are_left_out(predictor):
-    seen = inspect(predictor, image_of(*SMALL))
-    expected = draw_sampling_points(seen, 0)
-    points = seen.sampling[0]
+    outputs = inspect(predictor, image_of(*SMALL))
+    expected = draw_sampling_points(outputs, 0)
+    points = outputs.sampling[0]
     locations = points.locations.copy()
     locations[1] = np.nan  # of another query
-    sampling = (SamplingPoints(locations, points.weights), *seen.sampling[1:])
-    assert np.array_equal(draw_sampling_points(replace(seen, sampling=sampling), 0), expected)
-    assert draw_sampling_points(replace(seen, sampling=sampling), 1).dtype == np.uint8
+    sampling = (SamplingPoints(locations, points.weights), *outputs.sampling[1:])
+    assert np.array_equal(draw_sampling_points(replace(outputs, sampling=sampling), 0), expected)
+    assert draw_sampling_points(replace(outputs, sampling=sampling), 1).dtype == np.uint8
 
 
 def test_names_beyond_ascii_are_written(predictor):
-    seen = inspect(predictor, image_of(*SMALL))
+    outputs = inspect(predictor, image_of(*SMALL))
     names = [
-        draw_proposals(replace(seen, class_names=(name,) * 6))
+        draw_proposals(replace(outputs, class_names=(name,) * 6))
         for name in ("Kratzer", "Größe", "трещина")
     ]
     assert not np.array_equal(names[1], names[2])
@@ -394,6 +401,6 @@ def test_windows_hold_what_a_query_looks_at():
     assert closest_window(image, [points], np.array([[0.0, 0, 200, 100]])) is None
     assert widest_window(image, [points]) == (0, 0, 200, 100)
     outside = SamplingPoints(np.array([[[[-20.0, 50], [230, 300]]]]), np.array([[[0.25, 0.75]]]))
-    # Two pixels more than the point at the left and right; below no more than a quarter of the longer side.
+    # Two pixels more than the points at the left and right; below, a quarter of the longer side.
     assert widest_window(image, [outside]) == (-22, 0, 232, 150)
     assert attention_outside(outside, image) == 1 and attention_outside(points, image) == 0
