@@ -29,14 +29,10 @@ from salience_detr.engine.trainer import FetchError
 from salience_detr.evaluation.coco_evaluation import check_show_dir, evaluate, show_evaluation
 from salience_detr.utils.errors import print_error
 
+# ConfigError and DatasetError are ValueErrors.
 USER_ERRORS = (
-    CheckpointError,
-    DataWorkerError,
-    FloatingPointError,
-    ImageReadError,
-    OSError,
-    ValueError,  # of which ConfigError and DatasetError are subclasses
-)
+    CheckpointError, DataWorkerError, FloatingPointError, ImageReadError, OSError, ValueError
+)  # fmt: skip
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -205,14 +205,14 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cpu")
 
     try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = (str(error).splitlines() or ["unknown"])[0]
         raise ConfigError(
             f"the device {device!r} cannot be used ({reason}); use auto, cpu, cuda or cuda:N"
         ) from error
-    return found
+    return resolved
 
 
 def resolve_amp(amp: DictConfig, device: torch.device) -> torch.dtype | None:

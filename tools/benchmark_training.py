@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         device = torch.cuda.get_device_name()
 
     print(f"{args.config_file}, batch {batch_size}, {device}, PyTorch {torch.__version__}\n")
-    headers = ("training", "images/s", "s/step", "peak memory (MiB)")
+    headers = ["training", "images/s", "s/step", "peak memory (MiB)"]
     print(tabulate(rows, headers, floatfmt=("", ".2f", ".2f", ".0f"), tablefmt="github"), "\n")
 
     rates = [(workers, time_loading(args, workers)) for workers in (0, 1, 2)]

@@ -97,8 +97,8 @@ class EvaluationHook(hooks.EvalHook):
 
     It acts after the checkpoint of the same step, so that an evaluation that fails or is killed
     costs no training. detectron2's evaluates for the last time in ``after_train``, which a resumed
-    run would reach without training, and so twice. Here metrics.json tells whether an evaluation
-    was made; a resumed run makes up for the one that is missing.
+    run would reach without training, and so twice. Here metrics.json shows whether an evaluation
+    was made, and a resumed run makes up for a missing one.
 
     Args:
         period: iterations between evaluations; 0 evaluates at the end only.
@@ -125,7 +125,7 @@ class EvaluationHook(hooks.EvalHook):
         if start == 0 or not is_due(start, self._period, self.trainer.max_iter):
             return
 
-        # Process 0 alone reads, and tells the others.
+        # Process 0 alone reads the file; the others follow it.
         is_missing = comm.is_main_process() and not self.is_recorded(start)
         if any_process(is_missing):
             self.run(start)

@@ -1,4 +1,4 @@
-"""A whole training run, from a config."""
+"""Training run of a config."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def train(config: DictConfig, *, resume: bool) -> None:
         FetchError: an image cannot be read; the finished steps are saved.
         FloatingPointError: the loss is not finite.
     """
-    # What is wrong with the data is found before the model is built.
+    # Mistakes in the data end the run before anything is built.
     check_test_set(config)
     loader = instantiate(config.dataloader.train)
     check_class_count(config.dataloader.train.dataset.names, config.model.get("num_classes"))
