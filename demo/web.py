@@ -175,6 +175,11 @@ def resize_to_show(image: np.ndarray) -> np.ndarray:
     return cv2.resize(image, size, interpolation=interpolation)
 
 
+def clip_threshold(payload: float | None) -> float:
+    """Return the value of the threshold's slider or field, 0 if the field is empty."""
+    return min(max(payload or 0.0, 0.0), 1.0)
+
+
 def build_blocks(page: Page, model: str) -> gradio.Blocks:
     """Return the page's components and their events; ``model`` describes the detector."""
     import gradio as gr
@@ -190,7 +195,7 @@ def build_blocks(page: Page, model: str) -> gradio.Blocks:
                 file = gr.File(label="Image", height=140, elem_id="upload")
                 threshold = gr.Slider(0, 1, 0.5, label="Lowest score", elem_id="threshold")
                 # An empty field or a number out of range is no error.
-                threshold.preprocess = lambda payload: min(max(payload or 0.0, 0.0), 1.0)  # type: ignore[method-assign]
+                threshold.preprocess = clip_threshold  # type: ignore[method-assign]
                 choices = [(name, i) for i, name in enumerate(page.names)]
                 wanted = gr.Dropdown(choices, value=[], multiselect=True, label="Classes to show")
                 summary = gr.HTML("Drop an image to see detections.", elem_id="summary")

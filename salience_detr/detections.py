@@ -43,6 +43,7 @@ class ClassTable:
             names: class names that the weights were trained with, if known; they come before
                 those of the data set.
         """
+        # Names of the weights, or else of the data set, or else numbers.
         known = list(metadata.get("thing_classes", []))
         if names and known and list(names) != known:
             logger.warning(
@@ -54,6 +55,7 @@ class ClassTable:
         known = list(names) or known
         unnamed = [str(i) for i in range(len(known), num_classes)]
 
+        # detectron2 maps the ids of the annotations to class indices; here it is the other way.
         id_to_class = metadata.get("thing_dataset_id_to_contiguous_id", {})
         class_to_id = {class_index: category_id for category_id, class_index in id_to_class.items()}
         category_ids = tuple(class_to_id.get(i, i) for i in range(num_classes))

@@ -29,6 +29,7 @@ from salience_detr.detections import ClassTable, Detections
 from salience_detr.modeling import SalienceDETR
 from salience_detr.modeling.salience_detr import padding_mask
 
+# Dtypes of autocast by their names; float32 needs none.
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # detectron2's model input: "image" (3, h, w), and "height" and "width" of the original image.
@@ -159,6 +160,7 @@ class ModelDetector(ABC):
 
     def _infer_by_size(self, inputs: list[ModelInput]) -> list[tuple[Instances, np.ndarray]]:
         """Run the model on the inputs; those that are padded to the same size go together."""
+        # Indices of the inputs by their size after padding.
         groups = defaultdict(list)
         for i, model_input in enumerate(inputs):
             sides = model_input["image"].shape[1:]
@@ -170,6 +172,7 @@ class ModelDetector(ABC):
             outputs = self._infer([inputs[i] for i in group])
             results.update(zip(group, outputs, strict=True))
 
+        # In the order of the inputs again.
         return [results[i] for i in range(len(inputs))]
 
     @abstractmethod
@@ -267,6 +270,7 @@ def detect_with_salience(
     Returns:
         instances, on the CPU, and (height, width) salience of each input.
     """
+    # The stages of the model's own inference, which does not return the salience.
     images = model.preprocess_image(inputs)
     encoding = model.encode(images.tensor, padding_mask(images))
     outputs = model.postprocess(model.decode(encoding), encoding.proposals, images, inputs)
@@ -308,6 +312,7 @@ def salience_maps(
     Returns:
         (height, width) float32 in [0, 1] of each image.
     """
+    # Pixels of the padded batch per pixel of the salience.
     max_height = max(model_input["image"].shape[1] for model_input in inputs)
     padded_height = math.ceil(max_height / size_divisibility) * size_divisibility
     stride = padded_height / salience.shape[1]

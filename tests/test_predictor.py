@@ -136,7 +136,7 @@ def test_a_pil_image_is_turned_as_its_file_is(tmp_path):
 
 
 def test_a_salience_map_leaves_padding_out_on_both_sides():
-    # 40 x 72 is padded to 64 x 96, of which a map of stride 8 has 8 x 12 places; content is 5 x 9 of them.
+    # 40 x 72 is padded to 64 x 96. A map of stride 8 has 8 x 12 places, 5 x 9 of them unpadded.
     logits = torch.full((1, 8, 12), 9.0)
     logits[:, :5, :9] = -9.0
     inputs = [{"image": torch.zeros(3, 40, 72), "height": 40, "width": 72}]
@@ -182,11 +182,14 @@ def test_a_list_or_a_stack_of_images_gives_a_list(predictor):
 
 def test_no_more_than_a_batch_is_computed_together(micro_config, surface_data):
     predictor = Predictor(micro_config, None, device="cpu", batch_size=2)
+    infer = predictor._infer
     sizes = []
-    predictor._infer = lambda inputs, infer=predictor._infer: (
-        sizes.append(len(inputs)),
-        infer(inputs),
-    )[1]
+
+    def count_and_infer(inputs):
+        sizes.append(len(inputs))
+        return infer(inputs)
+
+    predictor._infer = count_and_infer
     assert len(predictor.batch([np.zeros((20, 20, 3), np.uint8)] * 5)) == 5
     assert sizes == [2, 2, 1]
 

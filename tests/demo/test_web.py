@@ -1,4 +1,4 @@
-"""The web page: what its parts do, its command line, and a visit in a real browser."""
+"""The web page: its functions, its command line, and a visit in a real browser."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ CHROMIUM = next(
 )
 CHROMEDRIVER = shutil.which("chromedriver")
 CHROMIUM_FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking "
     "--disable-component-update --disable-sync --window-size=1400,1100"
 )
 
@@ -47,7 +48,7 @@ def web():
 
 
 class Fixed(ModelDetector):
-    """Finds the same three things on every image."""
+    """Detector of the same three objects on every image."""
 
     def __init__(self):
         classes = ClassTable(("pit", "<crack>"), (1, 7), ((255, 0, 0), (0, 0, 255)))
@@ -73,7 +74,7 @@ def page(web):
 
 @pytest.fixture
 def image(tmp_path):
-    """Black, 100 pixels wide and 50 high."""
+    """Write a black image, 100 pixels wide and 50 high."""
     path = tmp_path / "image.png"
     Image.new("RGB", (100, 50)).save(path)
     return str(path)
@@ -81,11 +82,10 @@ def image(tmp_path):
 
 def test_threshold_and_classes_choose_from_what_was_found_once(page, image):
     seen, _ = page.look(image)
-    pit, crack, whole = (
-        ["pit", 0.9, 10, 10, 50, 40],
-        ["<crack>", 0.5, 60, 20, 90, 30],
-        ["pit", 0.3, 0, 0, 100, 50],
-    )
+    pit = ["pit", 0.9, 10, 10, 50, 40]
+    crack = ["<crack>", 0.5, 60, 20, 90, 30]
+    whole = ["pit", 0.3, 0, 0, 100, 50]
+
     for threshold, wanted, rows in (
         (0.0, [], [pit, crack, whole]),
         (0.5, [], [pit, crack]),
@@ -136,6 +136,7 @@ def test_uploads_are_read_as_everywhere(page, tmp_path):
     turned.save(tmp_path / "turned.jpg", exif=exif)
     cv2.imwrite(str(tmp_path / "deep.png"), np.full((20, 30), 0x8000, np.uint16))
     Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+
     turned, deep, clear = (
         page.look(str(tmp_path / name))[0] for name in ("turned.jpg", "deep.png", "clear.png")
     )
@@ -147,11 +148,9 @@ def test_the_summary_has_safe_names_and_all_that_is_shown_as_json(page, tmp_path
     path = tmp_path / "<i>&.png"
     Image.new("RGB", (100, 50)).save(path)
     _, summary, _ = page.show(page.look(str(path))[0], 0.5, [])
-    assert (
-        "&lt;i&gt;&amp;.png" in summary
-        and "&lt;crack&gt; (1)" in summary
-        and "<crack>" not in summary
-    )
+    assert "&lt;i&gt;&amp;.png" in summary
+    assert "&lt;crack&gt; (1)" in summary and "<crack>" not in summary
+
     content = json.loads(base64.b64decode(summary.partition("base64,")[2].partition('"')[0]))
     assert content["images"] == [{"id": 1, "file_name": "<i>&.png", "height": 50, "width": 100}]
     assert [x["category_id"] for x in content["annotations"]] == [1, 7]
@@ -173,9 +172,10 @@ def test_a_file_that_is_no_image_is_a_message_without_its_folder(page, tmp_path,
 
 
 def test_a_failure_of_the_model_is_a_message(page, image, monkeypatch):
-    monkeypatch.setattr(
-        page.detector, "_infer", lambda inputs: (_ for _ in ()).throw(RuntimeError("out of memory"))
-    )
+    def fail(inputs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(page.detector, "_infer", fail)
     _, summary, _ = page.show(page.look(image)[0], 0.5, [])
     assert "out of memory" in summary
 
@@ -201,10 +201,8 @@ def test_a_busy_port_is_one_line_with_the_remedy(web, capsys):
         port = other.getsockname()[1]
         assert web.main(["--weights", str(WEIGHTS), "--port", str(port)]) == 2
     error = capsys.readouterr().err
-    assert (
-        error.startswith(f"error: cannot listen at 127.0.0.1, port {port}: ")
-        and "choose another --port" in error
-    )
+    assert error.startswith(f"error: cannot listen at 127.0.0.1, port {port}: ")
+    assert "choose another --port" in error
     assert error.count("\n") == 1
 
 
@@ -212,15 +210,17 @@ def test_without_gradio_the_extra_is_named(web, monkeypatch, capsys):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert web.main(["--weights", str(WEIGHTS), "--port", "0"]) == 2
-    assert (
-        capsys.readouterr().err
-        == "error: the page needs gradio: pip install 'salience_detr[web]'\n"
-    )
+    error = capsys.readouterr().err
+    assert error == "error: the page needs gradio: pip install 'salience_detr[web]'\n"
 
 
 @pytest.fixture
 def server(tmp_path):
-    """The page of the shipped weights, in a process of its own: its address, the process, its output, its files."""
+    """Start the page of the shipped weights in a process of its own.
+
+    Returns:
+        its address, the process, a function that reads its log, and its folder of files.
+    """
     pytest.importorskip("gradio")
     files = tmp_path / "temporary"
     files.mkdir()
@@ -230,25 +230,15 @@ def server(tmp_path):
         "OMP_NUM_THREADS": "1",
         "http_proxy": "http://127.0.0.1:9",
     }
-    command = [
-        sys.executable,
-        ROOT / "demo" / "web.py",
-        "--config-file",
-        CONFIG,
-        "--weights",
-        WEIGHTS,
-    ]
+    command = [sys.executable, ROOT / "demo" / "web.py", "--config-file", CONFIG]
+    command += ["--weights", WEIGHTS, "--device", "cpu", "--port", "0"]
+
     with open(tmp_path / "log", "w+") as log:
-        process = subprocess.Popen(
-            [*command, "--device", "cpu", "--port", "0"], stdout=log, stderr=log, env=environment
-        )
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         read_log = (tmp_path / "log").read_text
         try:
-            wait_for(
-                lambda: "http://" in read_log() or process.poll() is not None,
-                "the server",
-                seconds=120,
-            )
+            is_up = lambda: "http://" in read_log() or process.poll() is not None  # noqa: E731
+            wait_for(is_up, "the server", seconds=120)
             address = read_log().partition("Salience DETR at ")[2].split(" ")[0]
             assert address, read_log()
             yield SimpleNamespace(address=address, process=process, read_log=read_log, files=files)
@@ -259,7 +249,7 @@ def server(tmp_path):
 
 @pytest.fixture
 def browser(tmp_path):
-    """Headless Chromium."""
+    """Start headless Chromium."""
     webdriver = pytest.importorskip("selenium.webdriver")
     if not (CHROMIUM and CHROMEDRIVER):
         pytest.skip(
@@ -280,7 +270,7 @@ def browser(tmp_path):
 
 
 def wait_for(condition, what, *, seconds=30):
-    """The first value of the condition that is true."""
+    """Wait for a true value of the condition, and return it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if value := condition():
@@ -290,7 +280,7 @@ def wait_for(condition, what, *, seconds=30):
 
 
 class Visit:
-    """What a visitor does on the page, and sees."""
+    """Actions of a visitor on the page, and what the visitor sees."""
 
     def __init__(self, browser, address):
         self.browser = browser
@@ -330,7 +320,7 @@ class Visit:
         )
 
     def requested(self):
-        """The addresses that were asked for, but for the browser's own pages."""
+        """Return the requested addresses, but for the browser's own pages."""
         messages = [
             json.loads(x["message"])["message"] for x in self.browser.get_log("performance")
         ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 import torch
@@ -11,13 +9,15 @@ from detectron2.structures import Boxes, Instances
 
 from salience_detr.data import DetectionMapper
 from salience_detr.detections import ClassTable
-from salience_detr.predictor import ModelDetector
+from salience_detr.predictor import ModelDetector, ModelInput
 
 CLASSES = ClassTable(("red", "green", "blue"), (11, 12, 13))
 
 
 class RectangleDetector(ModelDetector):
-    """Finds each connected patch of pure red, green or blue, with its exact box; its salience is where they are.
+    """Detector of each connected patch of pure red, green or blue, with its exact box.
+
+    The salience is 1 on the patches and 0 elsewhere.
 
     Attributes:
         batches: sizes, (height, width) each, of the images of every batch that was computed.
@@ -32,7 +32,7 @@ class RectangleDetector(ModelDetector):
         self.batches: list[list[tuple[int, int]]] = []
         self.failing = lambda images: False
 
-    def _infer(self, inputs: list[dict[str, Any]]) -> list[tuple[Instances, np.ndarray]]:
+    def _infer(self, inputs: list[ModelInput]) -> list[tuple[Instances, np.ndarray]]:
         images = [x["image"].numpy().transpose(1, 2, 0) for x in inputs]
         if self.failing(images):
             raise RuntimeError("out of memory")
@@ -40,7 +40,9 @@ class RectangleDetector(ModelDetector):
         return [self.find(image) for image in images]
 
     def find(self, image: np.ndarray) -> tuple[Instances, np.ndarray]:
-        boxes, classes = [], []
+        boxes = []
+        classes = []
+
         for label in range(3):
             # Clear of black, and of the mixtures that come of shrinking.
             patch = (image[..., label] > 128) & (image.sum(axis=2) < 1.5 * image[..., label])
@@ -50,6 +52,7 @@ class RectangleDetector(ModelDetector):
             for x, y, width, height, _ in stats[1:count]:
                 boxes.append([x, y, x + width, y + height])
                 classes.append(label)
+
         instances = Instances(
             image.shape[:2],
             pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
@@ -60,15 +63,15 @@ class RectangleDetector(ModelDetector):
 
 
 def paint(height: int, width: int, *rectangles: tuple[int, int, int, int, int]) -> np.ndarray:
-    """An (H, W, 3) black image with rectangles x0, y0, x1, y1 of a class."""
+    """Return an (H, W, 3) black image with rectangles x0, y0, x1, y1 of a class."""
     image = np.zeros((height, width, 3), np.uint8)
     for x0, y0, x1, y1, label in rectangles:
         image[y0:y1, x0:x1, label] = 255
     return image
 
 
-def boxes_of(found: Any) -> list[tuple[float, ...]]:
-    """x0, y0, x1, y1, class of each detection, sorted."""
+def boxes_of(found: Instances) -> list[tuple[float, ...]]:
+    """Return x0, y0, x1, y1, class of each detection, sorted."""
     boxes = found.pred_boxes.tensor.tolist()
     return sorted(
         (*box, label) for box, label in zip(boxes, found.pred_classes.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""Detecting some classes only."""
+"""Detection of some classes only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def test_classes_are_called_by_name_or_category_id():
 
 
 def test_an_unknown_class_is_told_with_the_likely_and_all_known_ones():
-    message = r"'gren' is unknown; did you mean green\? The classes are red \(11\), green \(12\), blue \(13\)"
+    message = (
+        r"'gren' is unknown; did you mean green\? "
+        r"The classes are red \(11\), green \(12\), blue \(13\)"
+    )
     with pytest.raises(ValueError, match=message):
         find_classes(["red", "gren"], CLASSES)
     with pytest.raises(ValueError, match=r"'7' is unknown; the classes are red"):

@@ -1,4 +1,4 @@
-"""What tiles show becomes what is on the image, once each."""
+"""Detection on tiles, and the merging of what they show."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_neighbors_are_not_joined():
 
 
 def found_in_tiles(boxes, *, classes=(0, 0), scores=(0.9, 0.8)):
-    """One box from each of the tiles 0 to 100 and 80 to 180 of an image of 100 x 180."""
+    """Return a box from each of the tiles 0 to 100 and 80 to 180 of an image of 100 x 180."""
     boxes = torch.tensor(boxes, dtype=torch.float64)
     cut = [GRID.cut_sides(boxes[[i]], TILES[i]) for i in range(2)]
     return Instances(
@@ -185,7 +185,7 @@ def test_detections_come_by_falling_score():
 
 def test_small_objects_of_the_whole_image_do_not_count():
     class SeesGhosts(RectangleDetector):
-        """Finds something in images larger than a tile only."""
+        """Detector of three objects in images that are larger than a tile."""
 
         def find(self, image):
             if image.shape[1] > 100:
@@ -195,8 +195,8 @@ def test_small_objects_of_the_whole_image_do_not_count():
             return super().find(image)
 
     found = TiledDetector(SeesGhosts(), tile=100, overlap=0.2)(paint(100, 180))
-    # The first would be whole and large on the first tile; the second is longer than half a tile; the last is cut by
-    # both tiles.
+    # The first would be whole and large on the first tile; the second is longer than half a tile;
+    # the last is cut by both tiles.
     assert boxes_of(found) == [(10, 60, 70, 90, 2), (70, 10, 110, 30, 0)]
 
 

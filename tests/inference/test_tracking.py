@@ -16,7 +16,7 @@ pytest.importorskip("trackers")
 
 
 def frame(*objects):
-    """Detections of x0, y0, side, class, score."""
+    """Return detections of objects given by x0, y0, side, class, score."""
     rows = torch.tensor([[x, y, x + side, y + side] for x, y, side, _, _ in objects]).reshape(-1, 4)
     instances = Instances(
         (100, 400),
@@ -33,23 +33,11 @@ def numbers(frames, **options):
 
 
 def test_an_object_keeps_its_number_from_its_second_frame_on():
-    assert numbers(frame((10 + 5 * i, 20, 30, 0, 0.9)) for i in range(5)) == [
-        [-1],
-        [1],
-        [1],
-        [1],
-        [1],
-    ]
+    assert numbers(frame((10 + 5 * i, 20, 30, 0, 0.9)) for i in range(5)) == [[-1], *[[1]] * 4]
 
 
 def test_a_small_object_may_move_by_more_than_its_size():
-    assert numbers(frame((10 + 16 * i, 20, 12, 0, 0.9)) for i in range(5)) == [
-        [-1],
-        [1],
-        [1],
-        [1],
-        [1],
-    ]
+    assert numbers(frame((10 + 16 * i, 20, 12, 0, 0.9)) for i in range(5)) == [[-1], *[[1]] * 4]
 
 
 def test_objects_that_cross_keep_their_numbers():
@@ -73,15 +61,15 @@ def test_a_number_outlives_frames_without_the_object():
 
 
 def test_the_unsure_go_on_with_tracks_and_begin_none():
-    sure, unsure = (
-        (lambda i: (10 + 5 * i, 20, 30, 0, 0.9)),
-        (lambda i: (10 + 5 * i, 20, 30, 0, 0.2)),
-    )
+    def sure(i):
+        return (10 + 5 * i, 20, 30, 0, 0.9)
+
+    def unsure(i):
+        return (10 + 5 * i, 20, 30, 0, 0.2)
+
     assert numbers([frame(sure(0)), frame(sure(1)), frame(unsure(2)), frame(sure(3))]) == [
         [-1],
-        [1],
-        [1],
-        [1],
+        *[[1]] * 3,
     ]
     assert numbers(frame(unsure(i)) for i in range(4)) == [[-1]] * 4
     assert numbers((frame(unsure(i)) for i in range(3)), score_threshold=0.1) == [[-1], [1], [1]]
@@ -97,10 +85,8 @@ def test_the_detections_stay_as_they_are():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tracked = Tracker(fps=25, score_threshold=0.5).update(found)
-    assert torch.equal(tracked.pred_boxes.tensor, found.pred_boxes.tensor) and tracked.labels == [
-        "a",
-        "b",
-    ]
+    assert torch.equal(tracked.pred_boxes.tensor, found.pred_boxes.tensor)
+    assert tracked.labels == ["a", "b"]
     assert not found.has("track_ids")
 
 
