@@ -134,7 +134,7 @@ def test_the_sampling_points_give_the_attentions_output(predictor, size, compile
         monkeypatch.setattr(operator_module, "is_compiled_for", lambda _: False)
     attention = predictor.model.decoder.layers[1].cross_attention
     with (
-        captured_calls(attention) as outputs,
+        captured_calls(attention) as calls,
         captured_calls(attention.value_proj) as values,
         captured_calls(predictor.model.token_pyramid) as pyramids,
     ):
@@ -153,7 +153,7 @@ def test_the_sampling_points_give_the_attentions_output(predictor, size, compile
         torch.from_numpy(points.weights)[None],
     )
     torch.testing.assert_close(
-        attention.output_proj(expected), outputs[0].output, rtol=1e-3, atol=1e-4
+        attention.output_proj(expected), calls[0].output, rtol=1e-3, atol=1e-4
     )
     np.testing.assert_allclose(points.weights.sum((2, 3)), 1, rtol=1e-5)
 
