@@ -1,9 +1,12 @@
-"""Loaders that name the image at which a worker died; the training stream depends on the seed alone."""
+"""Loaders for training and evaluation.
+
+The training stream depends on the seed alone, not on the number of processes or workers. A worker that
+dies is reported with the image that it was reading.
+"""
 
 from __future__ import annotations
 
 import random
-import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -26,10 +29,11 @@ class DataWorkerError(RuntimeError):
 
 
 class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Endless batches of (index, position in the stream), from a fresh permutation of the data per epoch.
+    """Endless batches of (index, position in the stream), from a new permutation of the data per epoch.
 
-    Iteration i covers positions [i * total_batch_size, (i + 1) * total_batch_size); each process takes its part of
-    them. Set ``start_iteration`` before iterating to go on where another run stopped.
+    Iteration i covers the positions [i * total_batch_size, (i + 1) * total_batch_size); each process
+    takes its part of them. detectron2's TrainingSampler cannot start in the middle of the stream, which
+    an exact resume needs: here ``start_iteration`` is set before iterating.
 
     Args:
         size: number of records.
@@ -37,8 +41,11 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
         seed: of the permutations.
         rank: of this process.
         world_size: number of processes.
-        groups: (size,) group of each record; batches are of one group each as far as the numbers allow, and every
-            epoch still has each record once.
+        groups: (size,) group of each record. Batches are of one group as far as the numbers allow,
+            and every epoch still has each record once.
+
+    Raises:
+        ValueError: ``total_batch_size`` is no multiple of ``world_size``.
     """
 
     def __init__(
@@ -53,7 +60,8 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
     ) -> None:
         if total_batch_size % world_size:
             raise ValueError(
-                f"total_batch_size ({total_batch_size}) must be a multiple of the {world_size} processes"
+                f"total_batch_size is {total_batch_size}; it must be a multiple of the {world_size} "
+                "processes"
             )
         self.size = size
         self.total_batch_size = total_batch_size
@@ -66,7 +74,8 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         share = self.total_batch_size // self.world_size
         position = self.start_iteration * self.total_batch_size + self.rank * share
-        epoch, order = -1, np.empty(0, dtype=np.int64)
+        epoch = -1
+        order = np.empty(0, dtype=np.int64)
         while True:
             batch = []
             for p in range(position, position + share):
@@ -75,32 +84,35 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
                     order = self.order_of(epoch)
                 batch.append((int(order[p % self.size]), p))
             yield batch
+
             position += self.total_batch_size
 
     def order_of(self, epoch: int) -> np.ndarray:
-        """(size,) the records in the order of an epoch."""
+        """Return (size,) indices of the records in the order of an epoch."""
         generator = np.random.default_rng((self.seed, epoch))
         order = generator.permutation(self.size)
         if self.groups is None:
             return order
-        # The first ones fill up the batch that began in the epoch before.
-        first = min(-epoch * self.size % self.total_batch_size, self.size)
-        whole, left = [], []
+
+        # The first records fill up the batch that began in the epoch before.
+        batch_size = self.total_batch_size
+        first = min(-epoch * self.size % batch_size, self.size)
+        others = order[first:]
+
+        # Full batches of each group, in random order, then what is left of the groups.
+        full_batches: list[np.ndarray] = []
+        remainders = []
         for group in np.unique(self.groups):
-            own = order[first:][self.groups[order[first:]] == group]
-            end = len(own) // self.total_batch_size * self.total_batch_size
-            whole += (
-                np.split(own[:end], range(self.total_batch_size, end, self.total_batch_size))
-                if end
-                else []
-            )
-            left.append(own[end:])
-        whole = [whole[i] for i in generator.permutation(len(whole))]
-        return np.concatenate([order[:first], *whole, *left])
+            members = others[self.groups[others] == group]
+            end = len(members) // batch_size * batch_size
+            full_batches += list(members[:end].reshape(-1, batch_size))
+            remainders.append(members[end:])
+        shuffled = [full_batches[i] for i in generator.permutation(len(full_batches))]
+        return np.concatenate([order[:first], *shuffled, *remainders])
 
 
 class TrackedDataset(Dataset[Any]):
-    """Maps records, and notes which one each worker is at."""
+    """Maps records, and notes which record each worker is reading."""
 
     def __init__(
         self,
@@ -110,23 +122,23 @@ class TrackedDataset(Dataset[Any]):
     ) -> None:
         self.records = DatasetFromList(records, copy=False)
         self.mapper = mapper
-        # The record that each worker is at, -1 for none; the main process sees it too.
-        self.at = torch.full((max(1, num_workers),), -1).share_memory_()
+        # Index of the record of each worker, -1 for none; shared with the main process.
+        self.current = torch.full((max(1, num_workers),), -1).share_memory_()
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: Any) -> Any:
-        worker = get_worker_info()
-        slot = 0 if worker is None else worker.id
-        self.at[slot] = index
+        info = get_worker_info()
+        worker = 0 if info is None else info.id
+        self.current[worker] = index
         mapped = self.mapper(self.records[index])
-        self.at[slot] = -1
+        self.current[worker] = -1
         return mapped
 
 
 class SeededDataset(TrackedDataset):
-    """Maps records with random state that depends on the seed and the position in the stream only."""
+    """Maps records with random numbers that depend on the seed and the position in the stream only."""
 
     def __init__(
         self,
@@ -146,8 +158,11 @@ class SeededDataset(TrackedDataset):
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Seed Python's, numpy's and torch's global generators inside the block; outside they go on as before."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    """Seed Python's, numpy's and torch's generators in the block, and restore them after it."""
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
+    torch_state = torch.get_rng_state()
+
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
@@ -155,13 +170,13 @@ def seeded(*key: int) -> Iterator[None]:
     try:
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
 
 
 def batches(loader: DataLoader[Any], start_iteration: int) -> Iterator[list[dict[str, Any]]]:
-    """The batches of :func:`build_train_loader` from an iteration on.
+    """Return the batches of :func:`build_train_loader` from an iteration on.
 
     Raises:
         DataWorkerError: see :class:`WatchedLoader`.
@@ -171,9 +186,10 @@ def batches(loader: DataLoader[Any], start_iteration: int) -> Iterator[list[dict
 
 
 class WatchedLoader:
-    """A loader that raises DataWorkerError, with the image, where the data of a worker that died are missed.
+    """A loader that raises DataWorkerError, with the image, when a batch of a dead worker is missed.
 
-    PyTorch would raise as soon as it hears of the death, in the middle of a step for example, which is lost then.
+    PyTorch raises as soon as it hears of the death, for example in the middle of a step, which would
+    be lost. Here the steps whose batches are complete finish first.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -184,34 +200,40 @@ class WatchedLoader:
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         iterator = iter(self.loader)
-        if (
-            getattr(self.loader, "num_workers", 0)
-            and threading.current_thread() is threading.main_thread()
-        ):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if getattr(self.loader, "num_workers", 0) and in_main_thread:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler, see above
+
         while True:
             try:
                 yield next(iterator)
             except StopIteration:
                 return
             except RuntimeError as error:
-                if not re.match(r"DataLoader worker \(pid", str(error)):
-                    raise  # an error in a worker that lives
-                raise DataWorkerError(
-                    describe_death(getattr(self.loader, "dataset", None), iterator, str(error))
-                ) from error
+                # Any other error was raised by a worker that is alive.
+                if not str(error).startswith("DataLoader worker (pid"):
+                    raise
+                dataset = getattr(self.loader, "dataset", None)
+                raise DataWorkerError(describe_death(dataset, iterator, str(error))) from error
 
 
 def describe_death(dataset: Any, iterator: Any, error: str) -> str:
-    """What happened to a worker, at which image, and what to do."""
-    at: list[int] = dataset.at.tolist() if isinstance(dataset, TrackedDataset) else []
-    workers = getattr(iterator, "_workers", [])
-    dead = [i for i, worker in zip(at, workers, strict=False) if i >= 0 and not worker.is_alive()]
-    files = [str(dataset.records[i].get("file_name")) for i in dead or at if i >= 0]
+    """Return what happened to a worker, at which image, and the remedy."""
+    files = []
+    if isinstance(dataset, TrackedDataset):
+        current = dataset.current.tolist()
+        workers = getattr(iterator, "_workers", [])
+        pairs = list(zip(current, workers, strict=False))
+        dead = [i for i, worker in pairs if i >= 0 and not worker.is_alive()]
+        for index in dead or current:
+            if index >= 0:
+                files.append(str(dataset.records[index].get("file_name")))
+
+    images = " or ".join(files) or "an unknown image"
     reason = error.splitlines()[0]
     return (
-        f"a data worker died while it read {' or '.join(files) or 'an unknown image'} ({reason}); if memory ran out, "
-        "lower num_workers of the loader, else look at the image; then go on with --resume"
+        f"a data worker died while it read {images} ({reason}); if memory ran out, lower num_workers "
+        "of the loader, else look at the image; then go on with --resume"
     )
 
 
@@ -224,22 +246,27 @@ def build_train_loader(
     seed: int = 0,
     aspect_ratio_grouping: bool = False,
 ) -> DataLoader[Any]:
-    """The loader of this process, for its part of ``total_batch_size`` images per iteration.
+    """Build the loader of this process, for its part of ``total_batch_size`` images per iteration.
 
-    The stream is the same for any number of processes and workers. With ``aspect_ratio_grouping`` a batch holds
-    upright or wide images, which need less padding than both together.
+    The stream is the same for any number of processes and workers. With ``aspect_ratio_grouping`` a
+    batch holds either upright or wide images, which need less padding than both together.
+
+    Raises:
+        DatasetError: there are no images.
     """
     if not dataset:
-        raise DatasetError("the training data set holds no images")
+        raise DatasetError("the training data set holds no images; check its annotation file")
+
+    groups = None
+    if aspect_ratio_grouping:
+        groups = np.array([x["width"] > x["height"] for x in dataset])
     sampler = StreamBatchSampler(
         size=len(dataset),
         total_batch_size=total_batch_size,
         seed=seed,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
-        groups=np.array([x["width"] > x["height"] for x in dataset])
-        if aspect_ratio_grouping
-        else None,
+        groups=groups,
     )
     return DataLoader(
         SeededDataset(dataset, mapper, seed, num_workers),
@@ -254,7 +281,7 @@ def build_train_loader(
 def build_test_loader(
     *, dataset: list[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], num_workers: int = 0
 ) -> DataLoader[Any]:
-    """The loader of this process, for its part of the images, one at a time and in order."""
+    """Build the loader of this process, for its part of the images, one at a time and in order."""
     return DataLoader(
         TrackedDataset(dataset, mapper, num_workers),
         sampler=InferenceSampler(len(dataset)),

@@ -1,4 +1,4 @@
-"""From records of a data set to what the model is given."""
+"""Mapping of records of a data set to inputs of the model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from salience_detr.data.images import ImageReadError, read_image
 
 
 class DetectionMapper:
-    """Reads an image, augments it with its boxes, and packs both for the model.
+    """Reads an image, augments it together with its boxes, and packs both for the model.
 
-    Boxes stay exact under the augmentations; those that a crop cuts are clipped to it, and those that end up without
-    area are dropped. An image without boxes stays.
+    Boxes follow the augmentations exactly. Boxes that a crop cuts are clipped, and those that end up
+    without area are dropped. Images without boxes are kept.
+
+    Args:
+        augmentations: applied in order.
+        image_format: order of the channels, "RGB" or "BGR".
+        min_box_side: boxes with a shorter side, in pixels, are dropped.
     """
 
     def __init__(
@@ -37,20 +42,23 @@ class DetectionMapper:
         """Map one record.
 
         Args:
-            record: ``file_name``, ``height``, ``width``, ``image_id`` and, in training, ``annotations``.
+            record: ``file_name``, ``height``, ``width``, ``image_id`` and, in training,
+                ``annotations``.
 
         Returns:
-            The record without its annotations, with ``image``, (3, H, W) uint8, and in training ``instances`` with
-            ``gt_boxes`` (absolute xyxy in the frame of the image) and ``gt_classes``.
+            The record without its annotations, with ``image``, (3, H, W) uint8, and in training
+            ``instances`` with ``gt_boxes`` (absolute xyxy in the frame of the image) and
+            ``gt_classes``.
 
         Raises:
-            ImageReadError: the image cannot be read, or is not of the size that the record says.
+            ImageReadError: the image cannot be read, or has another size than the record.
         """
         mapped = {key: value for key, value in record.items() if key != "annotations"}
         image = read_image(record["file_name"], self.image_format)
         self.check_size(image, record)
         if not self.is_train:
             return mapped | self.prepare_image(image)
+
         boxes, classes = self.ground_truth(record)
         augmented = T.AugInput(image, boxes=boxes)
         self.augmentations(augmented)
@@ -59,43 +67,51 @@ class DetectionMapper:
         return mapped
 
     def prepare_image(self, image: np.ndarray) -> dict[str, Any]:
-        """(H, W, 3) image in ``image_format`` -> ``image`` for the model, ``height`` and ``width`` of the image."""
+        """Augment an (H, W, 3) image in ``image_format``.
+
+        Returns:
+            ``image``, (3, H', W') uint8, and ``height`` and ``width`` of the original.
+        """
         augmented = T.AugInput(image)
         self.augmentations(augmented)
-        return {
-            "image": as_tensor(augmented.image),
-            "height": image.shape[0],
-            "width": image.shape[1],
-        }
+        height, width = image.shape[:2]
+        return {"image": as_tensor(augmented.image), "height": height, "width": width}
 
     @staticmethod
     def check_size(image: np.ndarray, record: dict[str, Any]) -> None:
-        """Compare the size of the image with the record's."""
+        """Raise ImageReadError if the image has another size than its record."""
         height, width = image.shape[:2]
         expected = (record.get("height", height), record.get("width", width))
         if (height, width) != expected:
             raise ImageReadError(
                 f"the image {record['file_name']} is {width}x{height}, but the annotations say "
-                f"{expected[1]}x{expected[0]} (width x height); tools/check_dataset.py --fix corrects them"
+                f"{expected[1]}x{expected[0]} (width x height); tools/check_dataset.py --fix "
+                "corrects them"
             )
 
     @staticmethod
     def ground_truth(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """(G, 4) float64 boxes, absolute xyxy, and (G,) classes of a record, crowds left out."""
-        annotations = [x for x in record.get("annotations", []) if not x.get("iscrowd", 0)]
-        boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in annotations]
-        classes = [x["category_id"] for x in annotations]
-        return np.asarray(boxes, dtype=np.float64).reshape(-1, 4), np.asarray(
-            classes, dtype=np.int64
-        )
+        """Return (G, 4) float64 boxes, absolute xyxy, and (G,) classes, without crowd regions."""
+        boxes = []
+        classes = []
+        for annotation in record.get("annotations", []):
+            if annotation.get("iscrowd", 0):
+                continue
+            box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+            boxes.append(box)
+            classes.append(annotation["category_id"])
+        box_array = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        return box_array, np.asarray(classes, dtype=np.int64)
 
     def instances(
         self, boxes: np.ndarray, classes: np.ndarray, image_size: tuple[int, int]
     ) -> Instances:
-        """Instances of augmented boxes, clipped to an image of (height, width)."""
+        """Return augmented boxes, absolute xyxy, clipped to an image of (height, width)."""
         height, width = image_size
         clipped = np.clip(boxes, 0, [width, height, width, height])
-        kept = (clipped[:, 2:] - clipped[:, :2]).min(axis=1, initial=np.inf) > self.min_box_side
+        sides = clipped[:, 2:] - clipped[:, :2]
+        kept = sides.min(axis=1, initial=np.inf) > self.min_box_side
+
         instances = Instances((int(height), int(width)))
         instances.gt_boxes = Boxes(torch.from_numpy(clipped[kept].astype(np.float32)))
         instances.gt_classes = torch.from_numpy(classes[kept])
@@ -103,5 +119,5 @@ class DetectionMapper:
 
 
 def as_tensor(image: np.ndarray) -> torch.Tensor:
-    """(H, W, 3) -> (3, H, W)"""
+    """Return an (H, W, 3) array as a contiguous (3, H, W) tensor."""
     return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))

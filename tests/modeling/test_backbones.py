@@ -89,7 +89,7 @@ def test_padding_does_not_reach_the_maps_of_an_image_that_needs_none():
     [
         ({"name": "convnext_attoo"}, r"cannot build 'convnext_attoo'.*convnext_atto"),
         ({"name": "vit_tiny_patch16_224"}, r"has no map of stride 8; its strides are \[16\]"),
-        ({"name": "resnet18", "out_features": ["res3"]}, "'res3' is not called by its stride"),
+        ({"name": "resnet18", "out_features": ["res3"]}, "'res3' is not named by its stride"),
         ({"name": "resnet18", "options": {"no_such": 1}}, "cannot build 'resnet18'.*no_such"),
         (
             {"name": "hrnet_w18_small", "freeze_at_stride": 4},
@@ -99,10 +99,10 @@ def test_padding_does_not_reach_the_maps_of_an_image_that_needs_none():
             {"name": "efficientformer_l1"},
             r"efficientformer_l1 does not take images of any size \(160x224: ",
         ),
-        ({"name": "halonet26t"}, "set size_divisibility if it asks for multiples of more"),
+        ({"name": "halonet26t"}, "set size_divisibility to what it requires"),
         (
             {"name": "inception_v3"},
-            r"maps of \(17, 25\) for images of \(160, 224\), which is no stride 8",
+            r"maps of \(17, 25\) for images of \(160, 224\), not of stride 8",
         ),
         ({"name": "vgg11", "drop_path_rate": 0.1}, "cannot build 'vgg11'.*drop_path_rate"),
         ({"name": "hrnet_w18_small", "use_checkpoint": True}, "set use_checkpoint=False"),
