@@ -17,37 +17,53 @@ class DatasetError(ValueError):
     """A data set that cannot be used as it is."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of an annotation file.
+# Contents that wait for their next reader, with size and time of change of their files.
+_kept: dict[Path, tuple[tuple[int, int], dict[str, Any]]] = {}
+
+
+def read_json(path: Path, *, keep: bool = False) -> dict[str, Any]:
+    """Return the content of an annotation file.
+
+    Several steps need the same file before training begins, and COCO's has 450 MB: with ``keep`` the
+    process keeps the content for the next reader, and the caller must not change it. Without, the
+    content is the caller's alone, and its memory is free when the caller is done with it.
 
     Raises:
-        DatasetError: it is not valid JSON, or not an object.
+        DatasetError: the file is not valid JSON, or not an object.
     """
+    path = path.absolute()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        status = path.stat()
+        stamp = (status.st_size, status.st_mtime_ns)
+        kept_stamp, content = _kept.pop(path, (None, {}))
+
+        if kept_stamp != stamp:
+            content = json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not encoded in UTF-8 ({error}); save it as UTF-8") from error
     except (OSError, ValueError) as error:
-        remedy = (
-            "save it without a byte order mark" if "BOM" in str(error) else "it may be truncated"
-        )
+        is_marked = "BOM" in str(error)
+        remedy = "save it without a byte order mark" if is_marked else "it may be truncated"
         raise DatasetError(f"{path} is not valid JSON ({error}); {remedy}") from error
+
     if not isinstance(content, dict):
-        raise DatasetError(
-            f"{path} holds a {type(content).__name__}, not an object with {', '.join(LISTS)}"
-        )
+        kind = type(content).__name__
+        raise DatasetError(f"{path} holds a {kind}, not an object with {', '.join(LISTS)}")
+    if keep:
+        _kept[path] = (stamp, content)
     return content
 
 
-def read_coco(path: Path) -> dict[str, Any]:
-    """The content of an annotation file that has all three lists, whatever their entries are.
+def read_coco(path: Path, *, keep: bool = False) -> dict[str, Any]:
+    """Return the content of a file with COCO's three lists, whose entries are not yet checked.
 
     Raises:
         DatasetError: the file is missing, not valid JSON, or lacks a list.
     """
     if not path.is_file():
         raise DatasetError(f"there is no annotation file {path}")
-    content = read_json(path)
+
+    content = read_json(path, keep=keep)
     for key in LISTS:
         if not isinstance(content.get(key), list):
             raise DatasetError(

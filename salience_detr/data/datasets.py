@@ -1,12 +1,14 @@
-"""Registering and loading data sets in COCO's JSON format, with errors that say what is wrong with the data."""
+"""Registering and loading of data sets in COCO's JSON format, with errors that name the mistake."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
@@ -22,20 +24,73 @@ from salience_detr.data.coco_format import (
 
 logger = logging.getLogger(__name__)
 
+Record: TypeAlias = dict[str, Any]  # an image, or an annotation of one, in detectron2's format
+
+
+@dataclass(frozen=True)
+class CocoLoader:
+    """The loader of a data set in COCO's JSON format, which detectron2's catalog calls.
+
+    detectron2's own reads masks, too, stops at some of them, and passes over other mistakes.
+    """
+
+    name: str
+    json_file: Path
+    image_root: Path
+
+    def __call__(self) -> list[Record]:
+        """Return the records in detectron2's format, by rising image id.
+
+        Only boxes and classes are taken: masks and keypoints may look like anything.
+
+        Raises:
+            DatasetError: the file is missing, or has a mistake.
+        """
+        content = read_checked(self.name)
+        set_class_names(self.name, content["categories"])
+        class_of = MetadataCatalog.get(self.name).thing_dataset_id_to_contiguous_id
+
+        annotations: dict[int | str, list[Record]] = defaultdict(list)
+        for annotation in content["annotations"]:
+            entry = {
+                "bbox": annotation["bbox"],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": class_of[annotation["category_id"]],
+                "iscrowd": int(is_ignored(annotation)),
+            }
+            annotations[annotation["image_id"]].append(entry)
+
+        records = []
+        for image in sorted(content["images"], key=itemgetter("id")):
+            record = {
+                "file_name": str(image_path(self.image_root, image["file_name"])),
+                "height": int(image["height"]),
+                "width": int(image["width"]),
+                "image_id": image["id"],
+                "annotations": annotations[image["id"]],
+            }
+            records.append(record)
+        return records
+
 
 def register_coco_dataset(name: str, json_file: str | Path, image_root: str | Path) -> None:
-    """Register a data set in COCO's JSON format under ``name`` in detectron2's catalogs; repeating it is harmless.
+    """Register a data set in COCO's JSON format in detectron2's catalogs.
 
-    Nothing is read before the data set is first loaded.
+    The file is not read before the data set is loaded. Registering the same again does nothing.
+
+    Raises:
+        DatasetError: the name is taken by other data.
     """
     if name in DatasetCatalog.list():
         metadata = MetadataCatalog.get(name)
         if (metadata.json_file, metadata.image_root) == (str(json_file), str(image_root)):
             return
         raise DatasetError(
-            f"a data set {name!r} is registered already, for {metadata.json_file}; choose another name"
+            f"a data set {name!r} is registered already, for {metadata.json_file}; "
+            "choose another name"
         )
-    DatasetCatalog.register(name, lambda: read_records(name, Path(json_file), Path(image_root)))
+
+    DatasetCatalog.register(name, CocoLoader(name, Path(json_file), Path(image_root)))
     MetadataCatalog.get(name).set(
         json_file=str(json_file), image_root=str(image_root), evaluator_type="coco"
     )
@@ -47,139 +102,127 @@ def load_dataset(
     is_train: bool = False,
     json_file: str | None = None,
     image_root: str | None = None,
-) -> list[dict[str, Any]]:
-    """The records of registered data sets in detectron2's format, images without boxes included.
+) -> list[Record]:
+    """Return the records of registered data sets in detectron2's format.
 
-    With ``json_file`` and ``image_root`` the one that ``names`` names is registered first.
+    Images without boxes are included. For training, boxes are clipped to their image, boxes without
+    area and crowd regions are dropped, and the log says how many. Evaluation uses the annotations
+    as they are.
 
-    For training, boxes are clipped to their image, boxes without area and crowd regions are dropped, and the log
-    says how many; evaluation uses the annotations of the JSON file untouched.
+    Args:
+        names: one name, or several of data sets with the same classes.
+        is_train: whether the records are trained on.
+        json_file: with ``image_root``, data to register under the name first.
+        image_root: the folder of their images.
 
     Raises:
-        DatasetError: the data set is unknown, its file cannot be read, or its annotations do not hang together.
+        DatasetError: the data set is unknown, or its file cannot be read or has a mistake.
     """
     if json_file and image_root:
         register_coco_dataset(str(names), json_file, image_root)
-    records: list[dict[str, Any]] = []
-    for name in [names] if isinstance(names, str) else names:
-        if name not in DatasetCatalog.list():
-            raise DatasetError(
-                f"there is no data set {name!r}; register it with salience_detr.data.register_coco_dataset "
-                f"(registered are, for example, {', '.join(sorted(DatasetCatalog.list())[:6])})"
-            )
-        # detectron2 would pass over some mistakes in silence, and answer others with a bare KeyError.
-        problem = diagnose(name) if MetadataCatalog.get(name).get("json_file") else None
-        if problem:
-            raise DatasetError(f"data set {name!r}: {problem}")
-        try:
-            found = get_detection_dataset_dicts(name, filter_empty=False)
-            records += clean_annotations(found) if is_train else found
-        except (
-            LookupError,
-            TypeError,
-            AttributeError,
-            AssertionError,
-            OSError,
-            ValueError,
-        ) as error:
-            raise DatasetError(f"data set {name!r}: {error}") from error
-    if not isinstance(names, str):
-        check_same_classes(names)
+
+    records: list[Record] = []
+    for name in as_list(names):
+        loaded = load_registered(name)
+        records += clean_annotations(loaded) if is_train else loaded
+
+    check_same_classes(as_list(names))
     return records
+
+
+def load_registered(name: str) -> list[Record]:
+    """Return the records of one data set.
+
+    Raises:
+        DatasetError: see :func:`load_dataset`.
+    """
+    if name not in DatasetCatalog.list():
+        known = ", ".join(sorted(DatasetCatalog.list())[:6])
+        raise DatasetError(
+            f"there is no data set {name!r}; register it with "
+            f"salience_detr.data.register_coco_dataset (registered are, for example, {known})"
+        )
+
+    try:
+        # detectron2's loader passes over some mistakes, and answers others with a bare KeyError.
+        is_checked = isinstance(DatasetCatalog[name], CocoLoader)
+        if not is_checked and MetadataCatalog.get(name).get("json_file"):
+            read_checked(name)
+        return get_detection_dataset_dicts(name, filter_empty=False)
+    except (LookupError, TypeError, AttributeError, AssertionError, OSError, ValueError) as error:
+        raise DatasetError(f"data set {name!r}: {error}") from error
+
+
+def read_checked(name: str) -> dict[str, Any]:
+    """Return the content of the JSON file of a registered data set.
+
+    Raises:
+        DatasetError: the file is missing, or has a mistake.
+    """
+    metadata = MetadataCatalog.get(name)
+    path = Path(metadata.json_file)
+    if not path.is_file():
+        remedy = "check the path, or set DETECTRON2_DATASETS to the folder of the data"
+        remedy = metadata.get("how_to_get", remedy)
+        raise DatasetError(f"there is no annotation file {path}; {remedy}")
+
+    content = read_coco(path)
+    fault = first_fault(content, path)
+    if fault is not None:
+        raise DatasetError(
+            f"{fault}; tools/check_dataset.py lists all such mistakes, and repairs them with --fix"
+        )
+    return content
+
+
+def as_list(names: str | Sequence[str]) -> list[str]:
+    """Return the names of one or several data sets as a list."""
+    return [names] if isinstance(names, str) else list(names)
 
 
 def check_same_classes(names: Sequence[str]) -> None:
     """Raise DatasetError if data sets that are joined number their classes differently."""
-    classes = {name: list(MetadataCatalog.get(name).get("thing_classes", [])) for name in names}
-    first = names[0]
-    for name in names[1:]:
-        if classes[name] != classes[first]:
+    first, *others = names
+    expected = list(MetadataCatalog.get(first).get("thing_classes", []))
+    for name in others:
+        classes = list(MetadataCatalog.get(name).get("thing_classes", []))
+        if classes != expected:
             raise DatasetError(
-                f"the data sets {first!r} and {name!r} have different classes ({classes[first]} and {classes[name]}); "
-                "give both files the same categories with the same ids"
+                f"the data sets {first!r} and {name!r} have different classes "
+                f"({expected} and {classes}); give both files the same categories with the same ids"
             )
 
 
 def class_names_of(names: str | Sequence[str]) -> list[str]:
-    """Names of the classes of registered data sets, which share them; empty if they are not known."""
-    first = names if isinstance(names, str) else names[0]
+    """Return the class names of registered data sets, which share them; empty if not known."""
+    first = as_list(names)[0]
     ensure_class_names(first)
     return list(MetadataCatalog.get(first).get("thing_classes", []))
 
 
 def ensure_class_names(name: str) -> None:
-    """Take the names and ids of a registered data set's classes from its JSON file, if they are not known yet.
+    """Take the classes of a registered data set from its JSON file, if they are not known yet.
 
     Without the file they stay unknown.
     """
     metadata = MetadataCatalog.get(name)
     path = Path(metadata.get("json_file", ""))
-    if metadata.get("thing_classes") or not path.is_file():
-        return
-    set_class_names(name, read_json(path).get("categories", []))
+    if not metadata.get("thing_classes") and path.is_file():
+        set_class_names(name, read_json(path).get("categories", []))
 
 
 def set_class_names(name: str, categories: list[dict[str, Any]]) -> None:
     """Number the classes of a registered data set by rising category id."""
-    ordered = sorted(categories, key=lambda category: category["id"])
+    ordered = sorted(categories, key=itemgetter("id"))
     metadata = MetadataCatalog.get(name)
     metadata.thing_classes = [category["name"] for category in ordered]
     metadata.thing_dataset_id_to_contiguous_id = {
-        category["id"]: i for i, category in enumerate(ordered)
+        category["id"]: label for label, category in enumerate(ordered)
     }
 
 
-def diagnose(name: str) -> str | None:
-    """What is wrong with the JSON file of a registered data set, in words; None if nothing is found."""
-    metadata = MetadataCatalog.get(name)
-    path = Path(metadata.get("json_file", ""))
-    if not path.is_file():
-        remedy = metadata.get(
-            "how_to_get", "check the path, or set DETECTRON2_DATASETS to the folder of the data"
-        )
-        return f"there is no annotation file {path}; {remedy}"
-    try:
-        fault = first_fault(read_coco(path), path)
-    except DatasetError as error:
-        return str(error)
-    return (
-        fault
-        and f"{fault}; tools/check_dataset.py lists all such mistakes, and mends them with --fix"
-    )
-
-
-def read_records(name: str, json_file: Path, image_root: Path) -> list[dict[str, Any]]:
-    """The records of a COCO file that has no faults, in detectron2's format, by rising image id.
-
-    Only boxes and classes are taken: what a mask or a keypoint looks like does not matter.
-    """
-    content = read_coco(json_file)
-    set_class_names(name, content["categories"])
-    number = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
-    annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in content["annotations"]:
-        annotations[annotation["image_id"]].append(
-            {
-                "bbox": annotation["bbox"],
-                "bbox_mode": BoxMode.XYWH_ABS,
-                "category_id": number[annotation["category_id"]],
-                "iscrowd": int(is_ignored(annotation)),
-            }
-        )
-    return [
-        {
-            "file_name": str(image_path(image_root, image["file_name"])),
-            "height": int(image["height"]),
-            "width": int(image["width"]),
-            "image_id": image["id"],
-            "annotations": annotations[image["id"]],
-        }
-        for image in sorted(content["images"], key=lambda image: image["id"])
-    ]
-
-
-def clean_annotations(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Copies of the records with usable boxes only: xyxy, inside the image, with area, no crowds."""
+def clean_annotations(records: list[Record]) -> list[Record]:
+    """Return copies of the records with usable boxes only: xyxy, inside the image, with area."""
     counts: Counter[str] = Counter()
     cleaned = []
     for record in records:
@@ -189,9 +232,11 @@ def clean_annotations(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if usable is not None:
                 annotations.append(usable)
         cleaned.append({**record, "annotations": annotations})
+
     if counts["clipped"] or counts["dropped"]:
         logger.warning(
-            "%d boxes reached out of their image and were clipped, %d boxes without area inside it were dropped",
+            "%d boxes reached out of their image and were clipped, "
+            "%d boxes without area inside it were dropped",
             counts["clipped"],
             counts["dropped"],
         )
@@ -199,46 +244,49 @@ def clean_annotations(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def clean_annotation(
-    annotation: dict[str, Any], width: int, height: int, counts: Counter[str]
-) -> dict[str, Any] | None:
-    """The annotation with a clipped xyxy box, or None if it is not to be used; counts what was done."""
+    annotation: Record, width: int, height: int, counts: Counter[str]
+) -> Record | None:
+    """Return an annotation with its box as clipped xyxy, or None for a crowd or an empty box.
+
+    Boxes that are "clipped" or "dropped" are added to ``counts``.
+    """
     if annotation.get("iscrowd", 0):
         return None
+
     box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-    limits = (width, height, width, height)
-    clipped = [
-        min(max(float(value), 0.0), float(limit)) for value, limit in zip(box, limits, strict=True)
-    ]
-    has_area = clipped[2] > clipped[0] and clipped[3] > clipped[1]  # False for NaN as well
+    x0, x1 = (min(max(float(x), 0.0), float(width)) for x in box[::2])
+    y0, y1 = (min(max(float(y), 0.0), float(height)) for y in box[1::2])
+    has_area = x1 > x0 and y1 > y0  # False for NaN, too
     if not has_area:
         counts["dropped"] += 1
         return None
+
     # A thousandth of a pixel is rounding of the annotation tool.
-    counts["clipped"] += any(abs(a - b) > 1e-3 for a, b in zip(clipped, box, strict=True))
+    clipped = [x0, y0, x1, y1]
+    moved = [abs(after - before) for after, before in zip(clipped, box, strict=True)]
+    counts["clipped"] += max(moved) > 1e-3
     return {**annotation, "bbox": clipped, "bbox_mode": BoxMode.XYXY_ABS}
 
 
-def check_files(records: Sequence[dict[str, Any]]) -> None:
-    """Raise DatasetError if images are missing, with how many and the first."""
-    missing = [record["file_name"] for record in records if is_missing(record["file_name"])]
+def check_files(records: Sequence[Record]) -> None:
+    """Raise DatasetError if images are missing, with their number and the first."""
+    names = [record["file_name"] for record in records]
+    # A path handler may fetch "s3://..." and the like: such an image is not looked for.
+    missing = [name for name in names if "://" not in name and not Path(name).is_file()]
     if missing:
         raise DatasetError(
-            f"{len(missing)} of {len(records)} images are missing, the first is {missing[0]}; check the folder of "
-            "the images, or remove them from the annotations with tools/check_dataset.py --fix"
+            f"{len(missing)} of {len(records)} images are missing, the first is {missing[0]}; "
+            "check the folder of the images, or remove them from the annotations with "
+            "tools/check_dataset.py --fix"
         )
 
 
-def is_missing(file_name: str) -> bool:
-    """Whether a local image is not there; of one that a path handler fetches it is not known."""
-    return "://" not in file_name and not Path(file_name).is_file()
-
-
 def check_class_count(dataset_names: str | list[str], num_classes: int | None) -> None:
-    """Raise DatasetError if a data set has not as many classes as the model, where both are known."""
-    for name in [dataset_names] if isinstance(dataset_names, str) else dataset_names:
+    """Raise DatasetError if a data set has not as many classes as the model, if both are known."""
+    for name in as_list(dataset_names):
         classes = MetadataCatalog.get(name).get("thing_classes", [])
         if classes and num_classes is not None and len(classes) != num_classes:
             raise DatasetError(
-                f"the data set {name!r} has {len(classes)} classes, but the model has {num_classes}; "
-                f"set model.num_classes={len(classes)}"
+                f"the data set {name!r} has {len(classes)} classes, but the model has "
+                f"{num_classes}; set model.num_classes={len(classes)}"
             )

@@ -67,7 +67,7 @@ def use_own_data(
     # The data set is registered under the name of its file when it is loaded.
     categories = {}
     for name, split in splits.items():
-        categories[name] = read_categories(split.json_file)
+        categories[name] = read_categories(split.json_file, keep=name in needed)
         dataset = config.dataloader["train" if name == "train" else "test"].dataset
         dataset.names = str(split.json_file)
         dataset.json_file = str(split.json_file)
@@ -80,7 +80,7 @@ def use_own_data(
 
     # An evaluation has no schedule.
     if "train" in needed:
-        num_images = len(read_coco(splits["train"].json_file)["images"])
+        num_images = len(read_coco(splits["train"].json_file, keep=True)["images"])
         fit_schedule(config, num_images, args.epochs, overridden)
 
 
@@ -115,13 +115,15 @@ def check_complete(
             )
 
 
-def read_categories(json_file: Path) -> dict[int, str]:
+def read_categories(json_file: Path, *, keep: bool) -> dict[int, str]:
     """Return the names of the categories of an annotation file by id.
+
+    With ``keep`` the content stays for the loading of the data.
 
     Raises:
         DatasetError: the file is missing or has no categories.
     """
-    categories = read_coco(json_file)["categories"]
+    categories = read_coco(json_file, keep=keep)["categories"]
     for number, category in enumerate(categories):
         fault = entry_fault("categories", category)
         if fault is not None:

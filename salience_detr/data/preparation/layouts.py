@@ -73,7 +73,7 @@ def find_image_root(json_file: Path, data_dir: Path, name: str) -> Path:
     Raises:
         DatasetError: no usual folder holds any.
     """
-    file_names = first_file_names(read_json(json_file).get("images"))
+    file_names = first_file_names(read_json(json_file, keep=True).get("images"))
     folders = [json_file.parent, *(data_dir / pattern.format(s=name) for pattern in IMAGES)]
     num_found = [count_images(folder, file_names) for folder in folders]
 
