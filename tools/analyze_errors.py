@@ -208,8 +208,12 @@ def table(rows: Sequence[Mapping[str, str | int | float | None]]) -> str:
     """Return a Markdown table of rows with the same keys, - where a value is None."""
     if not rows:
         return ""
+
     headers = [escape(LABELS.get(key, key)) for key in rows[0]]
-    cells = [[escape(x) if isinstance(x, str) else x for x in row.values()] for row in rows]
+    cells = []
+    for row in rows:
+        cells.append([escape(x) if isinstance(x, str) else x for x in row.values()])
+
     # A class may be called 1e5: that is no number.
     texts = [i for i, cell in enumerate(cells[0]) if isinstance(cell, str)]
     style = {"tablefmt": "github", "floatfmt": ".1f", "missingval": "-"}
@@ -230,6 +234,7 @@ def confusion_table(matrix: np.ndarray, names: list[str]) -> str:
             rows.append({"true \\ detected": name} | dict(zip(columns, counts, strict=True)))
         return table(rows)
 
+    # Detections of background and missed boxes are no confusions.
     confused = matrix[:-1, :-1].copy()
     np.fill_diagonal(confused, 0)
     order = np.argsort(-confused, axis=None, kind="stable")[:NUM_CONFUSIONS]
@@ -238,6 +243,7 @@ def confusion_table(matrix: np.ndarray, names: list[str]) -> str:
         count = int(confused[true, detected])
         if count:
             rows.append({"true": names[true], "detected": names[detected], "count": count})
+
     if not rows:
         return "No class is confused."
     return f"The most frequent; all are in report.json.\n\n{table(rows)}"

@@ -64,6 +64,7 @@ DETECTION_COLORS: dict[Outcome, Color] = {
     Outcome.BKG: (230, 0, 0),
     Outcome.IGNORED: GRAY,
 }
+# What the colors of that sheet mean.
 LEGEND = {
     "left: found": GREEN,
     "left: not found": ORANGE,

@@ -169,6 +169,8 @@ def attribute(
     logits = outputs.pred_logits[check_query(query, len(outputs.pred_logits))]
     tokens = outputs.encoding.tokens
     memory = outputs.encoding.memory
+
+    # The graph is kept for the next query.
     memory_gradient, *map_gradients = torch.autograd.grad(
         logits.max(), [memory, *outputs.backbone_maps], retain_graph=True
     )
@@ -246,6 +248,8 @@ def draw_attribution(attributions: Sequence[Attribution]) -> np.ndarray:
     figure, axes = new_sheet(heading, 3 * len(attributions), shape, columns=3, side=420)
     for i, x in enumerate(attributions):
         name = describe_query(x.query, x.class_name, x.score)
+
+        # A row of three panels for each detection.
         box_panel, memory_panel, backbone_panel = axes[3 * i : 3 * i + 3]
         show_image(box_panel, x.image, name)
         show_image(memory_panel, draw_salience(x.image, x.memory), f"{name}: encoder memory")

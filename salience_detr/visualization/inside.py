@@ -224,6 +224,7 @@ def run_stages(predictor: Predictor, image: np.ndarray) -> StageOutputs:
     layer_counts = [counts[0] for counts in selection.layer_counts]
     token_layers = (np.arange(len(token_index)) < np.array(layer_counts)[:, None]).sum(0)
 
+    # Logits become salience, and padding is cut off.
     level_sizes = unpadded_level_sizes(tokens)
     salience = []
     for score_map, (height, width) in zip(selection.score_maps, level_sizes, strict=True):
@@ -269,6 +270,7 @@ def sampling_points(
     """
     samples = (attention.num_heads, attention.num_levels, attention.num_points)
     offsets = attention.sampling_offsets(query).float().unflatten(-1, (*samples, 2))
+
     locations = sampling_locations_from_offsets(reference_points, offsets, tokens.spatial_shapes)[0]
     # From the padded maps to the image: (L, 1, 2), as each level has its own padding.
     locations = locations / tokens.valid_ratios[0][:, None] * pixel_scale(locations, size)[:2]
@@ -288,6 +290,8 @@ def propose_plainly(
     tokens = encoding.tokens
     selection = model.query_selection
     output_memory = model.token_projection(encoding.memory, tokens.output_proposals_valid)
+
+    # As the query selection does, but without its suppression of neighbors.
     scores = selection.class_head(output_memory).amax(-1)
     index = scores.topk(encoding.proposals.token_index.shape[1], dim=1).indices
     boxes = selection.propose_boxes(gather_tokens(output_memory, index), index, tokens)
@@ -298,6 +302,8 @@ def token_cells(tokens: TokenPyramid, index: Tensor, size: tuple[int, int]) -> T
     """Return the cells of tokens (n,) of a batch's first image, of a size (height, width)."""
     level = tokens.token_level[index]
     grid = tokens.token_xy[index]
+
+    # A level without padding covers the image: its cells divide the image evenly.
     sides = pixel_scale(tokens.valid_sizes, size)[:2] / tokens.valid_sizes[0, level]
     cells = torch.cat([grid * sides, (grid + 1) * sides], dim=1)
     return TokenCells(to_numpy(level), to_numpy(grid), to_numpy(cells))

@@ -51,10 +51,13 @@ class QueryFigures:
     def of(cls, proposals: ProposedBoxes) -> QueryFigures:
         """Compute the figures of one image's queries, best first."""
         boxes = torch.from_numpy(proposals.boxes.astype(np.float64))
+        # A box that is inside out has no size.
         sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
         overlaps = box_iou(boxes[:, None], boxes)[0].fill_diagonal_(0).numpy()
 
-        levels, grid = proposals.tokens.levels, proposals.tokens.grid
+        # Neighbors are one step apart on the grid of their level.
+        levels = proposals.tokens.levels
+        grid = proposals.tokens.grid
         steps = np.abs(grid[:, None] - grid).sum(-1)
         adjoining = (steps == 1) & (levels[:, None] == levels)
         return cls(
@@ -226,8 +229,8 @@ def plot_sizes(axes: Axes, series: Sequence[Series]) -> None:
 def plot_overlaps(axes: Axes, series: Sequence[Series]) -> None:
     """Plot a histogram of the highest IoU of each initial box with another one."""
     for x in series:
-        mean, repeats = x.figures.overlaps.mean(), x.figures.repeats.mean()
-        label = f"mean {mean:.2f}; {repeats:.0%} repeat a better one"
+        mean = x.figures.overlaps.mean()
+        label = f"mean {mean:.2f}; {x.figures.repeats.mean():.0%} repeat a better one"
         plot_histogram(axes, x.figures.overlaps, np.linspace(0, 1, 21), x.color, label)
     axes.set_xlabel("highest IoU with the initial box of another query")
     axes.set_title(f"Redundancy: overlap of boxes (a repeat: IoU > {REDUNDANT_IOU})")

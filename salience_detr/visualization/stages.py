@@ -227,6 +227,7 @@ def finite_points(sampling: Sequence[SamplingPoints]) -> tuple[np.ndarray, np.nd
     """Return (n, 2) locations and (n,) weights of the finite points of all layers."""
     points = np.concatenate([x.locations.reshape(-1, 2) for x in sampling])
     weights = np.concatenate([x.weights.ravel() for x in sampling])
+
     is_finite = np.isfinite(points).all(axis=1)
     return points[is_finite], weights[is_finite]
 
@@ -237,6 +238,7 @@ def widest_window(image: np.ndarray, sampling: Sequence[SamplingPoints]) -> Wind
     points, _ = finite_points(sampling)
     margin = size.max() / 4
 
+    # Where points lie outside, the window reaches two pixels further than they do.
     first = points.min(axis=0, initial=0)
     low = np.where(first < 0, np.maximum(first - 2, -margin), 0)
     last = points.max(axis=0, initial=0)
@@ -277,6 +279,8 @@ def closest_window(
     half = np.maximum(shape * 1.15 * reach, 2)
     if half.prod() * 4 > size.prod() / 2:
         return None
+
+    # The window stays inside the image, or is centered where it is larger.
     center = np.where(2 * half >= size, size / 2, np.clip(center, half, size - half))
     x0, y0, x1, y1 = np.concatenate([center - half, center + half]).tolist()
     return x0, y0, x1, y1
