@@ -170,17 +170,19 @@ def find_images(patterns: list[str]) -> tuple[list[Path], list[str]]:
 
 def visualize(
     predictor: Predictor, images: list[Path], args: argparse.Namespace, notes: list[str]
-) -> int:
-    """Draw the images, and return how many could be drawn; notes get a message for each other.
+) -> tuple[int, bool]:
+    """Draw the images; ``notes`` get a message for each that cannot be drawn.
 
-    Ctrl-C ends the work early; the statistics are then those of the images drawn until then.
+    Returns:
+        The number of images drawn, and True if Ctrl-C has ended the work early. The statistics
+        are then those of the images drawn until then.
 
     Raises:
         OSError: a drawing cannot be written.
-        KeyboardInterrupt: after the statistics are written.
     """
     writer = DrawingWriter(args.output, {path.resolve() for path in images})
     num_drawn = 0
+    interrupted = False
     statistics = []
     try:
         for path in tqdm(images, unit="image", desc="looking inside"):
@@ -199,11 +201,13 @@ def visualize(
             num_drawn += 1
             if image_statistics is not None:
                 statistics.append(image_statistics)
-    finally:
-        if statistics:
-            plot = plot_query_statistics(QueryStatistics.joined(statistics))
-            writer.write("queries", {".png": plot})
-    return num_drawn
+    except KeyboardInterrupt:
+        interrupted = True
+
+    if statistics:
+        plot = plot_query_statistics(QueryStatistics.joined(statistics))
+        writer.write("queries", {".png": plot})
+    return num_drawn, interrupted
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -225,10 +229,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
     try:
-        num_drawn = visualize(predictor, images, args, notes)
-    except KeyboardInterrupt:
-        print("interrupted: what was done until then is written", file=sys.stderr)
-        return 130
+        num_drawn, interrupted = visualize(predictor, images, args, notes)
     except OSError as error:
         print(f"error: cannot write to {args.output}: {error.strerror or error}", file=sys.stderr)
         return 2
@@ -236,6 +237,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{num_drawn} images looked into, drawn in {args.output}")
     if notes:
         print(f"{len(notes)} inputs were passed over:", *notes, sep="\n  ", file=sys.stderr)
+    if interrupted:
+        print("interrupted: what was done until then is written", file=sys.stderr)
+        return 130
     return 0 if num_drawn else 1
 
 

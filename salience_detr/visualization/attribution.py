@@ -16,7 +16,6 @@ from torch import Tensor
 from salience_detr.data.images import ImageLike, to_rgb
 from salience_detr.modeling.salience_detr import Encoding, SalienceDETR, padding_mask
 from salience_detr.predictor import ModelInput, Predictor, prepare_input
-from salience_detr.utils.drawing import draw_salience
 from salience_detr.visualization.capture import captured_calls
 from salience_detr.visualization.inside import (
     best_queries,
@@ -252,9 +251,8 @@ def draw_attribution(attributions: Sequence[Attribution]) -> np.ndarray:
         # A row of three panels for each detection.
         box_panel, memory_panel, backbone_panel = axes[3 * i : 3 * i + 3]
         show_image(box_panel, x.image, name)
-        show_image(memory_panel, draw_salience(x.image, x.memory), f"{name}: encoder memory")
-        backbone = draw_salience(x.image, x.backbone)
-        show_image(backbone_panel, backbone, f"{name}: backbone (Grad-CAM)")
+        show_image(memory_panel, x.image, f"{name}: encoder memory", heat=x.memory)
+        show_image(backbone_panel, x.image, f"{name}: backbone (Grad-CAM)", heat=x.backbone)
         for panel in (box_panel, memory_panel, backbone_panel):
             draw_box(panel, x.box, palette_color(i))
 

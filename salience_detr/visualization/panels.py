@@ -17,6 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from salience_detr.utils.drawing import draw_salience
+
 # Okabe and Ito's colors, which color-blind people tell apart.
 PALETTE = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#f0e442", "#0072b2")
 DPI = 100
@@ -38,6 +40,14 @@ def resize_map(values: np.ndarray, image: np.ndarray) -> np.ndarray:
     """Resize a level's (h, w) map over a whole image, bilinearly, to (height, width) float32."""
     size = image.shape[1], image.shape[0]
     return cv2.resize(values.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+
+
+def shrink(image: np.ndarray, side: int = 1200) -> np.ndarray:
+    """Reduce an (H, W, 3) image to a longer side of at most ``side`` pixels."""
+    height, width = image.shape[:2]
+    factor = min(1.0, side / max(height, width))
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    return cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA)
 
 
 def new_sheet(
@@ -70,13 +80,37 @@ def new_sheet(
     return figure, axes[:count]
 
 
-def show_image(axes: Axes, image: np.ndarray, title: str, window: Window | None = None) -> None:
-    """Show an (H, W, 3) uint8 RGB image on a panel, or the part in an xyxy window of it."""
+def show_image(
+    axes: Axes,
+    image: np.ndarray,
+    title: str,
+    *,
+    window: Window | None = None,
+    heat: np.ndarray | None = None,
+) -> None:
+    """Show an image on a panel.
+
+    Args:
+        axes: the panel.
+        image: (H, W, 3) uint8 RGB.
+        title: text above it.
+        window: xyxy of the part to show, by default all; what lies outside the image is gray.
+        heat: (h, w) map in [0, 1] to draw over the whole image.
+    """
     height, width = image.shape[:2]
     x0, y0, x1, y1 = window or (0, 0, width, height)
 
+    # Of very large images only as many pixels are drawn as can be seen.
+    left = max(0, math.floor(x0))
+    top = max(0, math.floor(y0))
+    right = min(width, math.ceil(x1))
+    bottom = min(height, math.ceil(y1))
+    shown = shrink(image[top:bottom, left:right])
+    if heat is not None:
+        shown = draw_salience(shown, resize_map(heat, shown))
+
     # By default a pixel's center, not its edge, has whole coordinates.
-    axes.imshow(image, extent=(0, width, height, 0), interpolation="bilinear")
+    axes.imshow(shown, extent=(left, right, bottom, top), interpolation="bilinear")
     axes.set(xlim=(x0, x1), ylim=(y1, y0), xticks=[], yticks=[], facecolor="gainsboro")
     axes.spines[:].set_visible(False)
 

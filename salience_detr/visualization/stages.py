@@ -10,7 +10,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from salience_detr.utils.drawing import draw_salience
 from salience_detr.visualization.inside import SamplingPoints, StageOutputs
 from salience_detr.visualization.panels import (
     Window,
@@ -20,7 +19,6 @@ from salience_detr.visualization.panels import (
     new_sheet,
     palette_color,
     render,
-    resize_map,
     show_image,
 )
 
@@ -43,7 +41,7 @@ def draw_salience_levels(outputs: StageOutputs) -> np.ndarray:
     for panel, name, salience in zip(axes[1:], outputs.level_names, outputs.salience, strict=True):
         rows, columns = salience.shape
         title = f"{name}: {columns} x {rows} tokens, highest {salience.max():.2f}"
-        show_image(panel, draw_salience(image, resize_map(salience / top, image)), title)
+        show_image(panel, image, title, heat=salience / top)
 
     scale = ScalarMappable(Normalize(0, top), cmap="viridis")
     figure.colorbar(scale, ax=axes, location="bottom", shrink=0.4, aspect=40)
@@ -77,7 +75,8 @@ def draw_selected_tokens(outputs: StageOutputs) -> np.ndarray:
     labels = []
     for layer in range(1, num_layers + 1):
         num_tokens = (outputs.token_layers == layer).sum()
-        labels.append(f"{layer} layer{'s' * (layer > 1)}: {num_tokens} tokens")
+        words = "1 layer" if layer == 1 else f"{layer} layers"
+        labels.append(f"{words}: {num_tokens} tokens")
     add_legend(figure, colors.to_rgba(np.arange(1, num_layers + 1)).tolist(), labels)
     return render(figure)
 
@@ -182,7 +181,7 @@ def draw_sampling_points(outputs: StageOutputs, query: int | None = None) -> np.
                 title += f", {outside:.0%} of the attention outside"
 
             panel = axes[row * num_layers + layer]
-            show_image(panel, image, title, window)
+            show_image(panel, image, title, window=window)
             draw_points(panel, points)
             draw_box(panel, boxes[layer], "black", 3)
             draw_box(panel, boxes[layer], "white")
