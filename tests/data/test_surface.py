@@ -79,10 +79,11 @@ def test_a_box_encloses_the_visible_pixels_exactly(name):
 def test_a_defect_over_the_border_is_cut_and_its_box_with_it():
     defect = DEFECTS["stain"](np.random.default_rng(0), 1.0, 0.0)
     size = defect.strength.shape[1]
-    cropped, x, y = _crop(defect, -size // 5, 0, 400, 400)
-    assert (x, y) == (0, 0) and cropped.strength.shape[1] == size - (
-        size // 5 + (1 if size % 5 else 0)
-    )
+    left = -size // 5
+    cropped = _crop(defect, left, 0, 400, 400)
+    assert cropped.strength.shape[1] == size + left
+    assert np.array_equal(cropped.strength, defect.strength[:400, -left:])
+    assert _crop(defect, 400, 0, 400, 400) is None
 
 
 def test_images_hold_up_to_the_wanted_number_of_defects_and_sometimes_none():
