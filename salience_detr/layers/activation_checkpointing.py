@@ -1,4 +1,4 @@
-"""Activation checkpointing: less memory for more time, by computing activations again in backward."""
+"""Activation checkpointing: less memory for more time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpoint_activations(module: nn.Module) -> None:
-    """Make a module, in place, keep its inputs only and compute the rest again in the backward pass.
+    """Make a module, in place, keep only its inputs and recompute activations in the backward pass.
 
-    Results and gradients stay the same, random numbers and the running statistics of BatchNorm included.
+    Results and gradients stay the same, random numbers and BatchNorm's running statistics included.
     """
     has_batch_norm = any(isinstance(child, _BatchNorm) for child in module.modules())
     context = {"context_fn": partial(checkpoint_contexts, module)} if has_batch_norm else {}
@@ -22,7 +22,7 @@ def checkpoint_activations(module: nn.Module) -> None:
 
 
 def checkpoints_batch_norm(module: nn.Module) -> bool:
-    """Whether the activations of a module itself are computed again, with BatchNorm among its layers."""
+    """Return whether this very module is checkpointed and has BatchNorm among its layers."""
     forward = module.__dict__.get("forward")
     return isinstance(forward, partial) and "context_fn" in forward.keywords
 
@@ -30,25 +30,24 @@ def checkpoints_batch_norm(module: nn.Module) -> bool:
 def checkpoint_contexts(
     module: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What the first and the second computation run in."""
+    """Return the contexts of the first and the second computation."""
     return nullcontext(), still_statistics(module)
 
 
 @contextmanager
 def still_statistics(module: nn.Module) -> Iterator[None]:
-    """Normalize by the statistics of the batch without counting it a second time."""
-    norms = [x for x in module.modules() if isinstance(x, _BatchNorm)]
-    counts = [x.num_batches_tracked for x in norms]
-    before = [
-        (norm, norm.momentum, None if count is None else count.clone())
-        for norm, count in zip(norms, counts, strict=True)
-    ]
-    for norm in norms:
-        norm.momentum = 0.0
+    """Normalize by the statistics of the batch without counting the batch a second time."""
+    saved = []
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm):
+            count = norm.num_batches_tracked
+            saved.append((norm, norm.momentum, None if count is None else count.clone()))
+            norm.momentum = 0.0  # running statistics keep all of what they are
+
     try:
         yield
     finally:
-        for norm, momentum, count in before:
+        for norm, momentum, count in saved:
             norm.momentum = momentum
             if norm.num_batches_tracked is not None and count is not None:
                 norm.num_batches_tracked.copy_(count)

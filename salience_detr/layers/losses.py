@@ -10,13 +10,15 @@ from torch import Tensor
 def iou_aware_class_loss(
     logits: Tensor, targets: Tensor, positive: Tensor, *, alpha: float = 0.75, gamma: float = 2.0
 ) -> Tensor:
-    """Varifocal-style loss: binary cross entropy towards the IoU, weighted by it where matched.
+    """Compute a varifocal-style loss: binary cross entropy towards the IoU, weighted by it.
 
-    sum of w * BCE(p, t), with w = t where ``positive`` and alpha * p^gamma elsewhere; w carries no gradient.
+    sum of w * BCE(p, t), with w = t where ``positive`` and w = alpha * p^gamma elsewhere; w carries
+    no gradient.
 
     Args:
         logits: any shape.
-        targets: same shape, t in [0, 1], detached: the IoU of a matched prediction at its class, else 0.
+        targets: same shape, t in [0, 1], detached: the IoU of a matched prediction at its class,
+            0 elsewhere.
         positive: same shape, True where matched.
     """
     background = alpha * logits.detach().sigmoid() ** gamma
@@ -27,10 +29,10 @@ def iou_aware_class_loss(
 def soft_focal_loss(
     logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:
-    """Focal loss towards soft targets t.
+    """Compute the focal loss towards soft targets t.
 
-    sum of w * BCE(p, t), with w = (1 - alpha) * p^gamma * (1 - t) + alpha * t * (1 - p)^gamma; gradient flows
-    through w.
+    sum of w * BCE(p, t), with w = (1 - alpha) * p^gamma * (1 - t) + alpha * t * (1 - p)^gamma;
+    gradient flows through w.
 
     Args:
         logits: any shape.
@@ -38,4 +40,5 @@ def soft_focal_loss(
     """
     p = logits.sigmoid()
     weight = (1 - alpha) * p**gamma * (1 - targets) + alpha * targets * (1 - p) ** gamma
-    return (weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")).sum()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (weight * cross_entropy).sum()

@@ -1,12 +1,15 @@
 """Multi-scale deformable attention (Deformable DETR, section 4.1).
 
-Symbols: B images, Q queries, S value tokens of L levels, M heads of C channels, P points per head and level.
+Two operators: the plain one takes sampling locations and attention weights, the fused one the
+outputs of the linear layers. Each has a PyTorch reference, which runs where no compiled one is.
+
+Symbols: B images, Q queries, S value tokens of L levels, M heads of C channels, P points per head
+and level.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +25,10 @@ def ms_deform_attn_reference(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Weighted sum of bilinear samples, in plain PyTorch: readable, on any device, and slow.
+    """Compute the weighted sum of bilinear samples in plain PyTorch: readable, and slow.
 
-    A location (x, y) in [0, 1] reads pixel (x * W - 0.5, y * H - 0.5) of its level; outside the map there are zeros,
-    also where a location is not finite.
+    A location (x, y) in [0, 1] reads pixel (x * W - 0.5, y * H - 0.5) of its level. Outside of the
+    map there are zeros, also where a location is not finite.
 
     Args:
         value: (B, S, M, C).
@@ -38,37 +41,42 @@ def ms_deform_attn_reference(
         (B, Q, M * C) in the dtype of ``value``; sampling and sums are done in float32 at least.
     """
     batch, _, heads, channels = value.shape
-    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
+    num_queries = sampling_locations.shape[1]
+    num_points = sampling_locations.shape[4]
     dtype = torch.promote_types(value.dtype, torch.float32)
-    shapes = [(int(h), int(w)) for h, w in spatial_shapes.tolist()]
-    maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B*M, C, S)
-    # What is not finite lies outside.
+
+    # Images and heads become one batch dimension, as grid_sample needs it.
+    maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B * M, C, S)
+    weights = attention_weights.to(dtype).transpose(1, 2).flatten(0, 1)  # (B * M, Q, L, P)
+
+    # grid_sample's coordinates lie in [-1, 1]; locations that are not finite are put outside.
     locations = torch.where(sampling_locations.abs() < 1e6, sampling_locations, -1).to(dtype)
-    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B*M, Q, L, P, 2)
-    weights = attention_weights.to(dtype).transpose(1, 2).flatten(0, 1)  # (B*M, Q, L, P)
-    output = maps.new_zeros(batch * heads, channels, queries)
-    for level, (feature_map, (height, width)) in enumerate(
-        zip(maps.split([h * w for h, w in shapes], dim=2), shapes, strict=True)
-    ):
-        if height * width == 0:
+    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * M, Q, L, P, 2)
+
+    output = maps.new_zeros(batch * heads, channels, num_queries)
+    shapes = [(int(height), int(width)) for height, width in spatial_shapes.tolist()]
+    levels = maps.split([height * width for height, width in shapes], dim=2)
+    for level, (height, width) in enumerate(shapes):
+        if height * width == 0 or num_points == 0:
             continue
         samples = F.grid_sample(
-            feature_map.unflatten(2, (height, width)),
+            levels[level].unflatten(2, (height, width)),
             grids[:, :, level],
             mode="bilinear",
             padding_mode="zeros",
             align_corners=False,
-        )  # (B*M, C, Q, P)
-        output = output + (samples * weights[:, None, :, level]).sum(-1) if points else output
-    return output.view(batch, heads * channels, queries).transpose(1, 2).to(value.dtype)
+        )  # (B * M, C, Q, P)
+        output = output + (samples * weights[:, None, :, level]).sum(-1)
+    return output.view(batch, heads * channels, num_queries).transpose(1, 2).to(value.dtype)
 
 
 def sampling_locations_from_offsets(
     reference_points: Tensor, sampling_offsets: Tensor, spatial_shapes: Tensor
 ) -> Tensor:
-    """Where each point samples, given the reference of its query.
+    """Compute the sampling locations from the reference points and offsets of the queries.
 
-    A 2-d reference (x, y) is shifted by offset / (W, H); a 4-d one (cx, cy, w, h) by offset / P * (w, h) / 2.
+    A reference (x, y) is shifted by offset / (W, H); a reference (cx, cy, w, h) by
+    offset / P * (w, h) / 2.
 
     Args:
         reference_points: (B, Q, L or 1, 2 or 4), normalized by the padded map of each level.
@@ -77,17 +85,22 @@ def sampling_locations_from_offsets(
 
     Returns:
         (B, Q, M, L, P, 2) in the dtype of ``reference_points``.
+
+    Raises:
+        ValueError: a reference has neither 2 nor 4 coordinates.
     """
     reference = reference_points[:, :, None, :, None, :]
     offsets = sampling_offsets.to(reference.dtype)
+
     if reference.shape[-1] == 2:
-        # A level without tokens gives nothing, whatever the location; only a division by zero would do harm.
+        # A level without tokens gives nothing, wherever it is sampled; avoid the division by zero.
         sizes = spatial_shapes.flip(-1).clamp(min=1).to(reference.dtype)
         return reference + offsets / sizes[:, None, :]
     if reference.shape[-1] == 4:
         return reference[..., :2] + offsets / offsets.shape[4] * reference[..., 2:] * 0.5
     raise ValueError(
-        f"reference_points must have 2 or 4 coordinates in their last dimension, got {reference.shape[-1]}"
+        "reference_points must have 2 or 4 coordinates in their last dimension, got "
+        f"{reference.shape[-1]}"
     )
 
 
@@ -99,7 +112,7 @@ def ms_deform_attn_fused_reference(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """The chain that :func:`ms_deform_attn_fused` computes in one go, in plain PyTorch."""
+    """Compute :func:`ms_deform_attn_fused` step by step in plain PyTorch."""
     locations = sampling_locations_from_offsets(reference_points, sampling_offsets, spatial_shapes)
     logits = attention_logits.to(torch.promote_types(attention_logits.dtype, torch.float32))
     weights = logits.flatten(-2).softmax(-1).view_as(logits)
@@ -113,11 +126,11 @@ def ms_deform_attn(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Multi-scale deformable attention; see :func:`ms_deform_attn_reference` for shapes and meaning.
+    """Attend by sampling locations and weights, shapes as in :func:`ms_deform_attn_reference`.
 
-    Runs ``torch.ops.salience_detr.ms_deform_attn`` where it is compiled for the device, else the PyTorch form. The
-    operator wants ``sampling_locations`` in float32 (float64 with a float64 value), whatever the value's type is, and
-    the other tensors in the value's type or in float32.
+    Runs ``torch.ops.salience_detr.ms_deform_attn`` where it is compiled for the device, else the
+    reference. The operator takes ``sampling_locations`` in float32 (float64 with a float64 value)
+    whatever the type of the value, and the other tensors in the value's type or float32.
 
     Raises:
         RuntimeError: sizes, types or devices do not fit together.
@@ -139,14 +152,15 @@ def ms_deform_attn_fused(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """The same attention from what the linear layers give: locations and softmax over L * P are computed inside.
+    """Attend by reference points, offsets and logits; locations and softmax over L * P are inside.
 
     Args:
         value: (B, S, M, C).
         spatial_shapes: (L, 2) integers (H, W).
         level_start_index: (L,).
         reference_points: (B, Q, L or 1, 2 or 4), float32 (float64 with a float64 value).
-        sampling_offsets: (B, Q, M, L, P, 2), in pixels (2-d) or in half boxes / P (4-d).
+        sampling_offsets: (B, Q, M, L, P, 2), in pixels of the level for references of 2 numbers, in
+            half boxes divided by P for references of 4.
         attention_logits: (B, Q, M, L, P), before the softmax.
 
     Returns:
@@ -175,7 +189,11 @@ def ms_deform_attn_fused(
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """Each query samples P points per head and level of the value maps around its reference."""
+    """Attention of each query to P points per head and level around its reference.
+
+    Raises:
+        ValueError: ``embed_dim`` is no multiple of ``num_heads``.
+    """
 
     def __init__(
         self, *, embed_dim: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 4
@@ -185,7 +203,9 @@ class MultiScaleDeformableAttention(nn.Module):
             raise ValueError(
                 f"embed_dim ({embed_dim}) must be divisible by num_heads ({num_heads})"
             )
-        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        self.num_heads = num_heads
+        self.num_levels = num_levels
+        self.num_points = num_points
         self.sampling_offsets = nn.Linear(embed_dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(embed_dim, num_heads * num_levels * num_points)
         self.value_proj = nn.Linear(embed_dim, embed_dim)
@@ -193,7 +213,7 @@ class MultiScaleDeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Heads start looking in evenly spread directions, point p at p + 1 pixels, all with equal weight."""
+        """Let each head look in its own direction, point p at p + 1 pixels, with equal weights."""
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
         directions = directions / directions.abs().amax(-1, keepdim=True)
@@ -201,12 +221,11 @@ class MultiScaleDeformableAttention(nn.Module):
         offsets = directions[:, None, None] * steps[:, None]
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_levels, -1, -1).flatten())
-        for zeroed in (
-            self.sampling_offsets.weight,
-            self.attention_weights.weight,
-            self.attention_weights.bias,
-        ):
-            nn.init.zeros_(zeroed)
+
+        # The start does not depend on the query.
+        nn.init.zeros_(self.sampling_offsets.weight)
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
         for projection in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
@@ -238,18 +257,35 @@ class MultiScaleDeformableAttention(nn.Module):
         projected = self.value_proj(value)
         if padding_mask is not None:
             projected = projected.masked_fill(padding_mask[..., None], 0)
+
+        # Coordinates never have less than single precision, also under autocast.
+        reference_dtype = torch.promote_types(projected.dtype, torch.float32)
         samples = (self.num_heads, self.num_levels, self.num_points)
         output = self.sample(
             projected.view(batch, projected.shape[1], self.num_heads, -1),
             spatial_shapes,
             level_start_index,
-            # Never less than single precision, also under autocast.
-            reference_points.to(torch.promote_types(projected.dtype, torch.float32)),
+            reference_points.to(reference_dtype),
             self.sampling_offsets(query).view(batch, queries, *samples, 2),
             self.attention_weights(query).view(batch, queries, *samples),
         )
         return self.output_proj(output)
 
-    def sample(self, *tensors: Any) -> Tensor:
-        """The attention proper; see :func:`ms_deform_attn_fused`."""
-        return ms_deform_attn_fused(*tensors)
+    def sample(
+        self,
+        value: Tensor,
+        spatial_shapes: Tensor,
+        level_start_index: Tensor,
+        reference_points: Tensor,
+        sampling_offsets: Tensor,
+        attention_logits: Tensor,
+    ) -> Tensor:
+        """Run the operator; a method of its own because exported graphs replace it."""
+        return ms_deform_attn_fused(
+            value,
+            spatial_shapes,
+            level_start_index,
+            reference_points,
+            sampling_offsets,
+            attention_logits,
+        )

@@ -1,4 +1,7 @@
-"""The compiled deformable-attention operator: loading it, and what PyTorch must know to trace and differentiate it."""
+"""The compiled deformable-attention operator: loading, tracing and gradients.
+
+The schemas and kernels are registered by the library itself, from ops/csrc.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ import torch
 from torch import Tensor
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# A wheel holds the sources and, if there was a compiler, the library; a checkout has the sources beside the package.
+# A wheel holds the sources and, if there was a compiler, the library. A checkout has the sources
+# beside the package.
 BUILT_AHEAD = PACKAGE / "_operator"
 BUILDERS = (PACKAGE.parent / "ops" / "build.py", PACKAGE / "_ops" / "build.py")
 BUILDER = next((path for path in BUILDERS if path.exists()), None)
@@ -25,55 +29,67 @@ NAMES = ("ms_deform_attn", "ms_deform_attn_fused")
 
 @torch.compiler.assume_constant_result
 def is_compiled_for(device_type: str) -> bool:
-    """Whether tensors on such a device ("cpu", "cuda", "meta") can go to ``torch.ops.salience_detr``."""
+    """Return whether ``torch.ops.salience_detr`` runs on a device ("cpu", "cuda", "meta")."""
     if not load_operator():
         return False
+
     key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(device_type, "")
-    found = bool(key) and torch._C._dispatch_has_kernel_for_dispatch_key(
-        "salience_detr::ms_deform_attn", key
-    )
-    if not found:
-        warn_of_slow_form(f"the operator was built without {device_type}")
-    return found
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    if key and has_kernel("salience_detr::ms_deform_attn", key):
+        return True
+    warn_of_reference(f"the operator was built without {device_type}")
+    return False
 
 
 @functools.cache
 def load_operator() -> bool:
-    """Load the operator, built first if there is no library for this PyTorch; False, after a warning, if impossible.
+    """Load the operator, and build it first if there is no library for this PyTorch.
 
-    SALIENCE_DETR_OPERATOR=off turns it off. Programs that hold the operator (torch.export.load) need this call first.
+    SALIENCE_DETR_OPERATOR=off turns it off. Call this before loading a program that holds the
+    operator (torch.export.load).
+
+    Returns:
+        False, after a warning, if the operator cannot be had.
     """
     if os.environ.get("SALIENCE_DETR_OPERATOR", "").lower() == "off":
         return False
     if BUILDER is None:
-        warn_of_slow_form("the package was installed without the operator's sources")
+        warn_of_reference("the package was installed without the operator's sources")
         return False
+
     builder = import_file(BUILDER)
     try:
         library = find_or_build(builder)
     except (builder.BuildError, OSError) as error:
-        warn_of_slow_form(str(error))
+        warn_of_reference(str(error))
         return False
+
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
-        warn_of_slow_form(f"{error}\nDelete {library.parent} to have it built again.")
+        warn_of_reference(f"{error}\nDelete {library.parent} to have it built again.")
         return False
+
     register()
     return True
 
 
 def find_or_build(builder: ModuleType) -> Path:
-    """The library for the devices of this machine; for the CPU alone, after a warning, if the CUDA part fails."""
+    """Return the library for the devices of this machine.
+
+    If the CUDA part cannot be built, it is the library for the CPU alone, after a warning.
+
+    Raises:
+        BuildError: not even that one can be built.
+    """
     architectures = builder.architectures()
     roots = [BUILT_AHEAD]
-    with contextlib.suppress(
-        builder.BuildError
-    ):  # without a home folder there is only what was built ahead
+    with contextlib.suppress(builder.BuildError):  # there is no home folder
         roots.append(builder.cache_root())
     library = builder.find(roots, architectures)
     if library is not None:
         return library
+
     try:
         return builder.build(builder.cache_root(), architectures)
     except builder.BuildError as error:
@@ -87,7 +103,7 @@ def find_or_build(builder: ModuleType) -> Path:
 
 
 def import_file(path: Path) -> ModuleType:
-    """A Python file that belongs to no package, as a module."""
+    """Import a Python file that belongs to no package."""
     spec = importlib.util.spec_from_file_location("salience_detr_operator_build", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -96,18 +112,19 @@ def import_file(path: Path) -> ModuleType:
 
 
 @functools.cache
-def warn_of_slow_form(reason: str) -> None:
-    """Say once why the model is slow and what helps."""
+def warn_of_reference(reason: str) -> None:
+    """Warn, once per reason, that the reference runs instead, with the remedy."""
     warnings.warn(
         f"the compiled deformable-attention operator is not used: {reason}\n"
-        "Its PyTorch form is, which is several times slower. With a C++ compiler (and nvcc for CUDA) at hand, "
-        f"'{sys.executable} {BUILDER}' builds it and says what is wrong; SALIENCE_DETR_OPERATOR=off stops trying.",
+        "The PyTorch reference is, which is much slower. With a C++ compiler (and nvcc for "
+        f"CUDA) at hand, '{sys.executable} {BUILDER}' builds the operator and reports errors; "
+        "SALIENCE_DETR_OPERATOR=off stops trying.",
         stacklevel=2,
     )
 
 
 def register() -> None:
-    """Shapes for tracing, and gradients."""
+    """Register fake kernels, which give shapes for tracing, and gradients."""
     for name in NAMES:
         torch.library.register_fake(f"salience_detr::{name}", fake_forward)
         torch.library.register_autograd(
@@ -123,6 +140,7 @@ def register() -> None:
 
 
 def fake_forward(value: Tensor, *others: Tensor) -> Tensor:
+    """Return an output of the right shape, (B, Q, M * C); the last input is (B, Q, M, L, P)."""
     batch, _, heads, channels = value.shape
     return value.new_empty(batch, others[-1].shape[1], heads * channels)
 
@@ -130,10 +148,13 @@ def fake_forward(value: Tensor, *others: Tensor) -> Tensor:
 def fake_gradients(
     value: Tensor, tensors: tuple[Tensor, ...], needed: list[bool]
 ) -> tuple[Tensor, ...]:
-    return tuple(
-        torch.empty(x.shape, dtype=x.dtype, device=x.device) if wanted else value.new_empty(0)
-        for x, wanted in zip(tensors, needed, strict=True)
-    )
+    """Return gradients of the right shapes; those that are not needed are empty."""
+    gradients = []
+    for tensor, is_needed in zip(tensors, needed, strict=True):
+        shape = tensor.shape if is_needed else (0,)
+        like = tensor if is_needed else value
+        gradients.append(torch.empty(shape, dtype=like.dtype, device=like.device))
+    return tuple(gradients)
 
 
 def fake_backward(
@@ -164,21 +185,27 @@ def fake_fused_backward(
 
 
 def save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """Save all inputs for the backward pass."""
     ctx.save_for_backward(*inputs)
 
 
 def differentiate(name: str, ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of value and of all inputs after the two that describe the levels."""
+    """Compute the gradients of the value and of the inputs after the shapes of the levels."""
     needed = list(ctx.needs_input_grad)
-    wanted = needed[:1] + needed[3:]
+    differentiable = needed[:1] + needed[3:]
     operator = getattr(torch.ops.salience_detr, f"{name}_backward")
-    grads = operator(grad_output, *ctx.saved_tensors, wanted)
-    kept = [grad if is_wanted else None for grad, is_wanted in zip(grads, wanted, strict=True)]
-    return (kept[0], None, None, *kept[1:])
+    grads = list(operator(grad_output, *ctx.saved_tensors, differentiable))
+
+    # The operator gives empty tensors where autograd expects None.
+    for i, is_needed in enumerate(differentiable):
+        if not is_needed:
+            grads[i] = None
+    return (grads[0], None, None, *grads[1:])
 
 
 def refuse_second_derivatives(ctx: Any, *grads: Tensor) -> None:
+    """Raise NotImplementedError: the compiled backward pass cannot be differentiated."""
     raise NotImplementedError(
         "the compiled deformable attention has first derivatives only; "
-        "set SALIENCE_DETR_OPERATOR=off for the PyTorch form"
+        "set SALIENCE_DETR_OPERATOR=off for the PyTorch reference"
     )

@@ -19,10 +19,8 @@ def sine_encoding(coordinates: Tensor, num_features: int, temperature: float = 1
         (..., num_features): sin and cos interleaved; features 2k and 2k+1 have frequency
         2*pi / temperature^(2k / num_features).
     """
-    exponent = (
-        torch.arange(0, num_features, 2, dtype=coordinates.dtype, device=coordinates.device)
-        / num_features
-    )
+    even = torch.arange(0, num_features, 2, dtype=coordinates.dtype, device=coordinates.device)
+    exponent = even / num_features
     angles = coordinates[..., None] * (2 * math.pi) / temperature**exponent
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
@@ -43,14 +41,18 @@ class SinePositionEncoding(nn.Module):
         unpadded = (~padding_mask).to(dtype)
         axes = []
         for dim in (1, 2):  # y, x
-            count = unpadded.cumsum(dim)
-            total = count.narrow(dim, count.shape[dim] - 1, 1)
-            axes.append(
-                sine_encoding((count - 0.5) / (total + 1e-6), self.num_features, self.temperature)
-            )
+            # 1 for the first unpadded element of a row or column, n for the last one.
+            number = unpadded.cumsum(dim)
+            total = number.narrow(dim, number.shape[dim] - 1, 1)
+            position = (number - 0.5) / (total + 1e-6)
+            axes.append(sine_encoding(position, self.num_features, self.temperature))
         return torch.cat(axes, dim=-1)
 
 
 def box_sine_encoding(boxes: Tensor, num_features: int) -> Tensor:
-    """(..., 4) boxes (cx, cy, w, h) in [0, 1] -> (..., 4 * num_features), in the order y, x, w, h."""
+    """Encode (..., 4) boxes (cx, cy, w, h) in [0, 1].
+
+    Returns:
+        (..., 4 * num_features), in the order y, x, w, h.
+    """
     return sine_encoding(boxes[..., [1, 0, 2, 3]], num_features).flatten(-2)

@@ -1,4 +1,4 @@
-"""The CUDA kernels, run thread by thread on the CPU, against the PyTorch form: no GPU needed."""
+"""The CUDA kernels, run thread by thread on the CPU, against the PyTorch reference: no GPU needed."""
 
 from __future__ import annotations
 

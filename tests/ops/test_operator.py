@@ -1,4 +1,4 @@
-"""The compiled operator against the PyTorch form, at its borders, and as part of PyTorch's machinery."""
+"""The compiled operator against the PyTorch reference, at its borders, and as part of PyTorch's machinery."""
 
 from __future__ import annotations
 
