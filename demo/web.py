@@ -203,7 +203,9 @@ def build_blocks(page: Page, model: str) -> gradio.Blocks:
                 with gr.Row():
                     boxes = image(label="Detections")
                     salience = image(label="Salience: purple (none) to yellow (most)")
-                table = gr.Dataframe(headers=COLUMNS, label="Boxes in pixels", elem_id="table")
+                table = gr.Dataframe(
+                    headers=COLUMNS, label="Boxes in pixels", interactive=False, elem_id="table"
+                )
 
         inputs = [seen, threshold, wanted]
         outputs = [boxes, summary, table]

@@ -237,8 +237,7 @@ def server(tmp_path):
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         read_log = (tmp_path / "log").read_text
         try:
-            is_up = lambda: "http://" in read_log() or process.poll() is not None  # noqa: E731
-            wait_for(is_up, "the server", seconds=120)
+            wait_for(lambda: "http://" in read_log() or process.poll(), "the server", seconds=120)
             address = read_log().partition("Salience DETR at ")[2].split(" ")[0]
             assert address, read_log()
             yield SimpleNamespace(address=address, process=process, read_log=read_log, files=files)
