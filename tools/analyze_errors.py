@@ -22,10 +22,10 @@ from pycocotools.coco import COCO
 from tabulate import tabulate
 
 from salience_detr.evaluation.comparison import (
+    QUALITY,
     SCORE_THRESHOLD,
     draw_worst_images,
     find_image_folder,
-    write_image,
 )
 from salience_detr.evaluation.confusion import confusion_matrix, plot_confusion
 from salience_detr.evaluation.error_analysis import (
@@ -53,7 +53,7 @@ from salience_detr.evaluation.results import (
     summary,
 )
 from salience_detr.utils.errors import print_error
-from salience_detr.utils.files import check_output_dir, written_whole
+from salience_detr.utils.files import check_output_dir, write_image, written_whole
 
 CLASS_METRICS = ("class", "boxes", *METRICS, "AR", "recall", "precision")
 ERROR_KEYS = tuple(outcome.value for outcome in FALSE_POSITIVES)
@@ -278,7 +278,7 @@ def write_worst_images(
     if sheet is None:
         path.unlink(missing_ok=True)
         return False
-    write_image(path, sheet)
+    write_image(path, sheet, quality=QUALITY)
     return True
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw a data set: the annotations as they are in the file, or what the training loader yields after augmentation.
+"""Draw a data set: the annotations of the file, or what the training loader yields.
 
 tools/visualize_data.py --config-file configs/neu_det_r18.py --output drawn
 tools/visualize_data.py --config-file F --data-dir data/mine --output drawn --augmented --count 50
@@ -10,16 +10,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from detectron2.config import instantiate
 from detectron2.structures import BoxMode
 from omegaconf import DictConfig
-from PIL import Image
 from tqdm import tqdm
 
 from salience_detr.config import ConfigError, load_config
@@ -27,26 +25,40 @@ from salience_detr.data import DatasetError, DataWorkerError, ImageReadError, ba
 from salience_detr.data.datasets import class_names_of
 from salience_detr.engine.own_data import add_data_arguments, use_own_data
 from salience_detr.utils.drawing import class_colors, draw_boxes
-from salience_detr.utils.errors import one_line
+from salience_detr.utils.errors import print_error
+from salience_detr.utils.files import unused_path, write_image
 
-Drawing = tuple[str, np.ndarray, list[list[float]], list[int]]
+
+@dataclass(frozen=True)
+class Sample:
+    """An image of the data set and its ground truth.
+
+    Attributes:
+        name: stem of the file of its drawing.
+        image: (H, W, 3) uint8 RGB.
+        boxes: (G, 4) absolute xyxy.
+        classes: G class indices.
+    """
+
+    name: str
+    image: np.ndarray
+    boxes: np.ndarray
+    classes: list[int]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
-    parser.add_argument("--split", choices=("train", "val"), default="train")
-    parser.add_argument(
-        "--augmented", action="store_true", help="what the training loader yields, batch by batch"
-    )
-    parser.add_argument(
-        "--count", type=int, default=20, metavar="N", help="images, at most (default: 20)"
-    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE")
+    add("--output", required=True, type=Path, metavar="DIR")
+    add("--split", choices=("train", "val"), default="train")
+    add("--augmented", action="store_true", help="draw what the training loader yields")
+    add("--count", type=int, default=20, metavar="N", help="images, at most (default: 20)")
     add_data_arguments(parser)
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
+    add("opts", nargs="*", metavar="key=value", help="overrides of the config")
+
     args = parser.parse_intermixed_args(argv)
     if args.count < 1:
         parser.error(f"--count is {args.count}; it must be at least 1")
@@ -55,65 +67,75 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def annotated(config: DictConfig, split: str) -> Iterator[Drawing]:
-    """Name, (H, W, 3) uint8 RGB image, boxes (absolute xyxy) and classes, as they are in the file."""
-    dataset = config.dataloader["train" if split == "train" else "test"].dataset
-    dataset.is_train = False  # crowds and boxes that training would clip or drop are shown
+def read_annotated(dataset: DictConfig) -> Iterator[Sample]:
+    """Yield the images of a data set with the annotations as they are in the file."""
+    dataset.is_train = False  # training would clip boxes, and drop crowds and empty boxes
     for record in instantiate(dataset):
-        annotations = record.get("annotations", [])
-        boxes = [
-            list(BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS)) for x in annotations
-        ]
-        image = read_image(record["file_name"])
-        yield (
-            Path(record["file_name"]).stem,
-            image,
-            boxes,
-            [x["category_id"] for x in annotations],
-        )
+        boxes = []
+        classes = []
+        for annotation in record.get("annotations", []):
+            box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+            boxes.append(list(box))
+            classes.append(annotation["category_id"])
+
+        path = record["file_name"]
+        yield Sample(Path(path).stem, read_image(path), np.asarray(boxes), classes)
 
 
-def augmented(config: DictConfig) -> Iterator[Drawing]:
-    """The same of each image that the first iterations of a training are given."""
-    loader = instantiate(config.dataloader.train)
-    for iteration, batch in enumerate(batches(loader, 0)):
-        for x in batch:
-            image = x["image"].permute(1, 2, 0).numpy()
-            if config.dataloader.train.mapper.image_format == "BGR":
+def read_augmented(loader: DictConfig) -> Iterator[Sample]:
+    """Yield the images of the first training iterations, as the model is given them."""
+    is_bgr = loader.mapper.image_format == "BGR"
+    for iteration, batch in enumerate(batches(instantiate(loader), 0)):
+        for inputs in batch:
+            image = inputs["image"].permute(1, 2, 0).numpy()
+            if is_bgr:
                 image = image[..., ::-1]
-            instances: Any = x["instances"]
-            name = f"{iteration:04d}_{Path(x['file_name']).stem}"
-            yield name, image, instances.gt_boxes.tensor.tolist(), instances.gt_classes.tolist()
+
+            instances = inputs["instances"]
+            yield Sample(
+                name=f"{iteration:04d}_{Path(inputs['file_name']).stem}",
+                image=image,
+                boxes=instances.gt_boxes.tensor.numpy(),
+                classes=instances.gt_classes.tolist(),
+            )
+
+
+def draw_samples(args: argparse.Namespace) -> None:
+    """Draw the images that the arguments ask for."""
+    config = load_config(args.config_file, args.opts)
+    use_own_data(config, args, needed=(args.split,))
+    loader = config.dataloader["train" if args.split == "train" else "test"]
+    samples = read_augmented(loader) if args.augmented else read_annotated(loader.dataset)
+
+    # Class names are known once the data set is loaded.
+    first = next(samples, None)
+    if first is None:
+        raise DatasetError(f"the {args.split} data set holds no images")
+    names = class_names_of(loader.dataset.names)
+    colors = class_colors(len(names))
+
+    # Images in several folders may have the same name.
+    taken: set[str] = set()
+    chosen = itertools.islice(itertools.chain([first], samples), args.count)
+    for sample in tqdm(chosen, total=args.count, desc="images"):
+        labels = [names[i] for i in sample.classes]
+        box_colors = [colors[i] for i in sample.classes]
+        drawing = draw_boxes(sample.image, list(sample.boxes), labels, box_colors)
+
+        path = unused_path(args.output / f"{sample.name}.jpg", taken)
+        write_image(path, drawing, quality=95, subsampling=0)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
-        config = load_config(args.config_file, args.opts)
-        use_own_data(config, args, needed=(args.split,))
-        drawings = augmented(config) if args.augmented else annotated(config, args.split)
-        first = next(drawings, None)
-        if first is None:
-            raise DatasetError(f"the {args.split} data set holds no images")
-        names = class_names_of(
-            config.dataloader["train" if args.split == "train" else "test"].dataset.names
-        )
-        colors = class_colors(len(names))
-        args.output.mkdir(parents=True, exist_ok=True)
-        chosen = itertools.islice(itertools.chain([first], drawings), args.count)
-        taken: Counter[str] = Counter()  # images of several folders may share their names
-        for name, image, boxes, classes in tqdm(chosen, total=args.count, desc="images"):
-            labels = [names[i] for i in classes]
-            drawn = draw_boxes(image, list(np.asarray(boxes)), labels, [colors[i] for i in classes])
-            taken[name] += 1
-            path = args.output / (f"{name}_{taken[name]}.jpg" if taken[name] > 1 else f"{name}.jpg")
-            Image.fromarray(drawn).save(path, quality=95, subsampling=0)
+        draw_samples(args)
     except (ConfigError, DatasetError, DataWorkerError, ImageReadError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error)
         return 2
-    print(
-        f"{args.output}: {'as the training loader yields them' if args.augmented else 'as they are annotated'}"
-    )
+
+    source = "as the training loader yields them" if args.augmented else "as they are annotated"
+    print(f"{args.output}: {source}")
     return 0
 
 

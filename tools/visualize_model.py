@@ -20,7 +20,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from salience_detr.checkpoint import CheckpointError
@@ -29,7 +28,7 @@ from salience_detr.data.images import ImageReadError, read_image
 from salience_detr.inference.inputs import collect_inputs, is_video
 from salience_detr.predictor import Predictor
 from salience_detr.utils.errors import one_line, print_error
-from salience_detr.utils.files import check_output_dir, written_whole
+from salience_detr.utils.files import check_output_dir, path_key, unused_stem, write_image
 from salience_detr.visualization import (
     QueryStatistics,
     StageOutputs,
@@ -93,26 +92,19 @@ class DrawingWriter:
 
     Attributes:
         folder: the folder.
-        taken: resolved paths of the inputs and of earlier drawings, which are not overwritten.
+        taken: :func:`path_key` of the inputs and of earlier drawings, which are not overwritten.
     """
 
     folder: Path
-    taken: set[Path]
+    taken: set[str]
 
     def write(self, stem: str, drawings: dict[str, np.ndarray]) -> None:
         """Write (H, W, 3) RGB drawings by their endings; the stem gets a number if it is taken."""
-        paths = self.paths(stem, list(drawings))
-
         # All drawings of an image get the same number.
-        number = 1
-        while not self.taken.isdisjoint(path.resolve() for path in paths):
-            number += 1
-            paths = self.paths(f"{stem}_{number}", list(drawings))
-        self.taken |= {path.resolve() for path in paths}
-
-        for path, drawing in zip(paths, drawings.values(), strict=True):
-            with written_whole(path) as temporary:
-                Image.fromarray(drawing).save(temporary, format="PNG")
+        endings = list(drawings)
+        stem = unused_stem(stem, self.taken, lambda stem: self.paths(stem, endings))
+        for path, drawing in zip(self.paths(stem, endings), drawings.values(), strict=True):
+            write_image(path, drawing)
 
     def paths(self, stem: str, endings: list[str]) -> list[Path]:
         return [self.folder / f"{stem}{ending}" for ending in endings]
@@ -180,7 +172,7 @@ def visualize(
     Raises:
         OSError: a drawing cannot be written.
     """
-    writer = DrawingWriter(args.output, {path.resolve() for path in images})
+    writer = DrawingWriter(args.output, {path_key(path) for path in images})
     num_drawn = 0
     interrupted = False
     statistics = []

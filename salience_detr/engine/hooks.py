@@ -11,13 +11,12 @@ import numpy as np
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
-from PIL import Image
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from salience_detr.engine.checkpointing import TrainingCheckpointer
 from salience_detr.engine.launch import any_process
-from salience_detr.utils.files import written_whole
+from salience_detr.utils.files import write_image, written_whole
 from salience_detr.utils.signals import StopSignals
 
 logger = logging.getLogger(__name__)
@@ -191,9 +190,8 @@ class PreviewHook(HookBase):
             return
 
         # TensorBoard takes (C, H, W).
-        self.folder.mkdir(exist_ok=True)
         for name, image in self.draw().items():
-            Image.fromarray(image).save(self.folder / f"{name}_{finished:07d}.jpg", quality=90)
+            write_image(self.folder / f"{name}_{finished:07d}.jpg", image, quality=90)
             self.trainer.storage.put_image(f"previews/{name}", image.transpose(2, 0, 1))
 
 

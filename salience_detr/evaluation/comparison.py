@@ -10,7 +10,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 from pycocotools.coco import COCO
 from tqdm import tqdm
 
@@ -27,7 +26,7 @@ from salience_detr.evaluation.results import (
     ResultsError,
 )
 from salience_detr.utils.drawing import Color, class_colors, draw_boxes
-from salience_detr.utils.files import written_whole
+from salience_detr.utils.files import path_key, unused_path, write_image
 from salience_detr.visualization.panels import add_legend, new_sheet, render, show_image
 
 SCORE_THRESHOLD = 0.3
@@ -38,15 +37,10 @@ MIN_SIDE, MAX_SIDE = 480, 4000
 TILE = 360
 # Pixels between ground truth and detections.
 GAP = 8
-# File formats of drawings by their endings; images with other endings get ".png" added.
-FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".bmp": "BMP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-}
+# Endings of drawings; images with other endings get ".png" added.
+ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
+# JPEG quality of the drawings.
+QUALITY = 92
 
 GREEN, ORANGE, GRAY = (0, 170, 0), (255, 140, 0), (150, 150, 150)
 BOX_COLORS: dict[Outcome, Color] = {
@@ -215,7 +209,7 @@ def write_comparisons(
             notes.append(str(error))
             continue
 
-        write_image(path, draw_comparison(pixels, image, coco))
+        write_image(path, draw_comparison(pixels, image, coco), quality=QUALITY)
     return len(chosen) - len(notes), notes
 
 
@@ -232,13 +226,6 @@ def read_annotated_image(entry: dict[str, Any], image_root: Path) -> np.ndarray:
     return image
 
 
-def write_image(path: Path, image: np.ndarray) -> None:
-    """Write an (H, W, 3) uint8 RGB image, in the format of the ending, and make its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary:
-        Image.fromarray(image).save(temporary, format=FORMATS[path.suffix.lower()], quality=92)
-
-
 def drawing_paths(file_names: Sequence[str], image_root: Path, output: Path) -> list[Path]:
     """Return the paths of drawings: the images' names and subfolders, in the output folder.
 
@@ -250,23 +237,14 @@ def drawing_paths(file_names: Sequence[str], image_root: Path, output: Path) -> 
     if not all(source.is_relative_to(root) for source in sources):
         root = Path(os.path.commonpath([source.parent for source in sources]))
 
-    # Upper and lower case are one on some file systems.
-    taken = {str(source.resolve()).casefold() for source in sources}
+    taken = {path_key(source) for source in sources}
     paths = []
     for source in sources:
         path = output / source.relative_to(root)
-        if path.suffix.lower() not in FORMATS:
+        if path.suffix.lower() not in ENDINGS:
             path = path.with_name(f"{path.name}.png")
 
-        # The name, then the name with _2, _3, ...
-        stem = path.stem
-        number = 1
-        while str(path.resolve()).casefold() in taken:
-            number += 1
-            path = path.with_stem(f"{stem}_{number}")
-
-        taken.add(str(path.resolve()).casefold())
-        paths.append(path)
+        paths.append(unused_path(path, taken))
     return paths
 
 
