@@ -1,10 +1,10 @@
-"""Detection on a list of images and videos, or on a camera, with all that is written of it."""
+"""Detection on a list of images and videos, or on a camera, with all the files that are written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import groupby, islice
 from pathlib import Path
@@ -16,51 +16,39 @@ import torch
 from tqdm import tqdm
 
 from salience_detr.data.images import ImageReadError
-from salience_detr.detections import Detections
-from salience_detr.inference.inputs import ImageRead, ImageReader, is_video
+from salience_detr.detections import Detections, PredictorOutput
+from salience_detr.inference.inputs import ImageReader, LoadedImage, is_video
 from salience_detr.inference.outputs import (
     AnnotatedVideo,
     OutputFolder,
-    Targets,
+    OutputPaths,
     draw_salience_map,
     write_image,
 )
-from salience_detr.inference.records import Record, Recorder
+from salience_detr.inference.result_files import ResultFiles
 from salience_detr.inference.tracking import Tracker
 from salience_detr.inference.video import (
     LatestFrames,
     VideoError,
     VideoReader,
-    output_ending,
+    output_suffix,
     read_ahead,
 )
-from salience_detr.predictor import Detector, PredictorOutput
+from salience_detr.predictor import Detector
 from salience_detr.utils.errors import one_line
 from salience_detr.utils.signals import StopSignals
 
 T = TypeVar("T")
 
-# What an image that is too large for the memory, for example, fails with.
-FAILURES = (RuntimeError, ValueError, MemoryError, cv2.error)
+# Errors of a single input, for example of an image that is too large for the memory.
+DETECTION_ERRORS = (RuntimeError, ValueError, MemoryError, cv2.error)
 
-
-@dataclass(frozen=True)
-class Job:
-    """An input and what becomes of it.
-
-    Attributes:
-        position: among all inputs.
-        source: the file; of a camera, the name that it goes by.
-        targets: where the outputs go.
-    """
-
-    position: int
-    source: Path
-    targets: Targets
+# A video is reported as broken off if fewer of its frames than this can be decoded.
+COMPLETE = 0.9
 
 
 class Ending(IntEnum):
-    """How the work ended; of several processes the highest counts."""
+    """End of a run; of several processes the highest counts."""
 
     DONE = 0
     CANNOT_WRITE = 1
@@ -68,208 +56,264 @@ class Ending(IntEnum):
 
 
 @dataclass
-class DetectionRun:
-    """Detects, writes drawings, and notes what was found; an input that fails is noted, and passed over.
-
-    A drawing is written and noted under ``stops.deferred()``, so that both or neither are there.
+class Summary:
+    """Summary of a run.
 
     Attributes:
-        detector: that detects.
-        folder: where drawings, salience maps and crops go.
-        score_threshold: what is less sure is neither drawn nor noted.
-        make_tracker: makes a tracker for a video, of its ``fps``; None does not track.
-        stops: the signals that may interrupt it.
-        num_threads: that read images.
-        show_progress: whether bars are shown.
+        num_images: images and frames of videos that were detected on.
+        num_detections: detections on all of them.
+        num_completed: inputs that were completed.
+        failures: reason why an input was passed over.
+        warnings: what else is to be said of an input.
+        ending: how the run ended.
+    """
+
+    num_images: int = 0
+    num_detections: int = 0
+    num_completed: int = 0
+    failures: dict[Path, str] = field(default_factory=dict)
+    warnings: dict[Path, str] = field(default_factory=dict)
+    ending: Ending = Ending.DONE
+
+
+@dataclass
+class DetectionRun:
+    """Detection on inputs, whose drawings and results are written; one that fails is passed over.
+
+    A drawing and its results are written together: signals wait until both are complete.
+
+    Attributes:
+        detector: detector of objects.
+        folder: folder of drawings, salience maps and crops.
+        outputs: paths of the drawings of each input.
+        files: result files, open.
+        stop_signals: signals that may end the run.
+        score_threshold: detections below it are neither drawn nor written.
+        track: whether the objects of a video are numbered.
+        num_threads: threads that read images.
+        show_progress: whether progress bars are shown.
     """
 
     detector: Detector
     folder: OutputFolder
+    outputs: Mapping[Path, OutputPaths]
+    files: ResultFiles
+    stop_signals: StopSignals
     score_threshold: float = 0.0
-    make_tracker: Callable[..., Tracker] | None = None
-    stops: StopSignals = field(default_factory=StopSignals)
+    track: bool = False
     num_threads: int = 2
     show_progress: bool = True
+    summary: Summary = field(default_factory=Summary)
 
-    def work(self, jobs: Sequence[Job], recorder: Recorder, *, camera: int | None = None) -> Ending:
-        """Detect on images and videos, or on a camera, until all is done or a signal comes.
+    def run(self, sources: Sequence[Path], *, camera: int | None = None) -> Summary:
+        """Detect until all is done or a signal comes.
 
         Args:
-            jobs: in order; for a camera the one of its video, or none.
-            recorder: takes note of what is found.
-            camera: its number.
+            sources: images and videos; for a camera the name of its video, or nothing.
+            camera: number of a camera.
         """
-        self.recorder = recorder
         try:
             if camera is None:
-                self.inputs(jobs)
-            elif jobs:
-                self.camera(jobs[0], camera)
-            ending = Ending.DONE
+                self.process_files(sources)
+            elif sources:
+                self.process_camera(sources[0], camera)
         except KeyboardInterrupt:
-            ending = Ending.INTERRUPTED
+            self.summary.ending = Ending.INTERRUPTED
         except OSError as error:
-            self.recorder.failed(jobs[-1].position, str(error))
-            ending = Ending.CANNOT_WRITE
-        self.stops.ignore()
-        return ending
+            self.summary.failures[sources[-1]] = str(error)
+            self.summary.ending = Ending.CANNOT_WRITE
 
-    def inputs(self, jobs: Sequence[Job]) -> None:
-        """Work through images and videos, in order."""
-        has_own_bar = len(jobs) == 1 and is_video(jobs[0].source)
-        with self.bar(total=len(jobs), unit="image", desc="detecting", disable=has_own_bar) as bar:
-            for of_videos, group in groupby(jobs, key=lambda job: is_video(job.source)):
-                for _ in self.videos(group) if of_videos else self.images([*group]):
-                    bar.update()
+        self.stop_signals.ignore()
+        return self.summary
 
-    def bar(self, *args: Any, disable: bool = False, **kwargs: Any) -> tqdm:
+    def process_files(self, sources: Sequence[Path]) -> None:
+        """Detect on images and videos, in order."""
+        has_own_bar = len(sources) == 1 and is_video(sources[0])
+        bar = self.progress_bar(
+            total=len(sources), unit="image", desc="detecting", disable=has_own_bar
+        )
+        with bar:
+            for are_videos, group in groupby(sources, key=is_video):
+                process = self.process_videos if are_videos else self.process_images
+                process(list(group), bar)
+
+    def progress_bar(self, *args: Any, disable: bool = False, **kwargs: Any) -> tqdm:
+        """Return a bar, a silent one if no progress is to be shown."""
         return tqdm(*args, disable=disable or not self.show_progress, **kwargs)
 
-    def images(self, jobs: Sequence[Job]) -> Iterator[None]:
-        """Work through images; yields after each."""
-        paths = [job.source for job in jobs]
-        for batch in ImageReader(
-            paths, batch_size=self.detector.batch_size, num_threads=self.num_threads
-        ):
-            yield from self.image_batch(jobs, batch)
+    def process_images(self, sources: Sequence[Path], bar: tqdm) -> None:
+        """Detect on images."""
+        batch_size = self.detector.batch_size
+        for batch in ImageReader(sources, batch_size=batch_size, num_threads=self.num_threads):
+            self.process_batch(batch)
+            bar.update(len(batch))
 
-    def image_batch(self, jobs: Sequence[Job], batch: Sequence[ImageRead]) -> Iterator[None]:
-        found = iter(
-            self.detect(
-                [read.image for read in batch if not isinstance(read.image, ImageReadError)]
-            )
-        )
-        for read in batch:
-            job = jobs[read.position]
-            if isinstance(read.image, ImageReadError):
-                self.recorder.failed(job.position, str(read.image))
+    def process_batch(self, batch: Sequence[LoadedImage]) -> None:
+        """Detect on the images of a batch; those that cannot be read are passed over."""
+        readable = [x.image for x in batch if not isinstance(x.image, ImageReadError)]
+        outputs = iter(self.detect(readable))
+
+        for loaded in batch:
+            if isinstance(loaded.image, ImageReadError):
+                self.summary.failures[loaded.path] = str(loaded.image)
             else:
-                self.finish_image(job, read.image, next(found))
-            yield
+                with self.failures_noted(loaded.path):
+                    self.write_image_results(loaded.path, loaded.image, next(outputs))
 
     def detect(self, images: Sequence[np.ndarray]) -> list[PredictorOutput | str]:
-        """Detections on each image, or why there are none; a batch that fails is tried image by image."""
+        """Return the output for each image, or the reason why there is none.
+
+        A batch that fails is tried image by image.
+        """
         try:
             return list(self.detector.stream(images))
-        except FAILURES as error:
-            reason = one_line(error)
-        if len(images) == 1:
-            return [reason]
+        except DETECTION_ERRORS as error:
+            if len(images) == 1:
+                return [one_line(error)]
+
+        # Not in the handler: the traceback there keeps the tensors of the batch alive.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return [found for image in images for found in self.detect([image])]
 
-    def finish_image(self, job: Job, image: np.ndarray, found: PredictorOutput | str) -> None:
-        """Write and note what was found on an image."""
-        try:
-            if isinstance(found, str):
-                raise RuntimeError(found)
-            instances = self.confident(found.detections)
-            with self.stops.deferred():
-                if self.folder.crops:
-                    self.folder.write_crops(image, instances, job.targets)
-                write_image(job.targets.drawing, self.folder.draw(image, instances))
-                if self.folder.salience:
-                    write_image(job.targets.salience, draw_salience_map(image, found.salience))
-                self.recorder.found(job.position, Record.of(instances, str(job.source)))
-                self.recorder.done(job.position)
-        except FAILURES as error:
-            self.recorder.failed(job.position, f"cannot detect on {job.source}: {one_line(error)}")
-
-    def confident(self, instances: Detections) -> Detections:
-        return instances[instances.scores >= self.score_threshold]
-
-    def videos(self, jobs: Iterable[Job]) -> Iterator[None]:
-        """Work through videos; yields after each."""
-        for job in jobs:
-            with self.failures_noted(job):
-                self.video(job)
-            yield
-
-    def video(self, job: Job) -> None:
-        """Detect on all frames of a video; what is written so far survives an interruption."""
-        reader = VideoReader(job.source)
-        batch_size = self.detector.batch_size
-        try:
-            with closing(read_ahead(reader, 2 * batch_size)) as frames:
-                count = self.frames(job, reader, enumerate(frames), batch_size)
-        finally:
-            reader.close()
-        if reader.num_frames and count < 0.9 * reader.num_frames:
-            reason = f"the video {job.source} breaks off: of {reader.num_frames} frames {count} can be decoded"
-            self.recorder.note(job.position, reason)
-
-    def camera(self, job: Job, number: int) -> None:
-        """Detect on the newest frame of a camera, again and again, until it gives no more."""
-        with self.failures_noted(job):
-            reader = VideoReader(number)
-            with closing(iter(LatestFrames(reader))) as frames:
-                self.frames(job, reader, frames, batch_size=1)
-            self.recorder.note(job.position, f"camera {number} gives no more frames")
+        outputs: list[PredictorOutput | str] = []
+        for image in images:
+            outputs += self.detect([image])
+        return outputs
 
     @contextmanager
-    def failures_noted(self, job: Job) -> Iterator[None]:
-        """Note that an input was worked through, or why it was not."""
+    def failures_noted(self, source: Path) -> Iterator[None]:
+        """Note that an input was completed, or why it was passed over."""
         try:
             yield
-            self.recorder.done(job.position)
+            self.summary.num_completed += 1
         except VideoError as error:
-            self.recorder.failed(job.position, str(error))
-        except FAILURES as error:
-            self.recorder.failed(job.position, f"cannot detect on {job.source}: {one_line(error)}")
+            self.summary.failures[source] = str(error)
+        except DETECTION_ERRORS as error:
+            self.summary.failures[source] = f"cannot detect on {source}: {one_line(error)}"
 
-    def frames(
+    def write_image_results(
+        self, source: Path, image: np.ndarray, output: PredictorOutput | str
+    ) -> None:
+        """Write the drawings and detections of an image."""
+        if isinstance(output, str):
+            raise RuntimeError(output)
+        detections = self.confident(output.detections)
+        paths = self.outputs[source]
+
+        with self.stop_signals.deferred():
+            if self.folder.crops:
+                self.folder.write_crops(image, detections, paths)
+            write_image(paths.drawing, self.folder.draw(image, detections))
+            if self.folder.salience:
+                write_image(paths.salience, draw_salience_map(image, output.salience))
+            self.record(detections, source)
+
+    def confident(self, detections: Detections) -> Detections:
+        """Return the detections that reach the threshold."""
+        return detections[detections.scores >= self.score_threshold]
+
+    def record(self, detections: Detections, source: Path, frame: int | None = None) -> None:
+        """Add the detections on an image or a frame to the results."""
+        self.files.add(detections, str(source), frame)
+        self.summary.num_images += 1
+        self.summary.num_detections += len(detections)
+
+    def process_videos(self, sources: Sequence[Path], bar: tqdm) -> None:
+        """Detect on videos."""
+        for source in sources:
+            with self.failures_noted(source):
+                self.process_video(source)
+            bar.update()
+
+    def process_video(self, source: Path) -> None:
+        """Detect on all frames of a video; what is written so far survives an interruption."""
+        batch_size = self.detector.batch_size
+        with (
+            closing(VideoReader(source)) as reader,
+            closing(read_ahead(reader, 2 * batch_size)) as frames,
+        ):
+            count = self.process_frames(source, reader, enumerate(frames), batch_size)
+
+        if reader.num_frames and count < COMPLETE * reader.num_frames:
+            self.summary.warnings[source] = (
+                f"the video {source} breaks off: "
+                f"of {reader.num_frames} frames {count} can be decoded"
+            )
+
+    def process_camera(self, source: Path, number: int) -> None:
+        """Detect on the newest frame of a camera, again and again, until it gives no more."""
+        with self.failures_noted(source):
+            reader = VideoReader(number)
+            with closing(iter(LatestFrames(reader))) as frames:
+                self.process_frames(source, reader, frames, batch_size=1)
+            self.summary.warnings[source] = f"camera {number} gives no more frames"
+
+    def process_frames(
         self,
-        job: Job,
+        source: Path,
         reader: VideoReader,
-        numbered: Iterable[tuple[int, np.ndarray]],
+        frames: Iterable[tuple[int, np.ndarray]],
         batch_size: int,
     ) -> int:
-        """Detect on frames, each with its place in the video, ``batch_size`` together; returns how many there were.
+        """Detect on frames, ``batch_size`` at a time.
+
+        Args:
+            source: name of the video.
+            reader: video or camera that the frames come from.
+            frames: place in the output video and (H, W, 3) uint8 RGB image of each frame.
+            batch_size: number of frames that are computed together.
+
+        Returns:
+            The number of frames.
 
         Raises:
-            VideoError: there is none.
+            VideoError: there is no frame.
         """
-        targets = job.targets.with_ending(output_ending(job.source, reader.size))
-        tracker = self.make_tracker(fps=reader.fps) if self.make_tracker else None
-        bar = self.bar(numbered, total=reader.num_frames, desc=job.source.name, unit="frame")
+        paths = self.outputs[source].with_suffix(output_suffix(source, reader.size))
+        tracker = None
+        if self.track:
+            tracker = Tracker(fps=reader.fps, score_threshold=self.score_threshold)
+
         count = 0
-        with AnnotatedVideo(targets, fps=reader.fps) as video:
+        bar = self.progress_bar(frames, total=reader.num_frames, desc=source.name, unit="frame")
+        with AnnotatedVideo(paths, fps=reader.fps) as video:
             for batch in batches(bar, batch_size):
-                for (place, image), found in zip(
-                    batch, self.detect([image for _, image in batch]), strict=True
-                ):
-                    if isinstance(found, str):
-                        raise RuntimeError(found)
-                    instances = tracker.update(found.detections) if tracker else found.detections
-                    self.finish_frame(
-                        job,
-                        video,
-                        place,
-                        image,
-                        PredictorOutput(self.confident(instances), found.salience),
-                    )
-                    count += 1
+                outputs = self.detect([image for _, image in batch])
+                for (place, image), output in zip(batch, outputs, strict=True):
+                    if isinstance(output, str):
+                        raise RuntimeError(output)
+                    if tracker:
+                        output = replace(output, detections=tracker.update(output.detections))
+                    self.write_frame_results(source, video, place, image, output)
+                count += len(batch)
+
         if count == 0:
-            raise VideoError(f"no frame of the video {job.source} can be decoded")
+            raise VideoError(f"no frame of the video {source} can be decoded")
         return count
 
-    def finish_frame(
-        self, job: Job, video: AnnotatedVideo, place: int, image: np.ndarray, found: PredictorOutput
+    def write_frame_results(
+        self,
+        source: Path,
+        video: AnnotatedVideo,
+        frame: int,
+        image: np.ndarray,
+        output: PredictorOutput,
     ) -> None:
-        """Write and note what was found on a frame."""
-        with self.stops.deferred():
-            drawings = [self.folder.draw(image, found.detections)]
+        """Write the drawings and detections of a frame."""
+        detections = self.confident(output.detections)
+
+        with self.stop_signals.deferred():
+            drawings = [self.folder.draw(image, detections)]
             if self.folder.salience:
-                drawings.append(draw_salience_map(image, found.salience))
-            video.add(place, drawings)
+                drawings.append(draw_salience_map(image, output.salience))
+            video.add(frame, drawings)
             if self.folder.crops:
-                self.folder.write_crops(image, found.detections, job.targets, place)
-            self.recorder.found(job.position, Record.of(found.detections, str(job.source), place))
+                self.folder.write_crops(image, detections, self.outputs[source], frame)
+            self.record(detections, source, frame)
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """The items in lists of ``size``, the last of which may be shorter."""
+    """Yield the items in lists of ``size``, the last of which may be shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch

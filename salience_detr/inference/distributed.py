@@ -1,0 +1,92 @@
+"""Detection by the processes of torchrun: each takes a part of the inputs, the first merges."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from detectron2.utils import comm
+
+from salience_detr.inference.detection_run import Summary
+from salience_detr.inference.result_files import ResultFiles, merge_csv, merge_json
+
+TIMEOUT = timedelta(days=30)  # one process may have far more to do than another
+
+
+class LostProcessError(RuntimeError):
+    """Another process ended before the results were merged."""
+
+
+@contextmanager
+def join_torchrun() -> Iterator[None]:
+    """Join the processes that torchrun started, if it did; detectron2's ``comm`` then knows them.
+
+    Each process gets its own GPU, or its part of the cores. Unlike in training, all communication
+    is gloo's, since only results are exchanged.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1 or "LOCAL_RANK" not in os.environ:
+        yield
+        return
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    else:
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+
+    torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def run_distributed(
+    run: DetectionRun, sources: Sequence[Path], *, camera: int | None = None
+) -> Summary | None:
+    """Detect on this process's part of the inputs, and merge the results in the first process.
+
+    Args:
+        run: run of this process.
+        sources: inputs of all processes, in the order of the merged results.
+        camera: number of a camera, see :meth:`DetectionRun.run`.
+
+    Returns:
+        The summary of all processes; None in all but the first.
+
+    Raises:
+        OSError: the results cannot be written.
+        LostProcessError: another process is gone; the parts of the results stay.
+    """
+    run.outputs = run.folder.plan(sources)
+    files = run.files
+    with files:
+        run.run(sources[comm.get_rank() :: comm.get_world_size()], camera=camera)
+    if comm.get_world_size() == 1:
+        return run.summary
+
+    try:
+        gathered = comm.gather((run.summary, files.json_part, files.csv_part))
+    except RuntimeError as error:  # gloo lost a connection
+        parts = [str(part) for part in (files.json_part, files.csv_part) if part]
+        raise LostProcessError(
+            "another process has ended, so the results are not merged; those of this process "
+            f"stay in {' and '.join(parts) or run.folder.root}"
+        ) from error
+    if not comm.is_main_process():
+        return None
+
+    summaries, json_parts, csv_parts = zip(*gathered, strict=True)
+    order = {str(source): place for place, source in enumerate(sources)}
+    if files.json_path:
+        merge_json(json_parts, files.json_path, files.classes, order)
+    if files.csv_path:
+        merge_csv(csv_parts, files.csv_path, order)
+    for part in filter(None, json_parts + csv_parts):
+        part.unlink()
+    return merge_summaries(summaries, order)

@@ -1,0 +1,227 @@
+"""JSON and CSV files of detections.
+
+Of several processes each writes files of its own, ``found.json.part0_...`` beside ``found.json``,
+which are merged at the end. If a process is killed, the parts stay.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TextIO
+
+from detectron2.utils import comm
+
+from salience_detr.detections import ClassTable, Detections
+from salience_detr.utils.files import written_whole
+
+CSV_COLUMNS = "file frame class_id class_name score x0 y0 x1 y1 track_id".split()
+
+JsonObject = dict[str, Any]
+
+
+class CocoResults:
+    """Detections in COCO's format.
+
+    There are images, categories, and annotations with ``bbox`` (x, y, width, height), the data
+    set's ``category_id`` and ``score``. Each frame of a video is an image of its own.
+    """
+
+    def __init__(self, classes: ClassTable) -> None:
+        self.classes = classes
+        self.images: list[JsonObject] = []
+        self.annotations: list[JsonObject] = []
+
+    def add(self, detections: Detections, file_name: str, frame: int | None = None) -> None:
+        """Append the detections on an image, or on a frame of a video, counted from 0."""
+        height, width = detections.image_size
+        image = {"id": 0, "file_name": file_name, "height": height, "width": width}
+        if frame is not None:
+            image["frame"] = frame
+
+        annotations = []
+        for result, track_id in zip(detections.to_coco(), track_ids(detections), strict=True):
+            box_width, box_height = result["bbox"][2:]
+            annotation = {
+                "id": 0,
+                "image_id": 0,
+                "category_id": result["category_id"],
+                "bbox": result["bbox"],
+                "area": box_width * box_height,
+                "score": result["score"],
+                "iscrowd": 0,
+            }
+            if track_id is not None:
+                annotation["track_id"] = track_id
+            annotations.append(annotation)
+
+        self.append(image, annotations)
+
+    def append(self, image: JsonObject, annotations: Sequence[JsonObject]) -> None:
+        """Append an image with its annotations under the next ids."""
+        image["id"] = len(self.images) + 1
+        self.images.append(image)
+
+        for annotation in annotations:
+            annotation["id"] = len(self.annotations) + 1
+            annotation["image_id"] = image["id"]
+            self.annotations.append(annotation)
+
+    def content(self) -> JsonObject:
+        """Return the content of the JSON file."""
+        return {
+            "info": {},
+            "images": self.images,
+            "annotations": self.annotations,
+            "categories": self.classes.categories,
+        }
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(self.content()))
+
+
+class ResultFiles:
+    """JSON and CSV file, complete when the ``with`` block ends without an error.
+
+    Of several processes each writes its parts of them, see :func:`part_path`.
+
+    CSV rows are written as they come, to ``NAME.tmp``, which is renamed at the end. Boxes are
+    absolute xyxy in pixels; ``class_id`` is the data set's, as in the JSON file.
+
+    Args:
+        classes: classes of the detector.
+        json_path: JSON file to write, or None.
+        csv_path: CSV file to write, or None.
+    """
+
+    def __init__(
+        self, classes: ClassTable, json_path: Path | None = None, csv_path: Path | None = None
+    ) -> None:
+        self.classes = classes
+        self.json_path = json_path
+        self.csv_path = csv_path
+        self.json_part = part_path(json_path)
+        self.csv_part = part_path(csv_path)
+
+    def __enter__(self) -> ResultFiles:
+        self.coco = CocoResults(self.classes)
+        self.stack = ExitStack()
+        if self.csv_part:
+            temporary = self.stack.enter_context(written_whole(self.csv_part))
+            self.csv_file = self.stack.enter_context(open_csv(temporary, "w"))
+            self.csv_writer = csv.writer(self.csv_file)
+            self.csv_writer.writerow(CSV_COLUMNS)
+            self.csv_file.flush()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.stack.__exit__(*error)
+        if self.json_part and error[0] is None:
+            self.coco.write(self.json_part)
+
+    def add(self, detections: Detections, file_name: str, frame: int | None = None) -> None:
+        """Add the detections on an image, or on a frame of a video, counted from 0."""
+        if self.json_part:
+            self.coco.add(detections, file_name, frame)
+        if self.csv_part:
+            self.csv_writer.writerows(csv_rows(detections, self.classes, file_name, frame))
+            self.csv_file.flush()
+
+
+def part_path(path: Path | None) -> Path | None:
+    """Return the path of this process's part of a file; for a single process, of the file."""
+    if path is None or comm.get_world_size() == 1:
+        return path
+    started = time.strftime("%Y%m%d_%H%M%S")
+    return path.with_name(f"{path.name}.part{comm.get_rank()}_{started}")
+
+
+def earlier_parts(*paths: Path | None) -> list[Path]:
+    """Return the parts of files that were left by a run which was killed.
+
+    Every process calls this, since none may write parts before the others have looked.
+    """
+    parts: list[Path] = []
+    for path in filter(None, paths):
+        parts += sorted(path.parent.glob(f"{glob.escape(path.name)}.part*"))
+    comm.synchronize()
+    return parts
+
+
+def csv_rows(
+    detections: Detections, classes: ClassTable, file_name: str, frame: int | None
+) -> Iterator[list[Any]]:
+    """Yield the row of each detection, see :data:`CSV_COLUMNS`."""
+    boxes = detections.pred_boxes.tensor.tolist()
+    scores = detections.scores.tolist()
+    labels = detections.pred_classes.tolist()
+
+    for box, score, label, track_id in zip(
+        boxes, scores, labels, track_ids(detections), strict=True
+    ):
+        class_id = classes.category_ids[label]
+        yield [file_name, frame, class_id, classes.names[label], score, *box, track_id]
+
+
+def track_ids(detections: Detections) -> list[int | None]:
+    """Return the track number of each detection, None where it has none."""
+    if not detections.has("track_ids"):
+        return [None] * len(detections)
+    return [None if number < 0 else number for number in detections.track_ids.tolist()]
+
+
+def open_csv(path: Path, mode: str = "r") -> TextIO:
+    """Open a CSV file; names of files in it may hold bytes that are not UTF-8."""
+    return open(path, mode, encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def merge_json(
+    parts: Sequence[Path], path: Path, classes: ClassTable, order: Mapping[str, int]
+) -> None:
+    """Merge JSON files of several processes.
+
+    Args:
+        parts: files to merge; no input is in two of them.
+        path: file to write.
+        classes: classes of the detector.
+        order: place of each ``file_name`` among the inputs.
+    """
+    images: list[tuple[JsonObject, list[JsonObject]]] = []
+    for part in parts:
+        content = json.loads(part.read_text())
+        annotations = defaultdict(list)
+        for annotation in content["annotations"]:
+            annotations[annotation["image_id"]].append(annotation)
+        images += [(image, annotations[image["id"]]) for image in content["images"]]
+
+    # The sort is stable: the frames of a video stay in their order.
+    images.sort(key=lambda pair: order[pair[0]["file_name"]])
+
+    merged = CocoResults(classes)
+    for image, annotations_of_image in images:
+        merged.append(image, annotations_of_image)
+    merged.write(path)
+
+
+def merge_csv(parts: Sequence[Path], path: Path, order: Mapping[str, int]) -> None:
+    """Merge CSV files of several processes, see :func:`merge_json`."""
+    rows: list[list[str]] = []
+    for part in parts:
+        with open_csv(part) as file:
+            rows += list(csv.reader(file))[1:]
+
+    # The sort is stable: the rows of a file stay in their order.
+    rows.sort(key=lambda row: order[row[0]])
+
+    with written_whole(path) as temporary, open_csv(temporary, "w") as file:
+        writer = csv.writer(file)
+        writer.writerow(CSV_COLUMNS)
+        writer.writerows(rows)
