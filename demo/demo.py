@@ -121,7 +121,8 @@ def prepare(args: argparse.Namespace) -> tuple[list[Path], list[str], Detector]:
 
     Find out before the work whether the outputs can be written.
     """
-    sources, missing = [Path(f"webcam{args.webcam}.mp4")], []
+    sources = [Path(f"webcam{args.webcam}.mp4")]
+    missing: list[str] = []
     if args.input:
         sources, missing = collect_inputs(args.input)
     if not sources:
@@ -160,6 +161,7 @@ def main(argv: list[str] | None = None) -> int:
             run = DetectionRun(
                 detector,
                 folder,
+                folder.plan(sources),
                 ResultFiles(detector.classes, args.json, args.csv),
                 stop_signals,
                 score_threshold=args.score_threshold,
@@ -168,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
                 show_progress=comm.is_main_process(),
             )
             try:
-                summary = run_distributed(run, sources, camera=args.webcam)
+                summary = run_distributed(run, camera=args.webcam)
             except (OSError, LostProcessError) as error:
                 print_error(error)
                 return 2

@@ -36,7 +36,7 @@ from salience_detr.config import ConfigError
 from salience_detr.data.images import to_rgb
 from salience_detr.detections import Detections
 from salience_detr.inference.loading import load_detector
-from salience_detr.inference.records import CocoFile, Record
+from salience_detr.inference.result_files import CocoResults
 from salience_detr.predictor import Detector
 from salience_detr.utils.drawing import class_colors, draw_detections, draw_salience
 from salience_detr.utils.errors import one_line
@@ -148,8 +148,8 @@ class Page:
         counts = Counter(kept.pred_classes.tolist())
         classes = ", ".join(f"{self.names[i]} ({counts[i]})" for i in sorted(counts))
 
-        coco = CocoFile(self.detector.classes)
-        coco.add(Record.of(kept, seen.name))
+        coco = CocoResults(self.detector.classes)
+        coco.add(kept, seen.name)
         content = base64.b64encode(json.dumps(coco.content()).encode()).decode()
 
         height, width = kept.image_size

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from salience_detr.data.images import ImageReadError
-from salience_detr.detections import Detections, PredictorOutput
+from salience_detr.detections import Detections
 from salience_detr.inference.inputs import ImageReader, LoadedImage, is_video
 from salience_detr.inference.outputs import (
     AnnotatedVideo,
@@ -34,7 +34,7 @@ from salience_detr.inference.video import (
     output_suffix,
     read_ahead,
 )
-from salience_detr.predictor import Detector
+from salience_detr.predictor import Detector, PredictorOutput
 from salience_detr.utils.errors import one_line
 from salience_detr.utils.signals import StopSignals
 
@@ -203,7 +203,7 @@ class DetectionRun:
         with self.stop_signals.deferred():
             if self.folder.crops:
                 self.folder.write_crops(image, detections, paths)
-            write_image(paths.drawing, self.folder.draw(image, detections))
+            write_image(paths.drawing, detections.draw(image))
             if self.folder.salience:
                 write_image(paths.salience, draw_salience_map(image, output.salience))
             self.record(detections, source)
@@ -303,7 +303,7 @@ class DetectionRun:
         detections = self.confident(output.detections)
 
         with self.stop_signals.deferred():
-            drawings = [self.folder.draw(image, detections)]
+            drawings = [detections.draw(image)]
             if self.folder.salience:
                 drawings.append(draw_salience_map(image, output.salience))
             video.add(frame, drawings)

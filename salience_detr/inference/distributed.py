@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -11,8 +12,8 @@ from pathlib import Path
 import torch
 from detectron2.utils import comm
 
-from salience_detr.inference.detection_run import Summary
-from salience_detr.inference.result_files import ResultFiles, merge_csv, merge_json
+from salience_detr.inference.detection_run import DetectionRun, Summary
+from salience_detr.inference.result_files import merge_csv, merge_json
 
 TIMEOUT = timedelta(days=30)  # one process may have far more to do than another
 
@@ -46,14 +47,11 @@ def join_torchrun() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-def run_distributed(
-    run: DetectionRun, sources: Sequence[Path], *, camera: int | None = None
-) -> Summary | None:
+def run_distributed(run: DetectionRun, *, camera: int | None = None) -> Summary | None:
     """Detect on this process's part of the inputs, and merge the results in the first process.
 
     Args:
-        run: run of this process.
-        sources: inputs of all processes, in the order of the merged results.
+        run: run of this process, with the output paths for the inputs of all processes.
         camera: number of a camera, see :meth:`DetectionRun.run`.
 
     Returns:
@@ -63,7 +61,7 @@ def run_distributed(
         OSError: the results cannot be written.
         LostProcessError: another process is gone; the parts of the results stay.
     """
-    run.outputs = run.folder.plan(sources)
+    sources = list(run.outputs)
     files = run.files
     with files:
         run.run(sources[comm.get_rank() :: comm.get_world_size()], camera=camera)
@@ -89,4 +87,18 @@ def run_distributed(
         merge_csv(csv_parts, files.csv_path, order)
     for part in filter(None, json_parts + csv_parts):
         part.unlink()
-    return merge_summaries(summaries, order)
+    return merge_summaries(summaries, sources)
+
+
+def merge_summaries(summaries: Sequence[Summary], sources: Sequence[Path]) -> Summary:
+    """Add up the summaries of all processes; failures and warnings are in the order of inputs."""
+    failures = ChainMap(*(summary.failures for summary in summaries))
+    warnings = ChainMap(*(summary.warnings for summary in summaries))
+    return Summary(
+        num_images=sum(summary.num_images for summary in summaries),
+        num_detections=sum(summary.num_detections for summary in summaries),
+        num_completed=sum(summary.num_completed for summary in summaries),
+        failures={source: failures[source] for source in sources if source in failures},
+        warnings={source: warnings[source] for source in sources if source in warnings},
+        ending=max(summary.ending for summary in summaries),
+    )

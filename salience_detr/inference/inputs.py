@@ -1,9 +1,8 @@
-"""What a run detects on: finding the files, and reading images ahead of the work."""
+"""Inputs of a run: the files that arguments name, and images that are read ahead of the work."""
 
 from __future__ import annotations
 
 import glob
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,54 +17,59 @@ from salience_detr.inference.video import VIDEO_ENDINGS
 
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
-PIXELS_AHEAD = 100_000_000  # of images in memory, unless one alone has more: 300 MB
-SIMILAR = 1.1  # ratio of aspect ratios; only such images can be resized to one padded size, and be computed together
+MAX_PIXELS = 100_000_000  # of the images in memory together: 300 MB
+
+# Only images of similar aspect ratios can be resized to one padded size and computed together.
+SIMILAR_ASPECTS = 1.1
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file is a video, by its ending; all others are taken for images."""
+    """Return whether a file is a video, by its ending; all others are taken for images."""
     return path.suffix.lower() in VIDEO_ENDINGS
 
 
 def collect_inputs(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The files that paths, folders (searched through) and patterns stand for, each once, in order.
+    """Collect the files that paths, folders (with their subfolders) and patterns stand for.
 
     Returns:
-        The files, and a message for each pattern that nothing fits.
+        The files, each once, in order; and a message for each pattern without a file.
     """
-    endings = IMAGE_ENDINGS | VIDEO_ENDINGS
     files: list[Path] = []
     missing: list[str] = []
     for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            found = sorted(
-                p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file()
-            )
-        elif path.is_file():
-            found = [path]
-        else:
-            found = [
-                Path(name)
-                for name in sorted(glob.glob(pattern, recursive=True))
-                if os.path.isfile(name)
-            ]
-        if not found:
+        matches = find_files(pattern)
+        if not matches:
             missing.append(f"--input {pattern}: there is no such image, video, folder or match")
-        files += found
+        files += matches
     return list(dict.fromkeys(files)), missing
 
 
+def find_files(pattern: str) -> list[Path]:
+    """Return the files of one path, folder or pattern, sorted.
+
+    A folder stands for the images and videos in it; files of any name may be given one by one.
+    """
+    path = Path(pattern)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        endings = IMAGE_ENDINGS | VIDEO_ENDINGS
+        return sorted(p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file())
+
+    matches = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    return [match for match in matches if match.is_file()]
+
+
 @dataclass(frozen=True)
-class ImageRead:
-    """An image that was read, or why it could not be.
+class LoadedImage:
+    """An image that was read, or the reason why it could not be.
 
     Attributes:
-        position: in the list that was read from.
+        path: file of the image.
         image: (H, W, 3) uint8 RGB, or the error.
     """
 
-    position: int
+    path: Path
     image: np.ndarray | ImageReadError
 
 
@@ -74,25 +78,26 @@ class PlannedBatch:
     """Images to be computed together.
 
     Attributes:
-        positions: of the images in the list.
-        pixels: of all together.
+        paths: files of the images.
+        num_pixels: number of pixels of all of them.
     """
 
-    positions: list[int]
-    pixels: int
+    paths: list[Path]
+    num_pixels: int
 
 
 class ImageReader:
-    """Reads images by a pool of threads, ahead of the work on those before, and yields them in order, in batches.
+    """Iterator over batches of images, which threads read ahead of the work.
 
-    Images of a batch follow each other in the list and have about the same shape. The images in memory, the batch
-    that was yielded last among them, have ``max_pixels`` together at most, unless one alone has more.
+    The images of a batch follow each other in the list and have about the same shape. The images
+    in memory, the last batch that was yielded among them, have at most ``max_pixels`` together,
+    unless one alone has more.
 
     Args:
-        paths: of the images.
-        batch_size: images of a batch, at most.
-        num_threads: that read.
-        max_pixels: of the images in memory.
+        paths: image files.
+        batch_size: maximum number of images in a batch.
+        num_threads: number of threads that read.
+        max_pixels: maximum number of pixels in memory.
     """
 
     def __init__(
@@ -101,78 +106,88 @@ class ImageReader:
         *,
         batch_size: int = 1,
         num_threads: int = 2,
-        max_pixels: int = PIXELS_AHEAD,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.paths = paths
         self.batch_size = batch_size
         self.num_threads = num_threads
         self.max_pixels = max_pixels
 
-    def __iter__(self) -> Iterator[list[ImageRead]]:
-        """Batches, each of which is emptied when the next one is asked for, so that its memory is free."""
+    def __iter__(self) -> Iterator[list[LoadedImage]]:
+        """Yield batches; each is emptied when the next one is asked for, to free its memory."""
         pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="read")
-        pending: deque[tuple[int, list[Future[ImageRead]]]] = deque()
-        batches = self.plan()
-        upcoming = next(batches, None)
-        in_memory = 0  # pixels
+        pending: deque[tuple[PlannedBatch, list[Future[LoadedImage]]]] = deque()
+        plan = self.plan()
+        upcoming = next(plan, None)
+        pixels_in_memory = 0
+
         try:
-            while pending or upcoming is not None:
-                while upcoming is not None and self.may_begin(upcoming, in_memory, len(pending)):
-                    in_memory += upcoming.pixels
-                    pending.append(
-                        (upcoming.pixels, [pool.submit(self.read, i) for i in upcoming.positions])
-                    )
-                    upcoming = next(batches, None)
-                pixels, futures = pending.popleft()
+            while pending or upcoming:
+                # Begin to read as many batches as there is room for.
+                while upcoming and self.has_room(upcoming, pixels_in_memory, len(pending)):
+                    pending.append((upcoming, [pool.submit(load, path) for path in upcoming.paths]))
+                    pixels_in_memory += upcoming.num_pixels
+                    upcoming = next(plan, None)
+
+                planned, futures = pending.popleft()
                 batch = [future.result() for future in futures]
                 futures.clear()
                 yield batch
                 batch.clear()
-                in_memory -= pixels
+                pixels_in_memory -= planned.num_pixels
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def may_begin(self, batch: PlannedBatch, in_memory: int, num_pending: int) -> bool:
-        """Whether there is room for another batch."""
-        if num_pending == 0 and in_memory == 0:
+    def has_room(self, batch: PlannedBatch, pixels_in_memory: int, num_pending: int) -> bool:
+        """Return whether another batch may be read."""
+        if num_pending == 0 and pixels_in_memory == 0:
             return True
-        return num_pending < 2 * self.num_threads and in_memory + batch.pixels <= self.max_pixels
+        fits = pixels_in_memory + batch.num_pixels <= self.max_pixels
+        return fits and num_pending < 2 * self.num_threads
 
     def plan(self) -> Iterator[PlannedBatch]:
-        """The batches, from the sizes alone; what has no size is a batch of its own."""
-        positions: list[int] = []
-        pixels, first_aspect = 0, 0.0
-        for position, path in enumerate(self.paths):
+        """Yield the batches, from the sizes alone; an image without a size is a batch of its own."""
+        paths: list[Path] = []
+        num_pixels = 0
+        first_aspect = 0.0
+        for path in self.paths:
             width, height = image_size(path)
-            aspect = width / height if height else 0.0
-            fits = len(positions) < self.batch_size and pixels + width * height <= self.max_pixels
-            if positions and not (fits and is_similar(aspect, first_aspect)):
-                yield PlannedBatch(positions, pixels)
-                positions, pixels = [], 0
-            if not positions:
-                first_aspect = aspect
-            positions.append(position)
-            pixels += width * height
-        if positions:
-            yield PlannedBatch(positions, pixels)
+            aspect = width / max(height, 1)
 
-    def read(self, position: int) -> ImageRead:
-        try:
-            return ImageRead(position, read_image(str(self.paths[position])))
-        except ImageReadError as error:
-            return ImageRead(position, error)
+            is_full = len(paths) == self.batch_size or num_pixels + width * height > self.max_pixels
+            if paths and (is_full or not is_similar(aspect, first_aspect)):
+                yield PlannedBatch(paths, num_pixels)
+                paths = []
+                num_pixels = 0
+
+            if not paths:
+                first_aspect = aspect
+            paths.append(path)
+            num_pixels += width * height
+
+        if paths:
+            yield PlannedBatch(paths, num_pixels)
+
+
+def load(path: Path) -> LoadedImage:
+    """Read an image; an error is returned, not raised."""
+    try:
+        return LoadedImage(path, read_image(str(path)))
+    except ImageReadError as error:
+        return LoadedImage(path, error)
 
 
 def is_similar(aspect: float, other: float) -> bool:
-    """Whether images of two aspect ratios are worth computing together; 0 is of none that can be read."""
-    return min(aspect, other) > 0 and max(aspect, other) <= SIMILAR * min(aspect, other)
+    """Return whether images of two aspect ratios can be computed together; 0 is unreadable."""
+    smaller, larger = sorted((aspect, other))
+    return smaller > 0 and larger <= SIMILAR_ASPECTS * smaller
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image, as it will be turned, from the beginning of its file; zeros where there is none."""
+    """Return the EXIF-corrected (width, height) from the header of a file, or zeros on failure."""
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            return (height, width) if orientation(image) >= 5 else (width, height)
+            is_rotated = orientation(image) >= 5  # by 90 degrees
+            return image.size[::-1] if is_rotated else image.size
     except UNREADABLE:
         return 0, 0

@@ -1,179 +1,174 @@
-"""The images that a run of detections writes: drawings, salience maps, and what was found cut out."""
+"""Files that a run of detection draws: images and videos with boxes, salience maps, and crops."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import cv2
 import numpy as np
 
 from salience_detr.detections import ClassTable, Detections
 from salience_detr.inference.inputs import IMAGE_ENDINGS, is_video
-from salience_detr.inference.video import VideoWriter
-from salience_detr.utils.drawing import class_colors, draw_boxes, draw_salience
+from salience_detr.inference.video import VideoWriter, output_suffix
+from salience_detr.utils.drawing import draw_salience
 
-WRITABLE_ENDINGS = IMAGE_ENDINGS - {
-    ".webp",
-    ".pgm",
-}  # .webp as we read it may be lossless, .pgm has no colors
-STRIP_ROWS = 256  # that are worked on at a time
-MAX_JPEG_SIDE = 65500  # that OpenCV writes
-CROPS = "crops"  # the folder of what is cut out
+# Neither .webp, which may have been lossless, nor .pgm, which has no colors.
+WRITABLE_ENDINGS = IMAGE_ENDINGS - {".webp", ".pgm"}
+
+STRIP_ROWS = 256  # rows that are worked on at a time
+MAX_JPEG_SIDE = 65500  # OpenCV's limit
+CROPS = "crops"  # folder of the crops
 
 
 @dataclass(frozen=True)
-class Targets:
-    """Where the outputs of one input go.
+class OutputPaths:
+    """Paths of the drawings of one input; the endings of a video may yet become others.
 
     Attributes:
-        drawing: path of the drawing; of a video the ending may yet become another one.
-        salience: likewise, of the salience map.
+        drawing: image or video with boxes.
+        salience: salience map.
     """
 
     drawing: Path
     salience: Path
 
-    def with_ending(self, ending: str) -> Targets:
-        return Targets(self.drawing.with_suffix(ending), self.salience.with_suffix(ending))
+    def with_suffix(self, suffix: str) -> OutputPaths:
+        """Return the paths with another ending."""
+        return OutputPaths(self.drawing.with_suffix(suffix), self.salience.with_suffix(suffix))
 
 
 class OutputFolder:
-    """Writes into a folder what is seen of detections.
+    """Folder of drawings.
 
     Args:
-        root: the folder.
-        classes: of the detector.
+        root: path of the folder.
+        classes: classes of the detector.
         salience: whether salience maps are written.
         crops: whether detections are cut out.
     """
 
     def __init__(self, root: Path, classes: ClassTable, *, salience: bool, crops: bool) -> None:
         self.root = root
-        self.classes = classes
         self.salience = salience
         self.crops = crops
-        self.colors = class_colors(len(classes.names), classes.colors)
         self.class_folders = safe_names(classes.names)
 
-    def plan(self, sources: Sequence[Path]) -> list[Targets]:
-        """Where the outputs of each input go: named like it, with a number added where the name is taken.
+    def plan(self, sources: Sequence[Path]) -> dict[Path, OutputPaths]:
+        """Return the output paths of each input: its name, with a number if that is in use.
 
-        No output takes the name of an input or of another output. The names depend on the list of inputs alone.
+        No output has the name of an input or of another output. The names depend on the list of
+        inputs alone.
         """
-        taken = {path.resolve() for path in sources}
+        in_use = {path.resolve() for path in sources}
+
+        # An input may itself be a crop, NAME_K.jpg: no other crop may get its name.
         crops = (self.root / CROPS).resolve()
-        for path in [path for path in taken if crops in path.parents]:
-            words = path.stem.split(
-                "_"
-            )  # an input that was cut out once: no crop may have its name
-            taken |= {crops / "_".join(words[:i]) for i in range(1, len(words) + 1)}
+        earlier_crops = [path for path in in_use if crops in path.parents]
+        for path in earlier_crops:
+            words = path.stem.split("_")
+            in_use |= {crops / "_".join(words[:i]) for i in range(1, len(words) + 1)}
+
         numbers: dict[str, int] = {}
-        return [self.plan_one(source, taken, numbers) for source in sources]
+        return {source: self.plan_one(source, in_use, numbers) for source in sources}
 
-    def plan_one(self, source: Path, taken: set[Path], numbers: dict[str, int]) -> Targets:
-        suffix = source.suffix.lower()
+    def plan_one(self, source: Path, in_use: set[Path], numbers: dict[str, int]) -> OutputPaths:
+        """Return the output paths of one input, and add them to those in use.
+
+        Args:
+            source: the input.
+            in_use: resolved paths of inputs and outputs.
+            numbers: first number to try for each file name.
+        """
+        suffixes = [source.suffix if source.suffix.lower() in WRITABLE_ENDINGS else ".png"]
         if is_video(source):
-            ending = source.suffix if suffix in {".mp4", ".avi"} else ".mp4"
-            endings = {ending, ".avi"}  # which one it will be depends on the size of the frames
-        else:
-            ending = source.suffix if suffix in WRITABLE_ENDINGS else ".png"
-            endings = {ending}
-        number = numbers.get(source.name, 1)
-        while True:
-            stem = source.stem if number == 1 else f"{source.stem}_{number}"
-            paths = {self.root / f"{stem}{x}" for x in endings}
-            if self.salience:
-                paths |= {self.root / f"{stem}_salience{x}" for x in endings}
-            if self.crops:
-                paths.add(self.root / CROPS / stem)  # no file: stands for the names of the crops
-            resolved = {path.resolve() for path in paths}
-            number += 1
-            if not resolved & taken:
-                taken |= resolved
-                numbers[source.name] = number
-                return Targets(
-                    self.root / f"{stem}{ending}", self.root / f"{stem}_salience{ending}"
-                )
+            # Which one it will be depends on the size of the frames.
+            suffixes = [output_suffix(source, (0, 0)), ".avi"]
 
-    def draw(self, image: np.ndarray, found: Detections) -> np.ndarray:
-        """A copy of an (H, W, 3) uint8 RGB image with boxes, names, scores and, if there are any, track numbers."""
-        classes = found.pred_classes.tolist()
-        labels = [
-            f"{self.classes.names[c]} {score:.0%}"
-            for c, score in zip(classes, found.scores.tolist(), strict=True)
-        ]
-        if found.has("track_ids"):
-            numbers = found.track_ids.tolist()
-            labels = [x if i < 0 else f"#{i} {x}" for i, x in zip(numbers, labels, strict=True)]
-        boxes = found.pred_boxes.tensor.numpy()[::-1]  # the best detections are drawn last, on top
-        return draw_boxes(image, list(boxes), labels[::-1], [self.colors[c] for c in classes[::-1]])
+        for number in itertools.count(numbers.get(source.name, 1)):
+            stem = source.stem if number == 1 else f"{source.stem}_{number}"
+            names = [f"{stem}{suffix}" for suffix in suffixes]
+            if self.salience:
+                names += [f"{stem}_salience{suffix}" for suffix in suffixes]
+            if self.crops:
+                names.append(f"{CROPS}/{stem}")  # stands for the names of all its crops
+
+            paths = {(self.root / name).resolve() for name in names}
+            if paths.isdisjoint(in_use):
+                break
+
+        in_use |= paths
+        numbers[source.name] = number + 1
+        return OutputPaths(
+            self.root / f"{stem}{suffixes[0]}", self.root / f"{stem}_salience{suffixes[0]}"
+        )
 
     def write_crops(
-        self, image: np.ndarray, found: Detections, targets: Targets, frame: int | None = None
+        self,
+        image: np.ndarray,
+        detections: Detections,
+        paths: OutputPaths,
+        frame: int | None = None,
     ) -> None:
-        """Write what is in the boxes as crops/CLASS/NAME_K.jpg, of frames NAME_FRAME-K.jpg.
+        """Write the inside of the boxes as crops/CLASS/NAME_K.jpg, of frames NAME_FRAME-K.jpg.
 
-        K counts the detections of the image from 1, by falling score; those with no pixel in the image are left
-        out.
+        K counts the detections on the image from 1, by falling score. Those without a pixel in the
+        image are left out.
         """
-        stem = (
-            f"{targets.drawing.stem}_" if frame is None else f"{targets.drawing.stem}_{frame:06d}-"
-        )
-        boxes, classes = found.pred_boxes.tensor.numpy(), found.pred_classes.tolist()
+        prefix = f"{paths.drawing.stem}_"
+        if frame is not None:
+            prefix += f"{frame:06d}-"
+
+        boxes = detections.pred_boxes.tensor.numpy()
+        classes = detections.pred_classes.tolist()
         for number, (box, label) in enumerate(zip(boxes, classes, strict=True), start=1):
-            crop = cut_out(image, box)
+            crop = crop_box(image, box)
             if crop.size:
                 folder = self.root / CROPS / self.class_folders[label]
                 folder.mkdir(parents=True, exist_ok=True)
-                ending = ".jpg" if max(crop.shape[:2]) <= MAX_JPEG_SIDE else ".png"
-                write_image(folder / f"{stem}{number}{ending}", crop.copy())
+                suffix = ".jpg" if max(crop.shape[:2]) <= MAX_JPEG_SIDE else ".png"
+                write_image(folder / f"{prefix}{number}{suffix}", crop.copy())
 
 
 class AnnotatedVideo:
     """Videos of drawings and, if there are any, of salience maps.
 
-    Where places have no frame, the drawing before stands still, as many times as it takes.
+    A drawing stands still for as long as no frame follows it.
     """
 
-    def __init__(self, targets: Targets, *, fps: float) -> None:
-        self.writers = (
-            VideoWriter(targets.drawing, fps=fps),
-            VideoWriter(targets.salience, fps=fps),
-        )
+    def __init__(self, paths: OutputPaths, *, fps: float) -> None:
+        self.writers = [VideoWriter(path, fps=fps) for path in (paths.drawing, paths.salience)]
         self.length = 0
         self.last: Sequence[np.ndarray] = ()
 
     def add(self, place: int, drawings: Sequence[np.ndarray]) -> None:
-        """Append what is drawn of the frame at a place: the drawing, and perhaps the salience map."""
+        """Append the drawing, and perhaps the salience map, of the frame at a place."""
         for _ in range(self.length, place):
             self.write(self.last)
         self.write(drawings)
-        self.last, self.length = drawings, place + 1
+
+        self.last = drawings
+        self.length = place + 1
 
     def write(self, drawings: Sequence[np.ndarray]) -> None:
+        """Append a frame to each video."""
         for writer, drawing in zip(self.writers, drawings, strict=False):
             writer.write(drawing)
 
     def __enter__(self) -> AnnotatedVideo:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for writer in self.writers:
             writer.close()
 
 
-def cut_out(image: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The pixels of an (H, W, 3) image that a box, absolute xyxy, touches; there may be none."""
+def crop_box(image: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Return the pixels of an (H, W, 3) image that a box, absolute xyxy, touches, maybe none."""
     height, width = image.shape[:2]
     x0, y0 = np.clip(np.floor(box[:2]), 0, [width, height]).astype(int)
     x1, y1 = np.clip(np.ceil(box[2:]), 0, [width, height]).astype(int)
@@ -181,7 +176,7 @@ def cut_out(image: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def draw_salience_map(image: np.ndarray, salience: np.ndarray) -> np.ndarray:
-    """An (H, W, 3) uint8 RGB image under its (h, w) salience, drawn in strips, for little memory beside it."""
+    """Draw (h, w) salience on an (H, W, 3) uint8 RGB image, in strips, which need little memory."""
     height, width = image.shape[:2]
     if salience.shape != (height, width):
         salience = cv2.resize(salience, (width, height))
@@ -224,15 +219,17 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
 
 def safe_names(names: Sequence[str]) -> list[str]:
-    """A name for a folder for each class: like its own, as far as file systems allow, and unlike the others'."""
+    """Return a folder name for each class: its own as far as file systems allow, and unique."""
     folders: list[str] = []
-    taken: set[str] = set()
+    in_use: set[str] = set()
     for number, name in enumerate(names):
         safe = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "_", name).strip(" .")
         while len(safe.encode()) > 100:
             safe = safe[:-1]
-        if not safe or safe.casefold() in taken:
+
+        # Some file systems do not tell upper from lower case.
+        if not safe or safe.casefold() in in_use:
             safe = f"{safe or 'class'}_{number}"
-        taken.add(safe.casefold())
+        in_use.add(safe.casefold())
         folders.append(safe)
     return folders

@@ -14,14 +14,25 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from detectron2.utils import comm
 
 from salience_detr.detections import ClassTable, Detections
 from salience_detr.utils.files import written_whole
 
-CSV_COLUMNS = "file frame class_id class_name score x0 y0 x1 y1 track_id".split()
+CSV_COLUMNS = [
+    "file",
+    "frame",
+    "class_id",
+    "class_name",
+    "score",
+    "x0",
+    "y0",
+    "x1",
+    "y1",
+    "track_id",
+]
 
 JsonObject = dict[str, Any]
 
@@ -178,7 +189,7 @@ def track_ids(detections: Detections) -> list[int | None]:
     return [None if number < 0 else number for number in detections.track_ids.tolist()]
 
 
-def open_csv(path: Path, mode: str = "r") -> TextIO:
+def open_csv(path: Path, mode: Literal["r", "w"] = "r") -> TextIO:
     """Open a CSV file; names of files in it may hold bytes that are not UTF-8."""
     return open(path, mode, encoding="utf-8", errors="surrogateescape", newline="")
 

@@ -28,20 +28,27 @@ def draw_detections(
     class_names: Sequence[str],
     colors: Sequence[Color] | None = None,
 ) -> np.ndarray:
-    """A copy of an (H, W, 3) uint8 RGB image with boxes, class names and scores.
+    """Return a copy of an (H, W, 3) uint8 RGB image with boxes, class names and scores.
 
     Args:
-        image: the image that the boxes belong to.
-        instances: ``pred_boxes`` (absolute xyxy), ``scores``, ``pred_classes``.
-        class_names: of all classes.
-        colors: RGB of all classes.
+        image: image that the boxes belong to.
+        instances: ``pred_boxes`` (absolute xyxy), ``scores``, ``pred_classes``, and perhaps
+            ``track_ids``, which are drawn unless they are negative.
+        class_names: names of all classes.
+        colors: RGB of the first classes or of all.
     """
     classes = instances.pred_classes.tolist()
     labels = [
         f"{class_names[c]} {score:.0%}"
         for c, score in zip(classes, instances.scores.tolist(), strict=True)
     ]
-    palette = colors or class_colors(len(class_names))
+    if instances.has("track_ids"):
+        for i, number in enumerate(instances.track_ids.tolist()):
+            if number >= 0:
+                labels[i] = f"#{number} {labels[i]}"
+
+    palette = class_colors(len(class_names), colors)
+
     # The best detections are drawn last, on top.
     order = range(len(instances) - 1, -1, -1)
     boxes = instances.pred_boxes.tensor.numpy()

@@ -53,16 +53,14 @@ def test_folders_patterns_and_files_are_collected_once_each(save, tmp_path):
 
 
 def positions(reader):
-    return [[read.position for read in batch] for batch in reader]
+    return [[reader.paths.index(loaded.path) for loaded in batch] for batch in reader]
 
 
 def test_images_come_in_order_with_their_content(save):
     paths = [save(8, 6) for _ in range(20)]
-    seen = [
-        read.image[0, 0, 0]
-        for batch in ImageReader(paths, batch_size=3, num_threads=3)
-        for read in list(batch)
-    ]
+    seen = []
+    for batch in ImageReader(paths, batch_size=3, num_threads=3):
+        seen += [loaded.image[0, 0, 0] for loaded in batch]
     assert seen == list(range(1, 21))
 
 
@@ -85,15 +83,12 @@ def test_an_image_that_cannot_be_read_stands_alone(save, tmp_path):
         cut,
         save(8, 8),
     ]
-    batches = [list(batch) for batch in ImageReader(paths, batch_size=4)]
-    assert [[read.position for read in batch] for batch in batches] == [[0], [1], [2], [3, 4, 5]]
-    errors = [
-        read.position
-        for batch in batches
-        for read in batch
-        if isinstance(read.image, ImageReadError)
-    ]
-    assert errors == [1, 2, 4]
+    assert positions(ImageReader(paths, batch_size=4)) == [[0], [1], [2], [3, 4, 5]]
+
+    errors = []
+    for batch in ImageReader(paths, batch_size=4):
+        errors += [x.path for x in batch if isinstance(x.image, ImageReadError)]
+    assert errors == [paths[1], paths[2], paths[4]]
 
 
 def test_turned_images_count_with_the_shape_that_they_are_shown_in(tmp_path):

@@ -1,9 +1,7 @@
-"""What a run writes: names, cut-outs, JSON, CSV and journals."""
+"""Drawings of a run: their names, crops, videos and salience maps."""
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 
 import cv2
@@ -13,17 +11,16 @@ import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from salience_detr.detections import ClassTable, Detections
+from salience_detr.detections import Detections
 from salience_detr.inference.outputs import (
     AnnotatedVideo,
     OutputFolder,
-    Targets,
-    cut_out,
+    OutputPaths,
+    crop_box,
     draw_salience_map,
     safe_names,
     write_image,
 )
-from salience_detr.inference.records import CSV_COLUMNS, Journal, Record, Results, replay
 from salience_detr.inference.video import VideoReader
 from tests.inference.fake_detector import CLASSES, paint
 
@@ -44,7 +41,8 @@ def detections(*rows, track_ids=None):
 
 def planned(root, *sources, salience=False, crops=False):
     folder = OutputFolder(root, CLASSES, salience=salience, crops=crops)
-    return [target.drawing.name for target in folder.plan([Path(source) for source in sources])]
+    outputs = folder.plan([Path(source) for source in sources])
+    return [paths.drawing.name for paths in outputs.values()]
 
 
 def test_outputs_are_named_like_their_inputs(tmp_path):
@@ -99,10 +97,10 @@ def test_names_of_classes_become_folders(names, expected):
 
 def test_a_crop_has_the_pixels_that_a_box_touches_within_the_image():
     image = np.arange(60 * 80 * 3, dtype=np.uint8).reshape(60, 80, 3)
-    assert np.array_equal(cut_out(image, np.array([10.2, 20.0, 12.1, 22.0])), image[20:22, 10:13])
-    assert np.array_equal(cut_out(image, np.array([-5.0, 50.0, 10.0, 90.0])), image[50:, :10])
-    assert cut_out(image, np.array([90.0, 10.0, 99.0, 20.0])).size == 0
-    assert cut_out(image, np.array([10.0, 10.0, 10.0, 20.0])).size == 0
+    assert np.array_equal(crop_box(image, np.array([10.2, 20.0, 12.1, 22.0])), image[20:22, 10:13])
+    assert np.array_equal(crop_box(image, np.array([-5.0, 50.0, 10.0, 90.0])), image[50:, :10])
+    assert crop_box(image, np.array([90.0, 10.0, 99.0, 20.0])).size == 0
+    assert crop_box(image, np.array([10.0, 10.0, 10.0, 20.0])).size == 0
 
 
 def test_crops_are_filed_by_class_and_numbered_by_image(tmp_path):
@@ -114,8 +112,8 @@ def test_crops_are_filed_by_class_and_numbered_by_image(tmp_path):
         (90, 0, 99, 9, 0, 0.7),
         (0, 0, 80, 60, 0, 0.6),
     )
-    folder.write_crops(image, found, folder.plan([Path("in/a.png")])[0])
-    folder.write_crops(image, found[:1], Targets(tmp_path / "f.mp4", tmp_path / "s.mp4"), 17)
+    folder.write_crops(image, found, folder.plan([Path("in/a.png")])[Path("in/a.png")])
+    folder.write_crops(image, found[:1], OutputPaths(tmp_path / "f.mp4", tmp_path / "s.mp4"), 17)
     crops = {
         str(path.relative_to(tmp_path / "crops")): Image.open(path).size
         for path in tmp_path.rglob("*.jpg")
@@ -137,103 +135,21 @@ def test_an_image_that_cannot_be_written_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tracked_objects_are_drawn_with_their_numbers(tmp_path):
-    folder = OutputFolder(tmp_path, CLASSES, salience=False, crops=False)
+def test_tracked_objects_are_drawn_with_their_numbers():
     image = np.zeros((60, 80, 3), np.uint8)
     row = (10, 30, 60, 50, 0, 0.9)
-    plain = folder.draw(image, detections(row))
-    assert np.array_equal(plain, detections(row).draw(image))  # as everywhere else
-    assert np.array_equal(plain, folder.draw(image, detections(row, track_ids=[-1])))
-    assert not np.array_equal(plain, folder.draw(image, detections(row, track_ids=[3])))
+    plain = detections(row).draw(image)
+    assert np.array_equal(plain, detections(row, track_ids=[-1]).draw(image))
+    assert not np.array_equal(plain, detections(row, track_ids=[3]).draw(image))
 
 
 def test_a_drawing_stands_still_where_frames_are_missing(tmp_path):
-    targets = Targets(tmp_path / "a.avi", tmp_path / "b.avi")
+    targets = OutputPaths(tmp_path / "a.avi", tmp_path / "b.avi")
     with AnnotatedVideo(targets, fps=10) as video:
         for place, value in ((0, 0), (3, 120), (4, 240)):
             video.add(place, [np.full((48, 64, 3), value, np.uint8)])
     values = [int(frame.mean()) for frame in VideoReader(targets.drawing)]
     assert values == pytest.approx([0, 0, 0, 120, 240], abs=4) and not targets.salience.exists()
-
-
-RECORDS = [
-    Record.of(detections((1, 2, 11, 22, 1, 0.5)), "a,ü.jpg"),
-    Record.of(
-        detections((1, 2, 3, 4, 0, 0.75), (5, 6, 7, 8, 2, 0.25), track_ids=[4, -1]), "f.mp4", 0
-    ),
-    Record.of(detections(track_ids=[]), "f.mp4", 1),
-]
-
-
-def test_json_and_csv_hold_the_same(tmp_path):
-    with Results(CLASSES, tmp_path / "f.json", tmp_path / "f.csv") as results:
-        for record in RECORDS:
-            results.found(0, record)
-    rows = list(csv.DictReader((tmp_path / "f.csv").open(encoding="utf-8", newline="")))
-    assert list(rows[0]) == list(CSV_COLUMNS)
-    assert [list(row.values()) for row in rows] == [
-        ["a,ü.jpg", "", "12", "green", "0.5", "1.0", "2.0", "11.0", "22.0", ""],
-        ["f.mp4", "0", "11", "red", "0.75", "1.0", "2.0", "3.0", "4.0", "4"],
-        ["f.mp4", "0", "13", "blue", "0.25", "5.0", "6.0", "7.0", "8.0", ""],
-    ]
-    content = json.loads((tmp_path / "f.json").read_text())
-    assert content["images"][1] == {
-        "id": 2,
-        "file_name": "f.mp4",
-        "height": 60,
-        "width": 80,
-        "frame": 0,
-    }
-    assert content["annotations"][1] == {
-        "id": 2, "image_id": 2, "category_id": 11, "bbox": [1, 2, 2, 2], "area": 4, "score": 0.75, "iscrowd": 0,
-        "track_id": 4,
-    }  # fmt: skip
-    assert "track_id" not in content["annotations"][2] and len(content["images"]) == 3
-    assert (results.num_images, results.num_detections) == (3, 3)
-
-
-def test_rows_are_written_as_they_come_and_become_the_file_at_the_end(tmp_path):
-    (tmp_path / "f.csv").write_text("earlier")
-    with Results(CLASSES, csv_path=tmp_path / "f.csv") as results:
-        for count, record in enumerate(RECORDS[:2], start=1):
-            results.found(0, record)
-            assert (
-                len((tmp_path / "f.csv.tmp").read_text(encoding="utf-8").splitlines())
-                == [2, 4][count - 1]
-            )
-        assert (tmp_path / "f.csv").read_text() == "earlier"
-    assert len((tmp_path / "f.csv").read_text(encoding="utf-8").splitlines()) == 4
-    assert [path.name for path in tmp_path.iterdir()] == ["f.csv"]
-
-
-def test_names_that_are_no_utf8_are_kept(tmp_path):
-    name = b"\xff.jpg".decode(errors="surrogateescape")
-    with Results(ClassTable(("a",), (0,)), tmp_path / "f.json", tmp_path / "f.csv") as results:
-        results.found(0, Record(name, None, 4, 4, [[0, 0, 1, 1]], [0.5], [0], [None]))
-    assert b"\xff.jpg" in (tmp_path / "f.csv").read_bytes()
-    assert json.loads((tmp_path / "f.json").read_text())["images"][0]["file_name"] == name
-
-
-def test_journals_of_several_processes_become_one_result_in_order(tmp_path):
-    paths = [tmp_path / "0", tmp_path / "1", tmp_path / "2"]
-    for rank, path in enumerate(paths[:2]):
-        journal = Journal(path)
-        for position in (rank, rank + 2):
-            journal.found(position, Record(f"{position}.jpg", None, 4, 4, [], [], [], []))
-            journal.done(position)
-        journal.close()
-    with Journal(paths[2]).file as file:
-        file.write('[4, "failed", "why"]\n[5, "note", "so"]\n[6, "found", {"file_n')  # killed
-    with Results(CLASSES, tmp_path / "f.json") as results:
-        replay(paths, results)
-    images = json.loads((tmp_path / "f.json").read_text())["images"]
-    assert [(x["id"], x["file_name"]) for x in images] == [
-        (1, "0.jpg"),
-        (2, "1.jpg"),
-        (3, "2.jpg"),
-        (4, "3.jpg"),
-    ]
-    assert (results.succeeded, results.failures, results.notes) == (4, ["why"], ["so"])
 
 
 def test_a_salience_map_that_is_smaller_than_the_image_is_enlarged():

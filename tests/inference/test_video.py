@@ -39,7 +39,7 @@ def test_no_more_frames_are_read_than_there_is_room_for():
     time.sleep(0.2)
     assert len(taken) <= 1 + 3 + 1  # handed out, waiting, and in the thread's hand
     ahead.close()
-    assert not any(thread.name == "read_ahead" for thread in threading.enumerate())
+    assert not any(thread.name.startswith("read_ahead") for thread in threading.enumerate())
 
 
 def test_an_error_of_the_thread_is_raised_where_frames_are_taken():
