@@ -93,7 +93,8 @@ def print_result(result: ValidationResult, num_shown: int) -> None:
 
 
 def write_repaired(results: list[ValidationResult], path: Path) -> None:
-    """Write the first data set, repaired and without the images of the others, and print changes."""
+    """Write the first data set, repaired and without images of the others; print the changes."""
+    # An image in both sets stays in the second one.
     first, *others = results
     digests = {file.digest for other in others for file in other.files}
     content, changes = repair(first, without=digests)

@@ -106,6 +106,7 @@ def yolo_splits(args: argparse.Namespace) -> Iterator[ConvertedSplit]:
     """Convert the splits of a YOLO data set."""
     description = read_description(find_description(args.source))
     for name, images in description.splits.items():
+        # The names of the images are relative to the folder that all of them are in.
         folders = {str(image.parent) for image in images}
         root = Path(os.path.commonpath(folders)) if folders else args.source
         conversion = convert_yolo(
@@ -113,6 +114,7 @@ def yolo_splits(args: argparse.Namespace) -> Iterator[ConvertedSplit]:
             has_keypoints=description.has_keypoints, workers=args.workers,
         )  # fmt: skip
 
+        # Without any labels the folders are probably wrong; a test part may have none.
         if name != "test" and not any(map(find_labels, images)):
             places = " and ".join(map(str, label_candidates(images[0])))
             raise DatasetError(

@@ -62,6 +62,7 @@ def read_metrics(run: Path) -> Lines:
     if not path.is_file():
         raise ResultsError(f"{run} holds no metrics.json; is it an output folder of train_net.py?")
 
+    # A run that was killed leaves a last line that is cut off.
     lines = []
     for line in path.read_text().splitlines():
         with contextlib.suppress(ValueError):
@@ -154,6 +155,7 @@ def plot_precision_recall(precisions: dict[str, np.ndarray], path: Path) -> bool
     Returns:
         False if no class has boxes: then nothing is drawn.
     """
+    # AP50 is the mean of the precisions at the 101 recalls.
     curves = {name: values[0] for name, values in precisions.items()}
     with_boxes = {name: curve for name, curve in curves.items() if not np.isnan(curve.mean())}
     if not with_boxes:
@@ -198,6 +200,7 @@ def find_annotations(run: Path) -> Path:
     Raises:
         ResultsError: it is not known.
     """
+    # Data sets that the config registers by a file have its path; others are in the catalog.
     remedy = "name the annotation file with --annotations"
     try:
         dataset = load_config(run / "config.yaml").dataloader.test.dataset

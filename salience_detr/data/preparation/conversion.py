@@ -149,6 +149,7 @@ def assemble(
     file_names: set[str] = set()
 
     for labels in images_labels:
+        # Images that are left out leave their problems.
         problems += labels.problems
         if labels.size is None:
             continue

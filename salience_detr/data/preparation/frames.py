@@ -72,7 +72,7 @@ def scale_box(box: Box, size: Size, new_size: Size) -> Box:
 
 
 def turn_box(box: Box, size: Size, orientation: int) -> Box:
-    """Turn an (x0, y0, x1, y1) box, as EXIF orientations 5 to 8 turn an image stored with ``size``."""
+    """Turn an (x0, y0, x1, y1) box as EXIF orientations 5 to 8 turn an image of ``size``."""
     x0, y0, x1, y1 = box
     width, height = size
     return {

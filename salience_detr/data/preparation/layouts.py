@@ -47,6 +47,7 @@ def find_splits(data_dir: str | Path) -> dict[str, Split]:
     if not root.is_dir():
         raise DatasetError(f"there is no data folder {root}")
 
+    # The first layout that fits counts, in the order of the names, then of the patterns.
     splits = {}
     for split, names in SPLITS.items():
         candidates = [(name, root / x.format(s=name)) for name in names for x in ANNOTATIONS]
@@ -73,6 +74,7 @@ def find_image_root(json_file: Path, data_dir: Path, name: str) -> Path:
     Raises:
         DatasetError: no usual folder holds any.
     """
+    # Missing images must not hide the folder: the one with most of them is taken.
     file_names = first_file_names(read_json(json_file, keep=True).get("images"))
     folders = [json_file.parent, *(data_dir / pattern.format(s=name) for pattern in IMAGES)]
     num_found = [count_images(folder, file_names) for folder in folders]

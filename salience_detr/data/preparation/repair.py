@@ -46,6 +46,7 @@ def repair(
     for category in result.usable("categories"):
         categories.setdefault(category["id"], category)
 
+    # Boxes of images or categories that do not stay are left out.
     by_image: dict[Any, list[Entry]] = defaultdict(list)
     for annotation in result.content["annotations"]:
         is_usable = entry_fault("annotations", annotation, without=REPAIRABLE) is None
@@ -159,6 +160,7 @@ def repair_box(box: Any, entry: Entry, file: ImageFile) -> list[float] | None:
     if transform is None or problem not in (None, "box reaching out of the image"):
         return None
 
+    # Clipped where it was drawn: the turned frame may differ by the rounding of its sides.
     x, y, width, height = box
     x0, y0, x1, y1 = transform(
         (max(x, 0), max(y, 0), min(x + width, frame[0]), min(y + height, frame[1]))

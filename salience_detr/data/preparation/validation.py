@@ -126,6 +126,7 @@ def validate(json_file: Path, image_root: Path, *, workers: int = 0) -> Validati
     content = read_coco(json_file)
     paths = []
     for entry in content["images"]:
+        # Any image without a usable name is missing, and its entry is reported.
         name = entry.get("file_name") if isinstance(entry, dict) else None
         paths.append(image_path(image_root, name) if isinstance(name, str) else Path())
 
@@ -148,6 +149,7 @@ def read_file(path: Path) -> ImageFile:
     except (ImageReadError, *UNREADABLE) as error:
         return ImageFile(problem=str(error) or repr(error))
 
+    # Digests of files find images that are twice in a set, or in both sets.
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     is_faint = int(pixels.max()) - int(pixels.min()) < FAINT
     return ImageFile(size, orientation, digest, is_faint)

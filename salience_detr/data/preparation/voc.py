@@ -69,7 +69,8 @@ def convert_voc(
     for labels in images_labels:
         occurring.update(box.label for box in labels.boxes)
     names = dict(enumerate(classes or sorted(occurring), 1))
-    return assemble(images_labels, dict(zip(names.values(), names, strict=True)), names)
+    category_ids = {name: category_id for category_id, name in names.items()}
+    return assemble(images_labels, category_ids, names)
 
 
 def images_without_xml(annotations: Path, images: Path) -> list[Path]:
@@ -93,8 +94,9 @@ def find_splits(source: Path, annotations: Path, val_fraction: float) -> dict[st
         DatasetError: the fraction is not in [0, 1).
     """
     splits = {}
+    folder = source / "ImageSets" / "Main"
     for split, names in SPLIT_LISTS.items():
-        path = first_file(source / "ImageSets" / "Main" / f"{name}.txt" for name in names)
+        path = first_file(folder / f"{name}.txt" for name in names)
         if path is not None:
             splits[split] = read_list(path, annotations)
     if splits:
@@ -103,6 +105,7 @@ def find_splits(source: Path, annotations: Path, val_fraction: float) -> dict[st
     if not 0 <= val_fraction < 1:
         raise DatasetError(f"--val-fraction is {val_fraction}; it lies in [0, 1)")
 
+    # The same files are drawn each time; those of a split stay in the order of their names.
     files = find_files(annotations, XML)
     drawn = set(random.Random(0).sample(files, round(val_fraction * len(files))))
     splits["train"] = [path for path in files if path not in drawn]
@@ -122,6 +125,7 @@ def read_list(path: Path, annotations: Path) -> list[Path]:
         if not line.strip():
             continue
 
+        # "my image 1.jpg", "my image 1" and "000012 -1" are all in use.
         candidates = []
         for name in (line.strip(), line.split()[0]):
             candidates.append(annotations / f"{name}.xml")
@@ -131,7 +135,7 @@ def read_list(path: Path, annotations: Path) -> list[Path]:
 
 
 def read_voc(path: Path, image_root: Path, zero_based: bool, drop_difficult: bool) -> ImageLabels:
-    """Read the objects of one XML file; parts of objects, as of a person, are passed over.
+    """Read the objects of one XML file; parts of an object, such as a person's hand, are skipped.
 
     Args:
         path: XML file.
@@ -146,6 +150,7 @@ def read_voc(path: Path, image_root: Path, zero_based: bool, drop_difficult: boo
     image = find_image(image_root, path, root.findtext("filename"))
     size, orientation = read_image_size(image)
 
+    # The size in the file tells on which copy of the image the boxes were drawn.
     annotated_size = read_annotated_size(root) or size
     transform = frame_transform(annotated_size, size, orientation)
     if transform is None:
@@ -230,6 +235,7 @@ def find_image(image_root: Path, xml_file: Path, named: str | None) -> Path:
         candidates.append(image_root / f"{xml_file.stem}{suffix}")
         candidates.append(image_root / f"{xml_file.stem}{suffix.upper()}")
 
+    # A name must not lead out of the folder.
     if named:
         inside = image_root / named
         if inside.resolve().is_relative_to(image_root.resolve()):

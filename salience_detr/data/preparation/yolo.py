@@ -128,6 +128,7 @@ def read_yolo(image: Path, image_root: Path, has_keypoints: bool) -> ImageLabels
     size, _ = read_image_size(image)
     labels = ImageLabels(Path(os.path.relpath(image, image_root)).as_posix(), size)
 
+    # Without labels the image is background, as YOLO takes it.
     path = find_labels(image)
     if path is None:
         return labels
@@ -188,6 +189,7 @@ def relative_corners(numbers: Sequence[float]) -> Box:
         x, y, width, height = numbers
         return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
+    # The box of a polygon is its extent.
     if len(numbers) < 6 or len(numbers) % 2:
         raise ValueError
     return min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])
@@ -227,6 +229,7 @@ def read_description(path: Path) -> YoloDescription:
     if not isinstance(content, dict) or "names" not in content:
         raise DatasetError(f"{path} is not a YOLO description with 'names', 'train' and 'val'")
 
+    # "path" is often missing, or that of another computer.
     base = Path(path.parent, str(content.get("path") or "."))
     splits = {}
     for split, keys in SPLITS.items():

@@ -27,16 +27,15 @@ def write_image(path, size=(100, 50), orientation=None):
 
 
 def write_xml(path, objects, filename=None, extra=""):
-    """``objects``: (name, xmin, ymin, xmax, ymax, difficult)"""
+    """Write an XML file of objects (name, xmin, ymin, xmax, ymax, difficult)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     items = "".join(
-        f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin>"
-        f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
+        f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{x0}</xmin>"
+        f"<ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
         for name, x0, y0, x1, y1, difficult in objects
     )
-    path.write_text(
-        f"<annotation><filename>{filename or path.stem + '.jpg'}</filename>{extra}{items}</annotation>"
-    )
+    filename = filename or f"{path.stem}.jpg"
+    path.write_text(f"<annotation><filename>{filename}</filename>{extra}{items}</annotation>")
 
 
 @pytest.fixture
@@ -97,8 +96,12 @@ def test_broken_voc_files_are_reported_and_the_others_kept(voc):
     conversion = convert_voc(voc / "Annotations", voc / "JPEGImages")
     assert [x["file_name"] for x in conversion.content["images"]] == ["a.jpg", "b.jpg", "c.jpg"]
     problems = "\n".join(conversion.problems)
-    for words in ("d.xml: not valid XML", "there is no image e.jpg", "f.jpg: the image cannot be read",
-                  "c.xml: pit has no readable bndbox"):  # fmt: skip
+    for words in (
+        "d.xml: not valid XML",
+        "there is no image e.jpg",
+        "f.jpg: the image cannot be read",
+        "c.xml: pit has no readable bndbox",
+    ):
         assert words in problems
     with pytest.raises(DatasetError, match=r"no \.xml files"):
         convert_voc(voc / "JPEGImages", voc / "JPEGImages")
@@ -283,8 +286,8 @@ def test_voc_files_are_for_the_image_of_their_own_name(voc):
 
 def test_voc_files_of_any_encoding_are_read(voc):
     text = (
-        '<?xml version="1.0" encoding="{}"?><annotation><object><name>凹坑</name><bndbox><xmin>1</xmin><ymin>1</ymin>'
-        "<xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
+        '<?xml version="1.0" encoding="{}"?><annotation><object><name>凹坑</name>'
+        "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
     )
     (voc / "Annotations" / "a.xml").write_bytes(text.format("GB2312").encode("gb2312"))
     (voc / "Annotations" / "b.xml").write_bytes(text.format("klingon").encode())

@@ -29,9 +29,15 @@ PLAIN = [(f"annotations/instances_{x}.json", f"images/{x}/1.jpg") for x in ("tra
         COCO,
         PLAIN,
         (("annotations/train.json", "train/1.jpg"), ("annotations/val.json", "val/2.jpg")),
-        (("train/_annotations.coco.json", "train/1.jpg"), ("valid/_annotations.coco.json", "valid/2.jpg")),
+        (
+            ("train/_annotations.coco.json", "train/1.jpg"),
+            ("valid/_annotations.coco.json", "valid/2.jpg"),
+        ),
         (("train.json", "images/1.jpg"), ("val.json", "images/2.jpg")),
-        (("train/annotations.json", "train/images/1.jpg"), ("test/annotations.json", "test/images/2.jpg")),
+        (
+            ("train/annotations.json", "train/images/1.jpg"),
+            ("test/annotations.json", "test/images/2.jpg"),
+        ),
     ],
 )  # fmt: skip
 def test_usual_layouts_are_found(tmp_path, train, val):

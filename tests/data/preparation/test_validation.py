@@ -1,4 +1,4 @@
-"""A data set with every mistake, each found once, and repaired."""
+"""A data set with every kind of problem: each is found once, and repaired."""
 
 from __future__ import annotations
 
@@ -47,13 +47,15 @@ def root(tmp_path):
 @pytest.fixture
 def everything_wrong(root):
     images = [
-        image(1, "a.png"), image(2, "b.png", 400, 300), image(3, "missing.png"), image(4, "broken.png"),
-        image(5, "same.png"), image(1, "c.png"), {"id": 7, "file_name": "c.png"},
+        image(1, "a.png"), image(2, "b.png", 400, 300), image(3, "missing.png"),
+        image(4, "broken.png"), image(5, "same.png"),
+        image(1, "c.png"), {"id": 7, "file_name": "c.png"},
     ]  # fmt: skip
     annotations = [
-        box(1, [1, 2, 3, 4], note="kept"), box(1, [1, 2, 3, 4]), box(0, [0, 0, 40, 30]), box(2, [5, 5, 0, 4]),
-        box(3, [41, 5, 4, 4]), box(4, [30, 20, 20, 20]), box(5, [1, 2, 3]), box(6, [1, 2, float("nan"), 3]),
-        box(7, [1, 2, 3, 4], category=77), box(8, [1, 2, 3, 4], image=99), {"id": 9},
+        box(1, [1, 2, 3, 4], note="kept"), box(1, [1, 2, 3, 4]), box(0, [0, 0, 40, 30]),
+        box(2, [5, 5, 0, 4]), box(3, [41, 5, 4, 4]), box(4, [30, 20, 20, 20]), box(5, [1, 2, 3]),
+        box(6, [1, 2, float("nan"), 3]), box(7, [1, 2, 3, 4], category=77),
+        box(8, [1, 2, 3, 4], image=99), {"id": 9},
         box(10, [3, 3, 300, 200], image=2),
     ]  # fmt: skip
     categories = [CATEGORIES[0], CATEGORIES[0], CATEGORIES[1]]
@@ -65,18 +67,19 @@ def counts(result):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_mistake_is_found_once(everything_wrong, root, workers):
+def test_every_problem_is_found_once(everything_wrong, root, workers):
     assert counts(validate(everything_wrong, root, workers=workers)) == {
         "missing image": 1, "unreadable image": 1, "wrong size": 1, "duplicate image id": 1,
-        "duplicate annotation id": 1, "duplicate category id": 1, "malformed box": 2, "box without area": 1,
-        "box outside the image": 1, "unknown category": 1, "unknown image": 1, "unusable entry": 2,
+        "duplicate annotation id": 1, "duplicate category id": 1, "malformed box": 2,
+        "box without area": 1, "box outside the image": 1, "unknown category": 1,
+        "unknown image": 1, "unusable entry": 2,
         "annotation id 0": 1, "box reaching out of the image": 1, "category without boxes": 1,
         "category name twice": 1,
         "image without boxes": 2, "image twice in the set": 2,
     }  # fmt: skip
 
 
-def test_a_good_set_has_no_findings(root):
+def test_a_good_set_has_no_problems(root):
     path = write(
         root,
         "good",
@@ -251,7 +254,7 @@ def test_entries_that_are_no_objects_are_reported(root):
     assert counts(validate(path, root))["unusable entry"] == 3
 
 
-def test_kinds_of_findings_are_told_apart():
+def test_a_kind_of_problem_is_an_error_or_a_warning():
     assert not set(ERRORS) & set(WARNINGS)
 
 
