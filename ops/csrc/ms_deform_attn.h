@@ -1,4 +1,4 @@
-// The operator's two forms, checked, behind one description of their inputs.
+// One description of the inputs of both operators, ms_deform_attn (plain) and ms_deform_attn_fused.
 //
 // Symbols: B images, Q queries, S value tokens of L levels, M heads of C channels, P points per head and level.
 #pragma once
@@ -15,9 +15,9 @@ struct Inputs {
   at::Tensor value;              // (B, S, M, C)
   at::Tensor spatial_shapes;     // (L, 2): H, W
   at::Tensor level_start_index;  // (L,)
-  at::Tensor reference_points;   // (B, Q, L or 1, 2 or 4) in the fused form, undefined in the plain one
-  at::Tensor offsets;            // (B, Q, M, L, P, 2): sampling offsets, or sampling locations in the plain form
-  at::Tensor weights;            // (B, Q, M, L, P): attention logits, or attention weights in the plain form
+  at::Tensor reference_points;   // (B, Q, L or 1, 2 or 4) fused; undefined in the plain operator
+  at::Tensor offsets;            // (B, Q, M, L, P, 2): sampling offsets; plain: sampling locations
+  at::Tensor weights;            // (B, Q, M, L, P): attention logits; plain: attention weights
 
   bool fused() const { return reference_points.defined(); }
   int64_t batch() const { return value.size(0); }
@@ -34,11 +34,11 @@ struct Inputs {
   }
 };
 
-// In the order value, reference points, offsets, weights. Those that were not asked for are undefined.
+// In the order value, reference points, offsets, weights. Gradients that are not needed are undefined.
 using Needed = std::array<bool, 4>;
 using InputGradients = std::array<at::Tensor, 4>;
 
-// What the gradients are if the output does not depend on the inputs.
+// Gradients of an output that does not depend on the inputs.
 InputGradients zero_gradients(const Inputs& inputs, const Needed& needed);
 
 at::Tensor forward_cpu(const Inputs& inputs);

@@ -38,6 +38,8 @@ void check_same_device(const char* name, const Tensor& tensor, const Tensor& val
 void check_levels(const Inputs& inputs) {
   const Tensor shapes = inputs.spatial_shapes.to(at::kLong).contiguous();
   const Tensor starts = inputs.level_start_index.to(at::kLong).contiguous();
+
+  // Levels follow each other without gaps, and together they are the value.
   int64_t sum = 0;
   for (int64_t level = 0; level < inputs.levels(); ++level) {
     const int64_t* shape = shapes.data_ptr<int64_t>() + 2 * level;
@@ -53,6 +55,7 @@ void check_levels(const Inputs& inputs) {
         ", the number of tokens of the levels before it, got ", start);
     sum += shape[0] * shape[1];
   }
+
   TORCH_CHECK(
       sum == inputs.tokens(), "spatial_shapes sum to ", sum, " tokens but value has ", inputs.tokens(),
       " in dimension 1");
@@ -64,15 +67,19 @@ const char* weights_name(const Inputs& inputs) { return inputs.fused() ? "attent
 void check_shapes(const Inputs& inputs) {
   const Tensor& value = inputs.value;
   check_sizes("value", value, {-1, -1, -1, -1}, "(B, S, M, C)");
+
   TORCH_CHECK(inputs.tokens() < (int64_t{1} << 31), "value must have fewer than 2^31 tokens, got ", inputs.tokens());
+
   check_sizes(
       offsets_name(inputs), inputs.offsets, {value.size(0), -1, value.size(2), -1, -1, 2}, "(B, Q, M, L, P, 2)");
   const int64_t queries = inputs.queries(), levels = inputs.levels(), points = inputs.points();
   check_sizes(
       weights_name(inputs), inputs.weights, {value.size(0), queries, value.size(2), levels, points}, "(B, Q, M, L, P)");
+
   check_sizes("spatial_shapes", inputs.spatial_shapes, {levels, 2}, "(L, 2)");
   check_sizes("level_start_index", inputs.level_start_index, {levels}, "(L,)");
   if (!inputs.fused()) return;
+
   const Tensor& reference = inputs.reference_points;
   check_sizes("reference_points", reference, {value.size(0), queries, -1, -1}, "(B, Q, L or 1, 2 or 4)");
   TORCH_CHECK(
@@ -106,8 +113,10 @@ void check_types(const Inputs& inputs) {
   TORCH_CHECK(
       type == at::kDouble || type == at::kFloat || type == at::kHalf || type == at::kBFloat16,
       "value must be float64, float32, float16 or bfloat16, got ", type);
+
   check_integer("spatial_shapes", inputs.spatial_shapes);
   check_integer("level_start_index", inputs.level_start_index);
+
   if (inputs.fused()) check_type("reference_points", inputs.reference_points, inputs, true);
   check_type(offsets_name(inputs), inputs.offsets, inputs, !inputs.fused());
   check_type(weights_name(inputs), inputs.weights, inputs, false);

@@ -35,6 +35,8 @@ Tensor laid_out(const Inputs& inputs) {
   const int64_t samples = inputs.queries() * inputs.levels() * inputs.points();
   const bool ready = value.scalar_type() == inputs.accumulate_type() && channels == inputs.channels();
   if (ready && value.is_contiguous() && samples < kSamplesWorthCopying * inputs.tokens()) return value;
+
+  // A head's tokens side by side: a sample then reads neighboring rows of memory.
   const auto options = value.options().dtype(inputs.accumulate_type());
   const std::vector<int64_t> sizes{inputs.batch(), inputs.heads(), inputs.tokens(), channels};
   const Tensor by_head = channels == inputs.channels() ? at::empty(sizes, options) : at::zeros(sizes, options);
@@ -50,16 +52,20 @@ Prepared<T> prepare(const Inputs& inputs) {
   p.shapes = inputs.spatial_shapes.to(at::kLong).contiguous();
   p.starts = inputs.level_start_index.to(at::kLong).contiguous();
   p.value = laid_out<T>(inputs);
+
   p.zeros = at::zeros({p.value.size(3)}, p.value.options());
   p.offsets = inputs.offsets.to(type).contiguous();
   p.weights = inputs.weights.to(type).contiguous();
   if (inputs.fused()) p.references = inputs.reference_points.contiguous();
+
   p.problem = Problem<T>{
       inputs.batch(), inputs.queries(), inputs.heads(), inputs.tokens(), inputs.levels(), inputs.points(),
       p.value.size(3), inputs.fused() ? p.references.size(2) : 0, inputs.fused() ? p.references.size(3) : 0,
       data<int64_t>(p.shapes), data<int64_t>(p.starts), data<T>(p.value),
       Steps{p.value.stride(0), p.value.stride(2), p.value.stride(1)}, data<T>(p.zeros),
       data<T>(p.references), data<T>(p.offsets), data<T>(p.weights), nullptr};
+
+  // All heads share a query's reference: it is expanded to its samples once.
   if (inputs.fused()) {
     const int64_t queries = inputs.batch() * inputs.queries();
     p.expanded = at::zeros({queries, 4, p.problem.padded_samples()}, p.value.options());
@@ -78,6 +84,7 @@ Tensor forward(const Inputs& inputs) {
   const Problem<T>& problem = prepared.problem;
   const Tensor output = at::empty({problem.batch, problem.queries, problem.heads, problem.channels},
                                   prepared.value.options());
+
   T* out = data<T>(output);
   const Kernels<T>& run = kernels<T>();
   const int64_t queries = problem.queries;
@@ -90,6 +97,7 @@ Tensor forward(const Inputs& inputs) {
       begin += last - first;
     }
   });
+
   return output.narrow(3, 0, inputs.channels()).contiguous().flatten(2).to(inputs.value.scalar_type());
 }
 
@@ -106,6 +114,7 @@ Tensor zero_slabs(const Tensor& value, int64_t slabs) {
   std::vector<int64_t> sizes{slabs}, strides{value.numel()};
   sizes.insert(sizes.end(), value.sizes().begin(), value.sizes().end());
   strides.insert(strides.end(), value.strides().begin(), value.strides().end());
+
   return at::empty_strided(sizes, strides, value.options()).zero_();
 }
 
@@ -114,9 +123,12 @@ InputGradients backward(const Tensor& grad_output, const Inputs& inputs, const N
   const Prepared<T> prepared = prepare<T>(inputs);
   const Problem<T>& problem = prepared.problem;
   const auto options = prepared.value.options();
+
+  // Channels are padded as those of the value are.
   Tensor grad = grad_output.to(options.dtype()).reshape({problem.batch, problem.queries, problem.heads, -1});
   if (grad.size(3) != problem.channels) grad = at::constant_pad_nd(grad, {0, problem.channels - grad.size(3)});
   grad = grad.contiguous();
+
   const int64_t heads = problem.batch * problem.heads, slabs = count_slabs(problem);
   Tensor grad_value, grad_references, grad_offsets, grad_weights;
   if (needed[0]) grad_value = zero_slabs(prepared.value, slabs);
@@ -127,6 +139,7 @@ InputGradients backward(const Tensor& grad_output, const Inputs& inputs, const N
   if (needed[3]) grad_weights = at::empty(inputs.weights.sizes(), options);
   const Gradients<T> grads{
       data<T>(grad), data<T>(grad_value), data<T>(grad_references), data<T>(grad_offsets), data<T>(grad_weights)};
+
   const Kernels<T>& run = kernels<T>();
   const int64_t slab_size = (problem.queries + slabs - 1) / slabs;
   at::parallel_for(0, slabs * heads, 1, [&](int64_t begin, int64_t end) {
@@ -136,6 +149,8 @@ InputGradients backward(const Tensor& grad_output, const Inputs& inputs, const N
       run.backward(problem, grads, slab, image_head / problem.heads, image_head % problem.heads, first, last);
     }
   });
+
+  // Slabs are summed, padding is cut off, and each gradient gets the type of its input.
   if (needed[0]) {
     grad_value = slabs == 1 ? grad_value.squeeze(0) : grad_value.sum(0);
     grad_value = grad_value.narrow(3, 0, inputs.channels()).contiguous().to(inputs.value.scalar_type());

@@ -1,4 +1,4 @@
-// What the CPU kernels read and write: plain pointers, so that they compile without PyTorch's headers.
+// Inputs and outputs of the CPU kernels: plain pointers, so that they compile without PyTorch's headers.
 //
 // Symbols: B images, Q queries, S value tokens of L levels, M heads of C channels, P points per head and level.
 #pragma once
@@ -11,7 +11,7 @@ namespace salience_detr {
 template <typename T>
 inline constexpr int64_t kLanes = 64 / sizeof(T);
 
-// From one image, head or token of the value to the next, in numbers.
+// Distances from one image, head or token of the value to the next, in numbers.
 struct Steps {
   int64_t image, head, token;
 };
@@ -39,7 +39,7 @@ struct Problem {
   int64_t padded_samples() const { return (levels * points + kLanes<T> - 1) / kLanes<T> * kLanes<T>; }
 };
 
-// Null pointers are gradients that nobody asked for.
+// Gradients; those that are not needed are null pointers.
 template <typename T>
 struct Gradients {
   const T* output;      // (B, Q, M, C), given
