@@ -250,13 +250,13 @@ def nothing_built(tmp_path):
     return {"PYTHONPATH": str(project), "SALIENCE_DETR_CACHE": str(tmp_path / "cache")}
 
 
-def test_without_a_compiler_the_pytorch_form_runs_after_one_warning(nothing_built, tmp_path):
+def test_without_a_compiler_the_pytorch_reference_runs_after_one_warning(nothing_built, tmp_path):
     (tmp_path / "empty").mkdir()
     found = use_operator(**nothing_built, PATH=str(tmp_path / "empty"), CXX="")
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("1.5") == 2
     assert len(re.findall("no C\\+\\+ compiler was found", found.stderr)) == 1
-    assert "ops/build.py' builds it" in found.stderr
+    assert "ops/build.py' builds the operator" in found.stderr
 
 
 def test_a_compiler_that_fails_is_quoted(nothing_built, tmp_path):
