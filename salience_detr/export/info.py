@@ -1,4 +1,4 @@
-"""What an exported file must say besides the graph, so that it needs no config."""
+"""Metadata of exported files: what a detector needs besides the graph, instead of a config."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from salience_detr.data.mapper import DetectionMapper
 from salience_detr.detections import ClassTable
 from salience_detr.predictor import Predictor
 
-KEY = "salience_detr"  # of the entry in a file's metadata
+METADATA_KEY = "salience_detr"  # of the entry in a file's metadata
 VERSION = 1
 
 
@@ -25,9 +25,9 @@ class DetectorInfo:
     """How images become inputs of the graph, and what its outputs mean.
 
     Attributes:
-        classes: of the model.
-        short_edge_length, max_size: images are resized to this shortest side in pixels, unless the longest would
-            exceed the other.
+        classes: classes of the model.
+        short_edge_length: shortest side of a resized image in pixels.
+        max_size: maximum of its longest side, for which the shortest side becomes smaller.
         image_format: order of the channels that the graph takes, "RGB" or "BGR".
         size_divisibility: salience maps cover the batch, its sides rounded up to multiples of this.
     """
@@ -39,21 +39,20 @@ class DetectorInfo:
     size_divisibility: int
 
     @classmethod
-    def of(cls, predictor: Predictor) -> DetectorInfo:
-        """Of what a config describes.
+    def from_predictor(cls, predictor: Predictor) -> DetectorInfo:
+        """Describe a predictor.
 
         Raises:
-            ExportError: the test images are changed in another way than by one resize.
+            ExportError: if its config changes test images in another way than by one resize.
         """
-        steps = list(predictor.mapper.augmentations.augs)
-        resize: Any = (
-            steps[0] if len(steps) == 1 and isinstance(steps[0], ResizeShortestEdge) else None
-        )
-        if resize is None or len(set(resize.short_edge_length)) != 1:
+        resize, *others = predictor.mapper.augmentations.augs or [None]
+        is_resize = isinstance(resize, ResizeShortestEdge) and not others
+        if not is_resize or len(set(resize.short_edge_length)) != 1:
             raise ExportError(
-                "dataloader.test.mapper.augmentations is not one ResizeShortestEdge with one length: an exported model "
-                "could not do the same; change the config"
+                "dataloader.test.mapper.augmentations is not one ResizeShortestEdge with one "
+                "length: an exported model could not do the same; change the config"
             )
+
         return cls(
             classes=predictor.classes,
             short_edge_length=resize.short_edge_length[0],
@@ -63,6 +62,7 @@ class DetectorInfo:
         )
 
     def to_json(self) -> str:
+        """Return the entry of a file's metadata."""
         return json.dumps({"version": VERSION} | dataclasses.asdict(self))
 
     @classmethod
@@ -70,29 +70,28 @@ class DetectorInfo:
         """Read what :meth:`to_json` wrote into a file.
 
         Raises:
-            ExportError: the file has no such entry, or one of another version.
+            ExportError: if the file has no such entry, or one of another version.
         """
         if not text:
             raise ExportError(
-                f"{source} is not a model of this project: it does not say what its classes are; export one with "
-                "tools/export.py"
+                f"{source} is not a model of this project: it does not say what its classes are; "
+                "export one with tools/export.py"
             )
+
         try:
             content: dict[str, Any] = json.loads(text)
             if content.pop("version") != VERSION:
                 raise ValueError
+
             table = content.pop("classes")
             colors = table["colors"] and tuple(tuple(color) for color in table["colors"])
-            return cls(
-                ClassTable(tuple(table["names"]), tuple(table["category_ids"]), colors), **content
-            )
+            classes = ClassTable(tuple(table["names"]), tuple(table["category_ids"]), colors)
+            return cls(classes, **content)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ExportError(
-                f"{source} was exported by another version; export it again"
-            ) from error
+            raise ExportError(f"{source} is of another version; export it again") from error
 
     def make_mapper(self) -> DetectionMapper:
-        """Makes inputs of images as the model's config does."""
+        """Return a mapper that makes inputs of images as the model's config does."""
         resize = ResizeShortestEdge(self.short_edge_length, max_size=self.max_size)
         return DetectionMapper(
             is_train=False, augmentations=[resize], image_format=self.image_format

@@ -1,11 +1,13 @@
-"""Recording a model with torch.export, and writing what was recorded."""
+"""Programs of torch.export, and the .pt2 files of them."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
+import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,47 +15,45 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from salience_detr.export.graph import DetectionGraph
-from salience_detr.export.info import KEY, DetectorInfo, ExportError
+from salience_detr.export.info import METADATA_KEY, DetectorInfo, ExportError
 from salience_detr.predictor import Predictor
 from salience_detr.utils.files import written_whole
 
-EXAMPLE_SIDES = (
-    480,
-    640,
-)  # of several windows of a Swin at every level, or one would be taken for the rule
+# Every level has several windows of a Swin Transformer. With one window, the exporter would take
+# that for the rule.
+EXAMPLE_SIZE = (480, 640)
+MIN_SIDE = 65
 MAX_SIDE = 16384
 
 
-def record(predictor: Predictor) -> ExportedProgram:
-    """The model of a predictor as a program of torch.export, of free batch size, height and width.
+def export_program(predictor: Predictor) -> ExportedProgram:
+    """Export a predictor's model with torch.export, for any batch size, height and width.
 
     Raises:
-        ExportError: the model is on a GPU, or this PyTorch is too old.
+        ExportError: if the model is on a GPU, or if this PyTorch is too old.
     """
     if predictor.model.device.type != "cpu":
-        raise ExportError("a model is recorded on the CPU; give the Predictor device='cpu'")
-    if (
-        "prefer_deferred_runtime_asserts_over_guards"
-        not in inspect.signature(torch.export.export).parameters
-    ):
+        raise ExportError("a model is exported on the CPU; give the Predictor device='cpu'")
+    options = inspect.signature(torch.export.export).parameters
+    if "prefer_deferred_runtime_asserts_over_guards" not in options:
         raise ExportError(
             f"exporting needs a newer PyTorch than {torch.__version__}; it was tested with 2.15"
         )
-    height, width = EXAMPLE_SIDES
-    example = (
-        torch.zeros(2, 3, height, width),
-        torch.tensor([[height, width], [height - 20, width - 50]]),
-    )
-    batch, *sides = (
-        Dim("batch"),
-        *(Dim(name, min=65, max=MAX_SIDE) for name in ("height", "width")),
-    )
+
+    # Two images of different sizes.
+    height, width = EXAMPLE_SIZE
+    images = torch.zeros(2, 3, height, width)
+    image_sizes = torch.tensor([[height, width], [height - 20, width - 50]])
+
+    batch = Dim("batch")
+    free_height = Dim("height", min=MIN_SIDE, max=MAX_SIDE)
+    free_width = Dim("width", min=MIN_SIDE, max=MAX_SIDE)
     with torch.no_grad(), quiet():
         program = torch.export.export(
             DetectionGraph(predictor.model).eval(),
-            example,
+            (images, image_sizes),
             dynamic_shapes={
-                "images": {0: batch, 2: sides[0], 3: sides[1]},
+                "images": {0: batch, 2: free_height, 3: free_width},
                 "image_sizes": {0: batch},
             },
             strict=False,
@@ -64,10 +64,14 @@ def record(predictor: Predictor) -> ExportedProgram:
 
 
 def admit_small_batches(program: ExportedProgram) -> None:
-    """Lift, in place, the limits from which on the recording knows how tensors lie in memory: what it does is right for
-    a batch of 1 and for levels of one token, too."""
+    """Lower the minimum of all sizes to 1, in place.
+
+    The exporter assumes at least 2, since the memory layout of tensors is not unique below. The
+    graph is right for a batch of 1 and for levels of one token, too.
+    """
     for symbol, limits in program.range_constraints.items():
         program.range_constraints[symbol] = ValueRanges(min(1, limits.lower), limits.upper)
+
     for node in list(program.graph.nodes):
         if node.target == torch.ops.aten._assert_scalar.default:
             program.graph.erase_node(node)
@@ -75,30 +79,36 @@ def admit_small_batches(program: ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
-@contextmanager
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings of the recording about libraries' own code."""
-    with warnings.catch_warnings():
+    """Suppress what exporters print and warn about the code of libraries."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        yield
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
 
 
 def save_program(program: ExportedProgram, path: Path, info: DetectorInfo) -> None:
-    """Write a .pt2 file that :class:`salience_detr.export.PackagedDetector` reads; it runs wherever PyTorch does."""
+    """Write a .pt2 file for :class:`PackagedDetector`, which runs wherever PyTorch does."""
     with written_whole(path) as temporary, open(temporary, "wb") as file:
-        torch.export.save(program, file, extra_files={KEY: info.to_json()})
+        torch.export.save(program, file, extra_files={METADATA_KEY: info.to_json()})
 
 
 def compile_package(program: ExportedProgram, path: Path, info: DetectorInfo) -> None:
-    """Compile ahead of time for this machine's kind of processor, with AOTInductor, and write a .pt2 package.
+    """Compile a program for this machine's kind of processor, and write a .pt2 package.
 
-    It takes a C++ compiler and a few minutes.
+    AOTInductor takes a C++ compiler and a few minutes.
     """
+    metadata = {METADATA_KEY: info.to_json()}
     with written_whole(path) as temporary, quiet():
-        package = temporary.with_suffix(".pt2")  # the only ending that it takes
+        package = temporary.with_suffix(".pt2")  # AOTInductor accepts no other suffix
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(package),
-            inductor_configs={"aot_inductor.metadata": {KEY: info.to_json()}},
+            inductor_configs={"aot_inductor.metadata": metadata},
         )
         package.replace(temporary)
