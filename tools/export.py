@@ -12,6 +12,7 @@ salience_detr.export, which have the Predictor's interface; demo/demo.py takes i
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +22,7 @@ from detectron2.config import instantiate
 from tabulate import tabulate
 from tqdm import tqdm
 
+from salience_detr.benchmark.timing import time_calls
 from salience_detr.checkpoint import CheckpointError
 from salience_detr.config import ConfigError, is_override
 from salience_detr.data import DatasetError
@@ -34,15 +36,14 @@ from salience_detr.export import (
     PackagedDetector,
 )
 from salience_detr.export.onnx import DEFAULT_OPSET, LAST_OPSET, check_export, export_onnx
-from salience_detr.export.program import compile_package, record, save_program
+from salience_detr.export.program import compile_package, export_program, save_program
 from salience_detr.export.verification import (
-    DOUBTFUL_PART,
-    DOUBTFUL_PART_OF_RANDOM,
+    UNCERTAIN_PART,
+    UNCERTAIN_PART_OF_RANDOM,
     Difference,
-    latency,
     verify,
 )
-from salience_detr.predictor import Predictor
+from salience_detr.predictor import Detector, Predictor
 from salience_detr.utils.files import check_result_path
 
 ENDINGS = (".onnx", ".pt2")
@@ -111,15 +112,20 @@ def several_shapes(images: list[np.ndarray]) -> list[np.ndarray]:
 
 def write(predictor: Predictor, args: argparse.Namespace) -> ExportedDetector:
     """Export, and load what was written."""
-    info = DetectorInfo.of(predictor)
-    print("recording the model", flush=True)
-    program = record(predictor)
+    info = DetectorInfo.from_predictor(predictor)
+    print("exporting the model", flush=True)
+    program = export_program(predictor)
     print(f"writing {args.output}", flush=True)
     if args.output.suffix == ".onnx":
         export_onnx(program, args.output, info, opset=args.opset, simplify=args.simplify)
         return OnnxDetector(args.output, device="cpu")
     (compile_package if args.compile else save_program)(program, args.output, info)
     return PackagedDetector(args.output)
+
+
+def latency(detector: Detector, image: np.ndarray) -> float:
+    """Return the median milliseconds of 5 detections, after one that warms up."""
+    return statistics.median(time_calls(lambda: detector(image), 6)[1:])
 
 
 def report(
@@ -186,8 +192,8 @@ def main(argv: list[str] | None = None) -> int:
     print(
         f"\nlargest differences: {score:.1e} in score, {box:.1e} px in boxes; {unmatched} detections differ"
     )
-    doubtful_part = DOUBTFUL_PART if args.weights else DOUBTFUL_PART_OF_RANDOM
-    return 0 if all(x.is_rounding(doubtful_part=doubtful_part) for x in differences) else 1
+    uncertain_part = UNCERTAIN_PART if args.weights else UNCERTAIN_PART_OF_RANDOM
+    return 0 if all(x.is_rounding(uncertain_part=uncertain_part) for x in differences) else 1
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from salience_detr.export.graph import INPUTS, OUTPUTS
-from salience_detr.export.info import KEY, DetectorInfo, ExportError
+from salience_detr.export.info import METADATA_KEY, DetectorInfo, ExportError
 from salience_detr.predictor import ModelDetector, ModelInput, salience_maps
 
 
@@ -115,7 +115,7 @@ class OnnxDetector(ExportedDetector):
             raise ExportError(f"{path} is not an ONNX file that can be run: {reason}") from error
         check_names(self.session, str(path))
         info = DetectorInfo.from_json(
-            self.session.get_modelmeta().custom_metadata_map.get(KEY), str(path)
+            self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), str(path)
         )
         super().__init__(info, score_threshold=score_threshold, batch_size=batch_size)
 
@@ -204,12 +204,12 @@ class PackagedDetector(ExportedDetector):
 
 def load_program(path: str) -> tuple[Callable[..., Any], str | None]:
     """The graph of a program of torch.export, and what it says of itself."""
-    notes = {KEY: ""}
+    notes = {METADATA_KEY: ""}
     program = torch.export.load(path, extra_files=notes)
-    return program.module(check_guards=False), notes[KEY]
+    return program.module(check_guards=False), notes[METADATA_KEY]
 
 
 def load_package(path: str) -> tuple[Callable[..., Any], str | None]:
     """The compiled graph of a package of AOTInductor, and what it says of itself."""
     package = torch._inductor.aoti_load_package(path)
-    return package, package.get_metadata().get(KEY)
+    return package, package.get_metadata().get(METADATA_KEY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.export import ExportedProgram
@@ -18,7 +18,6 @@ from salience_detr.utils.files import written_whole
 if TYPE_CHECKING:  # the packages are optional
     import onnx
     import onnx_ir
-    from onnxscript.onnx_types import TensorType
 
 DEFAULT_OPSET = 18
 LAST_OPSET = 21
@@ -73,7 +72,9 @@ def check_export(opset: int) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         package = error.name
-        raise ExportError(f"exporting needs {package}: pip install 'salience_detr[onnx]'") from error
+        raise ExportError(
+            f"exporting needs {package}: pip install 'salience_detr[onnx]'"
+        ) from error
     if not DEFAULT_OPSET <= opset <= LAST_OPSET:
         raise ExportError(f"opset {opset} cannot be written; use {DEFAULT_OPSET} to {LAST_OPSET}")
 
@@ -83,8 +84,8 @@ def to_onnx(program: ExportedProgram, opset: int) -> onnx.ModelProto:
     from onnxscript import opset18
 
     def stable_sort(
-        x: TensorType, stable: bool | None = None, dim: int = -1, descending: bool = False
-    ) -> TensorType:
+        x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False
+    ) -> Any:
         # TopK gives equal values in the order of their indices.
         size = opset18.Shape(x, start=dim, end=dim + 1 or None)
         return opset18.TopK(x, size, axis=dim, largest=int(descending))

@@ -11,7 +11,7 @@ from salience_detr import Predictor
 from salience_detr.data import register_surface_defects
 from salience_detr.export import DetectorInfo
 from salience_detr.export.onnx import export_onnx
-from salience_detr.export.program import record, save_program
+from salience_detr.export.program import export_program, save_program
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "micro.py"
 
@@ -27,14 +27,14 @@ def predictor(surface_root):
 
 @pytest.fixture(scope="session")
 def program(predictor):
-    return record(predictor)
+    return export_program(predictor)
 
 
 @pytest.fixture(scope="session")
 def exported(predictor, program, tmp_path_factory):
     """A folder with model.onnx and model.pt2."""
     folder = tmp_path_factory.mktemp("exported")
-    info = DetectorInfo.of(predictor)
+    info = DetectorInfo.from_predictor(predictor)
     export_onnx(program, folder / "model.onnx", info, simplify=True)
     save_program(program, folder / "model.pt2", info)
     return folder

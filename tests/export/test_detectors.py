@@ -15,7 +15,7 @@ from demo import demo
 from salience_detr import Predictor
 from salience_detr.export import DetectorInfo, ExportError, OnnxDetector, PackagedDetector
 from salience_detr.export.onnx import export_onnx
-from salience_detr.export.program import record
+from salience_detr.export.program import export_program
 from salience_detr.export.verification import compare
 
 pytestmark = pytest.mark.xdist_group("export")
@@ -142,19 +142,21 @@ def test_images_that_are_not_only_resized_cannot_be_exported(micro_config, surfa
         micro_config, None, device="cpu", overrides=["dataloader.test.mapper.augmentations=[]"]
     )
     with pytest.raises(ExportError, match="not one ResizeShortestEdge"):
-        DetectorInfo.of(changed)
+        DetectorInfo.from_predictor(changed)
 
 
 def test_an_old_opset_is_refused_before_the_work(predictor, tmp_path):
     with pytest.raises(ExportError, match="opset 16"):
-        export_onnx(None, tmp_path / "x.onnx", DetectorInfo.of(predictor), opset=16)
+        export_onnx(None, tmp_path / "x.onnx", DetectorInfo.from_predictor(predictor), opset=16)
 
 
 @pytest.mark.slow
 def test_a_package_compiled_ahead_finds_the_same(predictor, tmp_path):
     from salience_detr.export.program import compile_package
 
-    compile_package(record(predictor), tmp_path / "model.pt2", DetectorInfo.of(predictor))
+    compile_package(
+        export_program(predictor), tmp_path / "model.pt2", DetectorInfo.from_predictor(predictor)
+    )
     detector = PackagedDetector(tmp_path / "model.pt2")
     for size in ((64, 64), (50, 333), (1, 1)):
         assert compare(predictor(new_image(*size)), detector(new_image(*size))).unmatched == 0

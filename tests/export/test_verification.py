@@ -66,8 +66,8 @@ def test_different_ends_of_equally_long_lists_do_not_count():
 def test_a_few_uncertain_detections_may_differ_but_no_certain_one():
     assert Difference(100, 2, 0.09, 0.0, 0.0).is_rounding()
     assert not Difference(100, 3, 0.09, 0.0, 0.0).is_rounding()
-    assert Difference(100, 3, 0.09, 0.0, 0.0).is_rounding(doubtful_part=0.03)
-    assert not Difference(100, 1, 0.11, 0.0, 0.0).is_rounding(doubtful_part=1.0)
+    assert Difference(100, 3, 0.09, 0.0, 0.0).is_rounding(uncertain_part=0.03)
+    assert not Difference(100, 1, 0.11, 0.0, 0.0).is_rounding(uncertain_part=1.0)
     assert not Difference(0, 1, 0.01, 0.0, 0.0).is_rounding()
 
 
