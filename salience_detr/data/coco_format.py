@@ -1,4 +1,4 @@
-"""Annotation files in COCO's format: reading them, and what their entries must be."""
+"""Annotation files in COCO's format: how they are read, and the rules for their entries."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 LISTS = ("images", "annotations", "categories")
-# Beyond it a number is a mistake, and products of two overflow nowhere.
+# A larger number is a mistake; products of two smaller ones overflow nowhere.
 LARGEST = 1e9
+
+Content: TypeAlias = dict[str, Any]  # an annotation file's
+Entry: TypeAlias = dict[str, Any]  # an image, an annotation or a category of it
 
 
 class DatasetError(ValueError):
@@ -18,15 +21,15 @@ class DatasetError(ValueError):
 
 
 # Contents that wait for their next reader, with size and time of change of their files.
-_kept: dict[Path, tuple[tuple[int, int], dict[str, Any]]] = {}
+_kept: dict[Path, tuple[tuple[int, int], Content]] = {}
 
 
-def read_json(path: Path, *, keep: bool = False) -> dict[str, Any]:
+def read_json(path: Path, *, keep: bool = False) -> Content:
     """Return the content of an annotation file.
 
-    Several steps need the same file before training begins, and COCO's has 450 MB: with ``keep`` the
-    process keeps the content for the next reader, and the caller must not change it. Without, the
-    content is the caller's alone, and its memory is free when the caller is done with it.
+    Several steps read the same file before training begins, and COCO's has 450 MB. With ``keep``,
+    the content is kept for the next reader, and the caller must not change it. Without, it is the
+    caller's alone, and its memory is free when the caller is done with it.
 
     Raises:
         DatasetError: the file is not valid JSON, or not an object.
@@ -37,6 +40,7 @@ def read_json(path: Path, *, keep: bool = False) -> dict[str, Any]:
         stamp = (status.st_size, status.st_mtime_ns)
         kept_stamp, content = _kept.pop(path, (None, {}))
 
+        # The file may have been written anew since it was read.
         if kept_stamp != stamp:
             content = json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -54,7 +58,7 @@ def read_json(path: Path, *, keep: bool = False) -> dict[str, Any]:
     return content
 
 
-def read_coco(path: Path, *, keep: bool = False) -> dict[str, Any]:
+def read_coco(path: Path, *, keep: bool = False) -> Content:
     """Return the content of a file with COCO's three lists, whose entries are not yet checked.
 
     Raises:
@@ -72,159 +76,197 @@ def read_coco(path: Path, *, keep: bool = False) -> dict[str, Any]:
     return content
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: object) -> bool:
+    """Return whether a value is a 64-bit integer; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number of a size that occurs."""
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and -LARGEST < value < LARGEST
-    )
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is a finite number, smaller than :data:`LARGEST`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return -LARGEST < value < LARGEST
 
 
-def is_side(value: Any) -> bool:
+def is_side(value: object) -> bool:
     return is_number(value) and value > 0 and value == int(value)
 
 
-def is_text(value: Any) -> bool:
+def is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def is_id(value: Any) -> bool:
+def is_id(value: object) -> bool:
     return is_whole(value) or is_text(value)
 
 
-def is_flag(value: Any) -> bool:
+def is_flag(value: object) -> bool:
     return value is None or value in (0, 1)
 
 
-# Of each list: the keys that an entry must have, and the ones that it may have; what they hold, in words.
-Rules = dict[str, tuple[Callable[[Any], bool], str]]
-REQUIRED: dict[str, Rules] = {
+def is_area(value: object) -> bool:
+    return value is None or is_number(value)
+
+
+class Rule(NamedTuple):
+    """A check of the value of a key, and a description of valid values."""
+
+    is_valid: Callable[[object], bool]
+    description: str
+
+
+WHOLE = Rule(is_whole, "a whole number")
+ID = Rule(is_id, "a whole number or a text")
+SIDE = Rule(is_side, "a positive whole number")
+FLAG = Rule(is_flag, "0 or 1")
+
+# Boxes have messages of their own, see box_fault.
+ANY = Rule(lambda value: True, "")
+
+# Keys that the entries of each list must have.
+REQUIRED: dict[str, dict[str, Rule]] = {
     "images": {
-        "id": (is_id, "a whole number or a text"),
-        "file_name": (is_text, "the name of a file"),
-        "height": (is_side, "a positive whole number"),
-        "width": (is_side, "a positive whole number"),
+        "id": ID,
+        "file_name": Rule(is_text, "the name of a file"),
+        "height": SIDE,
+        "width": SIDE,
     },
-    "categories": {"id": (is_whole, "a whole number"), "name": (is_text, "a name")},
-    "annotations": {
-        "id": (is_id, "a whole number or a text"),
-        "image_id": (is_id, "a whole number or a text"),
-        "category_id": (is_whole, "a whole number"),
-        "bbox": (lambda value: True, ""),  # see box_fault
-    },
+    "annotations": {"id": ID, "image_id": ID, "category_id": WHOLE, "bbox": ANY},
+    "categories": {"id": WHOLE, "name": Rule(is_text, "a name")},
 }
-OPTIONAL: dict[str, Rules] = {
+# Keys that they may have.
+OPTIONAL: dict[str, dict[str, Rule]] = {
     "images": {},
+    "annotations": {"iscrowd": FLAG, "ignore": FLAG, "area": Rule(is_area, "a number")},
     "categories": {},
-    "annotations": {
-        "iscrowd": (is_flag, "0 or 1"),
-        "ignore": (is_flag, "0 or 1"),
-        "area": (lambda value: value is None or is_number(value), "a number"),
-    },
 }
 
 
-def entry_fault(kind: str, entry: Any, *, without: Iterable[str] = ()) -> str | None:
-    """What is wrong with an entry of one of the lists by itself, in words that follow "the entry ..."; else None.
+def entry_fault(kind: str, entry: object, *, without: Iterable[str] = ()) -> str | None:
+    """Find what is wrong with an entry by itself.
 
     Args:
         kind: "images", "annotations" or "categories".
         entry: as it is in the file.
-        without: keys that do not matter.
+        without: keys that are not checked.
+
+    Returns:
+        Words that follow "the entry ...", such as "has no 'id'", or None for a valid entry.
     """
     if not isinstance(entry, dict):
         return f"is {entry!r:.80}, not an object"
-    for key, (fits, words) in REQUIRED[kind].items():
+
+    for key, rule in (REQUIRED[kind] | OPTIONAL[kind]).items():
         if key in without:
             continue
-        if key not in entry:
+        if key in REQUIRED[kind] and key not in entry:
             return f"has no {key!r}"
-        if not fits(entry[key]):
-            return f"has the {key} {entry[key]!r:.80}, not {words}"
-    for key, (fits, words) in OPTIONAL[kind].items():
-        if key not in without and not fits(entry.get(key)):
-            return f"has the {key} {entry[key]!r:.80}, not {words}"
+        if not rule.is_valid(entry.get(key)):
+            return f"has the {key} {entry[key]!r:.80}, not {rule.description}"
     return None
 
 
-def box_fault(box: Any) -> str | None:
-    """Why a value is no (x, y, width, height) box, in words that follow "annotation ..."; else None."""
-    if not isinstance(box, list) or len(box) != 4:
-        found = f"of {len(box)} numbers" if isinstance(box, list) else repr(box)
-        return f"has a bbox {found:.80}, not (x, y, width, height)"
-    if not all(is_number(value) for value in box):
+def box_fault(box: object) -> str | None:
+    """Find why a value is not a box (x, y, width, height).
+
+    Returns:
+        Words that follow "annotation 5 ...", or None for a box of four numbers.
+    """
+    if not isinstance(box, list):
+        return f"has a bbox {box!r:.80}, not (x, y, width, height)"
+    if len(box) != 4:
+        return f"has a bbox of {len(box)} numbers, not (x, y, width, height)"
+    if not all(map(is_number, box)):
         return f"has the bbox {box!r:.120}, which are not four numbers"
     return None
 
 
-def first_fault(content: dict[str, list[Any]], path: Path) -> str | None:
-    """The first entry of a COCO file that is wrong, or does not fit to the others, in words."""
+def first_fault(content: Content, path: Path) -> str | None:
+    """Find the first entry of a file that is wrong, or does not fit the others.
+
+    Returns:
+        A message without a remedy, or None for a valid file.
+    """
+    # References can only be checked between entries that are valid by themselves.
     for kind in LISTS:
-        for number, entry in enumerate(content[kind]):
-            fault = entry_fault(kind, entry)
-            if fault is not None:
-                which = (
-                    f"id {entry['id']}"
-                    if isinstance(entry, dict) and "id" in entry
-                    else f"number {number}"
-                )
-                return f"the entry {which} of {kind!r} in {path} {fault}"
-        counts = Counter(entry["id"] for entry in content[kind])
-        repeated = [entry_id for entry_id, count in counts.items() if count > 1]
-        if repeated:
-            return f"{path} has several {kind} with id {repeated[0]!r}; ids must be unique"
-    if not content["categories"]:
+        fault = list_fault(kind, content[kind], path)
+        if fault is not None:
+            return fault
+
+    image_ids = {image["id"] for image in content["images"]}
+    category_ids = {category["id"] for category in content["categories"]}
+    if not category_ids:
         return f"{path} has no categories"
-    image_ids, category_ids = (
-        {entry["id"] for entry in content[kind]} for kind in ("images", "categories")
-    )
-    if len({type(image_id) for image_id in image_ids}) > 1:
+    # Records are sorted by these ids.
+    if len(set(map(type, image_ids))) > 1:
         return (
             f"{path} has image ids that are numbers and others that are texts; make all of one kind"
         )
+
     for annotation in content["annotations"]:
         where = f"annotation {annotation['id']} in {path}"
-        if annotation["category_id"] not in category_ids:
+        image_id = annotation["image_id"]
+        category_id = annotation["category_id"]
+        if category_id not in category_ids:
+            known = sorted(category_ids)
             return (
-                f"{where} (image {annotation['image_id']}) has the unknown category id {annotation['category_id']!r}; "
-                f"categories are {sorted(category_ids)}"
+                f"{where} (image {image_id}) has the unknown category id {category_id!r}; "
+                f"categories are {known}"
             )
-        if annotation["image_id"] not in image_ids:
-            return f"{where} belongs to the unknown image id {annotation['image_id']!r}"
+        if image_id not in image_ids:
+            return f"{where} belongs to the unknown image id {image_id!r}"
+
         fault = box_fault(annotation["bbox"])
         if fault is not None:
             return f"{where} {fault}"
     return None
 
 
-def is_ignored(annotation: dict[str, Any]) -> bool:
-    """Whether a box marks a region in which nothing is learned and no detection is wrong."""
+def list_fault(kind: str, entries: list[Any], path: Path) -> str | None:
+    """Find the first entry of a list that is wrong by itself, or an id that is not unique."""
+    for number, entry in enumerate(entries):
+        fault = entry_fault(kind, entry)
+        if fault is None:
+            continue
+
+        name = f"number {number}"
+        if isinstance(entry, dict) and "id" in entry:
+            name = f"id {entry['id']}"
+        return f"the entry {name} of {kind!r} in {path} {fault}"
+
+    counts = Counter(entry["id"] for entry in entries)
+    for entry_id, count in counts.items():
+        if count > 1:
+            return f"{path} has several {kind} with id {entry_id!r}; ids must be unique"
+    return None
+
+
+def is_ignored(annotation: Entry) -> bool:
+    """Return whether nothing is learned in a box, and no detection on it is wrong."""
     return bool(annotation.get("iscrowd") or annotation.get("ignore"))
 
 
-def prepare_for_evaluation(annotations: list[dict[str, Any]]) -> None:
-    """Complete annotations, in place, for COCO's evaluation; an index of them has to be made anew.
+def prepare_for_evaluation(annotations: list[Entry]) -> None:
+    """Complete annotations for pycocotools, in place; its index of them must be made anew.
 
-    It needs ``iscrowd`` and the box's ``area``, which many files leave out, and takes a match with an annotation of id
-    0, which many exporters give, for none: then the ids are given anew.
+    pycocotools needs ``iscrowd`` and ``area``, which many files leave out. It takes a match with
+    an annotation of id 0, which many exporters write, for no match: then all get new ids.
     """
     for annotation in annotations:
         annotation["iscrowd"] = int(is_ignored(annotation))
         if annotation.get("area") is None:
             annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
-    if not all(is_whole(annotation["id"]) and annotation["id"] > 0 for annotation in annotations):
+
+    ids = [annotation["id"] for annotation in annotations]
+    if not all(is_whole(x) and x > 0 for x in ids):
         for number, annotation in enumerate(annotations, 1):
             annotation["id"] = number
 
 
 def image_path(image_root: Path, file_name: str) -> Path:
-    """Where the image of an entry is; the separators may be those of Windows."""
+    """Return the path of an image; its entry may have Windows' separators."""
     path = image_root / file_name
+    # On Linux and macOS, a backslash may also be part of a name.
     if "\\" in file_name and not path.is_file():
         return image_root / file_name.replace("\\", "/")
     return path

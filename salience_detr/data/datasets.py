@@ -1,4 +1,4 @@
-"""Registering and loading of data sets in COCO's JSON format, with errors that name the mistake."""
+"""Registration and loading of data sets in COCO's JSON format, with errors that name a remedy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.structures import BoxMode
 
 from salience_detr.data.coco_format import (
+    Content,
     DatasetError,
+    Entry,
     first_fault,
     image_path,
     is_ignored,
@@ -29,9 +31,10 @@ Record: TypeAlias = dict[str, Any]  # an image, or an annotation of one, in dete
 
 @dataclass(frozen=True)
 class CocoLoader:
-    """The loader of a data set in COCO's JSON format, which detectron2's catalog calls.
+    """Loader of a data set in COCO's JSON format, which detectron2's catalog calls.
 
-    detectron2's own reads masks, too, stops at some of them, and passes over other mistakes.
+    It takes the place of detectron2's ``load_coco_json``, which also reads masks, fails at some of
+    them, and does not notice other mistakes.
     """
 
     name: str
@@ -41,7 +44,7 @@ class CocoLoader:
     def __call__(self) -> list[Record]:
         """Return the records in detectron2's format, by rising image id.
 
-        Only boxes and classes are taken: masks and keypoints may look like anything.
+        Masks and keypoints are neither read nor checked.
 
         Raises:
             DatasetError: the file is missing, or has a mistake.
@@ -50,6 +53,7 @@ class CocoLoader:
         set_class_names(self.name, content["categories"])
         class_of = MetadataCatalog.get(self.name).thing_dataset_id_to_contiguous_id
 
+        # Masks would take most of the memory, and nothing uses them.
         annotations: dict[int | str, list[Record]] = defaultdict(list)
         for annotation in content["annotations"]:
             entry = {
@@ -76,7 +80,7 @@ class CocoLoader:
 def register_coco_dataset(name: str, json_file: str | Path, image_root: str | Path) -> None:
     """Register a data set in COCO's JSON format in detectron2's catalogs.
 
-    The file is not read before the data set is loaded. Registering the same again does nothing.
+    The file is read when the data set is loaded. Registering the same data again does nothing.
 
     Raises:
         DatasetError: the name is taken by other data.
@@ -105,15 +109,15 @@ def load_dataset(
 ) -> list[Record]:
     """Return the records of registered data sets in detectron2's format.
 
-    Images without boxes are included. For training, boxes are clipped to their image, boxes without
-    area and crowd regions are dropped, and the log says how many. Evaluation uses the annotations
-    as they are.
+    Images without boxes are included. For training, boxes are clipped to their image, and boxes
+    without area and crowd regions are dropped; a warning says how many. Evaluation uses the
+    annotations as they are.
 
     Args:
-        names: one name, or several of data sets with the same classes.
-        is_train: whether the records are trained on.
-        json_file: with ``image_root``, data to register under the name first.
-        image_root: the folder of their images.
+        names: a name, or several of data sets with the same classes.
+        is_train: True if the records are trained on.
+        json_file: annotation file to register under the name first, with ``image_root``.
+        image_root: folder of its images.
 
     Raises:
         DatasetError: the data set is unknown, or its file cannot be read or has a mistake.
@@ -123,9 +127,11 @@ def load_dataset(
 
     records: list[Record] = []
     for name in as_list(names):
-        loaded = load_registered(name)
-        records += clean_annotations(loaded) if is_train else loaded
+        records += load_registered(name)
+    if is_train:
+        records = clean_annotations(records)
 
+    # Classes are known once the data are loaded.
     check_same_classes(as_list(names))
     return records
 
@@ -144,7 +150,7 @@ def load_registered(name: str) -> list[Record]:
         )
 
     try:
-        # detectron2's loader passes over some mistakes, and answers others with a bare KeyError.
+        # Of data that others registered; their loaders may end in a bare KeyError.
         is_checked = isinstance(DatasetCatalog[name], CocoLoader)
         if not is_checked and MetadataCatalog.get(name).get("json_file"):
             read_checked(name)
@@ -153,8 +159,8 @@ def load_registered(name: str) -> list[Record]:
         raise DatasetError(f"data set {name!r}: {error}") from error
 
 
-def read_checked(name: str) -> dict[str, Any]:
-    """Return the content of the JSON file of a registered data set.
+def read_checked(name: str) -> Content:
+    """Return the content of a registered data set's annotation file, which is valid.
 
     Raises:
         DatasetError: the file is missing, or has a mistake.
@@ -162,6 +168,7 @@ def read_checked(name: str) -> dict[str, Any]:
     metadata = MetadataCatalog.get(name)
     path = Path(metadata.json_file)
     if not path.is_file():
+        # Of data that a tool makes, the registration names the tool.
         remedy = "check the path, or set DETECTRON2_DATASETS to the folder of the data"
         remedy = metadata.get("how_to_get", remedy)
         raise DatasetError(f"there is no annotation file {path}; {remedy}")
@@ -177,11 +184,13 @@ def read_checked(name: str) -> dict[str, Any]:
 
 def as_list(names: str | Sequence[str]) -> list[str]:
     """Return the names of one or several data sets as a list."""
-    return [names] if isinstance(names, str) else list(names)
+    if isinstance(names, str):
+        return [names]
+    return list(names)
 
 
 def check_same_classes(names: Sequence[str]) -> None:
-    """Raise DatasetError if data sets that are joined number their classes differently."""
+    """Raise DatasetError if data sets that are joined have different classes."""
     first, *others = names
     expected = list(MetadataCatalog.get(first).get("thing_classes", []))
     for name in others:
@@ -194,16 +203,16 @@ def check_same_classes(names: Sequence[str]) -> None:
 
 
 def class_names_of(names: str | Sequence[str]) -> list[str]:
-    """Return the class names of registered data sets, which share them; empty if not known."""
+    """Return the class names that registered data sets share; empty if they are unknown."""
     first = as_list(names)[0]
     ensure_class_names(first)
     return list(MetadataCatalog.get(first).get("thing_classes", []))
 
 
 def ensure_class_names(name: str) -> None:
-    """Take the classes of a registered data set from its JSON file, if they are not known yet.
+    """Read the classes of a registered data set from its annotation file, if they are unknown.
 
-    Without the file they stay unknown.
+    They stay unknown where the file does not exist, as where only a model is used.
     """
     metadata = MetadataCatalog.get(name)
     path = Path(metadata.get("json_file", ""))
@@ -211,18 +220,19 @@ def ensure_class_names(name: str) -> None:
         set_class_names(name, read_json(path).get("categories", []))
 
 
-def set_class_names(name: str, categories: list[dict[str, Any]]) -> None:
-    """Number the classes of a registered data set by rising category id."""
+def set_class_names(name: str, categories: list[Entry]) -> None:
+    """Number the classes of a registered data set from 0 on, by rising category id."""
     ordered = sorted(categories, key=itemgetter("id"))
+    ids = [category["id"] for category in ordered]
+
+    # detectron2's names: its evaluators look there, too.
     metadata = MetadataCatalog.get(name)
     metadata.thing_classes = [category["name"] for category in ordered]
-    metadata.thing_dataset_id_to_contiguous_id = {
-        category["id"]: label for label, category in enumerate(ordered)
-    }
+    metadata.thing_dataset_id_to_contiguous_id = {x: label for label, x in enumerate(ids)}
 
 
 def clean_annotations(records: list[Record]) -> list[Record]:
-    """Return copies of the records with usable boxes only: xyxy, inside the image, with area."""
+    """Return copies of the records with boxes to train on: absolute xyxy, clipped, with area."""
     counts: Counter[str] = Counter()
     cleaned = []
     for record in records:
@@ -246,9 +256,12 @@ def clean_annotations(records: list[Record]) -> list[Record]:
 def clean_annotation(
     annotation: Record, width: int, height: int, counts: Counter[str]
 ) -> Record | None:
-    """Return an annotation with its box as clipped xyxy, or None for a crowd or an empty box.
+    """Return a copy with the box clipped to the image, or None for a crowd or an empty box.
 
-    Boxes that are "clipped" or "dropped" are added to ``counts``.
+    Args:
+        annotation: with a box in any of detectron2's formats; the copy has absolute xyxy.
+        width, height: size of the image in pixels.
+        counts: of boxes that were "clipped" and "dropped"; it is added to.
     """
     if annotation.get("iscrowd", 0):
         return None
@@ -261,7 +274,7 @@ def clean_annotation(
         counts["dropped"] += 1
         return None
 
-    # A thousandth of a pixel is rounding of the annotation tool.
+    # Annotation tools round: up to a thousandth of a pixel is not counted.
     clipped = [x0, y0, x1, y1]
     moved = [abs(after - before) for after, before in zip(clipped, box, strict=True)]
     counts["clipped"] += max(moved) > 1e-3
@@ -269,10 +282,14 @@ def clean_annotation(
 
 
 def check_files(records: Sequence[Record]) -> None:
-    """Raise DatasetError if images are missing, with their number and the first."""
-    names = [record["file_name"] for record in records]
-    # A path handler may fetch "s3://..." and the like: such an image is not looked for.
-    missing = [name for name in names if "://" not in name and not Path(name).is_file()]
+    """Raise DatasetError if images are missing; the message has their number and the first."""
+    missing = []
+    for record in records:
+        name = record["file_name"]
+        # Images at addresses such as s3://... are fetched by path handlers when they are read.
+        if "://" not in name and not Path(name).is_file():
+            missing.append(name)
+
     if missing:
         raise DatasetError(
             f"{len(missing)} of {len(records)} images are missing, the first is {missing[0]}; "
@@ -282,7 +299,10 @@ def check_files(records: Sequence[Record]) -> None:
 
 
 def check_class_count(dataset_names: str | list[str], num_classes: int | None) -> None:
-    """Raise DatasetError if a data set has not as many classes as the model, if both are known."""
+    """Raise DatasetError if a data set and the model have different numbers of classes.
+
+    Unknown classes, and a model of an unknown number (None), are not compared.
+    """
     for name in as_list(dataset_names):
         classes = MetadataCatalog.get(name).get("thing_classes", [])
         if classes and num_classes is not None and len(classes) != num_classes:
