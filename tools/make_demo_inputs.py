@@ -1,9 +1,13 @@
 #!/usr/bin/env python
-"""Put together what the demo runs on: a few images, and a short video of a plate that slides past a camera."""
+"""Prepare the inputs of the demo: some images, and a video of a plate that slides past a camera.
+
+tools/make_demo_inputs.py --output DIR --images datasets/surface_defects/val
+"""
 
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -12,47 +16,64 @@ import numpy as np
 
 from salience_detr.data.surface import render_surface
 from salience_detr.inference.video import VideoWriter
+from salience_detr.utils.errors import print_error
 
 
 def make_video(path: Path, *, seconds: float, fps: int, side: int, seed: int) -> None:
-    """A square camera window of ``side`` pixels moves along a plate; the same seed draws the same plate."""
-    frames = round(seconds * fps)
-    speed = max(
-        1, side // (2 * fps)
-    )  # pixels per frame: two seconds until a point has crossed the window
+    """Write the video that a camera, ``side`` pixels wide and high, takes of a moving plate."""
+    # A point of the plate crosses the window within two seconds.
+    num_frames = round(seconds * fps)
+    pixels_per_frame = max(1, side // (2 * fps))
+    length = side + num_frames * pixels_per_frame
+
+    # Segments of the size that the model was trained on, side by side, each with its own light.
     rng = np.random.default_rng(seed)
-    length = side + frames * speed
-    # Segments of the size that the model was trained on, laid side by side, each with its own light.
-    segments = [render_surface(rng, side, side).image for _ in range(-(-length // side))]
+    num_segments = math.ceil(length / side)
+    segments = [render_surface(rng, side, side).image for _ in range(num_segments)]
     plate = np.concatenate(segments, axis=1)
+
+    # The ending names the format, so it stays last; an interrupted video is made anew.
     temporary = path.with_name(f"{path.stem}.part{path.suffix}")
     with VideoWriter(temporary, fps=fps) as video:
-        for i in range(frames):
-            video.write(plate[:, i * speed : i * speed + side])
+        for i in range(num_frames):
+            left = i * pixels_per_frame
+            video.write(plate[:, left : left + side])
     temporary.replace(path)
 
 
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="DIR")
+    add("--images", type=Path, metavar="DIR", help="folder to take JPEG images from")
+    add("--num-images", type=int, default=8)
+    add("--seconds", type=float, default=4, help="length of the video")
+    add("--fps", type=int, default=10, help="frames per second")
+    add("--size", type=int, default=320, help="side of the video in pixels")
+    add("--seed", type=int, default=7, help="of the plate")
+    return parser.parse_args(argv)
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder to take images from")
-    parser.add_argument("--num-images", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=4)
-    parser.add_argument("--fps", type=int, default=10)
-    parser.add_argument("--size", type=int, default=320, help="side of the video in pixels")
-    parser.add_argument("--seed", type=int, default=7)
-    args = parser.parse_args(argv)
+    args = parse_args(argv)
+    images: list[Path] = []
     try:
         args.output.mkdir(parents=True, exist_ok=True)
-        images = sorted(args.images.glob("*.jpg"))[: args.num_images] if args.images else []
+        if args.images:
+            images = sorted(args.images.glob("*.jpg"))[: args.num_images]
         for image in images:
-            shutil.copy(image, args.output / image.name)
+            shutil.copy(image, args.output)
+
+        # The video is the same each time, so one of an earlier run is kept.
         video = args.output / "conveyor.mp4"
         if not video.is_file():
             make_video(video, seconds=args.seconds, fps=args.fps, side=args.size, seed=args.seed)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
+
     print(f"{len(images)} images and a video in {args.output}")
     return 0
 

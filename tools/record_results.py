@@ -5,10 +5,10 @@ record_results.py --output before.json               (on the code before the cha
 record_results.py --output after.json                (after it, on the same machine)
 record_results.py --compare before.json after.json
 
-It drives the programs as a user does, in processes of one thread, and writes down: the losses of the first steps
-of two trainings, their weights, the same training stopped and resumed, the AP of the shipped weights, the detections
-of the demo, and the outputs of an exported model. Equal files mean equal results to the last bit. NEU-DET is
-taken from --neu-det or the environment variable NEU_DET; without it, its rows are left out and said to be.
+It runs the programs as a user does, in processes of one thread, and records the losses of the first
+steps of two trainings, their weights, the same trainings stopped and resumed, the AP of the shipped
+weights, the detections of the demo, and the outputs of an exported model. Equal files mean equal
+results to the last bit. The rows of NEU-DET need its folder (--neu-det, or the variable NEU_DET).
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
+from PIL import Image
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 30
@@ -33,29 +37,18 @@ NUM_IMAGES = 5  # that the exported model runs on
 Results: TypeAlias = dict[str, object]
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write")
-    action.add_argument(
-        "--compare", type=Path, nargs=2, metavar="FILE", help="two recordings to compare"
-    )
-    parser.add_argument(
-        "--project",
-        type=Path,
-        default=ROOT,
-        metavar="DIR",
-        help="checkout whose programs are run (default: this one)",
-    )
-    parser.add_argument(
-        "--neu-det",
-        type=Path,
-        default=os.environ.get("NEU_DET"),
-        metavar="DIR",
-        help="NEU-DET's folder (default: the environment variable NEU_DET)",
-    )
+    action.add_argument("--compare", type=Path, nargs=2, metavar="FILE", help="two recordings")
+
+    add = parser.add_argument
+    add("--project", type=Path, default=ROOT, metavar="DIR", help="checkout (default: this one)")
+    neu_det = os.environ.get("NEU_DET")
+    add("--neu-det", type=Path, default=neu_det, metavar="DIR", help="(default: $NEU_DET)")
     return parser.parse_args(argv)
 
 
@@ -72,6 +65,8 @@ class Recorder:
         self.project = project.resolve()
         self.scratch = scratch
         self.neu_det = neu_det
+
+        # With several threads, the order of a sum, and so its last bits, may vary.
         self.environment = os.environ | {
             "DETECTRON2_DATASETS": str(scratch / "datasets"),
             "OMP_NUM_THREADS": "1",
@@ -84,7 +79,7 @@ class Recorder:
         """Run a program of the checkout.
 
         Raises:
-            RuntimeError: it failed; with the end of what it printed.
+            RuntimeError: it failed; the message has the end of its output.
         """
         print("running", program, *arguments, flush=True)
         finished = subprocess.run(
@@ -96,9 +91,8 @@ class Recorder:
             text=True,
         )
         if finished.returncode:
-            raise RuntimeError(
-                f"{program} ended with {finished.returncode}\n{finished.stdout[-3000:]}"
-            )
+            end = finished.stdout[-3000:]
+            raise RuntimeError(f"{program} ended with {finished.returncode}\n{end}")
 
     def record(self) -> Results:
         """Run everything and return the results by name."""
@@ -114,13 +108,14 @@ class Recorder:
         if self.neu_det is None:
             print("NEU-DET is left out: name its folder with --neu-det")
             return results
+
         neu = "configs/neu_det_r18.py"
         results |= self.record_training("neu_det_r18", neu)
         results |= self.record_evaluation("neu_det_r18", neu, "demo/neu_det_r18.safetensors")
         return results
 
     def record_training(self, name: str, config: str) -> Results:
-        """Train for some steps at once, and again with a stop in the middle."""
+        """Train for some steps in one run, and again in two, of which the second resumes."""
         whole = self.scratch / name / "whole"
         self.train(config, whole, max_iter=STEPS)
 
@@ -135,27 +130,29 @@ class Recorder:
         }
 
     def train(self, config: str, output_dir: Path, *flags: str, max_iter: int) -> None:
-        self.run(
-            "train_net.py",
-            "--config-file",
-            config,
-            *flags,
+        # Every step is logged; an evaluation and previews would only take time.
+        overrides = [
             f"train.output_dir={output_dir}",
             f"train.max_iter={max_iter}",
+            f"train.checkpointer.period={STEPS // 2}",
             "train.log_period=1",
             "train.eval_period=1000",
-            f"train.checkpointer.period={STEPS // 2}",
             "train.previews=0",
-        )
+        ]
+        self.run("train_net.py", "--config-file", config, *flags, *overrides)
 
     def record_evaluation(self, name: str, config: str, weights: str) -> Results:
-        """Evaluate shipped weights; detectron2 prints the AP on lines that hold "copypaste"."""
+        """Evaluate shipped weights, and take the AP as it is printed."""
         output_dir = self.scratch / name / "evaluation"
         arguments = ["--eval-only", "--weights", weights, f"train.output_dir={output_dir}"]
         self.run("train_net.py", "--config-file", config, *arguments)
 
-        log = (output_dir / "log.txt").read_text()
-        table = [line.split("copypaste: ")[1] for line in log.splitlines() if "copypaste: " in line]
+        # detectron2 marks these lines for copying into a spreadsheet.
+        table = []
+        for line in (output_dir / "log.txt").read_text().splitlines():
+            _, mark, values = line.partition("copypaste: ")
+            if mark:
+                table.append(values)
         return {f"{name}: AP of the shipped weights": table}
 
     def record_demo(self, config: str, weights: str) -> Results:
@@ -170,12 +167,13 @@ class Recorder:
         outputs = ["--output", str(self.scratch / "detections"), "--json", str(path)]
         self.run("demo/demo.py", *arguments, *outputs)
 
+        # The scratch folder has another name each time.
         content = json.loads(path.read_text().replace(str(inputs), "inputs"))
         return {"demo: detections": content}
 
     def record_export(self, config: str, weights: str) -> Results:
         """Export to ONNX, and run ONNX Runtime on validation images."""
-        import onnxruntime
+        import onnxruntime  # of the extra "onnx"
 
         path = self.scratch / "model.onnx"
         arguments = ["--config-file", config, "--weights", weights, "--output", str(path)]
@@ -186,7 +184,7 @@ class Recorder:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         results: Results = {}
         for image in self.validation_images():
-            outputs = session.run(None, onnx_inputs(session, read_chw(image)))
+            outputs = session.run(None, onnx_inputs(session, image))
             results[f"ONNX: {image.name}"] = [digest_of_array(output) for output in outputs]
         return results
 
@@ -195,17 +193,12 @@ class Recorder:
         return sorted(folder.glob("*.jpg"))[:NUM_IMAGES]
 
 
-def read_chw(path: Path) -> np.ndarray:
-    """Return the (3, H, W) uint8 RGB image of a file."""
-    from PIL import Image
-
-    return np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1).copy()
-
-
-def onnx_inputs(session: object, image: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what an exported model is given for one (3, H, W) image."""
+def onnx_inputs(session: InferenceSession, path: Path) -> dict[str, np.ndarray]:
+    """Return the inputs of an exported model for one image, whatever version exported it."""
+    image = np.asarray(Image.open(path).convert("RGB"))
+    image = np.ascontiguousarray(image.transpose(2, 0, 1))  # (3, H, W)
     inputs: dict[str, np.ndarray] = {}
-    for node in session.get_inputs():  # type: ignore[attr-defined]
+    for node in session.get_inputs():
         dtype = np.uint8 if "uint8" in node.type else np.float32
         if len(node.shape) == 4:
             inputs[node.name] = image[None].astype(dtype)
@@ -219,7 +212,7 @@ def read_losses(output_dir: Path) -> dict[str, list[float]]:
     losses: dict[str, list[float]] = {}
     for line in (output_dir / "metrics.json").read_text().splitlines():
         for name, value in json.loads(line).items():
-            if name == "total_loss" or name.startswith("loss_") or name == "grad_norm":
+            if name.startswith(("total_loss", "loss_", "grad_norm")):
                 losses.setdefault(name, []).append(value)
     return losses
 
@@ -241,9 +234,8 @@ def digest_of_array(array: np.ndarray) -> str:
 
 
 def compare(before: Results, after: Results) -> bool:
-    """Print a line for each result and return whether all are equal."""
-    names = list(dict.fromkeys([*before, *after]))
-    for name in names:
+    """Print a line for each result, and return True if all are equal."""
+    for name in before | after:
         if name not in before or name not in after:
             verdict = "only in one of the two"
         elif before[name] == after[name]:

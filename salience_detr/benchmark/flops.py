@@ -30,8 +30,9 @@ STAGES = (
     "query_selection",
     "decoder",
 )
-# Operators that cost more than plain arithmetic; those of them that fvcore does not know are reported.
+# Operators that cost more than plain arithmetic: they are reported where fvcore cannot count them.
 COSTLY = re.compile(r"^(?!aten::|prim::)|CallFunction|mm|conv|attention|sampl|linear|einsum")
+# PyTorch's attention, which fvcore does not know.
 ATTENTION = (
     "aten::scaled_dot_product_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
@@ -62,7 +63,7 @@ class ModelCost:
 
 
 class TensorInterface(nn.Module):
-    """A detector as a function of tensors, which is what fvcore can trace."""
+    """Wrapper of a detector with tensors as input and output, as fvcore's tracing needs them."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -76,12 +77,14 @@ class TensorInterface(nn.Module):
 
 def stages_of(model: nn.Module) -> tuple[str, ...]:
     """Return :data:`STAGES`, or the names of all children of a model of another architecture."""
-    children = tuple(name for name, _ in model.named_children())
-    return STAGES if set(STAGES) <= set(children) else children
+    children = tuple(dict(model.named_children()))
+    if set(STAGES) <= set(children):
+        return STAGES
+    return children
 
 
 def noise_image(height: int, width: int) -> dict:
-    """Return the same input of noise on each call: ``image`` (3, H, W) uint8, height, width."""
+    """Return a detector's input, the same on each call: a (3, H, W) uint8 image of noise."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
     return {"image": image, "height": height, "width": width}
@@ -111,20 +114,26 @@ def count_flops(model: nn.Module, height: int, width: int) -> ModelCost:
         macs_by_module = macs.by_module()
         activations_by_module = activations.by_module()
 
+    # fvcore names modules from its input on, which is the wrapper; "" is the whole.
+    names = {stage: f"model.{stage}" for stage in stages_of(model)} | {"total": ""}
     rows = []
-    for stage in (*stages_of(model), ""):
-        parameters = sum(p.numel() for p in model.get_submodule(stage).parameters())
-        name = f"model.{stage}" if stage else ""
-        gmacs = macs_by_module[name] / 1e9
-        rows.append(
-            StageCost(stage or "total", parameters / 1e6, gmacs, activations_by_module[name] / 1e6)
+    for stage, name in names.items():
+        parameters = sum(p.numel() for p in traced.get_submodule(name).parameters())
+        row = StageCost(
+            stage=stage,
+            parameters=parameters / 1e6,
+            gmacs=macs_by_module[name] / 1e9,
+            activations=activations_by_module[name] / 1e6,
         )
+        rows.append(row)
 
     # Cheap operators without a count are no loss; costly ones are reported.
     uncounted: Counter[str] = Counter()
     for name, calls in macs.unsupported_ops().items():
-        if COSTLY.search(name):
-            uncounted[SCRIPTED if "CallFunction" in name else name] += calls
+        if "CallFunction" in name:
+            uncounted[SCRIPTED] += calls
+        elif COSTLY.search(name):
+            uncounted[name] += calls
     return ModelCost(rows, uncounted)
 
 
@@ -135,6 +144,7 @@ def countable_operators() -> Iterator[None]:
     level = logger.level
     fastpath = torch.backends.mha.get_fastpath_enabled()
 
+    # The fast path of nn.MultiheadAttention is one operator, and so is our compiled one.
     logger.setLevel(logging.ERROR)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -146,14 +156,14 @@ def countable_operators() -> Iterator[None]:
 
 
 def attention_macs(inputs: list, outputs: list) -> Counter[str]:
-    """Count QK^T and the weighted sum of V, which fvcore does not know."""
+    """Count the multiply-accumulates of QK^T and of the weighted sum of V."""
     query = inputs[0].type().sizes()
     key = inputs[1].type().sizes()
     return Counter({"attention": 2 * math.prod(query) * key[-2]})
 
 
 def attention_activations(inputs: list, outputs: list) -> Counter[str]:
-    """Count the numbers that QK^T and the weighted sum of V give."""
+    """Count the elements of QK^T and of the weighted sum of V."""
     query = inputs[0].type().sizes()
     key = inputs[1].type().sizes()
     return Counter({"attention": math.prod(query[:-1]) * key[-2] + math.prod(query)})

@@ -30,7 +30,7 @@ def time_calls(step: Callable[[], object], repeats: int) -> list[float]:
 
 @contextmanager
 def stage_timers(model: nn.Module) -> Iterator[dict[str, float]]:
-    """Give a dict that collects the milliseconds of each stage's forward, in the block."""
+    """Provide a dict in which the block collects the milliseconds of each stage's forward."""
     milliseconds: dict[str, float] = {}
     starts: dict[str, float] = {}
     handles = []
@@ -41,6 +41,7 @@ def stage_timers(model: nn.Module) -> Iterator[dict[str, float]]:
             starts[name] = timer()
 
         def stop(*_: object, name: str = name) -> None:
+            # A stage may run several times in a call.
             elapsed = (timer() - starts[name]) * 1e3
             milliseconds[name] = milliseconds.get(name, 0.0) + elapsed
 
@@ -56,8 +57,8 @@ def stage_timers(model: nn.Module) -> Iterator[dict[str, float]]:
 class PeakMemory:
     """The most memory that a model and its calls hold at once, in a process that does nothing else.
 
-    On a GPU that is the allocated memory of tensors. On the CPU it is the weights, and the growth of
-    the process's resident memory since this object was made, by the kernel's own high-water mark:
+    On a GPU, it is the allocated memory of tensors. On the CPU, it is the weights plus the growth
+    of the process's resident memory since this object was made, by the kernel's high-water mark:
     psutil has no peak on Linux, and a thread that samples the memory misses short peaks.
 
     Args:
@@ -76,7 +77,8 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             return
 
-        with contextlib.suppress(OSError):  # not allowed: the peak is then the whole process's
+        # Some containers forbid it; the peak is then that of the whole process so far.
+        with contextlib.suppress(OSError):
             CLEAR_REFS.write_text("5")
 
     def mebibytes(self) -> float | None:
@@ -91,11 +93,14 @@ class PeakMemory:
 
 
 def resident_bytes(field: str) -> int | None:
-    """Return this process's resident memory, current ("VmRSS") or peak ("VmHWM").
+    """Return this process's resident memory, current ("VmRSS") or peak ("VmHWM"), or None.
 
     The resource module's peak would include that of the process which started this one.
     """
     if not STATUS.is_file():
         return None
+
     match = re.search(rf"{field}:\s*(\d+) kB", STATUS.read_text())
-    return int(match[1]) * 1024 if match else None
+    if match is None:
+        return None
+    return int(match[1]) * 1024
