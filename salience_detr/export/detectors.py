@@ -19,12 +19,12 @@ from salience_detr.predictor import ModelDetector, ModelInput, salience_maps
 
 
 class ExportedDetector(ModelDetector):
-    """A detector whose model is a graph from tensors to tensors (:class:`salience_detr.export.graph.DetectionGraph`).
+    """A detector that runs an exported :class:`salience_detr.export.graph.DetectionGraph`.
 
     Args:
-        info: from the file.
-        score_threshold: detections below it are left out.
-        batch_size: images that are computed together, at most.
+        info: metadata of the file.
+        score_threshold: detections below it are dropped.
+        batch_size: most images that are computed together.
     """
 
     def __init__(
@@ -40,17 +40,20 @@ class ExportedDetector(ModelDetector):
 
     @abstractmethod
     def run(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Inputs to outputs of the graph."""
+        """Run the graph; see :meth:`salience_detr.export.graph.DetectionGraph.forward`."""
 
     def _infer(self, inputs: list[ModelInput]) -> list[tuple[Instances, np.ndarray]]:
         images, sizes = collate(inputs)
         boxes, scores, labels, salience = self.run(images, sizes)
         heat = salience_maps(salience, inputs, self.size_divisibility)
+
         results = []
         for i, x in enumerate(inputs):
-            is_detection = scores[i] > 0
-            (height, width), (rows, columns) = (x["height"], x["width"]), sizes[i].tolist()
+            # Boxes are in pixels of the resized image; a score of 0 is padding.
+            height, width = x["height"], x["width"]
+            rows, columns = sizes[i].tolist()
             scale = torch.tensor([width / columns, height / rows]).repeat(2)
+            is_detection = scores[i] > 0
             instances = Instances(
                 (height, width),
                 pred_boxes=Boxes(boxes[i][is_detection] * scale),
@@ -62,7 +65,7 @@ class ExportedDetector(ModelDetector):
 
 
 def collate(inputs: list[ModelInput]) -> tuple[Tensor, Tensor]:
-    """(B, 3, H, W) float32 images, each at the upper left, and their (B, 2) (height, width)."""
+    """Return (B, 3, H, W) float32 images, each at the upper left, and their (B, 2) sizes."""
     sizes = torch.tensor([x["image"].shape[1:] for x in inputs])
     height, width = sizes.amax(0).tolist()
     images = torch.zeros(len(inputs), 3, height, width)
@@ -73,18 +76,18 @@ def collate(inputs: list[ModelInput]) -> tuple[Tensor, Tensor]:
 
 
 class OnnxDetector(ExportedDetector):
-    """Runs an ONNX file that tools/export.py has made, on ONNX Runtime.
+    """A detector on ONNX Runtime, from an ONNX file of tools/export.py.
 
     Args:
-        path: of the file.
-        device: "cpu", "cuda", "cuda:N", or "auto": a GPU if ONNX Runtime can use one.
-        threads: that one operator uses; 0 leaves it to ONNX Runtime.
-        score_threshold: detections below it are left out.
-        batch_size: images that are computed together, at most.
+        path: the file.
+        device: "cpu", "cuda", "cuda:N", or "auto" (a GPU if ONNX Runtime can use one).
+        threads: threads of one operator; 0 = ONNX Runtime's choice.
+        score_threshold: detections below it are dropped.
+        batch_size: most images that are computed together.
 
     Raises:
-        ExportError: the file is missing, not ONNX, or not a model of this project; ONNX Runtime is not installed or
-            lacks the device.
+        ExportError: the file is missing, not ONNX, or not a model of this project; ONNX Runtime is
+            not installed or lacks the device.
     """
 
     def __init__(
@@ -103,37 +106,38 @@ class OnnxDetector(ExportedDetector):
                 "ONNX files need onnxruntime: pip install 'salience_detr[onnx]'"
             ) from error
         if not Path(path).is_file():
-            raise ExportError(f"there is no file {path}")
+            raise ExportError(f"there is no file {path}; export one with tools/export.py")
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # its warnings are about nodes that it removes
+        options.log_severity_level = 3  # warnings are about nodes that the optimizer removes
         providers = choose_providers(str(device), onnxruntime.get_available_providers())
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # its own kinds have no common base
+        except Exception as error:  # ONNX Runtime's exceptions have no common base
             reason = " ".join(str(error).split())[:200]
             raise ExportError(f"{path} is not an ONNX file that can be run: {reason}") from error
+
         check_names(self.session, str(path))
-        info = DetectorInfo.from_json(
-            self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), str(path)
-        )
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        info = DetectorInfo.from_json(metadata.get(METADATA_KEY), str(path))
         super().__init__(info, score_threshold=score_threshold, batch_size=batch_size)
 
     def run(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         feed = dict(zip(INPUTS, (images.numpy(), image_sizes.numpy()), strict=True))
-        boxes, scores, labels, salience = (
-            torch.from_numpy(x) for x in self.session.run(list(OUTPUTS), feed)
-        )
+        outputs = self.session.run(list(OUTPUTS), feed)
+        boxes, scores, labels, salience = map(torch.from_numpy, outputs)
         return boxes, scores, labels, salience
 
 
 def choose_providers(device: str, available: list[str]) -> list[Any]:
-    """ONNX Runtime's names for a device, with its number, the CPU behind the others.
+    """Return ONNX Runtime's providers for a device, the CPU last.
 
     Raises:
-        ExportError: this build of ONNX Runtime lacks it.
+        ExportError: the device is unknown, or this build of ONNX Runtime lacks it.
     """
-    cpu, cuda = "CPUExecutionProvider", "CUDAExecutionProvider"
+    cpu = "CPUExecutionProvider"
+    cuda = "CUDAExecutionProvider"
     kind, _, number = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or not (number or "0").isdigit():
         raise ExportError(
@@ -145,34 +149,35 @@ def choose_providers(device: str, available: list[str]) -> list[Any]:
         )
     if kind == "cpu" or cuda not in available:
         return [cpu]
-    current = (
-        torch.cuda.current_device() if torch.cuda.is_available() else 0
-    )  # of torchrun's process, for example
+
+    # Under torchrun each process has its own current device.
+    current = 0
+    if torch.cuda.is_available():
+        current = torch.cuda.current_device()
     return [(cuda, {"device_id": int(number or current)}), cpu]
 
 
 def check_names(session: Any, path: str) -> None:
-    """Raise ExportError if a graph has other inputs or outputs."""
-    inputs, outputs = (
-        [x.name for x in session.get_inputs()],
-        [x.name for x in session.get_outputs()],
-    )
+    """Raise ExportError if a graph has other inputs or outputs than a model of this project."""
+    inputs = [x.name for x in session.get_inputs()]
+    outputs = [x.name for x in session.get_outputs()]
     if set(inputs) != set(INPUTS) or not set(OUTPUTS) <= set(outputs):
         raise ExportError(
-            f"{path} is not a model of this project: its inputs are {', '.join(inputs)} and its outputs "
-            f"{', '.join(outputs[:6])}; export one with tools/export.py"
+            f"{path} is not a model of this project: its inputs are {', '.join(inputs)} and its "
+            f"outputs {', '.join(outputs[:6])}; export one with tools/export.py"
         )
 
 
 class PackagedDetector(ExportedDetector):
-    """Runs a .pt2 file that tools/export.py has made: a program of torch.export, or a package that was compiled ahead.
+    """A detector from a .pt2 file of tools/export.py.
 
-    A compiled package runs on the kind of device and processor that it was made on.
+    The file is a program of torch.export, or a package that AOTInductor has compiled for one kind of
+    device and processor.
 
     Args:
-        path: of the file.
-        score_threshold: detections below it are left out.
-        batch_size: images that are computed together, at most.
+        path: the file. It is code: load only what you trust.
+        score_threshold: detections below it are dropped.
+        batch_size: most images that are computed together.
 
     Raises:
         ExportError: the file is missing, broken, or not a model of this project.
@@ -185,31 +190,33 @@ class PackagedDetector(ExportedDetector):
             raise ExportError(f"{path} is not a .pt2 file, or it is truncated or missing")
         with zipfile.ZipFile(path) as archive:
             is_compiled = any("aotinductor" in name for name in archive.namelist())
+
+        load = load_package if is_compiled else load_program
         try:
-            self.graph, text = (load_package if is_compiled else load_program)(str(path))
+            self.graph, text = load(str(path))
         except ExportError:
             raise
         except Exception as error:  # a damaged file can fail in any way
-            raise ExportError(
-                f"{path} cannot be loaded: {' '.join(str(error).split())[:200]}"
-            ) from error
+            reason = " ".join(str(error).split())[:200]
+            raise ExportError(f"{path} cannot be loaded: {reason}") from error
+
         info = DetectorInfo.from_json(text, str(path))
         super().__init__(info, score_threshold=score_threshold, batch_size=batch_size)
 
     @torch.inference_mode()
     def run(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        boxes, scores, labels, salience = (x.cpu() for x in self.graph(images, image_sizes))
+        boxes, scores, labels, salience = [x.cpu() for x in self.graph(images, image_sizes)]
         return boxes, scores, labels, salience
 
 
 def load_program(path: str) -> tuple[Callable[..., Any], str | None]:
-    """The graph of a program of torch.export, and what it says of itself."""
+    """Return the graph of a program of torch.export, and its metadata."""
     notes = {METADATA_KEY: ""}
     program = torch.export.load(path, extra_files=notes)
     return program.module(check_guards=False), notes[METADATA_KEY]
 
 
 def load_package(path: str) -> tuple[Callable[..., Any], str | None]:
-    """The compiled graph of a package of AOTInductor, and what it says of itself."""
+    """Return the compiled graph of a package of AOTInductor, and its metadata."""
     package = torch._inductor.aoti_load_package(path)
     return package, package.get_metadata().get(METADATA_KEY)

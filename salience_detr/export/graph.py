@@ -1,12 +1,13 @@
 """The model as one graph from tensors to tensors, for any number of images of any size.
 
-Exporters record what a model computes for one input. Here are the few parts of the model whose work depends on what
-is in the tensors, in forms whose shapes depend on those of the inputs alone; they take the place of the originals in a
-copy of the model. Where the model cuts its tensors to what the images of a batch need, they keep as many slots as the
-size of the batch allows for, and mask the surplus.
+Exporters record what a model computes for one input. A few parts of the model have shapes that depend
+on the values in its tensors: they cut their results to what the images of a batch need. Here are
+variants of these parts whose shapes depend on the shapes of the inputs alone: they pad to what the size
+of the batch allows, and mask the padding. They replace the originals in a copy of the model, so the
+model itself knows nothing of exports.
 
-Symbols: B images, L levels, S tokens, D channels, K classes, N queries, M heads of C channels, P points per head and
-level.
+Symbols: B images, L levels, S tokens, D channels, K classes, N queries, M heads of C channels, P points
+per head and level.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ OUTPUTS = ("boxes", "scores", "labels", "salience")
 
 
 class DetectionGraph(nn.Module):
-    """A detector with tensors for input and output.
+    """A detector from tensors to tensors.
 
     Args:
-        model: in evaluation mode; it is copied.
+        model: its structure is copied, its parameters are shared.
     """
 
     pixel_mean: Tensor
@@ -50,30 +51,33 @@ class DetectionGraph(nn.Module):
     def __init__(self, model: SalienceDETR) -> None:
         super().__init__()
         self.model = exportable_copy(model)
-        mean, std = (torch.tensor(x)[:, None, None] for x in (model.pixel_mean, model.pixel_std))
-        self.register_buffer("pixel_mean", mean, persistent=False)
-        self.register_buffer("pixel_std", std, persistent=False)
+        mean = torch.tensor(model.pixel_mean)
+        std = torch.tensor(model.pixel_std)
+        self.register_buffer("pixel_mean", mean[:, None, None], persistent=False)
+        self.register_buffer("pixel_std", std[:, None, None], persistent=False)
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Detect on a batch.
 
         Args:
-            images: (B, 3, H, W) float32, channels as the model's ``input_format`` says, 0..255, of any height and
-                width; images smaller than the batch are at its upper left, what lies beside them does not matter.
+            images: (B, 3, H, W) float32 in 0..255, channels in the model's ``input_format``, of any
+                height and width. Smaller images are at the upper left; the rest does not matter.
             image_sizes: (B, 2) int64 (height, width) of each image in pixels, at most (H, W).
 
         Returns:
-            ``boxes``: (B, n, 4) float32, absolute xyxy in pixels of ``images``, by falling score, not clipped;
+            ``boxes``: (B, n, 4) float32, absolute xyxy in pixels of ``images``, by falling score, not
+            clipped;
             ``scores``: (B, n) float32, 0 where there are fewer than n detections;
             ``labels``: (B, n) int64;
-            ``salience``: (B, ceil(H / 32) * 32 / s, ceil(W / 32) * 32 / s) float32 in [0, 1], s = stride of the finest
-            level.
+            ``salience``: (B, ceil(H / 32) * 32 / s, ceil(W / 32) * 32 / s) float32 in [0, 1], where s
+            is the stride of the finest level.
         """
         padded, padding = self.preprocess(images, image_sizes)
         encoding = self.model.encode(padded, padding)
         logits, boxes = self.decode(encoding)
-        # (width, height, width, height), which undoes the normalization
-        scale = image_sizes.flip(-1).repeat(1, 2)[:, None].to(boxes.dtype)
+
+        # The best (query, class) pairs, as salience_detr.modeling.postprocess selects them.
+        scale = image_sizes.flip(-1).repeat(1, 2)[:, None].to(boxes.dtype)  # (w, h, w, h)
         scores, index = logits.sigmoid().flatten(1).topk(self.num_detections, dim=1)
         query = (index // self.model.num_classes)[..., None].expand(-1, -1, 4)
         absolute = (box_cxcywh_to_xyxy(boxes) * scale).gather(1, query)
@@ -82,44 +86,51 @@ class DetectionGraph(nn.Module):
 
     @property
     def num_detections(self) -> int:
-        """n, detections per image."""
+        """Number n of detections per image."""
         return min(self.model.max_detections, self.model.num_queries * self.model.num_classes)
 
     def preprocess(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalized images, 0 where padded, of sides divisible by the model's divisor, and their padding mask."""
+        """Normalize and pad to multiples of the model's divisor.
+
+        Returns:
+            (B, 3, H', W') images, 0 where padded, and (B, H', W'), True = padding.
+        """
         divisor = self.model.size_divisibility
-        height, width = ((side + divisor - 1) // divisor * divisor for side in images.shape[-2:])
-        missing = (width - images.shape[-1], height - images.shape[-2])
-        normalized = F.pad(
-            (images - self.pixel_mean) / self.pixel_std, [0, missing[0], 0, missing[1]]
-        )
-        rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
+        height = (images.shape[-2] + divisor - 1) // divisor * divisor
+        width = (images.shape[-1] + divisor - 1) // divisor * divisor
+        missing = [0, width - images.shape[-1], 0, height - images.shape[-2]]
+        normalized = F.pad((images - self.pixel_mean) / self.pixel_std, missing)
+
+        rows = torch.arange(height, device=images.device)
+        columns = torch.arange(width, device=images.device)
         limits = image_sizes[:, :, None, None]
         padding = (rows[:, None] >= limits[:, 0]) | (columns >= limits[:, 1])
         return normalized.masked_fill(padding[:, None], 0.0), padding
 
     def decode(self, encoding: Encoding) -> tuple[Tensor, Tensor]:
-        """(B, N, K) logits, -inf in surplus slots, and (B, N, 4) boxes of the last decoder layer."""
-        is_query = encoding.proposals.valid_mask
-        query = self.model.query_embedding.expand(is_query.shape[0], -1, -1)
-        surplus = ~is_query[:, None].expand(-1, is_query.shape[1], -1)
+        """Run the decoder.
+
+        Returns:
+            (B, N, K) logits, -inf for padded queries, and (B, N, 4) boxes of the last layer.
+        """
+        proposals = encoding.proposals
+        valid = proposals.valid_mask
+        query = self.model.query_embedding.expand(valid.shape[0], -1, -1)
+        padding = ~valid[:, None].expand(-1, valid.shape[1], -1)
         predictions = self.model.decoder(
-            query,
-            encoding.proposals.pred_boxes,
-            encoding.memory,
-            encoding.tokens,
-            attention_mask=surplus,
+            query, proposals.pred_boxes, encoding.memory, encoding.tokens, attention_mask=padding
         )
-        return predictions.pred_logits[-1].masked_fill(
-            ~is_query[..., None], -torch.inf
-        ), predictions.pred_boxes[-1]
+        logits = predictions.pred_logits[-1].masked_fill(~valid[..., None], -torch.inf)
+        return logits, predictions.pred_boxes[-1]
 
 
 def exportable_copy(model: SalienceDETR) -> Any:
-    """A copy of a model with exportable parts; its parameters are the same tensors."""
-    memo = {id(x): x for x in [*model.parameters(), *model.buffers()]}
-    copied = copy.deepcopy(model, memo).eval()
+    """Return a copy of a model with exportable parts; its parameters are the same tensors."""
+    shared = {id(x): x for x in [*model.parameters(), *model.buffers()]}
+    copied = copy.deepcopy(model, shared).eval()
     make_swin_exportable(copied.backbone)
+
+    # The variants add no state, so that a module can change its class.
     for module in copied.modules():
         for original, exportable in EXPORTABLE.items():
             if type(module) is original:
@@ -129,24 +140,24 @@ def exportable_copy(model: SalienceDETR) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class GraphTokens(TokenPyramid):
-    """Tokens of maps whose sides are unknown: numbers of levels come from the shapes themselves."""
+    """Tokens of maps with unknown sides: nothing is computed from the numbers of the shapes."""
 
     @cached_property
     def spatial_shapes(self) -> Any:
-        """(H_l, W_l) of each level, as the attention of a graph takes them."""
+        """Shapes (H_l, W_l) as :class:`GridSampleAttention` takes them."""
         return self.spatial_shapes_list
 
     @cached_property
     def level_start_index(self) -> Any:
-        """Not needed: the attention of a graph splits the tokens by their shapes."""
+        """None: :class:`GridSampleAttention` splits the tokens by their shapes."""
         return None
 
     @cached_property
     def token_level(self) -> Tensor:
-        device = self.features.device
-        return torch.cat(
-            [torch.full((size,), i, device=device) for i, size in enumerate(self.level_sizes)]
-        )
+        levels = []
+        for level, size in enumerate(self.level_sizes):
+            levels.append(torch.full((size,), level, device=self.features.device))
+        return torch.cat(levels)
 
     @cached_property
     def valid_ratios(self) -> Tensor:
@@ -158,83 +169,97 @@ class GraphTokens(TokenPyramid):
 
 
 class GraphTokenPyramidBuilder(TokenPyramidBuilder):
-    """Gives :class:`GraphTokens`."""
+    """A builder of :class:`GraphTokens`."""
 
     def forward(self, maps: list[Tensor], pixel_padding: Tensor) -> GraphTokens:
         tokens = super().forward(maps, pixel_padding)
-        return GraphTokens(**{x.name: getattr(tokens, x.name) for x in dataclasses.fields(tokens)})
+        fields = {x.name: getattr(tokens, x.name) for x in dataclasses.fields(tokens)}
+        return GraphTokens(**fields)
 
 
 class GraphSalienceFilter(SalienceFilter):
-    """Counts slots by the shapes of the levels."""
+    """A salience filter whose lengths follow from the shapes of the levels."""
 
     def max_selected(self, level_counts: Tensor, tokens: TokenPyramid) -> int:
-        """Enough for images without padding."""
-        return sum(
-            portion(size, ratio)
-            for size, ratio in zip(tokens.level_sizes, self.level_ratios, strict=True)
-        )
+        """Return a length that holds the tokens of images without padding."""
+        length = 0
+        for size, ratio in zip(tokens.level_sizes, self.level_ratios, strict=True):
+            length += portion(size, ratio)
+        return length
 
-    def max_refined(self, slots: int, layer: int) -> int:
-        return portion(slots, self.layer_ratios[layer])
+    def max_refined(self, length: int, layer: int) -> int:
+        return portion(length, self.layer_ratios[layer])
 
 
 def portion(size: int, ratio: float) -> int:
-    """A part of a number, rounded up: an integer expression, which can be recorded."""
+    """Return a part of a size, rounded up, by integers only, which a graph can record."""
     exact = Fraction(ratio).limit_denominator(10_000)
     return -(-size * exact.numerator // exact.denominator)
 
 
 class GraphEncoderLayer(SalienceEncoderLayer):
-    """Takes the minimum of a number and a side that is unknown, and masks the surplus slots of a single image, too."""
+    """An encoder layer for unknown lengths, which masks the padding of a single image, too."""
 
-    def count_topk(self, slots: int) -> Any:
-        return torch.sym_min(self.num_topk, slots)
+    def count_topk(self, length: int) -> Any:
+        return torch.sym_min(self.num_topk, length)
 
-    def key_padding_mask(self, is_token: Tensor) -> Tensor:
-        return ~is_token
+    def key_padding_mask(self, valid_mask: Tensor) -> Tensor:
+        return ~valid_mask
 
 
 class GraphBackgroundEmbedding(BackgroundEmbedding):
-    """Stretches tables by arithmetic; where they are large enough they come out as they are."""
+    """A background embedding that stretches its tables by arithmetic on unknown sizes.
+
+    Tables that are large enough stay as they are.
+    """
 
     @staticmethod
     def _table(table: Tensor, size: int) -> Tensor:
         entries = table.shape[0]
         number = torch.arange(size, dtype=torch.float32, device=table.device)
         position = number * ((entries - 1) / number[-1:].clamp(min=entries - 1))
+
+        # Linear interpolation between the two nearest entries.
         before = position.floor().long().clamp(max=entries - 1)
         after = (before + 1).clamp(max=entries - 1)
         return torch.lerp(table[before], table[after], (position - before).to(table.dtype)[:, None])
 
 
 class GraphQuerySelection(QuerySelection):
-    """Suppresses the neighbors of all images at once and always gives N slots."""
+    """A query selection with one NMS for all images, which always gives N queries, padded."""
 
     def select_tokens(self, scores: Tensor, tokens: TokenPyramid) -> tuple[Tensor, Tensor]:
-        """(B, S) scores -> (B, N) tokens, best first, and (B, N) False for surplus slots."""
-        # There may be fewer tokens than candidates.
+        """Select tokens by their (B, S) scores.
+
+        Returns:
+            (B, N) token index, best first, and (B, N) True = query, False = padding.
+        """
+        # There may be fewer tokens than candidates: the others score -inf.
         padded = F.pad(scores, [0, self.num_candidates], value=-torch.inf)
-        values, candidates = (
-            x[:, : self.num_candidates] for x in padded.sort(dim=1, descending=True, stable=True)
-        )
-        is_token = values > -torch.inf
-        candidates = candidates.masked_fill(~is_token, 0)
-        kept = self.suppress(values, candidates, tokens) & is_token
+        ranking = padded.sort(dim=1, descending=True, stable=True)
+        values = ranking.values[:, : self.num_candidates]
+        candidates = ranking.indices[:, : self.num_candidates]
+        valid = values > -torch.inf
+        candidates = candidates.masked_fill(~valid, 0)
+        kept = self.suppress(values, candidates, tokens) & valid
+
+        # Each kept candidate is written at its rank; the others at one more place, which is cut off.
         rank = kept.cumsum(1) - 1
-        slot = torch.where(
-            kept & (rank < self.num_queries), rank, self.num_queries
-        )  # the last slot is thrown away
-        token_index = torch.zeros_like(candidates[:, : self.num_queries + 1]).scatter(
-            1, slot, candidates
-        )
-        slots = torch.arange(self.num_queries, device=scores.device)
-        return token_index[:, : self.num_queries], slots < kept.sum(1, keepdim=True)
+        place = torch.where(kept & (rank < self.num_queries), rank, self.num_queries)
+        places = torch.zeros_like(candidates[:, : self.num_queries + 1])
+        token_index = places.scatter(1, place, candidates)
+
+        rank_of_query = torch.arange(self.num_queries, device=scores.device)
+        valid_mask = rank_of_query < kept.sum(1, keepdim=True)
+        return token_index[:, : self.num_queries], valid_mask
 
     def suppress(self, scores: Tensor, candidates: Tensor, tokens: TokenPyramid) -> Tensor:
-        """(B, n) True for the candidates that are left; images and levels lie apart and never suppress each other."""
+        """Return (B, n), True for the candidates that the NMS keeps.
+
+        Images and levels are laid so far apart that they never suppress each other.
+        """
         batch, count = candidates.shape
-        height, width = tokens.spatial_shapes_list[0]  # the finest, no level is larger
+        height, width = tokens.spatial_shapes_list[0]  # the finest level, none is larger
         side = torch.sym_max(height, width) + 3
         points = (tokens.token_xy + tokens.token_level[:, None] * side)[candidates]
         image = (
@@ -246,13 +271,14 @@ class GraphQuerySelection(QuerySelection):
             torch.stack([points[..., 0], points[..., 1] + image], dim=-1).flatten(0, 1).float()
         )
         boxes = torch.cat([centers - 1, centers + 1], dim=1)
+
         kept = nms(boxes, scores.flatten().float(), self.iou_threshold)
         marks = torch.zeros(batch * count, dtype=torch.bool, device=scores.device)
         return marks.index_fill(0, kept, True).view(batch, count)
 
 
 class GridSampleAttention(MultiScaleDeformableAttention):
-    """Deformable attention by GridSample, for levels whose sides are unknown."""
+    """Deformable attention by GridSample, for levels with unknown sides."""
 
     def sample(
         self,
@@ -263,30 +289,28 @@ class GridSampleAttention(MultiScaleDeformableAttention):
         sampling_offsets: Tensor,
         attention_logits: Tensor,
     ) -> Tensor:
-        """See :func:`salience_detr.layers.ms_deform_attn.ms_deform_attn_fused`; ``spatial_shapes`` are numbers."""
-        queries, (batch, _, heads, channels) = reference_points.shape[1], value.shape
+        """Attend as ``ms_deform_attn_fused`` does; ``spatial_shapes`` are L pairs of numbers."""
+        batch, _, heads, channels = value.shape
+        queries = reference_points.shape[1]
         weights = attention_logits.flatten(-2).softmax(-1).view_as(attention_logits)
-        maps = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B*M, C, S)
+        maps = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B * M, C, S)
         levels = maps.split([height * width for height, width in spatial_shapes], dim=2)
         output = value.new_zeros(batch * heads, channels, queries)
         for level, (height, width) in enumerate(spatial_shapes):
-            reference, offsets = (
-                reference_points[:, :, None, level, None],
-                sampling_offsets[:, :, :, level],
-            )
+            # As sampling_locations_from_offsets, level by level.
+            reference = reference_points[:, :, None, level, None]
+            offsets = sampling_offsets[:, :, :, level]
             if reference.shape[-1] == 2:
-                locations = reference + torch.stack(
-                    [offsets[..., 0] / width, offsets[..., 1] / height], dim=-1
-                )
+                shift = torch.stack([offsets[..., 0] / width, offsets[..., 1] / height], dim=-1)
+                locations = reference + shift
             else:
-                locations = (
-                    reference[..., :2] + offsets / self.num_points * reference[..., 2:] * 0.5
-                )
-            grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B*M, Q, P, 2)
-            samples = F.grid_sample(
-                levels[level].unflatten(2, (height, width)), grid, align_corners=False
-            )
-            weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B*M, Q, P)
+                shift = offsets / self.num_points * reference[..., 2:] * 0.5
+                locations = reference[..., :2] + shift
+
+            grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * M, Q, P, 2)
+            feature_map = levels[level].unflatten(2, (height, width))
+            samples = F.grid_sample(feature_map, grid, align_corners=False)
+            weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B * M, Q, P)
             output = output + (samples * weight[:, None]).sum(-1)
         return output.view(batch, heads * channels, queries).transpose(1, 2)
 
