@@ -26,7 +26,7 @@ from salience_detr.data.datasets import class_names_of
 from salience_detr.engine.own_data import add_data_arguments, use_own_data
 from salience_detr.utils.drawing import class_colors, draw_boxes
 from salience_detr.utils.errors import print_error
-from salience_detr.utils.files import unused_path, write_image
+from salience_detr.utils.files import UsedPaths, write_image
 
 
 @dataclass(frozen=True)
@@ -115,15 +115,14 @@ def draw_samples(args: argparse.Namespace) -> None:
     colors = class_colors(len(names))
 
     # Images in several folders may have the same name.
-    taken: set[str] = set()
+    used = UsedPaths()
     chosen = itertools.islice(itertools.chain([first], samples), args.count)
     for sample in tqdm(chosen, total=args.count, desc="images"):
         labels = [names[i] for i in sample.classes]
         box_colors = [colors[i] for i in sample.classes]
         drawing = draw_boxes(sample.image, list(sample.boxes), labels, box_colors)
 
-        path = unused_path(args.output / f"{sample.name}.jpg", taken)
-        write_image(path, drawing, quality=95, subsampling=0)
+        write_image(used.unused_path(args.output / f"{sample.name}.jpg"), drawing)
 
 
 def main(argv: list[str] | None = None) -> int:

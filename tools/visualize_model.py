@@ -28,7 +28,7 @@ from salience_detr.data.images import ImageReadError, read_image
 from salience_detr.inference.inputs import collect_inputs, is_video
 from salience_detr.predictor import Predictor
 from salience_detr.utils.errors import one_line, print_error
-from salience_detr.utils.files import check_output_dir, path_key, unused_stem, write_image
+from salience_detr.utils.files import UsedPaths, check_output_dir, write_image
 from salience_detr.visualization import (
     QueryStatistics,
     StageOutputs,
@@ -92,17 +92,17 @@ class DrawingWriter:
 
     Attributes:
         folder: the folder.
-        taken: :func:`path_key` of the inputs and of earlier drawings, which are not overwritten.
+        used: paths of the inputs and of earlier drawings, which are not overwritten.
     """
 
     folder: Path
-    taken: set[str]
+    used: UsedPaths
 
     def write(self, stem: str, drawings: dict[str, np.ndarray]) -> None:
         """Write (H, W, 3) RGB drawings by their endings; the stem gets a number if it is taken."""
         # All drawings of an image get the same number.
         endings = list(drawings)
-        stem = unused_stem(stem, self.taken, lambda stem: self.paths(stem, endings))
+        stem = self.used.unused_stem(stem, lambda stem: self.paths(stem, endings))
         for path, drawing in zip(self.paths(stem, endings), drawings.values(), strict=True):
             write_image(path, drawing)
 
@@ -172,7 +172,7 @@ def visualize(
     Raises:
         OSError: a drawing cannot be written.
     """
-    writer = DrawingWriter(args.output, {path_key(path) for path in images})
+    writer = DrawingWriter(args.output, UsedPaths(images))
     num_drawn = 0
     interrupted = False
     statistics = []

@@ -26,7 +26,7 @@ from salience_detr.evaluation.results import (
     ResultsError,
 )
 from salience_detr.utils.drawing import Color, class_colors, draw_boxes
-from salience_detr.utils.files import path_key, unused_path, write_image
+from salience_detr.utils.files import UsedPaths, write_image
 from salience_detr.visualization.panels import add_legend, new_sheet, render, show_image
 
 SCORE_THRESHOLD = 0.3
@@ -237,14 +237,14 @@ def drawing_paths(file_names: Sequence[str], image_root: Path, output: Path) -> 
     if not all(source.is_relative_to(root) for source in sources):
         root = Path(os.path.commonpath([source.parent for source in sources]))
 
-    taken = {path_key(source) for source in sources}
+    used = UsedPaths(sources)
     paths = []
     for source in sources:
         path = output / source.relative_to(root)
         if path.suffix.lower() not in ENDINGS:
             path = path.with_name(f"{path.name}.png")
 
-        paths.append(unused_path(path, taken))
+        paths.append(used.unused_path(path))
     return paths
 
 

@@ -23,7 +23,6 @@ from salience_detr.inference.outputs import (
     OutputFolder,
     OutputPaths,
     draw_salience_map,
-    write_image,
 )
 from salience_detr.inference.result_files import ResultFiles
 from salience_detr.inference.tracking import Tracker
@@ -36,6 +35,7 @@ from salience_detr.inference.video import (
 )
 from salience_detr.predictor import Detector, PredictorOutput
 from salience_detr.utils.errors import one_line
+from salience_detr.utils.files import write_image
 from salience_detr.utils.signals import StopSignals
 
 T = TypeVar("T")

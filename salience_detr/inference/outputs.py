@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +14,12 @@ from salience_detr.detections import ClassTable, Detections
 from salience_detr.inference.inputs import IMAGE_ENDINGS, is_video
 from salience_detr.inference.video import VideoWriter, output_suffix
 from salience_detr.utils.drawing import draw_salience
+from salience_detr.utils.files import MAX_JPEG_SIDE, UsedPaths, write_image
 
 # Neither .webp, which may have been lossless, nor .pgm, which has no colors.
 WRITABLE_ENDINGS = IMAGE_ENDINGS - {".webp", ".pgm"}
 
 STRIP_ROWS = 256  # rows that are worked on at a time
-MAX_JPEG_SIDE = 65500  # OpenCV's limit
 CROPS = "crops"  # folder of the crops
 
 
@@ -64,47 +62,37 @@ class OutputFolder:
         No output has the name of an input or of another output. The names depend on the list of
         inputs alone.
         """
-        in_use = {path.resolve() for path in sources}
+        paths = {path.resolve() for path in sources}
 
         # An input may itself be a crop, NAME_K.jpg: no other crop may get its name.
         crops = (self.root / CROPS).resolve()
-        earlier_crops = [path for path in in_use if crops in path.parents]
+        earlier_crops = [path for path in paths if crops in path.parents]
         for path in earlier_crops:
             words = path.stem.split("_")
-            in_use |= {crops / "_".join(words[:i]) for i in range(1, len(words) + 1)}
+            paths |= {crops / "_".join(words[:i]) for i in range(1, len(words) + 1)}
 
-        numbers: dict[str, int] = {}
-        return {source: self.plan_one(source, in_use, numbers) for source in sources}
+        used = UsedPaths(paths)
+        return {source: self.plan_one(source, used) for source in sources}
 
-    def plan_one(self, source: Path, in_use: set[Path], numbers: dict[str, int]) -> OutputPaths:
-        """Return the output paths of one input, and add them to those in use.
-
-        Args:
-            source: the input.
-            in_use: resolved paths of inputs and outputs.
-            numbers: first number to try for each file name.
-        """
+    def plan_one(self, source: Path, used: UsedPaths) -> OutputPaths:
+        """Return the output paths of one input, and note their use."""
         suffixes = [source.suffix if source.suffix.lower() in WRITABLE_ENDINGS else ".png"]
         if is_video(source):
             # Which one it will be depends on the size of the frames.
             suffixes = [output_suffix(source, (0, 0)), ".avi"]
 
-        for number in itertools.count(numbers.get(source.name, 1)):
-            stem = source.stem if number == 1 else f"{source.stem}_{number}"
+        def paths_of(stem: str) -> list[Path]:
             names = [f"{stem}{suffix}" for suffix in suffixes]
             if self.salience:
                 names += [f"{stem}_salience{suffix}" for suffix in suffixes]
             if self.crops:
                 names.append(f"{CROPS}/{stem}")  # stands for the names of all its crops
+            return [self.root / name for name in names]
 
-            paths = {(self.root / name).resolve() for name in names}
-            if paths.isdisjoint(in_use):
-                break
-
-        in_use |= paths
-        numbers[source.name] = number + 1
+        stem = used.unused_stem(source.stem, paths_of)
         return OutputPaths(
-            self.root / f"{stem}{suffixes[0]}", self.root / f"{stem}_salience{suffixes[0]}"
+            drawing=self.root / f"{stem}{suffixes[0]}",
+            salience=self.root / f"{stem}_salience{suffixes[0]}",
         )
 
     def write_crops(
@@ -129,9 +117,8 @@ class OutputFolder:
             crop = crop_box(image, box)
             if crop.size:
                 folder = self.root / CROPS / self.class_folders[label]
-                folder.mkdir(parents=True, exist_ok=True)
                 suffix = ".jpg" if max(crop.shape[:2]) <= MAX_JPEG_SIDE else ".png"
-                write_image(folder / f"{prefix}{number}{suffix}", crop.copy())
+                write_image(folder / f"{prefix}{number}{suffix}", crop)
 
 
 class AnnotatedVideo:
@@ -186,36 +173,6 @@ def draw_salience_map(image: np.ndarray, salience: np.ndarray) -> np.ndarray:
         rows = slice(top, top + STRIP_ROWS)
         drawn[rows] = draw_salience(image[rows], salience[rows])
     return drawn
-
-
-def write_image(path: Path, image: np.ndarray) -> None:
-    """Write an (H, W, 3) uint8 RGB image, whole or not at all.
-
-    To spare memory its channels are swapped in place: it is used up.
-
-    Raises:
-        ValueError: it is too large for a JPEG file.
-        OSError: it cannot be written.
-    """
-    if path.suffix.lower() in {".jpg", ".jpeg"} and max(image.shape[:2]) > MAX_JPEG_SIDE:
-        raise ValueError(
-            f"{path}: the sides of a JPEG image have at most {MAX_JPEG_SIDE} pixels, not {image.shape}"
-        )
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        for top in range(0, len(image), STRIP_ROWS):
-            strip = image[top : top + STRIP_ROWS]
-            strip[...] = strip[..., ::-1].copy()
-        # OpenCV's own writing takes no name that is not UTF-8.
-        is_encoded, data = cv2.imencode(path.suffix, image)
-        if not is_encoded:
-            raise OSError("OpenCV cannot encode it")
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(f"cannot write the image {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def safe_names(names: Sequence[str]) -> list[str]:

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from salience_detr.data.datasets import DatasetError, register_coco_dataset
 from salience_detr.data.surface.defects import DEFECTS, Defect
 from salience_detr.data.surface.textures import Surface, make_surface, photograph
+from salience_detr.utils.files import write_image
 
 SURFACE_DEFECT_CLASSES = tuple(DEFECTS)
 SPLITS = ("train", "val")
@@ -321,10 +321,7 @@ def _write_image(
     """Draw and write one image; return its file name, boxes (xyxy) and classes."""
     sample = render_sample(index, split=split, seed=seed, image_size=image_size)
     name = f"{index + 1:06d}.jpg"
-    written, encoded = cv2.imencode(".jpg", sample.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
-    if not written:
-        raise RuntimeError(f"OpenCV cannot encode {name}")
-    (folder / name).write_bytes(encoded.tobytes())
+    write_image(folder / name, sample.image, quality=95)
     return name, sample.boxes.tolist(), sample.classes.tolist()
 
 
