@@ -1,7 +1,8 @@
-"""Packs the operator: its sources, and the library built ahead of time where PyTorch and a compiler are at hand.
+"""Packaging of the operator: its sources, and the library where PyTorch and a compiler are at hand.
 
-Everything else is in pyproject.toml. The build runs in a Python of its own, outside pip's isolated one, because it must
-be for the PyTorch that is installed, and that is no build requirement: nobody wants it downloaded a second time.
+Everything else is in pyproject.toml. The operator is built in a Python of its own, outside of pip's
+isolated one, because it must match the installed PyTorch. PyTorch is no build requirement, which
+would download it a second time.
 """
 
 from __future__ import annotations
@@ -26,25 +27,25 @@ class BuildWithOperator(build_py):
         if self.editable_mode:
             self.build_operator(ROOT / "salience_detr" / "_operator")
             return
+
+        # A wheel carries the sources as well, to build for another PyTorch on first use.
         package = Path(self.build_lib) / "salience_detr"
         for folder in ("_ops", "_operator"):  # of an earlier build
             shutil.rmtree(package / folder, ignore_errors=True)
-        shutil.copytree(
-            ROOT / "ops", package / "_ops", ignore=shutil.ignore_patterns("__pycache__")
-        )
+        no_cache = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "ops", package / "_ops", ignore=no_cache)
         self.build_operator(package / "_operator")
         for lock in (package / "_operator").glob("*.lock"):
             lock.unlink()
 
     def build_operator(self, folder: Path) -> None:
-        """Put into the folder the library for the PyTorch that is installed."""
+        """Build the library for the installed PyTorch into a folder."""
+        # pip's isolated environment hides the installed packages by this variable.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         command = [sys.executable, str(ROOT / "ops" / "build.py"), "--output", str(folder)]
         if subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode:
-            print(
-                "The operator is not built ahead of time; the first use will try again.",
-                file=sys.stderr,
-            )
+            message = "The operator is not built ahead of time; the first use will try again."
+            print(message, file=sys.stderr)
 
 
 class PlatformDistribution(Distribution):

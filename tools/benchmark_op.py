@@ -4,8 +4,9 @@
 benchmark_op.py --device cpu --repeats 15
 benchmark_op.py --device cuda --dtype bfloat16 --json operator.json
 
-Three implementations take turns, so that all meet the same disturbances: the reference (grid_sample),
-the fused operator, and the unfused one (locations and softmax by PyTorch, sampling by the operator).
+Three implementations take turns, so that all meet the same disturbances: the reference
+(grid_sample), the fused operator, and the unfused one (locations and softmax by PyTorch, sampling
+by the operator).
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ export.py --config-file F --weights W --output model.onnx --simplify --verify sh
 export.py --config-file F --weights W --output model.pt2
 export.py --config-file F --weights W --output model.pt2 --compile
 
-Batch size, height and width of the exported model are free. Python uses it as OnnxDetector and PackagedDetector of
-salience_detr.export, which have the Predictor's interface; demo/demo.py takes it for --weights.
+Batch size, height and width of the exported model are free. In Python, OnnxDetector and
+PackagedDetector of salience_detr.export run it with the Predictor's interface; demo/demo.py takes it
+for --weights.
 """
 
 from __future__ import annotations
@@ -47,42 +48,39 @@ from salience_detr.predictor import Detector, Predictor
 from salience_detr.utils.files import check_result_path
 
 ENDINGS = (".onnx", ".pt2")
+HEADERS = (
+    "image",
+    "detections",
+    "not in both",
+    "their highest score",
+    "largest difference of scores",
+    "of boxes (px)",
+)
+USER_ERRORS = (CheckpointError, ConfigError, ExportError, ImageReadError, OSError, ValueError)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help="the LazyConfig file of the model"
-    )
-    parser.add_argument(
-        "--weights", metavar="FILE", help="checkpoint; without it the weights are random"
-    )
-    parser.add_argument(
-        "--output", required=True, type=Path, metavar="FILE", help="ends in .onnx or .pt2"
-    )
-    parser.add_argument(
-        "--compile", action="store_true", help="compile a .pt2 for this kind of processor (minutes)"
-    )
-    parser.add_argument(
-        "--opset",
-        type=int,
-        default=DEFAULT_OPSET,
-        help=f"of ONNX, up to {LAST_OPSET} (default: {DEFAULT_OPSET})",
-    )
-    parser.add_argument("--simplify", action="store_true", help="run onnxslim over the ONNX graph")
-    parser.add_argument(
-        "--verify",
-        nargs="*",
-        metavar="IMAGE",
-        help="compare with PyTorch on these (default: on the test set's)",
-    )
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="LazyConfig file of the model")
+    add("--weights", metavar="FILE", help="checkpoint (default: random weights)")
+    add("--output", required=True, type=Path, metavar="FILE", help="ends in .onnx or .pt2")
+    add("--compile", action="store_true", help="compile a .pt2 for this processor (minutes)")
+    opset_help = f"ONNX opset, up to {LAST_OPSET} (default: {DEFAULT_OPSET})"
+    add("--opset", type=int, default=DEFAULT_OPSET, help=opset_help)
+    add("--simplify", action="store_true", help="run onnxslim over the ONNX graph")
+    verify_help = "compare with PyTorch on these images (default: images of the test set)"
+    add("--verify", nargs="*", metavar="IMAGE", help=verify_help)
+    add("opts", nargs="*", metavar="key=value", help="overrides of the config")
     args = parser.parse_intermixed_args(argv)
+
+    # --verify also takes the overrides that follow it.
     if args.verify:
         args.opts += [x for x in args.verify if is_override(x)]
         args.verify = [x for x in args.verify if x not in args.opts]
+
     if args.output.suffix not in ENDINGS:
         parser.error(f"--output {args.output} must end in {' or '.join(ENDINGS)}")
     if args.compile and args.output.suffix != ".pt2":
@@ -91,7 +89,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def test_images(predictor: Predictor, count: int = 4) -> tuple[list[np.ndarray], str]:
-    """Images to compare on, and what they are: the test set's, or generated ones where it is not there."""
+    """Return images to compare on, with their origin: the test set, or generated ones."""
     try:
         records = instantiate(predictor.config.dataloader.test.dataset)
         chosen = records[:: max(1, len(records) // count)][:count]
@@ -99,27 +97,32 @@ def test_images(predictor: Predictor, count: int = 4) -> tuple[list[np.ndarray],
     except (DatasetError, ImageReadError):
         with tempfile.TemporaryDirectory() as folder:
             generate_surface_defects(Path(folder), split="val", num_images=count, progress=False)
-            return [
-                read_image(str(path)) for path in sorted(Path(folder).rglob("*.jpg"))
-            ], "generated images"
+            paths = sorted(Path(folder).rglob("*.jpg"))
+            return [read_image(str(path)) for path in paths], "generated images"
 
 
 def several_shapes(images: list[np.ndarray]) -> list[np.ndarray]:
-    """The images, and of the first also its left half and its upper third: landscape, portrait and long ones."""
+    """Return the images, with the left half and the upper third of the first one."""
     height, width = images[0].shape[:2]
-    return [*images, images[0][:, : max(1, width // 2)], images[0][: max(1, height // 3)]]
+    portrait = images[0][:, : max(1, width // 2)]
+    landscape = images[0][: max(1, height // 3)]
+    return [*images, portrait, landscape]
 
 
 def write(predictor: Predictor, args: argparse.Namespace) -> ExportedDetector:
-    """Export, and load what was written."""
+    """Export the model, and load the written file."""
     info = DetectorInfo.from_predictor(predictor)
     print("exporting the model", flush=True)
     program = export_program(predictor)
+
     print(f"writing {args.output}", flush=True)
     if args.output.suffix == ".onnx":
         export_onnx(program, args.output, info, opset=args.opset, simplify=args.simplify)
         return OnnxDetector(args.output, device="cpu")
-    (compile_package if args.compile else save_program)(program, args.output, info)
+    if args.compile:
+        compile_package(program, args.output, info)
+    else:
+        save_program(program, args.output, info)
     return PackagedDetector(args.output)
 
 
@@ -129,71 +132,65 @@ def latency(detector: Detector, image: np.ndarray) -> float:
 
 
 def report(
-    predictor: Predictor, exported: ExportedDetector, images: list[np.ndarray], what: str
+    predictor: Predictor, exported: ExportedDetector, images: list[np.ndarray], origin: str
 ) -> list[Difference]:
-    """Compare and print a table."""
+    """Compare the exported model with the predictor, and print tables of differences and times."""
     shapes = several_shapes(images)
     differences = verify(predictor, exported, shapes)
     labels = [f"{x.shape[0]}x{x.shape[1]}" for x in shapes]
     labels += [f"{label} in a batch" for label in labels]
-    rows = [
-        (label, d.detections, d.unmatched, d.unmatched_score, d.score, d.box)
-        for label, d in zip(labels, differences, strict=True)
-    ]
-    headers = (
-        "image", "detections", "not in both", "their highest score", "largest difference of scores", "of boxes (px)"
-    )  # fmt: skip
-    print(f"\nagainst PyTorch on {what}:")
-    print(
-        tabulate(
-            rows, headers=headers, floatfmt=("", "", "", ".3f", ".1e", ".1e"), tablefmt="github"
-        )
-    )
-    times = [
-        (name, latency(detector, images[0]))
-        for name, detector in tqdm(
-            (("PyTorch", predictor), (type(exported).__name__, exported)), desc="timing"
-        )
-    ]
+
+    rows = []
+    for label, d in zip(labels, differences, strict=True):
+        rows.append((label, d.detections, d.unmatched, d.unmatched_score, d.score, d.box))
+    print(f"\nagainst PyTorch on {origin}:")
+    formats = ("", "", "", ".3f", ".1e", ".1e")
+    print(tabulate(rows, headers=HEADERS, floatfmt=formats, tablefmt="github"))
+
+    times = []
+    detectors = {"PyTorch": predictor, type(exported).__name__: exported}
+    for name, detector in tqdm(detectors.items(), desc="timing"):
+        times.append((name, latency(detector, images[0])))
     print(f"\none image of {labels[0]}, reading and resizing included, median of 5:")
     print(tabulate(times, headers=("", "ms"), floatfmt=".1f", tablefmt="github"))
     return differences
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns 0, 1 if the exported model finds something else, 2 on a wrong call."""
+    """Return 0, 1 if the exported model detects something else, or 2 for a user's error."""
     args = parse_args(argv)
     try:
+        # Everything that can be wrong with the arguments, before the work of minutes.
         check_result_path(args.output, "--output")
         if args.output.suffix == ".onnx":
             check_export(args.opset)
-        given = [read_image(path) for path in args.verify or []]
+        given_images = [read_image(path) for path in args.verify or []]
+
         predictor = Predictor(args.config_file, args.weights, device="cpu", overrides=args.opts)
         exported = write(predictor, args)
-        print(
-            f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB, {len(exported.class_names)} classes"
-        )
+        mebibytes = args.output.stat().st_size / 2**20
+        print(f"{args.output}: {mebibytes:.1f} MiB, {len(exported.class_names)} classes")
         if args.verify is None:
             return 0
-        images, what = (given, "the given images") if given else test_images(predictor)
-        differences = report(predictor, exported, images, what)
-    except (
-        CheckpointError,
-        ConfigError,
-        ExportError,
-        ImageReadError,
-        OSError,
-        ValueError,
-    ) as error:
+
+        images, origin = given_images, "the given images"
+        if not images:
+            images, origin = test_images(predictor)
+        differences = report(predictor, exported, images, origin)
+    except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+    score = max(x.score for x in differences)
+    box = max(x.box for x in differences)
     unmatched = sum(x.unmatched for x in differences)
-    score, box = max(x.score for x in differences), max(x.box for x in differences)
-    print(
-        f"\nlargest differences: {score:.1e} in score, {box:.1e} px in boxes; {unmatched} detections differ"
-    )
+    print(f"\nlargest differences: {score:.1e} in score, {box:.1e} px in boxes; ", end="")
+    print(f"{unmatched} detections differ")
+
+    # Random weights rank many tokens nearly equal, so that rounding decides more of them.
     uncertain_part = UNCERTAIN_PART if args.weights else UNCERTAIN_PART_OF_RANDOM
-    return 0 if all(x.is_rounding(uncertain_part=uncertain_part) for x in differences) else 1
+    is_rounding = all(x.is_rounding(uncertain_part=uncertain_part) for x in differences)
+    return 0 if is_rounding else 1
 
 
 if __name__ == "__main__":
