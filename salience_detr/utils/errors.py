@@ -1,4 +1,4 @@
-"""How errors are told to a user."""
+"""Errors as users see them: one line."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import sys
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error in one line; of one from a data worker, which carries a whole traceback, the last."""
+    """Return the message of an error in one line.
+
+    The message of an error from a data worker is a whole traceback; its last line is the error.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     if "Traceback" not in str(error):
         return " ".join(lines)
-    kind, colon, words = lines[-1].partition(": ")
-    return words if colon and kind.rpartition(".")[2].isidentifier() else lines[-1]
+
+    # The last line begins with the error's type, such as "a.b.ImageReadError: ".
+    error_type, colon, message = lines[-1].partition(": ")
+    has_type = colon and error_type.rpartition(".")[2].isidentifier()
+    return message if has_type else lines[-1]
 
 
 def print_error(error: Exception) -> None:
-    """Print an error of the user as one line on stderr, as all programs do."""
+    """Print an error on stderr, in one line."""
     print(f"error: {one_line(error)}", file=sys.stderr)

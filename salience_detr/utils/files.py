@@ -1,4 +1,4 @@
-"""Output files: complete or not there, images, names that are not in use, checks before the work."""
+"""Output files: writing them whole, images, unused names, and checks before the work."""
 
 from __future__ import annotations
 
@@ -118,7 +118,12 @@ class UsedPaths:
 def check_output_dir(
     output_dir: str | Path, *, needed_bytes: int = 0, option: str = "train.output_dir"
 ) -> None:
-    """Make the folder that ``option`` named, and make sure that it can be written to and has room.
+    """Make an output folder, and check that it can be written to and has room.
+
+    Args:
+        output_dir: path of the folder.
+        needed_bytes: size of what will be written.
+        option: name of the option or config key that names the folder, for the messages.
 
     Raises:
         OSError: the folder cannot be made, or written to, or has too little room.
@@ -143,13 +148,18 @@ def check_output_dir(
 
 
 def check_result_path(path: Path | None, option: str) -> None:
-    """Check before the work that the file that an option names, if it names one, can be written.
+    """Check, before the work begins, that a result can be written; None is fine.
+
+    Args:
+        path: path of the file.
+        option: name of the option that names the file, for the messages.
 
     Raises:
-        OSError: it cannot.
+        OSError: the file cannot be written.
     """
     if path is None:
         return
+
     check_output_dir(path.parent, option=option)
     if path.is_dir():
         raise OSError(f"{option} {path} is a folder; name a file")

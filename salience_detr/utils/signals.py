@@ -50,8 +50,8 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         for number in STOP_SIGNALS:
-            # What nohup asks for stays. A shell, too, makes what it starts in the background ignore
-            # SIGINT, but whoever sends it there means it.
+            # nohup has SIGHUP ignored, and that stays. A shell likewise has SIGINT ignored by what
+            # it starts in the background, but whoever sends SIGINT there wants to stop it.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self.handle)
         return self
@@ -104,19 +104,20 @@ class ForwardedSignals(StopSignals):
 
 
 def stop_with_parent(worker: int) -> None:
-    """Let only the parent process stop a worker: launchers and terminals send their signals to all.
+    """Let only the parent process stop a worker, as launchers and terminals signal all processes.
 
     This is a ``worker_init_fn`` of PyTorch's DataLoader.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    # SIGTERM is blocked, and a thread looks at who has sent it.
-    if hasattr(signal, "sigwaitinfo"):  # Linux
+    # SIGTERM is blocked, and a thread sees who has sent it; this needs Linux.
+    if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_on_parents_sigterm, daemon=True).start()
 
 
 def _exit_on_parents_sigterm() -> None:
+    """Wait for a SIGTERM of the parent process, and end this one without any cleaning up."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
