@@ -53,7 +53,7 @@ class BuildError(RuntimeError):
 
 
 def cache_root() -> Path:
-    """Return the folder of the libraries that were built on first use.
+    """Return the folder for libraries that are built on first use.
 
     Raises:
         BuildError: there is no home folder, and no variable names another.
@@ -137,14 +137,15 @@ def capabilities() -> list[tuple[int, int]]:
 def serves(architectures: str, capability: tuple[int, int]) -> bool:
     """Return whether kernels for these architectures run on a GPU of this capability.
 
-    They do if one is of the same generation and not newer, or has PTX and is not newer.
+    One of them must not be newer, and must be of the same generation or have PTX.
     """
     for word in architectures.split(";"):
         match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", word)
         if not match:  # a name, such as Hopper
             continue
 
-        # Kernels run on later GPUs of their generation, PTX on all later ones; "9.0a" runs on 9.0 only.
+        # Kernels run on later GPUs of their generation, PTX on all later ones. "9.0a" runs on
+        # 9.0 only.
         built = int(match[1]), int(match[2])
         if built == capability:
             return True
@@ -156,7 +157,7 @@ def serves(architectures: str, capability: tuple[int, int]) -> bool:
 
 
 def common_key() -> str:
-    """Return a text of all that a library depends on, whatever devices it is for."""
+    """Return a key of everything that a library depends on, except the devices that it serves."""
     import torch
 
     digest = hashlib.sha256(repr([CPP_FLAGS, CUDA_FLAGS, platform.machine()]).encode())
@@ -176,10 +177,9 @@ def build_key(architectures: str | None) -> str:
 
 
 def find(roots: Sequence[Path], architectures: str | None) -> Path | None:
-    """Return a library under one of the folders that serves here, or None.
+    """Return a library in one of the folders that serves all GPUs at hand, or None.
 
-    It has kernels for the GPUs at hand. Where none can be built (``architectures`` is None), a
-    library for the CPU alone will do.
+    Where no CUDA kernels can be built (``architectures`` is None), a library for the CPU will do.
     """
     prefix = f"{common_key()}-"
     libraries: list[Path] = []
@@ -192,7 +192,7 @@ def find(roots: Sequence[Path], architectures: str | None) -> Path | None:
         if devices == "cuda" and all(serves(built_for, gpu) for gpu in capabilities()):
             return library
 
-    # No GPU to serve, or no way to build for it: better the CPU's library than none.
+    # There is no GPU, or no way to build for it.
     if architectures is None:
         for library in libraries:
             if library.parent.name == build_key(None):
@@ -203,9 +203,8 @@ def find(roots: Sequence[Path], architectures: str | None) -> Path | None:
 def build(root: Path, architectures: str | None) -> Path:
     """Return the library under ``root`` for these architectures; build it if it is not there.
 
-    Several processes may ask at once: one builds, the others wait. The lock is released with its
-    process, and the library gets its name when it is complete, so a build that is killed leaves
-    nothing that the next one stumbles over.
+    Of several processes, one builds and the others wait. A build that is killed does no harm: the
+    lock ends with its process, and a library gets its name when it is complete.
 
     Raises:
         BuildError: there is no compiler, or it fails.
@@ -219,8 +218,8 @@ def build(root: Path, architectures: str | None) -> Path:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{key}.lock"):
             if not library.exists():
-                for left in root.glob(f"{key}.building-*"):  # of a build that was killed
-                    shutil.rmtree(left, ignore_errors=True)
+                for leftover in root.glob(f"{key}.building-*"):  # of a build that was killed
+                    shutil.rmtree(leftover, ignore_errors=True)
                 build_locked(library, architectures)
     except OSError as error:
         remedy = "set SALIENCE_DETR_CACHE to another"
@@ -254,13 +253,19 @@ def build_locked(library: Path, architectures: str | None) -> None:
 
 
 def compile_into(folder: Path, architectures: str | None) -> None:
-    """Compile in a process of its own; its output goes into a log, and is quoted if it fails."""
+    """Compile in a process of its own, whose output goes into a log.
+
+    The environment variables that PyTorch's builder reads are changed in that process only.
+
+    Raises:
+        BuildError: the compiler failed; the message quotes the log.
+    """
     program = str(Path(__file__).resolve())
     command = [sys.executable, program, "--compile-into", str(folder), architectures or ""]
     with open(folder / LOG, "w") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
 
-    # The log is long; the lines that give the reason are quoted, or else its end.
+    # The log is long: the lines that give the reason are quoted, or else its end.
     if code or not (folder / LIBRARY).exists():
         printed = (folder / LOG).read_text(errors="replace")
         errors = [line for line in printed.splitlines() if re.search(REASON, line, re.IGNORECASE)]
@@ -269,11 +274,11 @@ def compile_into(folder: Path, architectures: str | None) -> None:
 
 
 def run_compiler(folder: Path, architectures: str) -> None:
-    """Compile by PyTorch's own builder, in the process of :func:`compile_into`."""
+    """Compile with PyTorch's builder, in the process that :func:`compile_into` starts."""
     from torch.utils import cpp_extension
 
     if shutil.which("ninja") is None:
-        # The package is installed, but its environment is not active, so it is not on the PATH.
+        # Its package is installed, but the environment is not active.
         import ninja
 
         os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", "")])
@@ -310,7 +315,7 @@ def link_cuda_runtime(folder: Path) -> list[str]:
         if "libcudart.so" in line:
             (folder / "libcudart.so").symlink_to(line.split(maxsplit=5)[5])
             return ["-L."]  # the linker runs in the folder
-    return []  # where CUDA_HOME says
+    return []  # the linker finds the one of CUDA_HOME
 
 
 def main() -> int:

@@ -4,9 +4,9 @@
 benchmark.py --config-file F --device cpu --modes eager amp --batch-sizes 1 2 --compare all
 benchmark.py --config-file F --operator compiled reference --modes eager training
 
-Prints parameters, GMACs, latency, images per second over batch sizes, peak memory, and milliseconds
+Prints parameters, GMACs, latency, images per second and peak memory by batch size, and milliseconds
 by stage. Every measurement runs in a process of its own; one that fails is a row with the reason.
-Ctrl-C prints what there is by then.
+Ctrl-C prints what was measured so far.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from salience_detr.benchmark.other_detectors import OTHER_DETECTORS
 from salience_detr.benchmark.report import as_json, as_markdown
 from salience_detr.checkpoint import CheckpointError
 from salience_detr.config import ConfigError, resolve_device
-from salience_detr.utils.errors import one_line
+from salience_detr.utils.errors import print_error
 from salience_detr.utils.files import check_result_path, written_whole
 
 CHOICES = {"modes": MODES, "operator": OPERATORS, "compare": ("all", *OTHER_DETECTORS)}
@@ -43,7 +43,8 @@ class Parser(argparse.ArgumentParser):
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     on_gpu = torch.cuda.is_available()
-    modes, others = ", ".join(MODES), ", ".join(OTHER_DETECTORS)
+    modes = ", ".join(MODES)
+    others = ", ".join(OTHER_DETECTORS)
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--config-file", default="configs/salience_detr_r50_4scale_12ep.py", metavar="FILE")
@@ -57,9 +58,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--repeats", type=int, default=20 if on_gpu else 5, metavar="N", help="timed calls")
     add("--warmup", type=int, default=3 if on_gpu else 1, metavar="N", help="calls before them")
     add("--compare", nargs="+", default=[], metavar="NAME", help=f"all, or some of {others}")
-    add("--compare-batch", action="store_true", help="these at all batch sizes, not at one only")
-    add("--json", type=Path, metavar="FILE", help="write all figures there")
-    add("--markdown", type=Path, metavar="FILE", help="write the tables there")
+    add("--compare-batch", action="store_true", help="compare at all batch sizes, not at 1 only")
+    add("--json", type=Path, metavar="FILE", help="write all results to FILE")
+    add("--markdown", type=Path, metavar="FILE", help="write the tables to FILE")
     add("opts", nargs="*", metavar="key=value", help="overrides of the config")
     args = parser.parse_intermixed_args(argv)
 
@@ -72,7 +73,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Raise ConfigError or OSError for an option that cannot be used."""
+    """Raise ConfigError or OSError for an option that cannot be used, before the long work."""
     for option, known in CHOICES.items():
         for word in getattr(args, option):
             if word not in known:
@@ -96,14 +97,18 @@ def check_args(args: argparse.Namespace) -> None:
 
 
 def make_settings(args: argparse.Namespace) -> Settings:
-    """Return checked settings; the config and the weights are tried at once.
+    """Return checked settings, with the number of classes of the config's model.
 
     Raises:
         ConfigError, CheckpointError, ValueError, OSError: an option, the config or the weights
             cannot be used.
     """
     check_args(args)
-    others = OTHER_DETECTORS if "all" in args.compare else dict.fromkeys(args.compare)
+    compare = args.compare
+    if "all" in compare:
+        compare = OTHER_DETECTORS
+
+    # What is named twice is measured once.
     settings = Settings(
         config_file=args.config_file,
         overrides=tuple(args.opts),
@@ -115,17 +120,19 @@ def make_settings(args: argparse.Namespace) -> Settings:
         modes=tuple(dict.fromkeys(args.modes)),
         operators=tuple(dict.fromkeys(args.operator)),
         batch_sizes=tuple(sorted({1, *map(int, args.batch_sizes)})),
-        compare=tuple(others),
+        compare=tuple(dict.fromkeys(compare)),
         compare_batch=args.compare_batch,
         warmup=args.warmup,
         repeats=args.repeats,
     )
+
+    # Built at once, so that a mistake ends the program before the first measurement.
     model = build_detector(settings, OURS)
     return replace(settings, num_classes=getattr(model, "num_classes", settings.num_classes))
 
 
 def make_benchmark(settings: Settings) -> Benchmark:
-    """Return a benchmark of what is installed, with notes on what is not and on other work."""
+    """Return a benchmark of the installed detectors, with notes on missing ones and on load."""
     missing: dict[str, list[str]] = {}
     present = []
     for name in settings.compare:
@@ -134,6 +141,7 @@ def make_benchmark(settings: Settings) -> Benchmark:
             present.append(name)
         else:
             missing.setdefault(other.package, []).append(other.label)
+
     benchmark = Benchmark(replace(settings, compare=tuple(present)))
 
     # A reader of the table cannot know that the machine was busy.
@@ -142,6 +150,7 @@ def make_benchmark(settings: Settings) -> Benchmark:
     if load > cores / 4:
         start = f"load {load:.1f} on {cores} cores at the start"
         benchmark.notes.append(f"Other work ran on the machine ({start}): times vary.")
+
     for package, labels in missing.items():
         remedy = "pip install 'salience_detr[compare]'"
         benchmark.notes.append(f"{', '.join(labels)}: {package} is not installed; {remedy}.")
@@ -153,10 +162,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         benchmark = make_benchmark(make_settings(args))
     except (ConfigError, CheckpointError, ValueError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error)
         return 2
 
-    # An interrupt keeps what there is by then: the tables are printed in any case.
+    # After an interrupt, too: what was measured so far is printed and written.
     finished = run_benchmark(benchmark)
     tables = as_markdown(benchmark)
     print(tables, end="")

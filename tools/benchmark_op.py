@@ -4,9 +4,9 @@
 benchmark_op.py --device cpu --repeats 15
 benchmark_op.py --device cuda --dtype bfloat16 --json operator.json
 
-Three implementations take turns, so that all meet the same disturbances: the reference
-(grid_sample), the fused operator, and the unfused one (locations and softmax by PyTorch, sampling
-by the operator).
+Three implementations take turns, so that other work on the machine disturbs all alike: the
+reference (grid_sample), the fused operator, and the unfused one (locations and softmax by PyTorch,
+sampling by the operator).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from tabulate import tabulate
@@ -37,7 +38,15 @@ NUM_POINTS = 4
 
 @dataclass(frozen=True)
 class Shape:
-    """Shape of an attention: its queries have reference points (2 numbers) or boxes (4)."""
+    """Sizes of a deformable attention's inputs.
+
+    Attributes:
+        name: name in the table.
+        queries: number of queries.
+        batch: number of images.
+        levels: (height, width) of each feature level.
+        reference_dim: 2 for reference points, 4 for reference boxes.
+    """
 
     name: str
     queries: int
@@ -57,7 +66,10 @@ SHAPES = (
 
 
 def make_inputs(shape: Shape, device: str, dtype: torch.dtype) -> list[Tensor]:
-    """Return the inputs of ``ms_deform_attn_fused``, with offsets like a trained model's."""
+    """Return inputs of ``ms_deform_attn_fused`` that are like a trained model's.
+
+    Where samples lie decides how well caches work, so uniform noise would be no fair measure.
+    """
     generator = torch.Generator().manual_seed(0)
     spatial_shapes = torch.tensor(shape.levels)
     level_sizes = spatial_shapes.prod(1)
@@ -65,7 +77,7 @@ def make_inputs(shape: Shape, device: str, dtype: torch.dtype) -> list[Tensor]:
     value_shape = (shape.batch, int(level_sizes.sum()), NUM_HEADS, HEAD_DIM)
     samples_shape = (shape.batch, shape.queries, NUM_HEADS, num_levels, NUM_POINTS)
 
-    # Centers are sorted by rows of the image, as the tokens of an image are.
+    # Queries follow the rows of the image, as its tokens do.
     centers = torch.rand(shape.batch, shape.queries, 1, 2, generator=generator)
     order = ((centers[..., 1] * 100).floor() + centers[..., 0]).squeeze(-1).argsort(1)
     centers = centers.gather(1, order[..., None, None].expand(-1, -1, 1, 2))
@@ -97,7 +109,7 @@ def unfused(
     offsets: Tensor,
     logits: Tensor,
 ) -> Tensor:
-    """Compute locations and softmax by PyTorch, and sample by the operator."""
+    """Compute locations and softmax with PyTorch, and sample with the operator."""
     locations = attention.sampling_locations_from_offsets(references, offsets, spatial_shapes)
     weights = logits.flatten(-2).softmax(-1).view_as(logits)
     return attention.ms_deform_attn(value, spatial_shapes, level_start_index, locations, weights)
@@ -111,7 +123,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
 
 
 def peak_mebibytes(step: Callable[[], object], device: str) -> float:
-    """Return the most memory that a call holds at once, above what was held before."""
+    """Return the most memory that a call holds at once, beyond what was held before it."""
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -121,12 +133,15 @@ def peak_mebibytes(step: Callable[[], object], device: str) -> float:
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         step()
-    # The peak of the running sum of all allocations and frees.
-    events = [x for x in profile.profiler.kineto_results.events() if x.name() == "[memory]"]
-    held = peak = 0
+
+    # Allocations count as positive bytes, frees as negative ones.
+    held = 0
+    peak = 0
+    events = profile.profiler.kineto_results.events()
     for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
     return peak / 2**20
 
 
@@ -136,15 +151,17 @@ def call(implementation: Callable[..., Tensor], inputs: list[Tensor]) -> Tensor:
 
 
 def make_steps(inputs: list[Tensor]) -> dict[tuple[str, str], Callable[[], object]]:
-    """Return the forward and backward pass of each implementation, ready to be timed."""
+    """Return functions of forward and backward passes by (implementation, direction)."""
     leaves = [x.clone().requires_grad_(x.is_floating_point()) for x in inputs]
     leaves[3].requires_grad_(False)  # reference points get no gradient in the model
-    differentiated = [x for x in leaves if x.requires_grad]
+    differentiated = [leaf for leaf in leaves if leaf.requires_grad]
 
     steps: dict[tuple[str, str], Callable[[], object]] = {}
     for name, implementation in IMPLEMENTATIONS.items():
         output = implementation(*leaves)
         grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
+
+        # The graph is kept, so that a backward pass can be timed again and again.
         steps[name, "forward"] = partial(call, implementation, inputs)
         steps[name, "backward"] = partial(
             torch.autograd.grad, output, differentiated, grad, retain_graph=True
@@ -153,7 +170,7 @@ def make_steps(inputs: list[Tensor]) -> dict[tuple[str, str], Callable[[], objec
 
 
 def measure(shape: Shape, device: str, dtype: torch.dtype, repeats: int) -> list[dict]:
-    """Return a row for each implementation and pass; the first of all turns warms up."""
+    """Return a row of the table for each implementation and pass; the first turn warms up."""
     steps = make_steps(make_inputs(shape, device, dtype))
     milliseconds: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
     for turn in range(repeats + 1):
@@ -164,6 +181,7 @@ def measure(shape: Shape, device: str, dtype: torch.dtype, repeats: int) -> list
             if turn > 0:
                 milliseconds[key].append(elapsed)
 
+    # Disturbances only ever add time, so minima are compared.
     rows = []
     for (name, direction), times in milliseconds.items():
         reference = min(milliseconds["reference", direction])
@@ -183,28 +201,25 @@ def measure(shape: Shape, device: str, dtype: torch.dtype, repeats: int) -> list
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
     dtypes = ("float64", "float32", "float16", "bfloat16")
+    numbers = range(len(SHAPES))
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", default=default_device, choices=("cpu", "cuda"))
-    parser.add_argument("--dtype", default="float32", choices=dtypes)
-    parser.add_argument("--repeats", type=int, default=7, help="timed turns (default: 7)")
-    parser.add_argument(
-        "--shapes",
-        nargs="*",
-        type=int,
-        choices=range(len(SHAPES)),
-        default=range(len(SHAPES)),
-        help="numbers of the shapes (default: all)",
-    )
-    parser.add_argument("--json", metavar="FILE", help="write the rows there")
+
+    add = parser.add_argument
+    add("--device", default=default_device, choices=("cpu", "cuda"))
+    add("--dtype", default="float32", choices=dtypes)
+    add("--repeats", type=int, default=7, help="timed turns (default: 7)")
+    add("--shapes", nargs="*", type=int, choices=numbers, default=numbers, help="(default: all)")
+    add("--json", type=Path, metavar="FILE", help="write the rows to FILE")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if not is_compiled_for(args.device):
-        print(f"error: the operator is not compiled for {args.device}", file=sys.stderr)
+        remedy = "python ops/build.py builds it, or says why it cannot"
+        print(f"error: the operator is not compiled for {args.device}; {remedy}", file=sys.stderr)
         return 1
 
     rows = []
@@ -217,8 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{args.dtype} on {device}, PyTorch {torch.__version__}, {args.repeats} turns")
     print(tabulate(rows, headers="keys", floatfmt=".2f", tablefmt="github"))
     if args.json:
-        with open(args.json, "w") as file:
-            json.dump(rows, file, indent=1)
+        args.json.write_text(json.dumps(rows, indent=1))
     return 0
 
 

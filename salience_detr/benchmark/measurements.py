@@ -37,7 +37,6 @@ MODES = ("eager", "compiled", "amp", "compiled-amp", "training", "training-amp")
 OPERATORS = ("compiled", "reference")
 OURS = "ours"  # the config's model, beside the names of OTHER_DETECTORS
 NUM_BOXES = 8  # ground-truth boxes of an image in training modes
-KILLED = "its process was ended, as a system does where memory runs out"
 T = TypeVar("T")
 
 
@@ -89,7 +88,7 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of each call with a batch, and peak memory where the system tells it."""
+    """Milliseconds of each call with a batch, and peak memory (None where it is unknown)."""
 
     batch_size: int
     milliseconds: list[float]
@@ -110,12 +109,12 @@ class Timing:
 
 @dataclass
 class Measurement:
-    """Figures of one variant.
+    """Results of one variant.
 
     Attributes:
         timings: by rising batch size.
         stages: median milliseconds of each stage with one image, see :func:`time_stages`.
-        failure: reason why figures are missing.
+        failure: reason why results are missing.
     """
 
     variant: Variant
@@ -126,10 +125,11 @@ class Measurement:
 
 @dataclass
 class Benchmark:
-    """All figures so far, and notes on how they came about.
+    """Settings and results so far.
 
     Attributes:
         costs: parameters and GMACs of each detector, or the reason why they are missing.
+        notes: sentences below the tables, on what disturbed or limited the measurements.
     """
 
     settings: Settings
@@ -139,11 +139,12 @@ class Benchmark:
 
 
 def run(benchmark: Benchmark) -> bool:
-    """Measure everything, in one process after the other; return False if it was interrupted."""
+    """Measure everything, one process after the other; return False if it was interrupted."""
     try:
         with StopSignals():
             measure_all(benchmark)
     except KeyboardInterrupt:
+        # What was measured so far is printed.
         benchmark.notes.append("Stopped before all was measured.")
         if benchmark.measurements:
             benchmark.measurements[-1].failure = "stopped"
@@ -155,6 +156,7 @@ def measure_all(benchmark: Benchmark) -> None:
     settings = benchmark.settings
     detectors = (OURS, *settings.compare)
     variants = all_variants(settings)
+
     with tqdm(total=len(detectors) + len(variants), desc="measurements") as bar:
         for name in detectors:
             bar.set_postfix_str(f"{name}, GMACs")
@@ -164,6 +166,7 @@ def measure_all(benchmark: Benchmark) -> None:
 
         for variant in variants:
             bar.set_postfix_str(f"{variant.detector}, {variant.label}")
+            # Listed first, so that an interrupt keeps the part that is done.
             measurement = Measurement(variant)
             benchmark.measurements.append(measurement)
             measure(settings, measurement)
@@ -171,7 +174,7 @@ def measure_all(benchmark: Benchmark) -> None:
 
 
 def all_variants(settings: Settings) -> list[Variant]:
-    """Return what is measured; other detectors have one operator only, and are not trained."""
+    """Return the variants to measure; other detectors have one operator and are not trained."""
     variants = []
     for mode in settings.modes:
         for operator in settings.operators:
@@ -185,13 +188,13 @@ def all_variants(settings: Settings) -> list[Variant]:
 
 
 def measure(settings: Settings, measurement: Measurement) -> None:
-    """Fill a measurement, batch size by batch size; what fails leaves what there is by then."""
+    """Add timings and stages to a measurement; a failure keeps those before it."""
     variant = measurement.variant
     batch_sizes = settings.batch_sizes
     if variant.detector != OURS and not settings.compare_batch:
         batch_sizes = batch_sizes[:1]
 
-    # A batch that does not fit into memory ends the process; the smaller ones are kept.
+    # A batch that does not fit into memory may end the process, so the smaller ones come first.
     with Worker() as worker:
         for batch_size in batch_sizes:
             timing = worker.attempt(time_batch, settings, variant, batch_size)
@@ -209,36 +212,42 @@ def measure(settings: Settings, measurement: Measurement) -> None:
 
 
 class Worker:
-    """A fresh process: no other work is in its memory, and what ends it ends it alone."""
+    """A fresh process, whose memory holds nothing else, and whose crash ends no other work."""
 
     def __enter__(self) -> Worker:
-        context = multiprocessing.get_context("spawn")
+        # Ctrl-C reaches both processes; the one that waits ends this one.
         self.pool = ProcessPoolExecutor(
             max_workers=1,
-            mp_context=context,
-            initializer=signal.signal,  # Ctrl-C is for the process that waits
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=signal.signal,
             initargs=(signal.SIGINT, signal.SIG_IGN),
         )
         return self
 
     def __exit__(self, *error: object) -> None:
-        # A measurement that was interrupted would otherwise run to its end.
+        # An interrupted measurement would otherwise run to its end.
         for process in multiprocessing.active_children():
             process.kill()
         self.pool.shutdown()
 
     def attempt(self, function: Callable[..., T], *args: object) -> T | str:
-        """Return ``function(*args)``, computed in the process, or the reason why it failed."""
+        """Return ``function(*args)`` as computed in the process, or the reason of its failure."""
         try:
             return self.pool.submit(function, *args).result()
         except BrokenProcessPool:
-            return f"failed: {KILLED}"
-        except Exception as error:  # whatever the function raises belongs into the table
+            return "failed: its process was ended, as a system does where memory runs out"
+        except Exception as error:  # any failure of a detector is a row of the table
             return f"failed: {type(error).__name__}: {one_line(error)}"
 
 
 class Subject(NamedTuple):
-    """A model that is ready to be measured, with its memory before the first call."""
+    """A model that is ready to be measured.
+
+    Attributes:
+        step: function of a batch size that detects or trains.
+        model: on its device.
+        memory: of the model, and of the process before the first call.
+    """
 
     step: Callable[[int], None]
     model: nn.Module
@@ -251,11 +260,11 @@ def count_costs(settings: Settings, name: str) -> ModelCost:
 
 
 def time_batch(settings: Settings, variant: Variant, batch_size: int) -> Timing:
-    """Time calls with a batch of one image of noise, after the warm-up."""
+    """Time calls with a batch of copies of an image of noise, after the warm-up."""
     subject = prepare(settings, variant)
     time_calls(lambda: subject.step(batch_size), settings.warmup)
 
-    # The peak without the warm-up: kernels are chosen and caches filled in the first calls.
+    # First calls choose kernels and fill caches, which may take more memory than later calls.
     subject.memory.reset()
     milliseconds = time_calls(lambda: subject.step(batch_size), settings.repeats)
     return Timing(batch_size, milliseconds, subject.memory.mebibytes())
@@ -271,23 +280,23 @@ def time_stages(settings: Settings, variant: Variant) -> dict[str, float]:
         rest = total - sum(stages.values())
         calls.append({**stages, "rest": rest, "total": total})
 
-    # The first call that waits between the stages warms up.
+    # The first call warms up.
     medians = {}
     for stage in calls[0]:
         medians[stage] = statistics.median(call[stage] for call in calls[1:])
     return medians
 
 
-@lru_cache(maxsize=1)  # of the process: all batch sizes of a variant are measured on one model
+@lru_cache(maxsize=1)  # all batch sizes of a variant are measured on one model
 def prepare(settings: Settings, variant: Variant) -> Subject:
-    """Build the model of a variant on its device, with the function that is timed."""
+    """Build the model of a variant on its device, and the function to time."""
     warnings.simplefilter("ignore")
     device = resolve_device(settings.device)
     dtype = None
     if variant.mode.endswith("amp"):
         dtype = getattr(torch, settings.dtype)
 
-    # For the rest of the process, which measures this variant only.
+    # The patch stays: this process measures no other variant.
     if variant.operator == "reference":
         patch.object(ms_deform_attn, "is_compiled_for", lambda _: False).start()
 
@@ -296,7 +305,7 @@ def prepare(settings: Settings, variant: Variant) -> Subject:
         compile_stages(model, variant.detector)
     memory = PeakMemory(model)
 
-    # The optimizer's step belongs to a training step, its state to the memory.
+    # A training step includes the optimizer's step, and its memory the optimizer's state.
     image = noise_image(*settings.size)
     if variant.mode.startswith("training"):
         model.train()
@@ -319,14 +328,14 @@ def prepare(settings: Settings, variant: Variant) -> Subject:
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Return the context that a model runs in; None computes in float32."""
+    """Return the context to run a model in; with None it computes in float32."""
     if dtype is None:
         return nullcontext()
     return torch.autocast(device.type, dtype)
 
 
 def ground_truth(settings: Settings) -> Instances:
-    """Return boxes in a row across the image, absolute xyxy, with their classes."""
+    """Return :data:`NUM_BOXES` boxes in a row across the image, absolute xyxy, with classes."""
     height, width = settings.size
     boxes = torch.zeros(NUM_BOXES, 4)
     boxes[:, 0] = torch.arange(NUM_BOXES) * (width / NUM_BOXES)
@@ -339,7 +348,7 @@ def ground_truth(settings: Settings) -> Instances:
 
 
 def build(settings: Settings, name: str) -> nn.Module:
-    """Build a detector on the CPU, in evaluation mode; random weights are the same each time.
+    """Build a detector on the CPU in evaluation mode, with the same random weights each time.
 
     Raises:
         ConfigError, CheckpointError, ValueError: the config or the weights cannot be used.
@@ -355,13 +364,16 @@ def build(settings: Settings, name: str) -> nn.Module:
 
 
 def compile_stages(model: nn.Module, name: str) -> None:
-    """Compile the stages of plain tensors; of this project's models those that training compiles."""
-    stages = COMPILED_STAGES if name == OURS else OTHER_DETECTORS[name].compiled_stages
+    """Compile the stages that compute on plain tensors; of our models, as in training."""
+    stages: tuple[str, ...] = COMPILED_STAGES
+    if name != OURS:
+        stages = OTHER_DETECTORS[name].compiled_stages
+
     modules = dict(model.named_modules())
-    for stage in stages:
-        if stage in modules:
-            # Only the forward, so that the hooks that time the stage stay outside of the graph.
-            modules[stage].forward = torch.compile(modules[stage].forward)  # type: ignore[method-assign]
+    for stage in modules.keys() & stages:
+        # Hooks that time a stage are called outside of its forward, so they are not compiled.
+        forward = torch.compile(modules[stage].forward)
+        modules[stage].forward = forward  # type: ignore[method-assign]
 
 
 def detector_label(settings: Settings, name: str) -> str:
@@ -370,5 +382,7 @@ def detector_label(settings: Settings, name: str) -> str:
         other = OTHER_DETECTORS[name]
         return f"{other.label} ({other.package}, random weights)"
 
-    weights = Path(settings.weights).name if settings.weights else "random weights"
+    weights = "random weights"
+    if settings.weights:
+        weights = Path(settings.weights).name
     return f"{Path(settings.config_file).stem} ({weights})"

@@ -1,14 +1,13 @@
-"""Detectors of other packages with random weights, behind detectron2's interface, to compare costs.
+"""Detectors of other packages with detectron2's interface and random weights, to compare costs.
 
-Nothing is downloaded. Images are computed at their own size, padded to multiples of 32 as this
-project's are.
+Nothing is downloaded. Images keep their size, and are padded to multiples of 32 as this project's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from detectron2.structures import Boxes, ImageList, Instances
@@ -20,14 +19,11 @@ SIZE_DIVISIBILITY = 32
 
 
 class TorchvisionDetector(nn.Module):
-    """A detector of torchvision that keeps the size of the images, which it would have resized."""
+    """A detector of torchvision."""
 
-    def __init__(self, detector: nn.Module, size: tuple[int, int]) -> None:
+    def __init__(self, detector: nn.Module) -> None:
         super().__init__()
         self.detector = detector
-        transform: Any = detector.transform
-        transform.min_size = (min(size),)
-        transform.max_size = max(size)
 
     def forward(self, batched_inputs: list[dict]) -> list[dict[str, Instances]]:
         """See :meth:`salience_detr.modeling.SalienceDETR.forward`; evaluation only."""
@@ -35,10 +31,18 @@ class TorchvisionDetector(nn.Module):
         return to_instances(images, self.detector(images))
 
 
-class TransformersDetector(nn.Module):
-    """A detector of transformers with the part of its image processor that decodes the boxes."""
+class ImageProcessor(Protocol):
+    """The part of transformers' image processors that turns a model's outputs into detections."""
 
-    def __init__(self, detector: nn.Module, processor: Any) -> None:
+    def post_process_object_detection(
+        self, outputs: object, threshold: float, target_sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]: ...
+
+
+class TransformersDetector(nn.Module):
+    """A detector of transformers, with its image processor."""
+
+    def __init__(self, detector: nn.Module, processor: ImageProcessor) -> None:
         super().__init__()
         self.detector = detector
         self.processor = processor
@@ -47,6 +51,8 @@ class TransformersDetector(nn.Module):
         """See :meth:`salience_detr.modeling.SalienceDETR.forward`; evaluation only."""
         images = scale_images(batched_inputs, next(self.parameters()).device)
         batch = ImageList.from_tensors(images, SIZE_DIVISIBILITY)
+
+        # Their masks are True at valid pixels, ours at padding.
         outputs = self.detector(pixel_values=batch.tensor, pixel_mask=~padding_mask(batch))
 
         results = self.processor.post_process_object_detection(
@@ -78,14 +84,16 @@ Builder = Callable[[tuple[int, int], int], nn.Module]
 
 
 def torchvision_builder(name: str) -> Builder:
-    """Return the builder of a detector of torchvision, which counts the background as a class."""
+    """Return a function that builds a detector of torchvision."""
 
     def build(size: tuple[int, int], num_classes: int) -> nn.Module:
         from torchvision.models import detection
 
+        # torchvision counts the background as a class, and would resize images to its own size.
         make = getattr(detection, name)
-        detector = make(weights=None, weights_backbone=None, num_classes=num_classes + 1)
-        return TorchvisionDetector(detector, size)
+        sizes = {"min_size": min(size), "max_size": max(size)}
+        random = {"weights": None, "weights_backbone": None}
+        return TorchvisionDetector(make(num_classes=num_classes + 1, **sizes, **random))
 
     return build
 
@@ -95,7 +103,7 @@ def deformable_detr(size: tuple[int, int], num_classes: int) -> nn.Module:
     import transformers
 
     config = transformers.DeformableDetrConfig(
-        # Stated, because what some versions take by default has pretrained weights.
+        # Some versions' default backbone has pretrained weights, which would be downloaded.
         backbone_config=transformers.ResNetConfig(out_features=["stage2", "stage3", "stage4"]),
         use_timm_backbone=False,
         use_pretrained_backbone=False,
@@ -125,8 +133,8 @@ class OtherDetector:
         label: name in tables.
         package: package that it comes from.
         build: function of the image size (height, width) and the number of classes.
-        compiled_stages: submodules of plain tensors, which ``torch.compile`` takes.
-        uses_nms: its time after the network depends on how many boxes score well.
+        compiled_stages: submodules that compute on plain tensors, for ``torch.compile``.
+        uses_nms: True if its time depends on how many boxes have high scores.
     """
 
     label: str
@@ -136,6 +144,7 @@ class OtherDetector:
     uses_nms: bool = False
 
 
+# Proposals and NMS have shapes that depend on the data, so they are not compiled.
 DENSE = ("detector.backbone", "detector.head")
 TWO_STAGE = (
     "detector.backbone",

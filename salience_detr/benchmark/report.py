@@ -1,4 +1,4 @@
-"""Tables of a benchmark, in Markdown, and all its figures as JSON."""
+"""Results of a benchmark: tables in Markdown, and everything in JSON."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ LONGEST_REMARK = 200  # characters
 
 
 def detector_rows(benchmark: Benchmark) -> list[Row]:
-    """Return a row for each detector and mode; empty columns of remarks are left out."""
-    rows = [detector_row(benchmark, measurement) for measurement in benchmark.measurements]
+    """Return a row for each variant; a column of remarks only if there are any."""
+    rows = [detector_row(benchmark, x) for x in benchmark.measurements]
     if not any(row["remarks"] for row in rows):
         for row in rows:
             del row["remarks"]
@@ -54,13 +54,14 @@ def detector_row(benchmark: Benchmark, measurement: Measurement) -> Row:
     if measurement.timings:
         row["median (ms)"] = measurement.timings[0].median
         row["p95 (ms)"] = measurement.timings[0].p95
-    # With one detector and one operator every ratio would be 1.
+
+    # With one detector and one operator, every ratio would be 1.
     if settings.compare or len(settings.operators) > 1:
         row["of ours"] = ratio_to_ours(benchmark, measurement)
 
     timings = {timing.batch_size: timing for timing in measurement.timings}
+    # All rows have the same columns, whatever batch sizes were measured.
     for batch_size in settings.batch_sizes:
-        # A column for each batch size, also where a detector was not measured at all of them.
         row[f"images/s, batch {batch_size}"] = None
         row[f"MiB, batch {batch_size}"] = None
         if batch_size in timings:
@@ -74,11 +75,13 @@ def detector_row(benchmark: Benchmark, measurement: Measurement) -> Row:
 def total_cost(benchmark: Benchmark, detector: str) -> StageCost | None:
     """Return parameters and GMACs of a detector, or None where they could not be counted."""
     cost = benchmark.costs.get(detector)
-    return cost.stages[-1] if isinstance(cost, ModelCost) else None
+    if isinstance(cost, ModelCost):
+        return cost.stages[-1]
+    return None
 
 
 def ratio_to_ours(benchmark: Benchmark, measurement: Measurement) -> float | None:
-    """Return the median time over that of the config's model in the same mode, if both exist."""
+    """Return the median time over that of the config's model in the same mode, or None."""
     for other in benchmark.measurements:
         is_ours = other.variant == (OURS, measurement.variant.mode, "compiled")
         if is_ours and other.timings and measurement.timings:
@@ -87,7 +90,7 @@ def ratio_to_ours(benchmark: Benchmark, measurement: Measurement) -> float | Non
 
 
 def remarks(benchmark: Benchmark, measurement: Measurement) -> str:
-    """Return the reasons why figures of a row are missing, short enough for a table."""
+    """Return the reasons why results of a row are missing, short enough for a table."""
     reasons = []
     if measurement.failure:
         reasons.append(measurement.failure)
@@ -95,6 +98,7 @@ def remarks(benchmark: Benchmark, measurement: Measurement) -> str:
     if isinstance(cost, str):
         reasons.append(f"GMACs: {cost}")
 
+    # A bar would end the cell of the Markdown table.
     text = "; ".join(reasons).replace("|", "/")
     if len(text) > LONGEST_REMARK:
         text = text[: LONGEST_REMARK - 3] + "..."
@@ -104,7 +108,9 @@ def remarks(benchmark: Benchmark, measurement: Measurement) -> str:
 def stage_rows(benchmark: Benchmark) -> list[Row]:
     """Return a row for each stage of the config's model, with the milliseconds of each mode."""
     cost = benchmark.costs.get(OURS)
-    costs = {row.stage: row for row in cost.stages} if isinstance(cost, ModelCost) else {}
+    costs: dict[str, StageCost] = {}
+    if isinstance(cost, ModelCost):
+        costs = {row.stage: row for row in cost.stages}
     ours = [m for m in benchmark.measurements if m.variant.detector == OURS and m.stages]
 
     # In the order of the data; "rest" is measured, but has no parameters.
@@ -128,15 +134,17 @@ def stage_rows(benchmark: Benchmark) -> list[Row]:
 
 
 def circumstances(settings: Settings) -> dict[str, str]:
-    """Return on what machine, with what packages and settings, and when this was measured."""
-    packages = dict.fromkeys(["torch"])
-    packages |= dict.fromkeys(OTHER_DETECTORS[name].package for name in settings.compare)
+    """Return the machine, packages, settings and date of a benchmark, in words."""
+    others = [OTHER_DETECTORS[name].package for name in settings.compare]
+    packages = dict.fromkeys(["torch", *others])  # in this order, each once
+    versions = [f"{package} {version(package)}" for package in packages]
+
     dtype = "float32"
     if any(mode.endswith("amp") for mode in settings.modes):
         dtype += f", amp in {settings.dtype}"
     return {
         "machine": machine(settings.device),
-        "packages": ", ".join(f"{package} {version(package)}" for package in packages),
+        "packages": ", ".join(versions),
         "dtype": dtype,
         "size": f"{settings.size[0]}x{settings.size[1]} pixels",
         "calls": f"timed calls: {settings.repeats}, after {settings.warmup} to warm up",
@@ -154,10 +162,10 @@ def machine(device: str) -> str:
         tf32 = f"TF32: convolutions {convolutions}, matrix products {products}"
         return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda} ({tf32})"
 
+    # On Linux, platform knows the architecture only; on ARM, the file has no such line.
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        # Linux on ARM has no such line.
         match = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE)
         if match:
             name = match[1]
@@ -165,8 +173,9 @@ def machine(device: str) -> str:
 
 
 def explanations(benchmark: Benchmark) -> list[str]:
-    """Return what a reader has to know of the figures, a line each."""
+    """Return explanations of the results, a line each."""
     settings = benchmark.settings
+
     lines = [
         "Milliseconds: a whole call with one image of noise, from a list of dictionaries to "
         "Instances (training: to the optimizer's step); images/s: of the median call with that "
@@ -213,7 +222,10 @@ def table(rows: list[Row]) -> str:
             texts[name] = value
         cells.append(texts)
 
-    sides = ["right" if name in numeric else "left" for name in rows[0]]
+    # tabulate would align by what it parses, and give all numbers of a column the same decimals.
+    sides = []
+    for name in rows[0]:
+        sides.append("right" if name in numeric else "left")
     return tabulate(cells, headers="keys", tablefmt="github", colalign=sides, disable_numparse=True)
 
 
@@ -234,7 +246,7 @@ def as_markdown(benchmark: Benchmark) -> str:
 
 
 def as_json(benchmark: Benchmark) -> str:
-    """Return all figures, the milliseconds of each call included."""
+    """Return all results, the milliseconds of each call included."""
     settings = benchmark.settings
     costs = {}
     for name, cost in benchmark.costs.items():
