@@ -1,13 +1,12 @@
-"""LazyConfig files and their overrides, checked before they are used."""
+"""Loading of LazyConfig files with overrides, which are checked; devices and autocast dtypes."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import LazyConfig
@@ -33,7 +32,7 @@ AMP_DTYPES = {
 
 
 class ConfigError(ValueError):
-    """Configuration or override that cannot be used."""
+    """A config or an override that cannot be used."""
 
 
 def is_override(word: str) -> bool:
@@ -45,15 +44,15 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> DictC
     """Load a LazyConfig file and apply ``key=value`` overrides; ``+key=value`` adds a key.
 
     Raises:
-        ConfigError: there is no such file, it does not fit this version, or an override is not one
-            or has a key that does not exist (the nearest is named).
+        ConfigError: the file does not exist or does not fit this version, or an override is not of
+            this form or has a key that does not exist (the nearest is named).
     """
     if not Path(config_file).is_file():
         raise ConfigError(f"there is no config file {config_file}; the project's are in configs/")
 
     try:
         config = LazyConfig.load(str(config_file))
-    except Exception as error:  # whatever the code in the file raises
+    except Exception as error:  # the file is code, which may raise anything
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"the config file {config_file} cannot be loaded: {reason}") from error
 
@@ -64,6 +63,8 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> DictC
 
     for override in overrides:
         apply_override(config, override)
+
+    # Here, because some would fail only after hours, and others with a message of a library.
     for key in POSITIVE_KEYS:
         value = OmegaConf.select(config, key)
         if value is not None and not value >= 1:
@@ -72,7 +73,7 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> DictC
 
 
 def check_targets(config: DictConfig, config_file: str | Path) -> None:
-    """Find what a config of an earlier version names that is not there any more.
+    """Check that this version has what a config names; the config may be of an earlier one.
 
     Raises:
         ConfigError: a target of this package does not exist, or does not take one of its arguments.
@@ -111,12 +112,12 @@ def apply_override(config: DictConfig, override: str) -> None:
     if key == word and not has_key(config, key):
         raise ConfigError(unknown_key_message(config, key))
 
-    # omegaconf takes any type, and hydra's parser does not know the types of a config.
+    # Neither hydra's parser nor omegaconf compares a value with the type that it replaces.
     before = OmegaConf.select(config, key)
     try:
         LazyConfig.apply_overrides(config, [override.removeprefix("+")])
-    except Exception as error:  # of the parser, or of omegaconf
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # of hydra's parser or of omegaconf, which have no common class
+        reason = first_line(error)
         raise ConfigError(f"the override {override!r} cannot be applied: {reason}") from error
 
     after = OmegaConf.select(config, key)
@@ -126,21 +127,21 @@ def apply_override(config: DictConfig, override: str) -> None:
 
 
 def fits(before: object, after: object) -> bool:
-    """Return whether a value may take the place of another one, by its type.
+    """Return whether a value may replace another one, by their types.
 
     A string may become a list or null, and null may become anything.
     """
     if isinstance(before, str):
         return not isinstance(after, (bool, int, float))
     if type(before) is float:
-        return type(after) in (int, float)
+        return type(after) in (int, float)  # lr=1 is meant as 1.0
     if isinstance(before, (bool, int, DictConfig, ListConfig)):
         return type(after) is type(before)
     return True
 
 
 def has_key(config: DictConfig, key: str) -> bool:
-    """Return whether a key exists, or is an argument that its object takes but the config omits."""
+    """Return whether a key exists, or is an argument that the config leaves at its default."""
     parent_key, _, last = key.rpartition(".")
     nodes = dict(walk(config))
     parent = nodes.get(parent_key)
@@ -151,13 +152,15 @@ def has_key(config: DictConfig, key: str) -> bool:
     return last in parent or (target is not None and last in parameters_of(target))
 
 
-def parameters_of(target: object) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of a function or class, or of one that is named.
+def parameters_of(target: str | Callable[..., object]) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a function or class, which may be given by its dotted name.
 
     Raises:
         ImportError: there is none of that name.
     """
-    function: Any = locate(target) if isinstance(target, str) else target
+    function = target
+    if isinstance(function, str):
+        function = locate(function)
     return inspect.signature(function).parameters
 
 
@@ -177,7 +180,7 @@ def unknown_key_message(config: DictConfig, key: str) -> str:
 
 
 def walk(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield all settings of a config with their dotted keys, interpolations not followed."""
+    """Yield the dotted keys and values of a config; interpolations are not resolved."""
     if isinstance(node, DictConfig):
         node = OmegaConf.to_container(node)  # plain dicts and lists
 
@@ -194,7 +197,7 @@ def walk(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return the device of a name; "auto" is this process's GPU if there is one, else the CPU.
+    """Return a device by its name; "auto" is this process's GPU if there is one, else the CPU.
 
     Raises:
         ConfigError: there is no such device.
@@ -204,21 +207,29 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cpu")
 
+    # The name of a device may be right, and still no such device be there.
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = (str(error).splitlines() or ["unknown"])[0]
-        raise ConfigError(
-            f"the device {device!r} cannot be used ({reason}); use auto, cpu, cuda or cuda:N"
-        ) from error
+        message = f"the device {device!r} cannot be used ({first_line(error)})"
+        raise ConfigError(f"{message}; use auto, cpu, cuda or cuda:N") from error
     return resolved
 
 
-def resolve_amp(amp: DictConfig, device: torch.device) -> torch.dtype | None:
-    """Return the autocast dtype of a config; None if mixed precision is off.
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0]
 
-    "auto" is bfloat16 where the device has it.
+
+def resolve_amp(amp: DictConfig, device: torch.device) -> torch.dtype | None:
+    """Return the autocast dtype of a config's ``train.amp``, or None if mixed precision is off.
+
+    "auto" is bfloat16 where the device has it, else float16.
+
+    Raises:
+        ConfigError: the dtype is unknown.
     """
     if not amp.enabled:
         return None

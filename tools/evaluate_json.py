@@ -50,6 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--show-count", type=int, metavar="N", help="draw the first N images (default: all)")
     args = parser.parse_args(argv)
 
+    # The default is set below, so that a given score can be told from none.
     for option in ("images", "score_threshold", "show_count"):
         if args.show_dir is None and getattr(args, option) is not None:
             parser.error(f"--{option.replace('_', '-')} goes with --show-dir DIR")
@@ -63,12 +64,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the metrics, and draw the images if asked to.
+    """Print the metrics, and draw the images into --show-dir.
 
     Raises:
         ResultsError: detections, annotations or images cannot be used.
         OSError: a drawing cannot be written.
     """
+    # The folders are checked before the evaluation, which may take minutes.
     results = load_results(args.results, args.annotations)
     if args.show_dir is not None:
         image_root = find_image_folder(args.annotations, results.coco, args.images)
@@ -77,13 +79,14 @@ def run(args: argparse.Namespace) -> None:
     evaluation = evaluate(results)
     metrics = np.zeros(len(METRICS))
     if results.detections:
-        metrics = np.array(list(summary(evaluation).values()), dtype=float)  # None becomes NaN
+        metrics = np.array(list(summary(evaluation).values()), dtype=float)  # NaN for None
     print(tabulate([metrics], METRICS, tablefmt="github", floatfmt=".1f"))
 
     if args.classes and results.detections:
+        # A class may be called 1e5: that is no number.
         rows = [(name, 100 * x.mean()) for name, x in class_precisions(evaluation).items()]
-        style = {"tablefmt": "github", "floatfmt": ".1f"}
-        print(tabulate(rows, ("class", "AP"), disable_numparse=[0], **style))
+        style = {"tablefmt": "github", "floatfmt": ".1f", "disable_numparse": [0]}
+        print(tabulate(rows, ("class", "AP"), **style))
 
     if args.show_dir is not None:
         drawn, notes = write_comparisons(

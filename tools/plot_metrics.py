@@ -15,13 +15,14 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from detectron2.data import MetadataCatalog
 from matplotlib.figure import Figure
 
 from salience_detr.config import ConfigError, load_config
+from salience_detr.data.datasets import as_list
 from salience_detr.evaluation.confusion import confusion_matrix, plot_confusion
 from salience_detr.evaluation.results import (
     ResultsError,
@@ -29,13 +30,13 @@ from salience_detr.evaluation.results import (
     evaluate,
     load_results,
 )
+from salience_detr.utils.errors import print_error
 
-Lines = list[dict[str, Any]]
+Lines: TypeAlias = list[dict[str, float]]  # of metrics.json
 
-# Log lines, of which the median is drawn.
-SMOOTHING = 25
+SMOOTHING = 25  # log lines, of which the median is drawn
 AP_STYLES = {"bbox/AP50": "--", "bbox/AP": "-", "ema/bbox/AP50": "--", "ema/bbox/AP": "-"}
-# Nobody reads a legend of more classes.
+# A legend of more classes would be longer than the figure.
 MAX_LABELED_CLASSES = 20
 
 
@@ -53,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def read_metrics(run: Path) -> Lines:
-    """Read the lines of metrics.json, without those that are cut off.
+    """Read the lines of metrics.json that are complete.
 
     Raises:
         ResultsError: there are none.
@@ -80,19 +81,22 @@ def series(lines: Lines, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Return the running median, which is of fewer values at the ends."""
+    """Return the running median over :data:`SMOOTHING` values, or fewer at the ends."""
     half = SMOOTHING // 2
-    medians = [np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+    medians = []
+    for i in range(len(values)):
+        medians.append(np.median(values[max(0, i - half) : i + half + 1]))
     return np.array(medians)
 
 
 def save(figure: Figure, path: Path, xlabel: str, ylabel: str) -> None:
-    """Add a grid, labels, and a legend, which lies beside many curves; then save the figure."""
+    """Add a grid, labels and a legend to a figure, and save it."""
     axes = figure.axes[0]
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
 
+    # A legend of many curves would hide them, so it stands beside the axes.
     if len(axes.lines) > 4:
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     else:
@@ -101,8 +105,10 @@ def save(figure: Figure, path: Path, xlabel: str, ylabel: str) -> None:
 
 
 def label_of(run: str, label: str, runs: dict[str, Lines]) -> str:
-    """Return the label of a curve, with its run if there are several."""
-    return f"{run}: {label}" if len(runs) > 1 else label
+    """Return the label of a curve, with the name of its run if there are several."""
+    if len(runs) > 1:
+        return f"{run}: {label}"
+    return label
 
 
 def plot_losses(runs: dict[str, Lines], path: Path) -> None:
@@ -177,16 +183,16 @@ def plot_precision_recall(precisions: dict[str, np.ndarray], path: Path) -> bool
 
 
 def run_names(runs: list[Path]) -> list[str]:
-    """Return the names of the folders, with as many parents as tell them apart."""
-    parts = [run.resolve().parts for run in runs]
+    """Return the names of folders, with as many parents as are needed to tell them apart."""
+    paths = [run.resolve().parts for run in runs]
     depth = 1
-    while depth < max(map(len, parts)) and len({x[-depth:] for x in parts}) < len(set(parts)):
+    while len({path[-depth:] for path in paths}) < len(set(paths)):
         depth += 1
-    return ["/".join(x[-depth:]) for x in parts]
+    return ["/".join(path[-depth:]) for path in paths]
 
 
 def find_results(run: Path) -> Path | None:
-    """Find the detections of the last evaluation, of the EMA weights if there are any."""
+    """Find the detections of a run's last evaluation, of the EMA weights if it has any."""
     for folder in ("inference_ema", "inference"):
         path = run / folder / "coco_instances_results.json"
         if path.is_file():
@@ -207,7 +213,7 @@ def find_annotations(run: Path) -> Path:
     except ConfigError as error:
         raise ResultsError(f"{error}; {remedy}") from error
 
-    name = dataset.names if isinstance(dataset.names, str) else dataset.names[0]
+    name = as_list(dataset.names)[0]
     path = dataset.get("json_file") or MetadataCatalog.get(name).get("json_file")
     if not path:
         raise ResultsError(f"the annotations of the data set {name!r} are not known; {remedy}")
@@ -215,10 +221,10 @@ def find_annotations(run: Path) -> Path:
 
 
 def plot_detections(args: argparse.Namespace, output: Path) -> list[Path]:
-    """Draw precision-recall and confusion matrix of a run's detections, if there are any.
+    """Draw precision-recall and confusion matrix of a run's detections.
 
     Returns:
-        The images.
+        The paths of the images; none if the run has no detections.
     """
     run = args.runs[0]
     results_file = args.results or find_results(run)
@@ -252,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
         if len(runs) == 1:
             written += plot_detections(args, output)
     except (ResultsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
 
     print(*written, sep="\n")
