@@ -1,4 +1,4 @@
-"""What all tests share: one thread, the real data beside the project, and a model small enough for tests."""
+"""Fixtures of all tests: one thread, real data beside the project, and a model small enough."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def surface_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def surface_data(surface_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The small surface-defect images, registered in this process and, by the environment, in its children."""
+    """Register the small surface-defect images, by the environment also in child processes."""
     from salience_detr.data import register_surface_defects
 
     monkeypatch.setenv("DETECTRON2_DATASETS", str(surface_root))

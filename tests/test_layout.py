@@ -1,4 +1,4 @@
-"""The rooms of the package: imports go down the list only, and no modules import each other in a circle."""
+"""Imports within the package go down the list of CONTRIBUTING.md only, without circles."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1] / "salience_detr"
 
-# From the top floor down. Modules and folders that stand on one line may not import each other either,
-# but for the last of the four, which the others of that line build on.
+# From the top down: a folder or module may import those below it, never those above it.
 FLOORS = [
-    ["benchmark"],
-    ["engine"],
-    ["inference"],
-    ["evaluation"],
-    ["export"],
-    ["visualization"],
-    ["predictor"],
-    ["detections"],
-    ["config"],
-    ["modeling"],
-    ["checkpoint"],
-    ["data"],
-    ["layers"],
-    ["utils"],
+    "benchmark",
+    "engine",
+    "inference",
+    "evaluation",
+    "export",
+    "visualization",
+    "predictor",
+    "detections",
+    "config",
+    "modeling",
+    "checkpoint",
+    "data",
+    "layers",
+    "utils",
 ]
-FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+FLOOR_OF = {name: floor for floor, name in enumerate(FLOORS)}
 
 
 def module_name(path: Path) -> str:

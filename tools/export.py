@@ -6,8 +6,8 @@ export.py --config-file F --weights W --output model.pt2
 export.py --config-file F --weights W --output model.pt2 --compile
 
 Batch size, height and width of the exported model are free. In Python, OnnxDetector and
-PackagedDetector of salience_detr.export run it with the Predictor's interface; demo/demo.py takes it
-for --weights.
+PackagedDetector of salience_detr.export run it with the Predictor's interface; demo/demo.py takes
+it for --weights.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ def pil_to_rgb(image: Image.Image) -> np.ndarray:
     """Convert a PIL image of any mode, as a viewer shows it; training and detection use it alike.
 
     The image is rotated as its EXIF data says. Transparent pixels become white, whatever color lies
-    under them. 16-bit images keep the upper 8 bits. Floating values are in [0, 1], or else in 0..255,
-    where they are clipped.
+    under them. 16-bit images keep the upper 8 bits. Floating values are in [0, 1], or else in
+    0..255, where they are clipped.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -178,8 +178,8 @@ def array_to_colors(image: np.ndarray) -> np.ndarray:
     has_dtype = image.dtype in (np.uint8, np.uint16)
     if not has_shape or not has_dtype or 0 in image.shape:
         raise ValueError(
-            "an image is an array of shape (H, W), (H, W, 3) or (H, W, 4) of uint8 or uint16, not of "
-            f"shape {image.shape} and {image.dtype}; of values in [0, 1] pass "
+            "an image is an array of shape (H, W), (H, W, 3) or (H, W, 4) of uint8 or uint16, not "
+            f"of shape {image.shape} and {image.dtype}; of values in [0, 1] pass "
             "(255 * image).astype(numpy.uint8)"
         )
 

@@ -1,7 +1,7 @@
 """Loaders for training and evaluation.
 
-The training stream depends on the seed alone, not on the number of processes or workers. A worker that
-dies is reported with the image that it was reading.
+The training stream depends on the seed alone, not on the number of processes or workers. A worker
+that dies is reported with the image that it was reading.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class DataWorkerError(RuntimeError):
 
 
 class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Endless batches of (index, position in the stream), from a new permutation of the data per epoch.
+    """Endless batches of (index, position in the stream), from a new permutation per epoch.
 
-    Iteration i covers the positions [i * total_batch_size, (i + 1) * total_batch_size); each process
-    takes its part of them. detectron2's TrainingSampler cannot start in the middle of the stream, which
-    an exact resume needs: here ``start_iteration`` is set before iterating.
+    Iteration i covers the positions [i * total_batch_size, (i + 1) * total_batch_size); each
+    process takes its part of them. detectron2's TrainingSampler cannot start in the middle of the
+    stream, which an exact resume needs: here ``start_iteration`` is set before iterating.
 
     Args:
         size: number of records.
@@ -60,8 +60,8 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
     ) -> None:
         if total_batch_size % world_size:
             raise ValueError(
-                f"total_batch_size is {total_batch_size}; it must be a multiple of the {world_size} "
-                "processes"
+                f"total_batch_size is {total_batch_size}; it must be a multiple of the "
+                f"{world_size} processes"
             )
         self.size = size
         self.total_batch_size = total_batch_size
@@ -138,7 +138,7 @@ class TrackedDataset(Dataset[Any]):
 
 
 class SeededDataset(TrackedDataset):
-    """Maps records with random numbers that depend on the seed and the position in the stream only."""
+    """Maps records with random numbers that depend on seed and position in the stream only."""
 
     def __init__(
         self,
@@ -186,10 +186,10 @@ def batches(loader: DataLoader[Any], start_iteration: int) -> Iterator[list[dict
 
 
 class WatchedLoader:
-    """A loader that raises DataWorkerError, with the image, when a batch of a dead worker is missed.
+    """A loader that raises DataWorkerError, with the image, when a dead worker's batch is due.
 
-    PyTorch raises as soon as it hears of the death, for example in the middle of a step, which would
-    be lost. Here the steps whose batches are complete finish first.
+    PyTorch raises as soon as it hears of the death, for example in the middle of a step, which
+    would be lost. Here the steps whose batches are complete finish first.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -232,8 +232,8 @@ def describe_death(dataset: Any, iterator: Any, error: str) -> str:
     images = " or ".join(files) or "an unknown image"
     reason = error.splitlines()[0]
     return (
-        f"a data worker died while it read {images} ({reason}); if memory ran out, lower num_workers "
-        "of the loader, else look at the image; then go on with --resume"
+        f"a data worker died while it read {images} ({reason}); if memory ran out, lower "
+        "num_workers of the loader, else look at the image; then go on with --resume"
     )
 
 

@@ -16,8 +16,8 @@ from salience_detr.data.images import ImageReadError, read_image
 class DetectionMapper:
     """Reads an image, augments it together with its boxes, and packs both for the model.
 
-    Boxes follow the augmentations exactly. Boxes that a crop cuts are clipped, and those that end up
-    without area are dropped. Images without boxes are kept.
+    Boxes follow the augmentations exactly. Boxes that a crop cuts are clipped, and those that end
+    up without area are dropped. Images without boxes are kept.
 
     Args:
         augmentations: applied in order.

@@ -27,7 +27,7 @@ def device(request):
 
 @dataclass
 class Case:
-    """Inputs of the operator: ``fused`` those of the fused form, ``plain`` the same sampling as locations."""
+    """Inputs of the fused operator, and of the plain one with the same sampling locations."""
 
     value: Tensor
     shapes: Tensor

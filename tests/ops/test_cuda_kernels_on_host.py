@@ -1,4 +1,4 @@
-"""The CUDA kernels, run thread by thread on the CPU, against the PyTorch reference: no GPU needed."""
+"""The CUDA kernels, run thread by thread on the CPU, against the PyTorch reference."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def kernels(tmp_path_factory):
 
 
 def case(*, channels, dims, reference_levels=3, points=2):
-    """Levels of 3 x 4, 0 x 5 and 1 x 1; offsets that leave the map on all sides; a prime number of queries."""
+    """Make levels of 3x4, 0x5 and 1x1, offsets beyond all sides, and a prime number of queries."""
     torch.manual_seed(0)
     shapes, starts = torch.tensor([[3, 4], [0, 5], [1, 1]]), torch.tensor([0, 12, 12])
     batch, queries, heads, tokens, levels = 2, 7, 3, 13, 3

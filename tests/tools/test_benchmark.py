@@ -170,7 +170,8 @@ def test_the_peak_is_of_weights_and_of_what_calls_take():
         memory.reset()
         print(memory.mebibytes())
     """
-    # In a process of its own, as the tool measures: memory that tests before have freed may be taken again unseen.
+    # In a process of its own, as the tool measures: memory that tests before have freed may be
+    # taken again unseen.
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
@@ -215,8 +216,8 @@ def test_other_detectors_are_rows_beside_the_model(one_process, micro_config, ca
     assert ours["images/s, batch 2"] and not fcos["images/s, batch 2"]
     assert "Random weights: FCOS R50 select boxes by their scores" in printed
     assert (
-        "Not in the GMACs of FCOS R50 (torchvision, random weights): 1 x scripted functions, such as NMS."
-        in printed
+        "Not in the GMACs of FCOS R50 (torchvision, random weights): "
+        "1 x scripted functions, such as NMS." in printed
     )
 
 

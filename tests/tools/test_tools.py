@@ -187,7 +187,8 @@ def test_the_analysis_of_another_architecture_lists_its_parts(capsys):
 
 
 def test_a_stage_has_its_parameters_multiplications_and_activations_counted(micro_config):
-    # Three 1x1 convolutions of 16, 24 and 32 channels to 32, on maps of 8x8, 4x4 and 2x2; norms count 5 each number.
+    # Three 1x1 convolutions of 16, 24 and 32 channels to 32, on maps of 8x8, 4x4 and 2x2; norms
+    # count 5 each number.
     model = instantiate(load_config(micro_config).model)
     rows = {name: numbers for name, *numbers in count_flops(model, 64, 64).stages}
     numbers_out = (64 + 16 + 4) * 32

@@ -14,7 +14,8 @@ from salience_detr.utils.errors import one_line
         (ValueError(), "ValueError"),
         (
             ValueError(
-                "Caught it in worker 0.\nTraceback (most recent call last):\n  File x\na.b.ImageReadError: no: 1"
+                "Caught it in worker 0.\nTraceback (most recent call last):\n  File x\n"
+                "a.b.ImageReadError: no: 1"
             ),
             "no: 1",
         ),

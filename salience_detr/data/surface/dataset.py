@@ -165,9 +165,9 @@ def generate_surface_defects(
 ) -> Path:
     """Write a split as ``root/SPLIT/*.jpg`` and ``root/annotations/SPLIT.json`` (COCO format).
 
-    Images are written to a temporary folder that is renamed when it is complete; the annotations come
-    last, so an interrupted run leaves nothing half-written. A complete split that was made with the
-    same arguments is kept.
+    Images are written to a temporary folder that is renamed when it is complete; the annotations
+    come last, so an interrupted run leaves nothing half-written. A complete split that was made
+    with the same arguments is kept.
 
     Args:
         root: folder of the data set.
