@@ -1,16 +1,17 @@
 #!/usr/bin/env python
-"""Detect objects on images and videos, and draw what was found.
+"""Detect objects on images and videos, and draw the detections.
 
     demo.py --config-file F --weights W --input a.jpg folder 'shots/*.png' film.mp4 --output out
-    demo.py --config-file F --weights W --input film.mp4 --output out --track --csv found.csv
-    demo.py --config-file F --weights W --input large.tif --output out --tile 640 --save-crops --classes scratch pit
+    demo.py --config-file F --weights W --input film.mp4 --output out --track --csv results.csv
+    demo.py --config-file F --weights W --input large.tif --output out --tile 640 --save-crops
+    demo.py --config-file F --weights W --input folder --output out --classes scratch pit
     demo.py --config-file F --weights W --webcam 0 --output out
     demo.py --weights model.onnx --input a.jpg --output out
-    torchrun --nproc-per-node 4 demo.py ...        the processes share the inputs out among themselves
+    torchrun --nproc-per-node 4 demo.py ...        each process works on a part of the inputs
 
-The file that --json writes is in COCO's format: images, categories, and annotations with bbox (x, y, width, height),
-category_id of the data set, score, and track_id where there is one; each frame of a video is an image of its own. The
-file that --csv writes has a row for each detection. Frames are counted from 0.
+--json writes a file in COCO's format: images, categories, and annotations with bbox (x, y, width,
+height), category_id of the data set, score, and track_id where there is one. Each frame of a video
+is an image of its own. --csv writes a row for each detection. Frames are counted from 0.
 """
 
 from __future__ import annotations
@@ -47,29 +48,34 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+
     add("--config-file", metavar="FILE", help="LazyConfig file of a checkpoint")
     add("--weights", required=True, metavar="FILE", help="checkpoint or exported model")
+
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="images, videos, folders, globs")
     source.add_argument("--webcam", type=int, metavar="N", help="camera; frames may be dropped")
     add("--output", required=True, type=Path, metavar="DIR", help="folder of the drawings")
+
     add("--score-threshold", type=float, default=0.5, help="lowest score (default: %(default)s)")
     add("--classes", nargs="+", metavar="CLASS", help="names, or category ids of the data set")
     add("--tile", type=int, metavar="SIZE", help="detect on overlapping squares of SIZE pixels")
     add("--tile-overlap", type=float, metavar="PART", help="overlap of tiles (default: 0.2)")
     add("--tiles-only", action="store_true", help="do not detect on the whole image besides")
+
     add("--track", action="store_true", help="number the objects of a video")
     add("--salience", action="store_true", help="write salience maps, as NAME_salience.*")
     add("--save-crops", action="store_true", help="cut detections out, as crops/CLASS/NAME_K.jpg")
     add("--json", type=Path, metavar="FILE", help="write detections in COCO's format")
     add("--csv", type=Path, metavar="FILE", help="write detections as they come, a row each")
+
     add("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
     add("--dtype", default="float32", help="float32, bfloat16, float16 (default: %(default)s)")
     add("--batch-size", type=int, metavar="N", help="images at a time (default: GPU 4, CPU 1)")
     add("opts", nargs="*", metavar="key=value", help="overrides of the config")
     args = parser.parse_intermixed_args(argv)
 
-    # A list of paths or classes swallows the overrides that follow it.
+    # argparse adds the overrides that follow a list of paths or classes to that list.
     for name, noun in (("input", "path"), ("classes", "class")):
         words = getattr(args, name)
         if words:
@@ -85,11 +91,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_detector(args: argparse.Namespace) -> Detector:
     """Build the detector that the arguments ask for."""
+    # Batches save little time on a CPU.
     batch_size = args.batch_size
     if batch_size is None:
         batch_size = 1 if resolve_device(args.device).type == "cpu" else 4
 
-    # Tracking goes on for a while with objects whose score is lower.
+    # A tracker needs detections of low scores to continue its tracks.
     score_threshold = args.score_threshold
     if args.track:
         score_threshold = min(score_threshold, MIN_SCORE)
@@ -103,13 +110,19 @@ def build_detector(args: argparse.Namespace) -> Detector:
         batch_size=batch_size,
         overrides=args.opts,
     )
+
+    # Classes are filtered on each tile, where the limit of detections applies.
     if args.classes:
         detector = only_classes(detector, args.classes)
     if args.tile is not None:
+        overlap = 0.2
+        if args.tile_overlap is not None:
+            overlap = args.tile_overlap
+
         detector = TiledDetector(
             detector,
             tile=args.tile,
-            overlap=0.2 if args.tile_overlap is None else args.tile_overlap,
+            overlap=overlap,
             with_whole=not args.tiles_only,
             progress=bool(args.input),
         )
@@ -119,8 +132,10 @@ def build_detector(args: argparse.Namespace) -> Detector:
 def prepare(args: argparse.Namespace) -> tuple[list[Path], list[str], Detector]:
     """Return the inputs, a message for each missing one, and the detector.
 
-    Find out before the work whether the outputs can be written.
+    Raises:
+        USER_ERRORS: there is no input, an output cannot be written, or no detector can be built.
     """
+    # A camera has the name of its video as its input.
     sources = [Path(f"webcam{args.webcam}.mp4")]
     missing: list[str] = []
     if args.input:
@@ -128,11 +143,13 @@ def prepare(args: argparse.Namespace) -> tuple[list[Path], list[str], Detector]:
     if not sources:
         raise FileNotFoundError("; ".join(missing))
 
+    # Errors are reported now, rather than after hours of detection.
     check_output_dir(args.output, option="--output")
     check_result_path(args.json, "--json")
     check_result_path(args.csv, "--csv")
     if args.track:
         Tracker(fps=25, score_threshold=args.score_threshold)  # its package may be missing
+
     return sources, missing, build_detector(args)
 
 
@@ -140,8 +157,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0 if anything was detected on, 1 if nothing could be read or not all could be written, 2
-        on a wrong call, 130 after an interruption.
+        0 after detection on at least one input, 1 if no input could be read or an output could not
+        be written, 2 after an error of the user, 130 after an interruption.
     """
     args = parse_args(argv)
     with join_torchrun():
@@ -150,6 +167,8 @@ def main(argv: list[str] | None = None) -> int:
         except USER_ERRORS as error:
             print_error(error)
             return 2
+
+        # Only the parts of an earlier run exist at this point.
         parts = earlier_parts(args.json, args.csv)
         if parts and comm.is_main_process():
             print("left by an earlier run that was killed:", *parts, file=sys.stderr)
@@ -169,16 +188,19 @@ def main(argv: list[str] | None = None) -> int:
                 num_threads=min(4, os.cpu_count() or 1),
                 show_progress=comm.is_main_process(),
             )
+
             try:
                 summary = run_distributed(run, camera=args.webcam)
             except (OSError, LostProcessError) as error:
                 print_error(error)
                 return 2
+
+    # Under torchrun, only the first process reports.
     return 0 if summary is None else report(summary, missing, args)
 
 
 def report(summary: Summary, missing: Sequence[str], args: argparse.Namespace) -> int:
-    """Print what was done and what was not, and return the exit code."""
+    """Print the numbers of a run, its outputs and its problems, and return the exit code."""
     counts = f"{summary.num_detections} detections on {summary.num_images} images"
     print(f"{counts}, drawn in {args.output}")
     for path in filter(None, (args.json, args.csv)):
@@ -191,7 +213,7 @@ def report(summary: Summary, missing: Sequence[str], args: argparse.Namespace) -
         print(f"{len(failures)} inputs were passed over:", *failures, sep="\n  ", file=sys.stderr)
 
     if summary.ending == Ending.INTERRUPTED:
-        print("interrupted: what was done until then is written", file=sys.stderr)
+        print("interrupted: the results until then are written", file=sys.stderr)
         return 130
     return 0 if summary.num_completed and summary.ending == Ending.DONE else 1
 

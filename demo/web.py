@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Web page: drop an image to see detections, for any score threshold, and salience.
+"""Web page that shows the detections and the salience of an image that is dropped on it.
 
     web.py --config-file F --weights W
     web.py --weights model.onnx --port 8000
 
-The page is served to this machine's own browser unless --host says otherwise. It loads nothing from
-elsewhere.
+Only browsers on this machine can open the page, unless --host is given. It loads nothing from other
+servers.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ from salience_detr.utils.signals import StopSignals
 if TYPE_CHECKING:
     import gradio
 
-# Range of the longer side of an image on the page: labels are legible, and it loads quickly.
+# Range of the longer side of a shown image: labels are legible, and the page loads quickly.
 SHOWN_SIDES = (900, 1600)
 COLUMNS = ["class", "score", "x0", "y0", "x1", "y1"]
-KEEP_SECONDS = 3600  # for uploads, drawings and the state of a visitor
-MAX_VISITORS = 200  # whose state is kept, of up to 8 MB each
+KEEP_SECONDS = 3600  # until uploads, drawings and the state of a visitor are deleted
+MAX_VISITORS = 200  # maximum number of visitors whose state is kept, up to 8 MB each
 
+# A tall image must not push the table off the screen.
 CSS = ".image img { max-height: 75vh; object-fit: contain !important; }"
 
 TableRow = list[str | float]  # a value for each of the columns
@@ -63,8 +64,8 @@ class Seen:
     Attributes:
         name: name of the file.
         detections: detections of any score, in the frame of the image.
-        shown: (h, w, 3) uint8 RGB, the image in the size that the page shows.
-        seconds: time that reading and detecting took.
+        shown: (h, w, 3) uint8 RGB, the image resized for the page.
+        seconds: time of reading and detection.
     """
 
     name: str
@@ -74,10 +75,10 @@ class Seen:
 
 
 class Page:
-    """Functions behind the page. They keep nothing of a visitor, so that many can use the page.
+    """Functions behind the page. They keep no state, so that many visitors can use it.
 
     Args:
-        detector: a detector that leaves out no detections by their score.
+        detector: a detector with a score threshold of 0.
     """
 
     def __init__(self, detector: Detector) -> None:
@@ -89,7 +90,7 @@ class Page:
         """Detect on the image in a file.
 
         Returns:
-            the state for :meth:`show` and the drawn salience; or a message and None.
+            The state for :meth:`show` and the drawn salience, or an error message and None.
         """
         start = time.perf_counter()
         name = Path(path).name
@@ -99,12 +100,12 @@ class Page:
             seconds = time.perf_counter() - start
             shown = resize_to_show(image)
             salience = draw_salience(shown, resize_to_show(output.salience))
-        except Exception as error:  # no file, whatever it is, may end the page
+        except Exception as error:  # the page must survive any file
             message = one_line(error).replace(path, name)
             print(f"error: {message}", file=sys.stderr, flush=True)
             return message, None
 
-        # The state refers to the file instead of an image that may be large.
+        # The state refers to the file, since the image in full size may be large.
         classes = self.detector.classes
         detections = Detections(output.detections, classes, lambda: to_rgb(path))
         return Seen(name, detections, shown, seconds), salience
@@ -115,7 +116,7 @@ class Page:
         """Return the image with boxes, a summary as HTML, and the rows of the table.
 
         Args:
-            seen: the result of :meth:`look`, if any.
+            seen: the state or error message of :meth:`look`; None before the first image.
             threshold: detections with lower scores are left out.
             wanted: indices of the classes to show; an empty list means all.
         """
@@ -128,7 +129,7 @@ class Page:
         if wanted:
             kept = kept[torch.isin(kept.pred_classes, torch.tensor(wanted))]
 
-        # Draw on the shown image, in its frame.
+        # The table has the boxes in the frame of the file, the drawing in that of the shown image.
         height, width = kept.image_size
         rows, columns = seen.shown.shape[:2]
         scaled = kept.to("cpu")
@@ -145,9 +146,11 @@ class Page:
 
     def _summary(self, seen: Seen, kept: Detections) -> str:
         """Return HTML with the number of detections of each class and a link to save them."""
+        # Names of files and classes are escaped: both may have characters of HTML.
         counts = Counter(kept.pred_classes.tolist())
         classes = ", ".join(f"{self.names[i]} ({counts[i]})" for i in sorted(counts))
 
+        # A data URL needs no file on the server.
         coco = CocoResults(self.detector.classes)
         coco.add(kept, seen.name)
         content = base64.b64encode(json.dumps(coco.content()).encode()).decode()
@@ -171,19 +174,21 @@ def resize_to_show(image: np.ndarray) -> np.ndarray:
     scale = min(max(longest, SHOWN_SIDES[0]), SHOWN_SIDES[1]) / longest
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
 
+    # INTER_AREA averages all pixels when shrinking, but cannot enlarge smoothly.
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     return cv2.resize(image, size, interpolation=interpolation)
 
 
 def clip_threshold(payload: float | None) -> float:
-    """Return the value of the threshold's slider or field, 0 if the field is empty."""
+    """Return a threshold from 0 to 1; an empty field counts as 0."""
     return min(max(payload or 0.0, 0.0), 1.0)
 
 
 def build_blocks(page: Page, model: str) -> gradio.Blocks:
-    """Return the page's components and their events; ``model`` describes the detector."""
-    import gradio as gr
+    """Build the components of the page and their events; ``model`` describes the detector."""
+    import gradio as gr  # an optional package
 
+    # Deletes files older than KEEP_SECONDS, six times as often.
     caching = (KEEP_SECONDS // 6, KEEP_SECONDS)
     image = partial(gr.Image, format="jpeg", interactive=False, elem_classes="image")
     with gr.Blocks(title="Salience DETR", analytics_enabled=False, delete_cache=caching) as blocks:
@@ -194,7 +199,7 @@ def build_blocks(page: Page, model: str) -> gradio.Blocks:
             with gr.Column(scale=1, min_width=280):
                 file = gr.File(label="Image", height=140, elem_id="upload")
                 threshold = gr.Slider(0, 1, 0.5, label="Lowest score", elem_id="threshold")
-                # An empty field or a number out of range is no error.
+                # gradio's own check would raise an error for an empty field.
                 threshold.preprocess = clip_threshold  # type: ignore[method-assign]
                 choices = [(name, i) for i, name in enumerate(page.names)]
                 wanted = gr.Dropdown(choices, value=[], multiselect=True, label="Classes to show")
@@ -210,10 +215,14 @@ def build_blocks(page: Page, model: str) -> gradio.Blocks:
         inputs = [seen, threshold, wanted]
         outputs = [boxes, summary, table]
 
-        # One image at a time is detected on; others wait in line.
+        # Detection runs on one image at a time; drawing has no limit.
         looked = file.upload(page.look, file, [seen, salience], trigger_mode="multiple")
         shown = looked.then(page.show, inputs, outputs, concurrency_limit=None)
+
+        # The emptied field accepts the next image.
         shown.then(lambda: None, None, file)
+
+        # A moving slider causes many events; only the last one matters.
         gr.on(
             [threshold.change, wanted.change], page.show, inputs, outputs,
             concurrency_limit=None, trigger_mode="always_last", show_progress="hidden",
@@ -226,8 +235,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+
     add("--config-file", metavar="FILE", help="LazyConfig file of a checkpoint's model")
     add("--weights", required=True, metavar="FILE", help=".pth, .safetensors, .onnx or .pt2 file")
+
     add("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
     add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all addresses")
     add("--port", type=int, default=7860, help="port, 0 for a free one (default: 7860)")
@@ -237,6 +248,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def free_port(host: str, port: int) -> int:
     """Return the port, or a free one for 0; raise OSError if the address cannot be used."""
+    # gradio would report a busy port by a traceback.
     try:
         with socket.create_server((host, port)) as server:
             return int(server.getsockname()[1])
@@ -246,10 +258,11 @@ def free_port(host: str, port: int) -> int:
 
 
 def serve(args: argparse.Namespace, folder: str) -> None:
-    """Load the model and serve the page, with uploads and drawings in a folder, until a signal."""
+    """Load the model and serve the page until a signal; ``folder`` holds uploads and drawings."""
+    # A busy port is reported before the model is loaded.
     port = free_port(args.host, args.port)
 
-    # gradio asks this server whether it runs, which a proxy would not know.
+    # gradio reads these on import. It sends requests to its own server, which no proxy can reach.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder, "no_proxy": "*"}
     try:
         import gradio as gr
@@ -262,19 +275,21 @@ def serve(args: argparse.Namespace, folder: str) -> None:
     model = f"{Path(args.weights).name} · {', '.join(detector.class_names)}"
     blocks = build_blocks(Page(detector), model)
 
-    # The default theme would load its fonts from elsewhere.
+    # The default theme would load its fonts from another server.
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     _, address, _ = blocks.launch(
         server_name=args.host, server_port=port, share=False, prevent_thread_lock=True, quiet=True,
         footer_links=[], run_history=False, state_session_capacity=MAX_VISITORS,
         css=CSS, theme=theme,
     )  # fmt: skip
+
+    # gradio serves in a thread; the signal's KeyboardInterrupt comes here.
     print(f"Salience DETR at {address} (Ctrl-C ends it)", flush=True)
     threading.Event().wait()
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0 when a signal ends it, 2 on a wrong call."""
+    """Run the command line; return 0 when a signal ends it, 2 after an error of the user."""
     args = parse_args(argv)
     with StopSignals(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         try:

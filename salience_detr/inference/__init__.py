@@ -1,1 +1,1 @@
-"""From files to files: reading images and videos, detecting in tiles, tracking, and writing what was found."""
+"""Detection on files: reading images and videos, tiling, tracking, and writing the results."""

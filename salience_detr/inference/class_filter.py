@@ -17,16 +17,17 @@ def find_classes(words: Sequence[str], classes: ClassTable) -> list[int]:
     """Return the sorted indices of classes given by name, in any case, or by category id.
 
     Raises:
-        ValueError: a word is unknown; the message has the most similar name and all known ones.
+        ValueError: a word is unknown; the message suggests a similar name and lists all names.
     """
     return sorted({find_class(word, classes) for word in words})
 
 
 def find_class(word: str, classes: ClassTable) -> int:
-    """Return the index of one class; a name comes before an id."""
+    """Return the index of one class; a word that is both a name and an id is taken as the name."""
     if word in classes.names:
         return classes.names.index(word)
 
+    # Names in any case are accepted if no name matches exactly.
     folded = [name.casefold() for name in classes.names]
     if word.casefold() in folded:
         return folded.index(word.casefold())
@@ -46,9 +47,9 @@ def find_class(word: str, classes: ClassTable) -> int:
 def only_classes(detector: Detector, words: Sequence[str]) -> ClassFilter:
     """Return a detector of some classes only, given by their names or category ids.
 
-    A model keeps its ``max_detections`` best detections of all classes, so the wanted ones could be
-    lost to others. For a :class:`Predictor` the limit is therefore lifted, in a copy of it, and
-    applied to the wanted classes afterwards.
+    A model keeps its ``max_detections`` best detections of all classes, so that other classes could
+    displace the wanted ones. For a :class:`Predictor`, the limit is therefore lifted in a copy of
+    it, and applied to the wanted classes afterwards.
 
     Raises:
         ValueError: a class is unknown.
@@ -65,7 +66,7 @@ def only_classes(detector: Detector, words: Sequence[str]) -> ClassFilter:
 
 
 class ClassFilter:
-    """Detector that keeps some classes of what another detector finds.
+    """Detector that keeps only some classes of another detector's detections.
 
     Args:
         detector: the other detector.
@@ -96,6 +97,7 @@ class ClassFilter:
     ) -> Iterator[PredictorOutput]:
         """Yield the detections of the wanted classes, and the salience, of each image."""
         for output in self.detector.stream(images, channel_order=channel_order):
+            # Detections are sorted by score: the first ones are the best.
             is_wanted = torch.isin(output.detections.pred_classes, self.wanted)
             keep = is_wanted.nonzero().flatten()[: self.max_detections]
             yield PredictorOutput(output.detections[keep], output.salience)

@@ -1,4 +1,4 @@
-"""Detection on a list of images and videos, or on a camera, with all the files that are written."""
+"""Detection on images, videos or a camera, which writes drawings and result files."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class Summary:
         num_images: images and frames of videos that were detected on.
         num_detections: detections on all of them.
         num_completed: inputs that were completed.
-        failures: reason why an input was passed over.
-        warnings: what else is to be said of an input.
+        failures: reason why an input was skipped.
+        warnings: a remark on an input that was processed.
         ending: how the run ended.
     """
 
@@ -78,9 +78,9 @@ class Summary:
 
 @dataclass
 class DetectionRun:
-    """Detection on inputs, whose drawings and results are written; one that fails is passed over.
+    """Detection on a list of inputs. An input that fails is noted and skipped.
 
-    A drawing and its results are written together: signals wait until both are complete.
+    A drawing and its results are written together: a signal takes effect once both are complete.
 
     Attributes:
         detector: detector of objects.
@@ -106,12 +106,13 @@ class DetectionRun:
     summary: Summary = field(default_factory=Summary)
 
     def run(self, sources: Sequence[Path], *, camera: int | None = None) -> Summary:
-        """Detect until all is done or a signal comes.
+        """Detect on all inputs, or until a signal comes.
 
         Args:
-            sources: images and videos; for a camera the name of its video, or nothing.
+            sources: images and videos; for a camera, the name of its video. It may be empty.
             camera: number of a camera.
         """
+        # An interruption or a full disk ends the run, but not the writing of its results.
         try:
             if camera is None:
                 self.process_files(sources)
@@ -123,11 +124,13 @@ class DetectionRun:
             self.summary.failures[sources[-1]] = str(error)
             self.summary.ending = Ending.CANNOT_WRITE
 
+        # A second signal must not interrupt the writing of the results.
         self.stop_signals.ignore()
         return self.summary
 
     def process_files(self, sources: Sequence[Path]) -> None:
         """Detect on images and videos, in order."""
+        # A single video has a bar of its frames instead.
         has_own_bar = len(sources) == 1 and is_video(sources[0])
         bar = self.progress_bar(
             total=len(sources), unit="image", desc="detecting", disable=has_own_bar
@@ -138,7 +141,7 @@ class DetectionRun:
                 process(list(group), bar)
 
     def progress_bar(self, *args: Any, disable: bool = False, **kwargs: Any) -> tqdm:
-        """Return a bar, a silent one if no progress is to be shown."""
+        """Return a progress bar, which is disabled if no progress is to be shown."""
         return tqdm(*args, disable=disable or not self.show_progress, **kwargs)
 
     def process_images(self, sources: Sequence[Path], bar: tqdm) -> None:
@@ -149,7 +152,7 @@ class DetectionRun:
             bar.update(len(batch))
 
     def process_batch(self, batch: Sequence[LoadedImage]) -> None:
-        """Detect on the images of a batch; those that cannot be read are passed over."""
+        """Detect on the images of a batch; note and skip those that cannot be read."""
         readable = [x.image for x in batch if not isinstance(x.image, ImageReadError)]
         outputs = iter(self.detect(readable))
 
@@ -171,7 +174,7 @@ class DetectionRun:
             if len(images) == 1:
                 return [one_line(error)]
 
-        # Not in the handler: the traceback there keeps the tensors of the batch alive.
+        # Outside of the handler, whose traceback would keep the tensors of the batch alive.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -182,7 +185,7 @@ class DetectionRun:
 
     @contextmanager
     def failures_noted(self, source: Path) -> Iterator[None]:
-        """Note that an input was completed, or why it was passed over."""
+        """Note that an input was completed, or why it was skipped."""
         try:
             yield
             self.summary.num_completed += 1
@@ -200,6 +203,7 @@ class DetectionRun:
         detections = self.confident(output.detections)
         paths = self.outputs[source]
 
+        # A signal waits until the drawings agree with the results.
         with self.stop_signals.deferred():
             if self.folder.crops:
                 self.folder.write_crops(image, detections, paths)
@@ -226,7 +230,7 @@ class DetectionRun:
             bar.update()
 
     def process_video(self, source: Path) -> None:
-        """Detect on all frames of a video; what is written so far survives an interruption."""
+        """Detect on all frames of a video; an interruption keeps the frames written so far."""
         batch_size = self.detector.batch_size
         with (
             closing(VideoReader(source)) as reader,
@@ -234,6 +238,7 @@ class DetectionRun:
         ):
             count = self.process_frames(source, reader, enumerate(frames), batch_size)
 
+        # The number in a file's header is only an estimate, so some frames may be missing.
         if reader.num_frames and count < COMPLETE * reader.num_frames:
             self.summary.warnings[source] = (
                 f"the video {source} breaks off: "
@@ -241,9 +246,10 @@ class DetectionRun:
             )
 
     def process_camera(self, source: Path, number: int) -> None:
-        """Detect on the newest frame of a camera, again and again, until it gives no more."""
+        """Detect on the newest frame of a camera, again and again, until it has no more frames."""
         with self.failures_noted(source):
             reader = VideoReader(number)
+            # A batch would have to wait for later frames.
             with closing(iter(LatestFrames(reader))) as frames:
                 self.process_frames(source, reader, frames, batch_size=1)
             self.summary.warnings[source] = f"camera {number} gives no more frames"
@@ -255,10 +261,10 @@ class DetectionRun:
         frames: Iterable[tuple[int, np.ndarray]],
         batch_size: int,
     ) -> int:
-        """Detect on frames, ``batch_size`` at a time.
+        """Detect on the frames of a video or camera, ``batch_size`` at a time.
 
         Args:
-            source: name of the video.
+            source: path of the video, or the name that stands for the camera.
             reader: video or camera that the frames come from.
             frames: place in the output video and (H, W, 3) uint8 RGB image of each frame.
             batch_size: number of frames that are computed together.
@@ -274,6 +280,7 @@ class DetectionRun:
         if self.track:
             tracker = Tracker(fps=reader.fps, score_threshold=self.score_threshold)
 
+        # Frames are tracked and written one by one, in order.
         count = 0
         bar = self.progress_bar(frames, total=reader.num_frames, desc=source.name, unit="frame")
         with AnnotatedVideo(paths, fps=reader.fps) as video:
@@ -302,6 +309,7 @@ class DetectionRun:
         """Write the drawings and detections of a frame."""
         detections = self.confident(output.detections)
 
+        # As for an image, a signal waits until videos and results agree.
         with self.stop_signals.deferred():
             drawings = [detections.draw(image)]
             if self.folder.salience:
@@ -313,7 +321,8 @@ class DetectionRun:
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield the items in lists of ``size``, the last of which may be shorter."""
+    """Yield the items in lists of ``size``; the last list may be shorter."""
+    # itertools.batched needs Python 3.12.
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch

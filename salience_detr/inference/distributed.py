@@ -1,4 +1,7 @@
-"""Detection by the processes of torchrun: each takes a part of the inputs, the first merges."""
+"""Detection by the processes of torchrun.
+
+Each process detects on a part of the inputs, and the first one merges the results.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +27,17 @@ class LostProcessError(RuntimeError):
 
 @contextmanager
 def join_torchrun() -> Iterator[None]:
-    """Join the processes that torchrun started, if it did; detectron2's ``comm`` then knows them.
+    """Join the process group of torchrun, if it started this process, for detectron2's ``comm``.
 
-    Each process gets its own GPU, or its part of the cores. Unlike in training, all communication
-    is gloo's, since only results are exchanged.
+    Each process gets its own GPU, or its part of the cores. Unlike in training, gloo does all the
+    communication, since only results are exchanged.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1 or "LOCAL_RANK" not in os.environ:
         yield
         return
 
+    # Without a GPU, as many threads as cores in each process would slow down all of them.
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     else:
@@ -51,7 +55,7 @@ def run_distributed(run: DetectionRun, *, camera: int | None = None) -> Summary 
     """Detect on this process's part of the inputs, and merge the results in the first process.
 
     Args:
-        run: run of this process, with the output paths for the inputs of all processes.
+        run: run of this process; its output paths name the inputs of all processes.
         camera: number of a camera, see :meth:`DetectionRun.run`.
 
     Returns:
@@ -61,6 +65,7 @@ def run_distributed(run: DetectionRun, *, camera: int | None = None) -> Summary 
         OSError: the results cannot be written.
         LostProcessError: another process is gone; the parts of the results stay.
     """
+    # The processes take turns in the list, since neighboring inputs often need similar time.
     sources = list(run.outputs)
     files = run.files
     with files:
@@ -79,19 +84,22 @@ def run_distributed(run: DetectionRun, *, camera: int | None = None) -> Summary 
     if not comm.is_main_process():
         return None
 
+    # Each input is in one part only; the merged files have the order of the inputs.
     summaries, json_parts, csv_parts = zip(*gathered, strict=True)
     order = {str(source): place for place, source in enumerate(sources)}
     if files.json_path:
         merge_json(json_parts, files.json_path, files.classes, order)
     if files.csv_path:
         merge_csv(csv_parts, files.csv_path, order)
+
+    # Parts are deleted last: an error above must not lose them.
     for part in filter(None, json_parts + csv_parts):
         part.unlink()
     return merge_summaries(summaries, sources)
 
 
 def merge_summaries(summaries: Sequence[Summary], sources: Sequence[Path]) -> Summary:
-    """Add up the summaries of all processes; failures and warnings are in the order of inputs."""
+    """Add up the summaries of all processes, with messages in the order of the inputs."""
     failures = ChainMap(*(summary.failures for summary in summaries))
     warnings = ChainMap(*(summary.warnings for summary in summaries))
     return Summary(

@@ -1,4 +1,4 @@
-"""Inputs of a run: the files that arguments name, and images that are read ahead of the work."""
+"""Inputs of a run: the list of files, and images that threads read ahead of the detector."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ SIMILAR_ASPECTS = 1.1
 
 
 def is_video(path: Path) -> bool:
-    """Return whether a file is a video, by its ending; all others are taken for images."""
+    """Return whether a file is a video, by its ending; all other files are taken for images."""
     return path.suffix.lower() in VIDEO_ENDINGS
 
 
 def collect_inputs(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Collect the files that paths, folders (with their subfolders) and patterns stand for.
+    """Collect the files named by paths, folders (with their subfolders) and glob patterns.
 
     Returns:
-        The files, each once, in order; and a message for each pattern without a file.
+        The files, in order and without repetition, and a message for each pattern without a file.
     """
     files: list[Path] = []
     missing: list[str] = []
@@ -47,8 +47,9 @@ def collect_inputs(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
 def find_files(pattern: str) -> list[Path]:
     """Return the files of one path, folder or pattern, sorted.
 
-    A folder stands for the images and videos in it; files of any name may be given one by one.
+    In a folder, only images and videos count. A file that is named itself may have any ending.
     """
+    # A file comes first, since its name may have the special characters of a pattern.
     path = Path(pattern)
     if path.is_file():
         return [path]
@@ -62,7 +63,7 @@ def find_files(pattern: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """An image that was read, or the reason why it could not be.
+    """Image that was read, or the error that reading it raised.
 
     Attributes:
         path: file of the image.
@@ -75,7 +76,7 @@ class LoadedImage:
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """Images to be computed together.
+    """Files of images that are to be computed together.
 
     Attributes:
         paths: files of the images.
@@ -87,11 +88,11 @@ class PlannedBatch:
 
 
 class ImageReader:
-    """Iterator over batches of images, which threads read ahead of the work.
+    """Iterator over batches of images, which threads read ahead of the detector.
 
-    The images of a batch follow each other in the list and have about the same shape. The images
-    in memory, the last batch that was yielded among them, have at most ``max_pixels`` together,
-    unless one alone has more.
+    The images of a batch follow each other in the list and have similar aspect ratios. All images
+    in memory, including the batch that was yielded last, have at most ``max_pixels`` together. Only
+    a single image may have more.
 
     Args:
         paths: image files.
@@ -114,7 +115,7 @@ class ImageReader:
         self.max_pixels = max_pixels
 
     def __iter__(self) -> Iterator[list[LoadedImage]]:
-        """Yield batches; each is emptied when the next one is asked for, to free its memory."""
+        """Yield batches. Asking for the next batch empties the last one, to free its memory."""
         pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="read")
         pending: deque[tuple[PlannedBatch, list[Future[LoadedImage]]]] = deque()
         plan = self.plan()
@@ -129,6 +130,7 @@ class ImageReader:
                     pixels_in_memory += upcoming.num_pixels
                     upcoming = next(plan, None)
 
+                # No reference to the images stays here while the next ones are read.
                 planned, futures = pending.popleft()
                 batch = [future.result() for future in futures]
                 futures.clear()
@@ -140,13 +142,16 @@ class ImageReader:
 
     def has_room(self, batch: PlannedBatch, pixels_in_memory: int, num_pending: int) -> bool:
         """Return whether another batch may be read."""
+        # A batch is always read if nothing else is in memory, however large it is.
         if num_pending == 0 and pixels_in_memory == 0:
             return True
         fits = pixels_in_memory + batch.num_pixels <= self.max_pixels
+
+        # Small images would otherwise be read much too far ahead.
         return fits and num_pending < 2 * self.num_threads
 
     def plan(self) -> Iterator[PlannedBatch]:
-        """Yield the batches, from the sizes alone; an image without a size is a batch of its own."""
+        """Yield the batches, planned by image sizes; a file without a size is a batch by itself."""
         paths: list[Path] = []
         num_pixels = 0
         first_aspect = 0.0
@@ -170,7 +175,7 @@ class ImageReader:
 
 
 def load(path: Path) -> LoadedImage:
-    """Read an image; an error is returned, not raised."""
+    """Read an image. An error is returned instead of raised, since a thread calls this."""
     try:
         return LoadedImage(path, read_image(str(path)))
     except ImageReadError as error:
@@ -178,7 +183,10 @@ def load(path: Path) -> LoadedImage:
 
 
 def is_similar(aspect: float, other: float) -> bool:
-    """Return whether images of two aspect ratios can be computed together; 0 is unreadable."""
+    """Return whether images of two aspect ratios can be computed together.
+
+    The aspect ratio of an unreadable image is 0, which is similar to none.
+    """
     smaller, larger = sorted((aspect, other))
     return smaller > 0 and larger <= SIMILAR_ASPECTS * smaller
 
@@ -187,7 +195,8 @@ def image_size(path: Path) -> tuple[int, int]:
     """Return the EXIF-corrected (width, height) from the header of a file, or zeros on failure."""
     try:
         with Image.open(path) as image:
-            is_rotated = orientation(image) >= 5  # by 90 degrees
+            # EXIF orientations from 5 on include a rotation by 90 degrees.
+            is_rotated = orientation(image) >= 5
             return image.size[::-1] if is_rotated else image.size
     except UNREADABLE:
         return 0, 0

@@ -1,4 +1,4 @@
-"""Loading of a detector: from a checkpoint and its config, or from an exported model alone."""
+"""Loading of a detector from a checkpoint and its config, or from an exported model."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def load_detector(
     suffix = Path(weights).suffix.lower()
     settings: dict[str, Any] = {"score_threshold": score_threshold, "batch_size": batch_size}
 
+    # A checkpoint holds the weights only; the config builds the model.
     if suffix not in (".onnx", ".pt2"):
         if config is None:
             raise ConfigError(
@@ -51,7 +52,7 @@ def load_detector(
             config, weights, device=device, dtype=dtype, overrides=overrides, **settings
         )
 
-    # An exported model is fixed: refuse what only its export could have followed.
+    # An exported model is fixed: refuse the settings that only its export could have followed.
     if config is not None or overrides:
         setting = f"the override {overrides[0]!r}" if config is None else f"the config {config}"
         raise ConfigError(

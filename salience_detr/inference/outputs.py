@@ -1,4 +1,4 @@
-"""Files that a run of detection draws: images and videos with boxes, salience maps, and crops."""
+"""Drawings that a run writes: images and videos with boxes, salience maps, and crops."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from salience_detr.inference.video import VideoWriter, output_suffix
 from salience_detr.utils.drawing import draw_salience
 from salience_detr.utils.files import MAX_JPEG_SIDE, UsedPaths, write_image
 
-# Neither .webp, which may have been lossless, nor .pgm, which has no colors.
+# Outputs in .webp would lose quality where the input was lossless, and .pgm has no colors.
 WRITABLE_ENDINGS = IMAGE_ENDINGS - {".webp", ".pgm"}
 
-STRIP_ROWS = 256  # rows that are worked on at a time
-CROPS = "crops"  # folder of the crops
+STRIP_ROWS = 256  # rows of an image that are drawn at a time
+CROPS = "crops"  # name of the folder of crops
 
 
 @dataclass(frozen=True)
 class OutputPaths:
-    """Paths of the drawings of one input; the endings of a video may yet become others.
+    """Paths of the drawings of one input.
+
+    The ending of a video may still change, since it depends on the size of the frames.
 
     Attributes:
         drawing: image or video with boxes.
@@ -57,14 +59,14 @@ class OutputFolder:
         self.class_folders = safe_names(classes.names)
 
     def plan(self, sources: Sequence[Path]) -> dict[Path, OutputPaths]:
-        """Return the output paths of each input: its name, with a number if that is in use.
+        """Return the output paths of each input, named like it, with a number if that is in use.
 
-        No output has the name of an input or of another output. The names depend on the list of
-        inputs alone.
+        No output has the name of an input or of another output. The names depend only on the list
+        of inputs, so that all processes of torchrun agree on them.
         """
         paths = {path.resolve() for path in sources}
 
-        # An input may itself be a crop, NAME_K.jpg: no other crop may get its name.
+        # An input may itself be a crop, NAME_K.jpg, and a new crop must not replace it.
         crops = (self.root / CROPS).resolve()
         earlier_crops = [path for path in paths if crops in path.parents]
         for path in earlier_crops:
@@ -78,7 +80,7 @@ class OutputFolder:
         """Return the output paths of one input, and note their use."""
         suffixes = [source.suffix if source.suffix.lower() in WRITABLE_ENDINGS else ".png"]
         if is_video(source):
-            # Which one it will be depends on the size of the frames.
+            # The size of the frames decides between the two.
             suffixes = [output_suffix(source, (0, 0)), ".avi"]
 
         def paths_of(stem: str) -> list[Path]:
@@ -86,7 +88,8 @@ class OutputFolder:
             if self.salience:
                 names += [f"{stem}_salience{suffix}" for suffix in suffixes]
             if self.crops:
-                names.append(f"{CROPS}/{stem}")  # stands for the names of all its crops
+                # One entry for all crops of the input, whose names begin with it.
+                names.append(f"{CROPS}/{stem}")
             return [self.root / name for name in names]
 
         stem = used.unused_stem(source.stem, paths_of)
@@ -102,10 +105,10 @@ class OutputFolder:
         paths: OutputPaths,
         frame: int | None = None,
     ) -> None:
-        """Write the inside of the boxes as crops/CLASS/NAME_K.jpg, of frames NAME_FRAME-K.jpg.
+        """Write the content of each box as crops/CLASS/NAME_K.jpg, for a frame NAME_FRAME-K.jpg.
 
-        K counts the detections on the image from 1, by falling score. Those without a pixel in the
-        image are left out.
+        K counts the detections on the image from 1, in descending order of scores. A box without a
+        pixel in the image is left out, but counts.
         """
         prefix = f"{paths.drawing.stem}_"
         if frame is not None:
@@ -122,9 +125,9 @@ class OutputFolder:
 
 
 class AnnotatedVideo:
-    """Videos of drawings and, if there are any, of salience maps.
+    """Video of drawings and, if there are any, video of salience maps.
 
-    A drawing stands still for as long as no frame follows it.
+    If frames are missing, the last drawing is repeated, so that the video keeps its length.
     """
 
     def __init__(self, paths: OutputPaths, *, fps: float) -> None:
@@ -133,7 +136,7 @@ class AnnotatedVideo:
         self.last: Sequence[np.ndarray] = ()
 
     def add(self, place: int, drawings: Sequence[np.ndarray]) -> None:
-        """Append the drawing, and perhaps the salience map, of the frame at a place."""
+        """Append the drawing, and the salience map if there is one, of the frame at a place."""
         for _ in range(self.length, place):
             self.write(self.last)
         self.write(drawings)
@@ -155,7 +158,10 @@ class AnnotatedVideo:
 
 
 def crop_box(image: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Return the pixels of an (H, W, 3) image that a box, absolute xyxy, touches, maybe none."""
+    """Return the pixels of an (H, W, 3) image that an absolute xyxy box touches.
+
+    The crop is empty if the box lies outside of the image.
+    """
     height, width = image.shape[:2]
     x0, y0 = np.clip(np.floor(box[:2]), 0, [width, height]).astype(int)
     x1, y1 = np.clip(np.ceil(box[2:]), 0, [width, height]).astype(int)
@@ -163,7 +169,7 @@ def crop_box(image: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def draw_salience_map(image: np.ndarray, salience: np.ndarray) -> np.ndarray:
-    """Draw (h, w) salience on an (H, W, 3) uint8 RGB image, in strips, which need little memory."""
+    """Draw (h, w) salience on an (H, W, 3) uint8 RGB image, in strips to save memory."""
     height, width = image.shape[:2]
     if salience.shape != (height, width):
         salience = cv2.resize(salience, (width, height))
@@ -176,15 +182,16 @@ def draw_salience_map(image: np.ndarray, salience: np.ndarray) -> np.ndarray:
 
 
 def safe_names(names: Sequence[str]) -> list[str]:
-    """Return a folder name for each class: its own as far as file systems allow, and unique."""
+    """Return a unique folder name for each class: its name, without characters that may fail."""
     folders: list[str] = []
     in_use: set[str] = set()
     for number, name in enumerate(names):
+        # Windows has the strictest rules; 100 bytes leave room for a number.
         safe = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "_", name).strip(" .")
         while len(safe.encode()) > 100:
             safe = safe[:-1]
 
-        # Some file systems do not tell upper from lower case.
+        # Some file systems ignore the case of letters.
         if not safe or safe.casefold() in in_use:
             safe = f"{safe or 'class'}_{number}"
         in_use.add(safe.casefold())

@@ -1,7 +1,7 @@
 """JSON and CSV files of detections.
 
-Of several processes each writes files of its own, ``found.json.part0_...`` beside ``found.json``,
-which are merged at the end. If a process is killed, the parts stay.
+Under torchrun, each process writes parts of its own, for example ``results.json.part0_...`` beside
+``results.json``, which are merged at the end. If a process is killed, the parts stay.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ JsonObject = dict[str, Any]
 class CocoResults:
     """Detections in COCO's format.
 
-    There are images, categories, and annotations with ``bbox`` (x, y, width, height), the data
-    set's ``category_id`` and ``score``. Each frame of a video is an image of its own.
+    Annotations have ``bbox`` (x, y, width, height), the data set's ``category_id`` and ``score``.
+    Each frame of a video is an image of its own.
     """
 
     def __init__(self, classes: ClassTable) -> None:
@@ -56,6 +56,7 @@ class CocoResults:
         if frame is not None:
             image["frame"] = frame
 
+        # append() sets the ids, which are zeros until then.
         annotations = []
         for result, track_id in zip(detections.to_coco(), track_ids(detections), strict=True):
             box_width, box_height = result["bbox"][2:]
@@ -100,12 +101,12 @@ class CocoResults:
 
 
 class ResultFiles:
-    """JSON and CSV file, complete when the ``with`` block ends without an error.
+    """JSON and CSV file, which are complete when the ``with`` block ends without an error.
 
-    Of several processes each writes its parts of them, see :func:`part_path`.
+    Under torchrun, each process writes its own part of them, see :func:`part_path`.
 
-    CSV rows are written as they come, to ``NAME.tmp``, which is renamed at the end. Boxes are
-    absolute xyxy in pixels; ``class_id`` is the data set's, as in the JSON file.
+    CSV rows are written at once to ``NAME.tmp``, which is renamed at the end. Boxes are absolute
+    xyxy in pixels; ``class_id`` is the data set's category id, as in the JSON file.
 
     Args:
         classes: classes of the detector.
@@ -130,6 +131,8 @@ class ResultFiles:
             self.csv_file = self.stack.enter_context(open_csv(temporary, "w"))
             self.csv_writer = csv.writer(self.csv_file)
             self.csv_writer.writerow(CSV_COLUMNS)
+
+            # Whoever reads the growing file sees each row at once, the header first.
             self.csv_file.flush()
         return self
 
@@ -148,7 +151,10 @@ class ResultFiles:
 
 
 def part_path(path: Path | None) -> Path | None:
-    """Return the path of this process's part of a file; for a single process, of the file."""
+    """Return the path of this process's part of a file; a single process writes the file itself.
+
+    The time in the name keeps the parts of different runs apart.
+    """
     if path is None or comm.get_world_size() == 1:
         return path
     started = time.strftime("%Y%m%d_%H%M%S")
@@ -156,9 +162,10 @@ def part_path(path: Path | None) -> Path | None:
 
 
 def earlier_parts(*paths: Path | None) -> list[Path]:
-    """Return the parts of files that were left by a run which was killed.
+    """Return the parts of files that an earlier run has left because it was killed.
 
-    Every process calls this, since none may write parts before the others have looked.
+    Every process must call this: the processes wait for each other, since the new parts of one
+    could otherwise be mistaken for old ones.
     """
     parts: list[Path] = []
     for path in filter(None, paths):
@@ -183,14 +190,14 @@ def csv_rows(
 
 
 def track_ids(detections: Detections) -> list[int | None]:
-    """Return the track number of each detection, None where it has none."""
+    """Return the track number of each detection, or None."""
     if not detections.has("track_ids"):
         return [None] * len(detections)
     return [None if number < 0 else number for number in detections.track_ids.tolist()]
 
 
 def open_csv(path: Path, mode: Literal["r", "w"] = "r") -> TextIO:
-    """Open a CSV file; names of files in it may hold bytes that are not UTF-8."""
+    """Open a CSV file. File names in it may have bytes that are not UTF-8."""
     return open(path, mode, encoding="utf-8", errors="surrogateescape", newline="")
 
 
@@ -205,6 +212,7 @@ def merge_json(
         classes: classes of the detector.
         order: place of each ``file_name`` among the inputs.
     """
+    # Ids count within a part, so annotations are grouped by image before the parts are joined.
     images: list[tuple[JsonObject, list[JsonObject]]] = []
     for part in parts:
         content = json.loads(part.read_text())

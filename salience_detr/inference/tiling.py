@@ -21,13 +21,13 @@ from salience_detr.predictor import Detector, PredictorOutput
 Tile = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the image
 
 WHOLE = -1  # number of the view that is the whole image
-MARGIN = 0.02  # of a tile's side; boxes that come as near to a border may be cut by it
-MAX_WHOLE_PIXELS = 2**24  # of the whole image that is detected on, and of its salience
-MIN_TILES_OF_BAR = 16
+MARGIN = 0.02  # fraction of a tile's side; a box within it of a border may be cut there
+MAX_WHOLE_PIXELS = 2**24  # maximum size of the whole image that is detected on, and of its salience
+MIN_TILES_OF_BAR = 16  # images of fewer tiles have no progress bar
 
 
 def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
-    """Return where tiles begin along a side; the last one is shifted to end where the side ends."""
+    """Return the starts of the tiles along a side; the last one is shifted to end with the side."""
     if length <= tile:
         return [0]
     step = max(1, math.floor(tile * (1 - overlap)))
@@ -35,7 +35,7 @@ def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
 
 
 def tile_grid(height: int, width: int, tile: int, overlap: float) -> list[Tile]:
-    """Return the tiles of an image, row by row: squares, cut to the image where it is smaller."""
+    """Return the square tiles of an image, row by row, cropped if the image is smaller."""
     tiles = []
     for y in tile_starts(height, tile, overlap):
         for x in tile_starts(width, tile, overlap):
@@ -46,10 +46,10 @@ def tile_grid(height: int, width: int, tile: int, overlap: float) -> list[Tile]:
 class TiledDetector:
     """Detector that runs another detector on tiles and merges the results (see ``merging``).
 
-    An image that fits into one tile is given to the other detector as it is. From the whole image,
-    which is detected on as well, only detections count that are longer than half a tile, or that
-    lie whole in no tile: everything else is larger on a tile, and there are fewer false detections
-    without it. The number of detections per image is not limited.
+    An image that fits into one tile is passed to the other detector unchanged. A larger one is
+    detected on as a whole, too. The detector sees small objects better on the tiles, so a detection
+    on the whole image counts only if it is longer than half a tile or no tile shows all of it. This
+    also avoids false detections. The number of detections per image is not limited.
 
     Memory is bounded: tiles are not copied. If the image has more than :data:`MAX_WHOLE_PIXELS`,
     the pass over the whole image and the salience use a smaller copy.
@@ -57,8 +57,8 @@ class TiledDetector:
     Args:
         detector: the other detector.
         tile: side of the tiles in pixels. The size of the training images is a good value.
-        overlap: overlap of neighboring tiles, as a fraction of their side. Smaller objects lie
-            whole in some tile.
+        overlap: overlap of neighboring tiles, as a fraction of their side. Every object that is
+            smaller than the overlap is inside some tile.
         with_whole: whether to detect on the whole image, too, for objects larger than a tile.
         progress: whether to show a progress bar for an image of many tiles.
 
@@ -106,7 +106,7 @@ class TiledDetector:
             height, width = pixels.shape[:2]
             tiles = tile_grid(height, width, self.tile, self.overlap)
 
-            # A smaller image needs no merging.
+            # A small image needs no merging.
             if len(tiles) == 1:
                 output = next(self.detector.stream([pixels]))
                 instances: Instances = output.detections
@@ -133,7 +133,7 @@ class TiledDetector:
             salience[:] = output.salience
             views.append(self._view_of_whole(output.detections, grid))
 
-        # Slices of an array are views of it, not copies, and the outputs come one by one.
+        # Slices share the memory of the image, and the outputs are merged into it one by one.
         crops = [image[y0:y1, x0:x1] for x0, y0, x1, y1 in tiles]
         outputs = tqdm(
             self.detector.stream(crops), total=len(tiles), desc="tiles", unit="tile",
@@ -153,21 +153,21 @@ class TiledDetector:
         return instances, salience
 
     def _view_of_whole(self, detections: Detections, grid: Grid) -> Instances:
-        """Return the detections on the whole image, perhaps a smaller copy of it, that count."""
+        """Return the detections on the whole image, or on a smaller copy of it, that count."""
         rows, columns = detections.image_size
         scale = torch.tensor([grid.width / columns, grid.height / rows], dtype=torch.float64)
         boxes = detections.pred_boxes.tensor * scale.repeat(2)
         tile = torch.tensor([0, 0, grid.width, grid.height], dtype=torch.float64)
         view = make_view(detections, boxes, tile, torch.zeros_like(boxes, dtype=torch.bool), WHOLE)
 
-        # Everything else is larger on a tile.
+        # The tiles show all other objects larger.
         sides = view.boxes[:, 2:] - view.boxes[:, :2]
         is_long = (sides > self.tile / 2).any(dim=1)
         return view[is_long | ~grid.shows_whole(view.boxes)]
 
 
 def view_of_tile(detections: Detections, grid: Grid, number: int) -> Instances:
-    """Return the detections on the tile with a number, in the frame of the image."""
+    """Return the detections on tile ``number``, in the frame of the image."""
     tile = grid.tiles[number]
     boxes = detections.pred_boxes.tensor + tile[:2].repeat(2)
     boxes = boxes.clamp(tile[:2].repeat(2), tile[2:].repeat(2))
@@ -177,7 +177,7 @@ def view_of_tile(detections: Detections, grid: Grid, number: int) -> Instances:
 def make_view(
     detections: Detections, boxes: Tensor, tile: Tensor, cut: Tensor, number: int
 ) -> Instances:
-    """Return detections as ``merging`` takes them, without empty boxes.
+    """Return the non-empty detections on a view, with the fields that ``merging`` needs.
 
     Args:
         detections: detections on the view.
@@ -200,7 +200,7 @@ def make_view(
 
 
 def shrink(image: np.ndarray) -> np.ndarray:
-    """Return the image, or a smaller copy of :data:`MAX_WHOLE_PIXELS`."""
+    """Return the image, or a copy reduced to :data:`MAX_WHOLE_PIXELS` if it has more."""
     height, width = image.shape[:2]
     scale = math.sqrt(MAX_WHOLE_PIXELS / (height * width))
     if scale >= 1:
@@ -212,14 +212,15 @@ def shrink(image: np.ndarray) -> np.ndarray:
 def paint_highest(
     canvas: np.ndarray, salience: np.ndarray, tile: Tile, size: tuple[int, int]
 ) -> None:
-    """Raise the salience of an image to that of a tile where it is lower.
+    """Raise the salience of an image to that of a tile wherever it is lower.
 
     Args:
-        canvas: (h, w) salience of the image, perhaps smaller than it; changed in place.
-        salience: salience of the tile, in its size.
+        canvas: (h, w) salience of the image, which may be reduced in size; changed in place.
+        salience: salience of the tile, in the full size of the tile.
         tile: place of the tile in the image.
         size: (height, width) of the image.
     """
+    # Rounding outwards leaves no pixel between tiles without a value.
     rows = canvas.shape[0] / size[0]
     columns = canvas.shape[1] / size[1]
     left = math.floor(tile[0] * columns)

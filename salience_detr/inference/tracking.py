@@ -7,12 +7,12 @@ import torch
 
 from salience_detr.detections import Detections
 
-# ByteTrack goes on with objects of such low scores, though they are not shown.
+# ByteTrack also uses detections of such low scores to continue tracks, but they are not shown.
 MIN_SCORE = 0.1
 
-# Boxes are enlarged by this fraction of their sides on each side before they are compared, so that
-# objects may move by more than their own size from frame to frame. On a plate that slides by 16
-# pixels a frame, 71 of 90 defects keep one number without it, and 90 with it; no number belongs to
+# Boxes are enlarged by this fraction of their length on each side before they are compared, so that
+# objects may move by more than their own size between frames. On a plate that slides by 16 pixels
+# per frame, 90 of 90 defects keep one number with it, but only 71 without it; no number belongs to
 # two defects.
 BUFFER = 1.0
 
@@ -22,11 +22,11 @@ class TrackingUnavailableError(ImportError):
 
 
 class Tracker:
-    """Tracker that numbers the objects of one video from 1 on; take a new one for each video.
+    """Tracker that numbers the objects of one video, from 1. Each video needs a new one.
 
-    ``ByteTrackTracker`` of the package ``trackers`` does the work. Objects are matched within their
-    class only, so a track never changes its class. An object has its number from its second frame
-    on, and keeps it when it is not detected for up to a second.
+    It wraps ``ByteTrackTracker`` of the package ``trackers``. Objects are matched only within their
+    class, so a track never changes its class. An object gets its number in its second frame, and
+    keeps it if it is not detected for up to a second.
 
     Args:
         fps: frames per second.
@@ -58,12 +58,12 @@ class Tracker:
         """Track the detections on the next frame.
 
         Returns:
-            the detections with ``track_ids``, (N,) int64, -1 where there is no number yet.
+            A copy of the detections with ``track_ids``, (N,) int64; -1 means no number yet.
         """
         boxes = detections.pred_boxes.tensor.numpy().astype(np.float64)
         classes = detections.pred_classes.numpy()
 
-        # The tracker knows no classes: move the boxes of each class to a place of their own.
+        # The tracker ignores classes: shift the boxes of each class so that none meet another's.
         offsets = classes[:, None] * 4.0 * max(detections.image_size)
         tracked = self.tracker.update(
             self.make_detections(
@@ -73,12 +73,13 @@ class Tracker:
             )
         )
 
+        # The tracker may reorder detections, drop some, and counts from 0.
         track_ids = np.full(len(detections), -1, np.int64)
         if len(tracked):
             numbers = np.asarray(tracked.tracker_id)
             track_ids[tracked.data["index"]] = np.where(numbers >= 0, numbers + 1, -1)
 
-        # A copy: the detections of the caller stay as they are.
+        # Indexing copies, so the caller's detections keep their fields.
         result = detections[torch.arange(len(detections))]
         result.track_ids = torch.from_numpy(track_ids)
         return result

@@ -1,4 +1,4 @@
-"""Video files and cameras, frame by frame, with OpenCV; threads read ahead of the work."""
+"""Reading and writing of videos and cameras, frame by frame, with OpenCV."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ VIDEO_ENDINGS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg
 
 
 class VideoError(RuntimeError):
-    """A video cannot be read or written."""
+    """Error of a video that cannot be read or written."""
 
 
 def name_for_opencv(path: str | Path) -> str:
     """Return a path as text.
 
     Raises:
-        VideoError: the name is not UTF-8, which would make OpenCV abort the process.
+        VideoError: the name is not UTF-8. OpenCV would abort the process.
     """
     try:
         str(path).encode()
@@ -37,7 +37,7 @@ class VideoReader:
 
     Attributes:
         fps: frames per second; 25 where the source has no usable rate.
-        num_frames: number of frames; None where the source does not say.
+        num_frames: number of frames; None where the source does not have it.
         size: (width, height) of a frame.
     """
 
@@ -55,7 +55,7 @@ class VideoReader:
         if not self.capture.isOpened():
             raise VideoError(f"cannot open {name}; it is missing or of an unknown kind")
 
-        # Files with a variable rate may have the clock's, 90000, which no codec writes.
+        # Files with a variable rate may have that of the clock, 90000, which no codec can write.
         self.fps = self.capture.get(cv2.CAP_PROP_FPS)
         if not 0.1 <= self.fps <= 1000:
             self.fps = 25.0
@@ -70,18 +70,19 @@ class VideoReader:
             decoded, frame = self.capture.read()
             if not decoded:
                 return
-            yield np.ascontiguousarray(frame[..., ::-1])
+            yield np.ascontiguousarray(frame[..., ::-1])  # OpenCV's frames are BGR
 
     def close(self) -> None:
-        """Let go of the file or camera."""
+        """Release the file or camera."""
         self.capture.release()
 
 
 def read_ahead(frames: Iterable[np.ndarray], depth: int) -> Generator[np.ndarray]:
-    """Yield the same frames, which a thread takes at most ``depth`` frames ahead.
+    """Yield the same frames, which a thread reads at most ``depth`` frames ahead.
 
-    An error of the thread is raised here. The thread has ended when the iterator is closed.
+    An error in the thread is raised here. Closing the iterator ends the thread.
     """
+    # One thread: a capture may not be read by two at a time, and the order stays.
     pool = ThreadPoolExecutor(1, thread_name_prefix="read_ahead")
     iterator = iter(frames)
     pending: deque[Future[np.ndarray | None]] = deque()
@@ -98,15 +99,15 @@ def read_ahead(frames: Iterable[np.ndarray], depth: int) -> Generator[np.ndarray
 
 
 class LatestFrames:
-    """Iterator over the newest frames of a camera; those that come during the work are dropped.
+    """Iterator over the newest frames of a camera; older ones that were not taken are dropped.
 
-    It ends when the camera gives no more frames.
+    It ends when the camera has no more frames.
 
     Attributes:
         dropped: number of frames that were dropped.
     """
 
-    PATIENCE = 2.0  # seconds to wait at the end for a camera that hangs
+    PATIENCE = 2.0  # seconds that close() waits for a camera that hangs
 
     def __init__(self, camera: VideoReader) -> None:
         self.camera = camera
@@ -118,7 +119,7 @@ class LatestFrames:
         self.thread = threading.Thread(target=self.watch, name="camera", daemon=True)
 
     def watch(self) -> None:
-        """Keep the newest frame, in the thread."""
+        """Store the newest frame, in the thread, until the camera ends or the iterator closes."""
         try:
             for frame in self.camera:
                 with self.changed:
@@ -129,7 +130,7 @@ class LatestFrames:
                     if self.is_stopped:
                         return
         except cv2.error:
-            pass  # some cameras break this way: there are no more frames
+            pass  # some cameras fail this way when they have no more frames
         finally:
             with self.changed:
                 self.has_ended = True
@@ -158,17 +159,19 @@ class LatestFrames:
             self.close()
 
     def close(self) -> None:
-        """End the thread and let go of the camera, unless it hangs."""
+        """End the thread and release the camera, unless it hangs."""
         self.is_stopped = True
         self.thread.join(self.PATIENCE)
+
+        # Releasing a camera during a read may crash the process.
         if not self.thread.is_alive():
             self.camera.close()
 
 
 def output_suffix(source: Path, size: tuple[int, int]) -> str:
-    """Return the ending of the video that is drawn for a source of (width, height) frames.
+    """Return the ending of the output video for a source with frames of (width, height).
 
-    It is the source's own if that can be written. OpenCV keeps odd sizes in .avi only.
+    The ending of the source is kept if OpenCV can write it. Odd sizes need .avi.
     """
     if size[0] % 2 or size[1] % 2:
         return ".avi"
@@ -176,7 +179,7 @@ def output_suffix(source: Path, size: tuple[int, int]) -> str:
 
 
 class VideoWriter:
-    """Writer of frames of one size; once closed, the video is playable wherever writing ended."""
+    """Writer of frames of one size. Once it is closed, the video is playable."""
 
     def __init__(self, path: Path, *, fps: float) -> None:
         self.path = path
@@ -205,6 +208,7 @@ class VideoWriter:
         elif self.path.suffix.lower() == ".avi":
             codec = "XVID"
 
+        # A codec that is missing shows only in the writer's state.
         fourcc = cv2.VideoWriter.fourcc(*codec)
         name = name_for_opencv(self.path)
         writer = cv2.VideoWriter(name, backend, fourcc, self.fps, (width, height))
