@@ -15,19 +15,24 @@ from salience_detr.layers.operator import is_compiled_for
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
-    """A device for which the operator is compiled; a compiler that is there must have done it."""
+    """Return a device that the operator is compiled for; fail if it could have been and is not."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
+
     if not is_compiled_for(request.param):
         if request.param == "cpu" and any(map(shutil.which, ("c++", "g++", "clang++"))):
             pytest.fail("there is a C++ compiler, but the operator was not built")
         pytest.skip("needs a compiler")
+
     return request.param
 
 
 @dataclass
 class Case:
-    """Inputs of the fused operator, and of the plain one with the same sampling locations."""
+    """Inputs of the operator.
+
+    ``fused`` are those of the fused operator, ``plain`` the same sampling as locations and weights.
+    """
 
     value: Tensor
     shapes: Tensor
@@ -42,10 +47,9 @@ class Case:
 
     @property
     def plain(self) -> tuple[Tensor, ...]:
-        locations = (
-            self.reference[:, :, None, :, None, :2] + self.offsets.to(self.reference.dtype) / 5
-        )
-        weights = self.logits.to(self.reference.dtype)
+        dtype = self.reference.dtype
+        locations = self.reference[:, :, None, :, None, :2] + self.offsets.to(dtype) / 5
+        weights = self.logits.to(dtype)
         return (self.value, self.shapes, self.starts, locations.detach(), weights.detach())
 
 
@@ -72,18 +76,14 @@ def make_case(device):
         def randn(*sizes: int) -> Tensor:
             return torch.randn(*sizes, generator=generator, dtype=torch.float64)
 
+        # Places are never in half precision.
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         shapes = torch.tensor(levels)
         sizes = shapes.prod(1)
-        count, grid = len(levels), (batch, queries, heads, len(levels), points)
-        reference = torch.rand(
-            batch,
-            queries,
-            reference_levels or count,
-            dims,
-            generator=generator,
-            dtype=torch.float64,
-        )
+        grid = (batch, queries, heads, len(levels), points)
+        reference_shape = (batch, queries, reference_levels or len(levels), dims)
+        reference = torch.rand(reference_shape, generator=generator, dtype=torch.float64)
+
         return Case(
             value=randn(batch, int(sizes.sum()), heads, channels).to(device, dtype),
             shapes=shapes.to(device),
