@@ -40,6 +40,7 @@ def data(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if image is not None:
                 image.save(path)
+
             content["images"].append(
                 {"id": i, "file_name": name, "width": size[0], "height": size[1]}
             )
@@ -52,14 +53,13 @@ def data(tmp_path):
                     "iscrowd": k,
                 }
                 content["annotations"].append(annotation)
-        (tmp_path / "data" / "annotations").mkdir(parents=True, exist_ok=True)
-        files = (
-            tmp_path / "detections.json",
-            tmp_path / "data" / "annotations" / "instances_val.json",
-        )
-        for path, values in zip(files, (list(detections), content), strict=True):
-            path.write_text(json.dumps(values))
-        return load_results(*files)
+
+        results_file = tmp_path / "detections.json"
+        results_file.write_text(json.dumps(list(detections)))
+        annotation_file = tmp_path / "data" / "annotations" / "instances_val.json"
+        annotation_file.parent.mkdir(exist_ok=True)
+        annotation_file.write_text(json.dumps(content))
+        return load_results(results_file, annotation_file)
 
     return write
 
@@ -69,7 +69,7 @@ def detection(image, box, score=0.9):
 
 
 def differs(drawn, value=90):
-    """(H, W) where an image of one gray is drawn on."""
+    """Return an (H, W) mask of where an image of one gray is drawn on."""
     return np.abs(drawn.astype(int) - value).max(axis=-1) > 60
 
 
@@ -81,40 +81,53 @@ def test_boxes_are_left_detections_right_and_crowds_are_hatched(data):
         {"image_id": 1, "bbox": [350, 250, 200, 200], "category_id": 4, "iscrowd": 1},
     ]
     results = ImageResults(1, truth, [detection(1, [100, 300, 300, 150])])
+
     drawn = draw_comparison(image, results, coco)
+
     head = drawn.shape[0] - 500
-    assert drawn.shape == (head + 500, 2 * 600 + GAP, 3) and 0 < head < 60
-    left, right = differs(drawn[head:, :600]), differs(drawn[head:, 600 + GAP :])
+    assert 0 < head < 60
+    assert drawn.shape == (head + 500, 2 * 600 + GAP, 3)
+
     # The lower side of each box, which no label covers, and nothing of the other half.
-    assert left[299:302, 50:200].any(axis=0).all() and not right[299:302, 50:95].any()
+    left = differs(drawn[head:, :600])
+    right = differs(drawn[head:, 600 + GAP :])
+    assert left[299:302, 50:200].any(axis=0).all()
+    assert not right[299:302, 50:95].any()
     assert right[449:452, 100:400].any(axis=0).all()
-    assert 0.1 < left[260:440, 360:540].mean() < 0.4 and not left[120:290, 60:190].any()
+
+    # Boxes are empty inside, crowd regions hatched.
+    assert not left[120:290, 60:190].any()
     assert not right[310:440, 260:390].any()
+    assert 0.1 < left[260:440, 360:540].mean() < 0.4
 
 
 def test_small_images_are_enlarged_with_their_boxes(data):
     coco = data({"a.png": new_image()}).coco
-    # To 480 x 400, 4 times the size.
     results = ImageResults(1, [], [detection(1, [10, 20, 50, 60])])
+
     drawn = draw_comparison(np.asarray(new_image()), results, coco)
+
+    # To 480 x 400, 4 times the size.
     head = drawn.shape[0] - 400
     assert drawn.shape[1] == 2 * 480 + GAP
     right = differs(drawn[head:, 480 + GAP :])
-    assert right[319:322, 40:240].any(axis=0).all() and not right[330:].any()
+    assert right[319:322, 40:240].any(axis=0).all()
+    assert not right[330:].any()
 
 
 def test_drawings_have_the_names_of_their_images(data, tmp_path):
     names = ["one/x.jpg", "two/x.jpg", "x.png", "größe/裂.bmp", "y.gif"]
     results = data({name: new_image() for name in names}, [detection(3, [0, 0, 50, 50])])
     root = tmp_path / "data" / "images" / "val"
-    count, notes = write_comparisons(results, root, tmp_path / "out")
-    assert (count, notes) == (5, [])
-    written = {
-        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")
-    }
+    output = tmp_path / "out"
+
+    num_drawn, notes = write_comparisons(results, root, output)
+
+    assert (num_drawn, notes) == (5, [])
+    written = {path.relative_to(output).as_posix() for path in output.rglob("*.*")}
     assert written == {*names[:-1], "y.gif.png"}
     for name in written:
-        assert Image.open(tmp_path / "out" / name).size[0] == 2 * 480 + GAP
+        assert Image.open(output / name).size[0] == 2 * 480 + GAP
 
 
 def test_no_drawing_takes_the_place_of_another_or_of_an_image(tmp_path):
@@ -123,6 +136,7 @@ def test_no_drawing_takes_the_place_of_another_or_of_an_image(tmp_path):
     paths = drawing_paths(["a.jpg", "A.jpg", "a.jpg", "b/../a.jpg"], root, tmp_path / "out")
     assert [path.name for path in paths] == ["a.jpg", "A_2.jpg", "a_3.jpg", "a_4.jpg"]
     assert drawing_paths(["a.jpg"], root, root) == [root / "a_2.jpg"]
+
     # Outside of the folder: from what they have in common.
     outside = [str(tmp_path / "x" / folder / "1.jpg") for folder in "pq"]
     names = [
