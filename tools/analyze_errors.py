@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -53,7 +53,9 @@ from salience_detr.evaluation.results import (
     summary,
 )
 from salience_detr.utils.errors import print_error
-from salience_detr.utils.files import check_output_dir, write_image, written_whole
+from salience_detr.utils.files import check_output_dir, write_image, write_text
+
+Cell: TypeAlias = str | int | float | None
 
 CLASS_METRICS = ("class", "boxes", *METRICS, "AR", "recall", "precision")
 ERROR_KEYS = tuple(outcome.value for outcome in FALSE_POSITIVES)
@@ -69,7 +71,9 @@ LABELS = {
     "pictures with crowd regions": "images with crowd regions",
 }
 # With more classes, the most frequent confusions are listed instead of the matrix.
-MAX_MATRIX_CLASSES, NUM_CONFUSIONS = 20, 20
+MAX_MATRIX_CLASSES = 20
+NUM_CONFUSIONS = 20
+# A sheet of more images would be too large to look at.
 MAX_WORST = 400
 
 
@@ -102,7 +106,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def analyze(results: Results, args: argparse.Namespace) -> tuple[dict[str, Any], list[ImageErrors]]:
-    """Compute all but the drawings.
+    """Compute the content of the report.
 
     Returns:
         The content of report.json: settings, metrics and rows of the tables, with None where there
@@ -149,6 +153,7 @@ def markdown(content: dict[str, Any]) -> str:
     metrics = select_columns(content["classes"], CLASS_METRICS)
     errors = select_columns(content["classes"], CLASS_ERRORS)
 
+    # Tables show parts of the rows, of which report.json has all.
     worst = "There is no mistake in any image."
     if content["worst"]:
         worst = table(content["worst"])
@@ -204,15 +209,13 @@ def count_rows(name: str, counts: dict[str, int]) -> list[Row]:
     return [{name: LABELS.get(key, key), "count": count} for key, count in counts.items()]
 
 
-def table(rows: Sequence[Mapping[str, str | int | float | None]]) -> str:
+def table(rows: Sequence[Mapping[str, Cell]]) -> str:
     """Return a Markdown table of rows with the same keys, - where a value is None."""
     if not rows:
         return ""
 
     headers = [escape(LABELS.get(key, key)) for key in rows[0]]
-    cells = []
-    for row in rows:
-        cells.append([escape(x) if isinstance(x, str) else x for x in row.values()])
+    cells = [list(map(escape, row.values())) for row in rows]
 
     # A class may be called 1e5: that is no number.
     texts = [i for i, cell in enumerate(cells[0]) if isinstance(cell, str)]
@@ -220,9 +223,11 @@ def table(rows: Sequence[Mapping[str, str | int | float | None]]) -> str:
     return tabulate(cells, headers, disable_numparse=texts, **style)
 
 
-def escape(text: str) -> str:
-    """Return a text as it can stand in a cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
+def escape(cell: Cell) -> Cell:
+    """Return a text as it can stand in a cell of a Markdown table; numbers stay as they are."""
+    if isinstance(cell, str):
+        return " ".join(cell.split()).replace("|", "\\|")
+    return cell
 
 
 def confusion_table(matrix: np.ndarray, names: list[str]) -> str:
@@ -234,7 +239,7 @@ def confusion_table(matrix: np.ndarray, names: list[str]) -> str:
             rows.append({"true \\ detected": name} | dict(zip(columns, counts, strict=True)))
         return table(rows)
 
-    # Detections of background and missed boxes are no confusions.
+    # The last row and column are background and missed boxes, which are no confusions.
     confused = matrix[:-1, :-1].copy()
     np.fill_diagonal(confused, 0)
     order = np.argsort(-confused, axis=None, kind="stable")[:NUM_CONFUSIONS]
@@ -260,16 +265,12 @@ def find_images(args: argparse.Namespace, coco: COCO) -> Path | None:
         return None
 
 
-def write_text(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def write_worst_images(
     path: Path, ranking: list[ImageErrors], coco: COCO, image_root: Path | None, count: int
 ) -> bool:
     """Draw the worst images; without any, delete an older sheet and return False."""
     sheet = None
+    # An older sheet would be taken for this report's.
     if image_root is not None:
         sheet, notes = draw_worst_images(coco, ranking, image_root, count=count)
         for note in notes:
@@ -289,6 +290,7 @@ def run(args: argparse.Namespace) -> None:
         ResultsError: detections, annotations or images cannot be used.
         OSError: a file cannot be written.
     """
+    # Folders are checked first, because the analysis of a large data set takes minutes.
     output = args.output or args.results.parent / "errors"
     results = load_results(args.results, args.annotations)
     image_root = find_images(args, results.coco)

@@ -29,7 +29,7 @@ from salience_detr.benchmark.report import as_json, as_markdown
 from salience_detr.checkpoint import CheckpointError
 from salience_detr.config import ConfigError, resolve_device
 from salience_detr.utils.errors import print_error
-from salience_detr.utils.files import check_result_path, written_whole
+from salience_detr.utils.files import check_result_path, write_text
 
 CHOICES = {"modes": MODES, "operator": OPERATORS, "compare": ("all", *OTHER_DETECTORS)}
 
@@ -171,8 +171,7 @@ def main(argv: list[str] | None = None) -> int:
     print(tables, end="")
     for file, text in ((args.markdown, tables), (args.json, as_json(benchmark))):
         if file:
-            with written_whole(file) as path:
-                path.write_text(text, encoding="utf-8")
+            write_text(file, text)
     return 0 if finished else 130
 
 

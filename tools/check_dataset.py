@@ -30,7 +30,7 @@ from salience_detr.data.preparation.validation import (
     find_leaks,
     validate,
 )
-from salience_detr.utils.files import written_whole
+from salience_detr.utils.files import write_text
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -99,8 +99,7 @@ def write_repaired(results: list[ValidationResult], path: Path) -> None:
     digests = {file.digest for other in others for file in other.files}
     content, changes = repair(first, without=digests)
 
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(content))
+    write_text(path, json.dumps(content))
     summary = ", ".join(f"{count} {change}" for change, count in changes.items())
     print(f"\n{path}: {summary or 'nothing to fix'}")
 

@@ -29,7 +29,7 @@ from salience_detr.data.preparation.yolo import (
     label_candidates,
     read_description,
 )
-from salience_detr.utils.files import written_whole
+from salience_detr.utils.files import write_text
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,7 @@ def write_split(split: ConvertedSplit, output: Path) -> list[str]:
     """Write and report a split, and return train_net.py's arguments for it."""
     path = output / "annotations" / f"instances_{split.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(split.conversion.content))
+    write_text(path, json.dumps(split.conversion.content))
 
     print(f"{path}: {split.conversion.report()}")
     # Without a validation part the test part takes its place.

@@ -28,6 +28,8 @@ from salience_detr.utils.drawing import class_colors, draw_boxes
 from salience_detr.utils.errors import print_error
 from salience_detr.utils.files import UsedPaths, write_image
 
+LOADERS = {"train": "train", "val": "test"}  # detectron2's names of the splits
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -53,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE")
     add("--output", required=True, type=Path, metavar="DIR")
-    add("--split", choices=("train", "val"), default="train")
+    add("--split", choices=LOADERS, default="train")
     add("--augmented", action="store_true", help="draw what the training loader yields")
     add("--count", type=int, default=20, metavar="N", help="images, at most (default: 20)")
     add_data_arguments(parser)
@@ -78,6 +80,7 @@ def read_annotated(dataset: DictConfig) -> Iterator[Sample]:
             boxes.append(list(box))
             classes.append(annotation["category_id"])
 
+        # As the training reads it: turned by its EXIF orientation.
         path = record["file_name"]
         yield Sample(Path(path).stem, read_image(path), np.asarray(boxes), classes)
 
@@ -87,6 +90,7 @@ def read_augmented(loader: DictConfig) -> Iterator[Sample]:
     is_bgr = loader.mapper.image_format == "BGR"
     for iteration, batch in enumerate(batches(instantiate(loader), 0)):
         for inputs in batch:
+            # The loader yields (3, H, W) in the order of channels that the model takes.
             image = inputs["image"].permute(1, 2, 0).numpy()
             if is_bgr:
                 image = image[..., ::-1]
@@ -101,10 +105,15 @@ def read_augmented(loader: DictConfig) -> Iterator[Sample]:
 
 
 def draw_samples(args: argparse.Namespace) -> None:
-    """Draw the images that the arguments ask for."""
+    """Draw images of the data set into the output folder.
+
+    Raises:
+        ConfigError, DatasetError, DataWorkerError, ImageReadError, OSError: the config, the data or
+            the output folder cannot be used.
+    """
     config = load_config(args.config_file, args.opts)
     use_own_data(config, args, needed=(args.split,))
-    loader = config.dataloader["train" if args.split == "train" else "test"]
+    loader = config.dataloader[LOADERS[args.split]]
     samples = read_augmented(loader) if args.augmented else read_annotated(loader.dataset)
 
     # Class names are known once the data set is loaded.

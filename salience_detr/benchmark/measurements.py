@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -292,9 +291,8 @@ def prepare(settings: Settings, variant: Variant) -> Subject:
     """Build the model of a variant on its device, and the function to time."""
     warnings.simplefilter("ignore")
     device = resolve_device(settings.device)
-    dtype = None
-    if variant.mode.endswith("amp"):
-        dtype = getattr(torch, settings.dtype)
+    dtype = getattr(torch, settings.dtype)
+    autocast = torch.autocast(device.type, dtype, enabled=variant.mode.endswith("amp"))
 
     # The patch stays: this process measures no other variant.
     if variant.operator == "reference":
@@ -313,25 +311,18 @@ def prepare(settings: Settings, variant: Variant) -> Subject:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
 
     def detect(batch_size: int) -> None:
-        with torch.inference_mode(), autocast(device, dtype):
+        with torch.inference_mode(), autocast:
             model([image] * batch_size)
 
     def train(batch_size: int) -> None:
         optimizer.zero_grad()
-        with autocast(device, dtype):
+        with autocast:
             losses = model([image] * batch_size)
         sum(losses.values()).backward()
         optimizer.step()
 
     step = train if model.training else detect
     return Subject(step, model, memory)
-
-
-def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Return the context to run a model in; with None it computes in float32."""
-    if dtype is None:
-        return nullcontext()
-    return torch.autocast(device.type, dtype)
 
 
 def ground_truth(settings: Settings) -> Instances:

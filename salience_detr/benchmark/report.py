@@ -42,7 +42,7 @@ def detector_rows(benchmark: Benchmark) -> list[Row]:
 def detector_row(benchmark: Benchmark, measurement: Measurement) -> Row:
     settings = benchmark.settings
     variant = measurement.variant
-    total = total_cost(benchmark, variant.detector)
+    total = stage_costs(benchmark, variant.detector).get("total")
     row: Row = {
         "detector": detector_label(settings, variant.detector),
         "mode": variant.label,
@@ -72,12 +72,12 @@ def detector_row(benchmark: Benchmark, measurement: Measurement) -> Row:
     return row
 
 
-def total_cost(benchmark: Benchmark, detector: str) -> StageCost | None:
-    """Return parameters and GMACs of a detector, or None where they could not be counted."""
+def stage_costs(benchmark: Benchmark, detector: str) -> dict[str, StageCost]:
+    """Return the costs of a detector's stages and "total" by name; empty if they are missing."""
     cost = benchmark.costs.get(detector)
     if isinstance(cost, ModelCost):
-        return cost.stages[-1]
-    return None
+        return {row.stage: row for row in cost.stages}
+    return {}
 
 
 def ratio_to_ours(benchmark: Benchmark, measurement: Measurement) -> float | None:
@@ -107,10 +107,7 @@ def remarks(benchmark: Benchmark, measurement: Measurement) -> str:
 
 def stage_rows(benchmark: Benchmark) -> list[Row]:
     """Return a row for each stage of the config's model, with the milliseconds of each mode."""
-    cost = benchmark.costs.get(OURS)
-    costs: dict[str, StageCost] = {}
-    if isinstance(cost, ModelCost):
-        costs = {row.stage: row for row in cost.stages}
+    costs = stage_costs(benchmark, OURS)
     ours = [m for m in benchmark.measurements if m.variant.detector == OURS and m.stages]
 
     # In the order of the data; "rest" is measured, but has no parameters.
@@ -136,7 +133,7 @@ def stage_rows(benchmark: Benchmark) -> list[Row]:
 def circumstances(settings: Settings) -> dict[str, str]:
     """Return the machine, packages, settings and date of a benchmark, in words."""
     others = [OTHER_DETECTORS[name].package for name in settings.compare]
-    packages = dict.fromkeys(["torch", *others])  # in this order, each once
+    packages = dict.fromkeys(["torch", *others])  # each once
     versions = [f"{package} {version(package)}" for package in packages]
 
     dtype = "float32"
@@ -261,18 +258,15 @@ def as_json(benchmark: Benchmark) -> str:
         timings = []
         for timing in measurement.timings:
             derived = {"median": timing.median, "p95": timing.p95}
-            timings.append(
-                {**asdict(timing), **derived, "images_per_second": timing.images_per_second}
-            )
-        measurements.append(
-            {
-                **measurement.variant._asdict(),
-                "label": detector_label(settings, measurement.variant.detector),
-                "timings": timings,
-                "stages": measurement.stages,
-                "failure": measurement.failure,
-            }
-        )
+            rate = {"images_per_second": timing.images_per_second}
+            timings.append(asdict(timing) | derived | rate)
+
+        entry = measurement.variant._asdict()
+        entry["label"] = detector_label(settings, measurement.variant.detector)
+        entry["timings"] = timings
+        entry["stages"] = measurement.stages
+        entry["failure"] = measurement.failure
+        measurements.append(entry)
 
     content = {
         "circumstances": circumstances(settings),

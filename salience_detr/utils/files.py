@@ -40,6 +40,12 @@ def written_whole(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8; the file is complete or not there."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_image(path: Path, image: np.ndarray, *, quality: int = 95) -> None:
     """Write an (H, W, 3) uint8 RGB image in the format of the path's ending, and make its folder.
 
