@@ -150,11 +150,13 @@ def test_broken_images_and_those_of_another_size_are_passed_over(data, tmp_path)
     results = data({"a.png": new_image(), "gone.png": None, "big.png": new_image((200, 200))})
     root = tmp_path / "data" / "images" / "val"
     (root / "a.png").write_bytes((root / "a.png").read_bytes()[:50])
-    count, notes = write_comparisons(results, root, tmp_path / "out")
-    assert count == 0 and not (tmp_path / "out").exists()
-    assert [
-        any(name in note for note in notes) for name in ("a.png", "gone.png", "big.png is 200x200")
-    ] == [True] * 3
+
+    num_drawn, notes = write_comparisons(results, root, tmp_path / "out")
+
+    assert num_drawn == 0
+    assert not (tmp_path / "out").exists()
+    for name in ("a.png", "gone.png", "big.png is 200x200"):
+        assert any(name in note for note in notes)
 
 
 def test_only_wanted_images_and_good_detections_are_drawn(data, tmp_path):
@@ -162,28 +164,32 @@ def test_only_wanted_images_and_good_detections_are_drawn(data, tmp_path):
         {f"{i}.png": new_image() for i in range(1, 5)}, [detection(2, [60, 5, 40, 20], 0.4)]
     )
     root = tmp_path / "data" / "images" / "val"
+
     for folder, threshold in (("low", 0.3), ("high", 0.5)):
         settings = {"limit": 2, "score_threshold": threshold}
         subset = results.subset([2, 3, 4])
         assert write_comparisons(subset, root, tmp_path / folder, **settings) == (2, [])
         assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["2.png", "3.png"]
-    low, high = (np.asarray(Image.open(tmp_path / folder / "2.png")) for folder in ("low", "high"))
-    drawn = np.s_[40:, 480 + GAP :]
-    assert differs(low[drawn]).any() and not differs(high[drawn]).any()
+
+    half_of_detections = np.s_[40:, 480 + GAP :]
+    low = np.asarray(Image.open(tmp_path / "low" / "2.png"))
+    high = np.asarray(Image.open(tmp_path / "high" / "2.png"))
+    assert differs(low[half_of_detections]).any()
+    assert not differs(high[half_of_detections]).any()
 
 
 def test_the_folder_of_the_images_is_found_beside_the_annotations(data, tmp_path):
     coco = data({"a.png": new_image()}).coco
     file = tmp_path / "data" / "annotations" / "instances_val.json"
-    assert (
-        find_image_folder(file, coco).resolve() == (tmp_path / "data" / "images" / "val").resolve()
-    )
-    # Roboflow's way.
-    (tmp_path / "valid").mkdir()
-    new_image().save(tmp_path / "valid" / "a.png")
-    assert (
-        find_image_folder(tmp_path / "valid" / "_annotations.coco.json", coco) == tmp_path / "valid"
-    )
+    expected = tmp_path / "data" / "images" / "val"
+    assert find_image_folder(file, coco).resolve() == expected.resolve()
+
+    # Roboflow's layout.
+    folder = tmp_path / "valid"
+    folder.mkdir()
+    new_image().save(folder / "a.png")
+    assert find_image_folder(folder / "_annotations.coco.json", coco) == folder
+
     # COCO's own.
     (tmp_path / "coco" / "val2017").mkdir(parents=True)
     new_image().save(tmp_path / "coco" / "val2017" / "a.png")
@@ -194,9 +200,9 @@ def test_the_folder_of_the_images_is_found_beside_the_annotations(data, tmp_path
 def test_images_that_are_not_found_are_told_with_the_remedy(data, tmp_path):
     coco = data({"a.png": None}).coco
     file = tmp_path / "data" / "annotations" / "instances_val.json"
-    with pytest.raises(
-        ResultsError, match=r"\(a\.png, \.\.\.\) are not in a usual place .* with --images"
-    ):
+
+    message = r"\(a\.png, \.\.\.\) are not in a usual place .* with --images"
+    with pytest.raises(ResultsError, match=message):
         find_image_folder(file, coco)
     with pytest.raises(ResultsError, match=r"none of the images .*\(a\.png, \.\.\.\) is in"):
         find_image_folder(file, coco, tmp_path)
@@ -221,19 +227,25 @@ def test_the_sheet_has_the_worst_images_with_names_and_counts(data, tmp_path):
 
     root = tmp_path / "data" / "images" / "val"
     sheet, notes = draw_worst_images(coco, ranking, root, count=2)
-    assert len(notes) == 1 and "gone.png" in notes[0]
+    assert len(notes) == 1
+    assert "gone.png" in notes[0]
+
     # Two tiles, each twice an image of 360 x 300, one below the other.
     single, _ = draw_worst_images(coco, ranking, root, count=1)
-    assert sheet.shape[0] - single.shape[0] > 300 and sheet.shape[1] == single.shape[1]
+    assert sheet.shape[0] - single.shape[0] > 300
+    assert sheet.shape[1] == single.shape[1]
     assert describe_errors(ranking[1]) == "1 of 1 boxes not found, 1 false detections (1 Bkg)"
 
     tile = draw_errors(np.asarray(images["c.png"]), ranking[1], coco)
     assert tile.shape == (300, 2 * TILE + GAP, 3)
+
+    # The missed box, three times its size, and the crowd region.
     drawn = tile[:, :TILE].astype(int)
     orange = np.abs(drawn - (255, 140, 0)).max(axis=-1) < 9
     gray = np.abs(drawn - 150).max(axis=-1) < 9
-    # The missed box, three times its size, and the crowd region.
-    assert orange[179:182, 30:120].any(axis=0).all() and gray[150:270, 210:330].any()
+    assert orange[179:182, 30:120].any(axis=0).all()
+    assert gray[150:270, 210:330].any()
+
     assert draw_worst_images(coco, [], root, count=2) == (None, [])
 
 
@@ -243,10 +255,13 @@ def test_the_command_line_draws_and_says_what_it_left_out(data, tmp_path, capsys
         str(tmp_path / "detections.json"),
         str(tmp_path / "data" / "annotations" / "instances_val.json"),
     ]
+
     assert main([*files, "--show-dir", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()
-    assert "1 images drawn in" in printed.out and "gone.png" in printed.err
+    assert "1 images drawn in" in printed.out
+    assert "gone.png" in printed.err
     assert (tmp_path / "out" / "a.png").is_file()
+
     wrong = [*files, "--show-dir", str(tmp_path / "other"), "--images"]
     assert main([*wrong, str(tmp_path / "nowhere")]) == 2
     error = capsys.readouterr().err
