@@ -270,12 +270,12 @@ def write_worst_images(
 ) -> bool:
     """Draw the worst images; without any, delete an older sheet and return False."""
     sheet = None
-    # An older sheet would be taken for this report's.
     if image_root is not None:
         sheet, notes = draw_worst_images(coco, ranking, image_root, count=count)
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
 
+    # An older sheet would be taken for this report's.
     if sheet is None:
         path.unlink(missing_ok=True)
         return False

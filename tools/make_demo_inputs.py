@@ -45,6 +45,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR")
     add("--images", type=Path, metavar="DIR", help="folder to take JPEG images from")

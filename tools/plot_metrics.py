@@ -44,6 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="output folder of train_net.py")
     add("--output", type=Path, metavar="DIR", help="for the images (default: RUN/plots)")

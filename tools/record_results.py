@@ -82,6 +82,8 @@ class Recorder:
             RuntimeError: it failed; the message has the end of its output.
         """
         print("running", program, *arguments, flush=True)
+
+        # The output is only of interest where the program fails.
         finished = subprocess.run(
             [sys.executable, program, *arguments],
             cwd=self.project,
@@ -197,6 +199,8 @@ def onnx_inputs(session: InferenceSession, path: Path) -> dict[str, np.ndarray]:
     """Return the inputs of an exported model for one image, whatever version exported it."""
     image = np.asarray(Image.open(path).convert("RGB"))
     image = np.ascontiguousarray(image.transpose(2, 0, 1))  # (3, H, W)
+
+    # The model takes a batch of images, and may take their sizes.
     inputs: dict[str, np.ndarray] = {}
     for node in session.get_inputs():
         dtype = np.uint8 if "uint8" in node.type else np.float32

@@ -59,8 +59,8 @@ def detector_row(benchmark: Benchmark, measurement: Measurement) -> Row:
     if settings.compare or len(settings.operators) > 1:
         row["of ours"] = ratio_to_ours(benchmark, measurement)
 
-    timings = {timing.batch_size: timing for timing in measurement.timings}
     # All rows have the same columns, whatever batch sizes were measured.
+    timings = {timing.batch_size: timing for timing in measurement.timings}
     for batch_size in settings.batch_sizes:
         row[f"images/s, batch {batch_size}"] = None
         row[f"MiB, batch {batch_size}"] = None

@@ -120,8 +120,8 @@ ID = Rule(is_id, "a whole number or a text")
 SIDE = Rule(is_side, "a positive whole number")
 FLAG = Rule(is_flag, "0 or 1")
 
-# Boxes have messages of their own, see box_fault.
-ANY = Rule(lambda value: True, "")
+# Boxes are checked by box_fault, which has messages of its own.
+UNCHECKED = Rule(lambda value: True, "")
 
 # Keys that the entries of each list must have.
 REQUIRED: dict[str, dict[str, Rule]] = {
@@ -131,7 +131,7 @@ REQUIRED: dict[str, dict[str, Rule]] = {
         "height": SIDE,
         "width": SIDE,
     },
-    "annotations": {"id": ID, "image_id": ID, "category_id": WHOLE, "bbox": ANY},
+    "annotations": {"id": ID, "image_id": ID, "category_id": WHOLE, "bbox": UNCHECKED},
     "categories": {"id": WHOLE, "name": Rule(is_text, "a name")},
 }
 # Keys that they may have.
