@@ -17,6 +17,7 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -33,13 +34,18 @@ from salience_detr.utils.files import check_result_path, write_text
 CHOICES = {"modes": MODES, "operator": OPERATORS, "compare": ("all", *OTHER_DETECTORS)}
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see --help\n")
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     on_gpu = torch.cuda.is_available()
     modes = ", ".join(MODES)
     others = ", ".join(OTHER_DETECTORS)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--config-file", default="configs/salience_detr_r50_4scale_12ep.py", metavar="FILE")
     add("--weights", metavar="FILE", help="checkpoint of the config's model (default: random)")
