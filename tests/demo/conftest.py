@@ -1,4 +1,4 @@
-"""What the tests of the demo share: the program, a small model's weights, and inputs."""
+"""Fixtures of the demo's tests: the program, weights of a small model, and inputs."""
 
 from __future__ import annotations
 
@@ -26,21 +26,23 @@ def demo():
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
+
+    # Random weights that are the same in every run.
     torch.manual_seed(0)
-    save_file(
-        Predictor(ROOT / "tests" / "configs" / "micro.py", None, device="cpu").model.state_dict(),
-        path,
-    )
+    predictor = Predictor(ROOT / "tests" / "configs" / "micro.py", None, device="cpu")
+    save_file(predictor.model.state_dict(), path)
     return path
 
 
 @pytest.fixture
 def images(surface_data, tmp_path):
-    """Two good images and one that is broken."""
+    """Write two good images and one that is broken."""
     folder = tmp_path / "in"
     folder.mkdir()
+
     for i in (1, 2):
         (folder / f"{i}.jpg").write_bytes((surface_data / "val" / f"00000{i}.jpg").read_bytes())
+
     (folder / "broken.jpg").write_bytes(b"\xff\xd8 no image")
     return folder
 
@@ -55,24 +57,27 @@ def video(tmp_path):
 
 
 @pytest.fixture
-def call(demo, micro_config, weights, tmp_path):
+def arguments(micro_config, weights, tmp_path):
+    """Return the arguments that every run of the small model needs."""
+    model = ["--config-file", micro_config, "--weights", str(weights)]
+    return [*model, "--output", str(tmp_path / "out")]
+
+
+@pytest.fixture
+def call(demo, arguments):
+    """Return a function that runs the demo on inputs, without a score threshold."""
+
+    # Random weights give low scores: a threshold would leave out all detections.
     def run(*inputs, extra=()):
-        start = [
-            "--config-file",
-            micro_config,
-            "--weights",
-            str(weights),
-            "--output",
-            str(tmp_path / "out"),
-        ]
-        return demo.main([*start, "--score-threshold", "0", *extra, "--input", *map(str, inputs)])
+        options = ["--score-threshold", "0", *extra]
+        return demo.main([*arguments, *options, "--input", *map(str, inputs)])
 
     return run
 
 
 @pytest.fixture
 def rectangles(demo, monkeypatch):
-    """A detector of painted rectangles in place of the model."""
+    """Replace the model by a detector of painted rectangles."""
     detector = RectangleDetector(batch_size=4)
 
     def build(args):

@@ -39,25 +39,29 @@ def test_only_broken_images_are_a_failure(call, images, capsys):
 
 
 def test_salience_and_json_are_written(call, images, tmp_path, micro_config, weights):
-    json_file = tmp_path / "found.json"
+    json_file = tmp_path / "results.json"
     assert call(images / "*.jpg", extra=["--salience", "--json", str(json_file)]) == 0
     assert outputs(tmp_path) == ["1.jpg", "1_salience.jpg", "2.jpg", "2_salience.jpg"]
+
     coco = COCO(str(json_file))
     assert [image["file_name"] for image in coco.loadImgs(coco.getImgIds())] == [
         str(images / "1.jpg"), str(images / "2.jpg"),
     ]  # fmt: skip
+
     expected = Predictor(micro_config, weights, device="cpu")(images / "2.jpg")
-    found = coco.loadAnns(coco.getAnnIds(imgIds=[2]))
-    assert [x["score"] for x in found] == pytest.approx(expected.scores.tolist())
-    assert [x["category_id"] for x in found] == [
-        label + 1 for label in expected.pred_classes.tolist()
-    ]
+    results = coco.loadAnns(coco.getAnnIds(imgIds=[2]))
+    assert [x["score"] for x in results] == pytest.approx(expected.scores.tolist())
+
+    # The data set's category ids begin at 1.
+    category_ids = (expected.pred_classes + 1).tolist()
+    assert [x["category_id"] for x in results] == category_ids
+
     x0, y0, x1, y1 = expected.pred_boxes.tensor[0].tolist()
-    assert found[0]["bbox"] == pytest.approx([x0, y0, x1 - x0, y1 - y0])
+    assert results[0]["bbox"] == pytest.approx([x0, y0, x1 - x0, y1 - y0])
 
 
 def test_the_threshold_leaves_out_what_is_below(call, images, tmp_path):
-    json_file = tmp_path / "found.json"
+    json_file = tmp_path / "results.json"
     call(images / "1.jpg", extra=["--score-threshold", "0.99", "--json", str(json_file)])
     assert json.loads(json_file.read_text())["annotations"] == []
 
@@ -79,6 +83,7 @@ def test_unusual_images_are_read(call, tmp_path, name):
         "deep.png": gray.astype(np.uint16) * 257,
     }[name]
     cv2.imwrite(str(tmp_path / name), image)
+
     assert call(tmp_path / name) == 0
 
 
@@ -98,19 +103,14 @@ def test_unusual_images_are_read(call, tmp_path, name):
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_two(
-    demo, micro_config, weights, images, tmp_path, capsys, inputs, extra, message
+    demo, arguments, images, capsys, inputs, extra, message
 ):
-    words = [
-        "--config-file",
-        micro_config,
-        "--weights",
-        str(weights),
-        "--output",
-        str(tmp_path / "out"),
-    ]
     files = [x.format(image=images / "1.jpg") for x in inputs]
-    options, overrides = [x for x in extra if "=" not in x], [x for x in extra if "=" in x]
-    assert demo.main([*words, *options, "--input", *files, *overrides]) == 2
+    options = [x for x in extra if "=" not in x]
+    overrides = [x for x in extra if "=" in x]
+
+    assert demo.main([*arguments, *options, "--input", *files, *overrides]) == 2
+
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and message in errors[0]
 
@@ -124,6 +124,7 @@ def test_the_inputs_are_never_written_over(call, images, video, tmp_path):
     ]
     for path, source in zip(inputs, [images / "1.jpg", images / "2.jpg", video], strict=True):
         path.write_bytes(source.read_bytes())
+
     before = [path.read_bytes() for path in inputs]
     assert call(tmp_path / "out", extra=["--salience"]) == 0
     assert [path.read_bytes() for path in inputs] == before
@@ -142,6 +143,7 @@ def test_images_of_strange_shapes_do_not_stop_the_others(call, images, tmp_path,
     Image.new("L", (1, 1)).save(tmp_path / "pixel.png")
     (tmp_path / "empty.png").write_bytes(b"")
     names = ["thin.png", "pixel.png", "empty.png"]
+
     assert call(*(tmp_path / name for name in names), images / "1.jpg", extra=extra) == 0
     assert outputs(tmp_path) == ["1.jpg", "pixel.png", "thin.png"]
     assert "empty.png: it is empty" in capsys.readouterr().err
@@ -153,50 +155,54 @@ def test_a_large_image_is_detected_on(call, tmp_path):
     assert Image.open(tmp_path / "out" / "large.png").size == (20_000, 400)
 
 
-def test_a_json_file_that_cannot_be_written_is_said_before_the_work(call, images, tmp_path, capsys):
+def test_a_json_file_that_cannot_be_written_is_an_early_error(call, images, tmp_path, capsys):
     assert call(images, extra=["--json", str(images)]) == 2
     assert "is a folder" in capsys.readouterr().err
-    assert call(images, extra=["--json", "/dev/null/found.json"]) == 2
+    assert call(images, extra=["--json", "/dev/null/results.json"]) == 2
     assert "set --json" in capsys.readouterr().err
 
 
 def test_detections_of_some_images_evaluate_on_these(call, surface_data, tmp_path, capsys):
-    json_file = tmp_path / "found.json"
+    json_file = tmp_path / "results.json"
     call(
         surface_data / "val" / "000003.jpg",
         surface_data / "val" / "000005.jpg",
         extra=["--json", str(json_file)],
     )
     results = evaluate_json.load_results(json_file, surface_data / "annotations" / "val.json")
+
     assert results.image_ids == [3, 5]
     assert {x["image_id"] for x in results.detections} == {3, 5}
+
     content = json.loads(json_file.read_text())
     content["images"][0]["file_name"] = "elsewhere.jpg"
     json_file.write_text(json.dumps(content))
+
     assert evaluate_json.main([str(json_file), str(surface_data / "annotations" / "val.json")]) == 2
     assert "elsewhere.jpg is 0 times in the annotations" in capsys.readouterr().err
 
 
-def test_own_classes_have_their_names_and_ids(demo, micro_config, weights, surface_data, tmp_path):
+def test_own_classes_have_their_names_and_ids(demo, arguments, surface_data, tmp_path):
     content = json.loads((surface_data / "annotations" / "val.json").read_text())
     content["categories"] = [{"id": 11 + i, "name": f"my_{i}"} for i in range(6)]
     content["annotations"] = []
     (tmp_path / "own.json").write_text(json.dumps(content))
     register_coco_dataset("own_classes", tmp_path / "own.json", surface_data / "val")
     words = [
-        "--config-file",
-        micro_config,
-        "--weights",
-        str(weights),
-        "--output",
-        str(tmp_path / "out"),
+        *arguments,
+        "--score-threshold",
+        "0",
+        "--json",
+        str(tmp_path / "results.json"),
+        "--input",
     ]
-    words += ["--score-threshold", "0", "--json", str(tmp_path / "found.json"), "--input"]
     words += [str(surface_data / "val" / "000001.jpg"), "dataloader.test.dataset.names=own_classes"]
+
     assert demo.main(words) == 0
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["categories"] == content["categories"]
-    assert {x["category_id"] for x in found["annotations"]} <= set(range(11, 17))
+
+    content_of_run = json.loads((tmp_path / "results.json").read_text())
+    assert content_of_run["categories"] == content["categories"]
+    assert {x["category_id"] for x in content_of_run["annotations"]} <= set(range(11, 17))
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:77"])
@@ -210,21 +216,23 @@ def read_json(path):
 
 
 def test_batches_give_the_same_as_single_images(call, images, surface_data, tmp_path):
-    found = []
+    results = []
     for size in ("1", "4"):
         file = tmp_path / f"{size}.json"
-        assert (
-            call(images, surface_data / "val", extra=["--batch-size", size, "--json", str(file)])
-            == 0
-        )
-        found.append(read_json(file))
-    assert found[0]["images"] == found[1]["images"] and len(found[0]["images"]) == 8
-    scores = [[x["score"] for x in content["annotations"]] for content in found]
+        extra = ["--batch-size", size, "--json", str(file)]
+        assert call(images, surface_data / "val", extra=extra) == 0
+        results.append(read_json(file))
+
+    assert results[0]["images"] == results[1]["images"] and len(results[0]["images"]) == 8
+
+    scores = [[x["score"] for x in content["annotations"]] for content in results]
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
 def test_a_batch_that_fails_is_tried_image_by_image(call, images, tmp_path, monkeypatch, capsys):
     (images / "broken.jpg").unlink()
+
+    # The batch of three fails, and then the white image by itself.
     infer = Predictor._infer
     means = []
 
@@ -238,50 +246,35 @@ def test_a_batch_that_fails_is_tried_image_by_image(call, images, tmp_path, monk
     Image.new("RGB", (64, 64), "white").save(images / "0.jpg")
     assert call(images, extra=["--batch-size", "4"]) == 0
     assert outputs(tmp_path) == ["1.jpg", "2.jpg"] and [len(x) for x in means] == [3, 1, 1, 1]
-    assert (
-        "cannot detect on " in (errors := capsys.readouterr().err)
-        and "0.jpg: CUDA out of memory." in errors
-    )
+    errors = capsys.readouterr().err
+    assert "cannot detect on " in errors and "0.jpg: CUDA out of memory." in errors
 
 
 def test_only_the_classes_that_are_asked_for_are_in_the_outputs(call, images, tmp_path):
-    file, table = tmp_path / "found.json", tmp_path / "found.csv"
+    file, table = tmp_path / "results.json", tmp_path / "results.csv"
     extra = ["--json", str(file), "--csv", str(table), "--save-crops", "--classes", "pit", "6"]
     assert call(images, extra=extra) == 0
+
     annotations = read_json(file)["annotations"]
     assert {x["category_id"] for x in annotations} == {2, 6}
     assert len(annotations) == 2 * 2 * 20  # each query of both images with both classes
+
     rows = list(csv.DictReader(table.open()))
-    assert {(x["class_id"], x["class_name"]) for x in rows} == {
-        ("2", "pit"),
-        ("6", "dent"),
-    } and len(rows) == 80
+    classes = {(x["class_id"], x["class_name"]) for x in rows}
+    assert classes == {("2", "pit"), ("6", "dent")} and len(rows) == 80
     assert {path.name for path in (tmp_path / "out" / "crops").iterdir()} <= {"pit", "dent"}
 
 
 def test_overrides_may_follow_classes(demo):
-    words = [
-        "--config-file",
-        "c",
-        "--weights",
-        "w",
-        "--output",
-        "o",
-        "--input",
-        "a.jpg",
-        "a.b=1",
-        "--classes",
-        "x",
-        "c=2",
-    ]
-    args = demo.parse_args(words)
+    line = "--config-file c --weights w --output o --input a.jpg a.b=1 --classes x c=2"
+    args = demo.parse_args(line.split())
     assert args.input == ["a.jpg"] and args.classes == ["x"] and args.opts == ["a.b=1", "c=2"]
 
 
 def test_tiles_and_overlap_go_together(demo, capsys):
     with pytest.raises(SystemExit, match="2"):
-        start = ["--config-file", "c", "--weights", "w", "--output", "o", "--input", "a"]
-        demo.parse_args([*start, "--tile-overlap", "0.3"])
+        line = "--config-file c --weights w --output o --input a --tile-overlap 0.3"
+        demo.parse_args(line.split())
     assert "need --tile SIZE" in capsys.readouterr().err
 
 
@@ -290,20 +283,21 @@ def save_rgb(path, image):
     return path
 
 
-def test_what_is_found_is_cut_out_and_listed(call, rectangles, tmp_path):
+def test_detections_are_cropped_and_listed(call, rectangles, tmp_path):
     image = paint(200, 300, (20, 20, 180, 60, 0), (250, 100, 270, 140, 2))
-    pixels, table = save_rgb(tmp_path / "ä.png", image), tmp_path / "found.csv"
-    assert (
-        call(pixels, extra=["--tile", "100", "--save-crops", "--csv", str(table), "--salience"])
-        == 0
-    )
+    pixels = save_rgb(tmp_path / "ä.png", image)
+    table = tmp_path / "results.csv"
+    extra = ["--tile", "100", "--save-crops", "--csv", str(table), "--salience"]
+    assert call(pixels, extra=extra) == 0
+
     crops = tmp_path / "out" / "crops"
     assert Image.open(crops / "red" / "ä_1.jpg").size == (160, 40)
     assert Image.open(crops / "blue" / "ä_2.jpg").size == (20, 40)
+
     lines = table.read_text(encoding="utf-8").splitlines()
-    assert lines[1].startswith(f"{pixels},,11,red,0.8999") and lines[1].endswith(
-        ",20.0,20.0,180.0,60.0,"
-    )
+    # Neither a frame nor a track number; 0.9 as a float32 is 0.8999...
+    assert lines[1].startswith(f"{pixels},,11,red,0.8999")
+    assert lines[1].endswith(",20.0,20.0,180.0,60.0,")
     assert len(lines) == 3 and len(rectangles.batches) > 1  # the whole, then tiles
 
 
@@ -315,21 +309,26 @@ def test_processes_share_the_inputs_and_give_the_results_of_one(
     (tmp_path / "other" / "1.jpg").write_bytes((surface_data / "val" / "000004.jpg").read_bytes())
     inputs = [str(images), str(tmp_path / "other"), "nowhere.jpg"]
     one = ["--json", str(tmp_path / "one.json"), "--csv", str(tmp_path / "one.csv")]
+
     assert call(*inputs, extra=one) == 0
+
+    # The same run by two processes.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", "2"]
     process = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         str(ROOT / "demo" / "demo.py"), "--config-file", micro_config, "--weights", str(weights),
-         "--score-threshold", "0", "--output", str(tmp_path / "two"), "--json", str(tmp_path / "two.json"),
+        [*torchrun, str(ROOT / "demo" / "demo.py"),
+         "--config-file", micro_config, "--weights", str(weights), "--score-threshold", "0",
+         "--output", str(tmp_path / "two"), "--json", str(tmp_path / "two.json"),
          "--csv", str(tmp_path / "two.csv"), "--input", *inputs],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
-    assert (
-        process.stdout.count("detections on 4 images") == 1
-        and "2 inputs were passed over" in process.stderr
-    )
+    assert process.stdout.count("detections on 4 images") == 1
+    assert "2 inputs were passed over" in process.stderr
+
     for ending in ("json", "csv"):
         assert (tmp_path / f"two.{ending}").read_text() == (tmp_path / f"one.{ending}").read_text()
+
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == outputs(tmp_path)
     assert outputs(tmp_path) == ["1.jpg", "1_2.jpg", "2.jpg", "3.jpg"]
 
@@ -338,9 +337,8 @@ def test_a_name_that_is_not_utf8_is_written_like_any_other(call, images, tmp_pat
     odd = images / os.fsdecode(b"odd\xff.jpg")
     odd.write_bytes((images / "1.jpg").read_bytes())
     (images / os.fsdecode(b"film\xff.mp4")).write_bytes(b"no video")
+
     assert call(images) == 0
-    assert sorted(os.fsencode(path.name) for path in (tmp_path / "out").iterdir()) == [
-        b"1.jpg",
-        b"2.jpg",
-        b"odd\xff.jpg",
-    ]
+    # The drawing keeps the bytes of the name; a video of such a name is skipped.
+    names = [os.fsencode(name) for name in outputs(tmp_path)]
+    assert sorted(names) == [b"1.jpg", b"2.jpg", b"odd\xff.jpg"]

@@ -45,30 +45,39 @@ def test_a_video_that_is_none_is_passed_over(call, images, tmp_path):
     assert call(tmp_path / "bad.mp4") == 1
 
 
-def test_an_interrupted_video_keeps_what_was_written(micro_config, weights, tmp_path):
+def test_an_interrupted_video_keeps_its_written_frames(arguments, tmp_path):
     with VideoWriter(tmp_path / "long.mp4", fps=10) as writer:
         for i in range(2000):
             writer.write(np.full((48, 80, 3), i % 255, np.uint8))
-    json_file, target = tmp_path / "found.json", tmp_path / "out" / "long.mp4"
+
+    json_file = tmp_path / "results.json"
+    target = tmp_path / "out" / "long.mp4"
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "demo" / "demo.py"), "--config-file", micro_config, "--weights", str(weights),
-         "--input", str(tmp_path / "long.mp4"), "--output", str(tmp_path / "out"), "--json", str(json_file)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, str(ROOT / "demo" / "demo.py"), *arguments,
+         "--input", str(tmp_path / "long.mp4"), "--json", str(json_file)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
+
+    # The first frame is written once the model is loaded.
     deadline = time.monotonic() + 60
     while not target.exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
+
+    # Some frames later, in the middle of the video.
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
+
     assert process.wait(20) == 130
+
     count = len(list(VideoReader(target)))
     assert 0 < count < 2000
     assert len(json.loads(json_file.read_text())["images"]) == count
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_what_is_being_written_when_a_signal_comes_is_also_recorded(
+def test_a_frame_that_a_signal_interrupts_is_completed_and_recorded(
     call, video, tmp_path, monkeypatch, number
 ):
     write = VideoWriter.write
@@ -81,12 +90,13 @@ def test_what_is_being_written_when_a_signal_comes_is_also_recorded(
             signal.raise_signal(number)
 
     monkeypatch.setattr(VideoWriter, "write", write_then_stop)
-    json_file = tmp_path / "found.json"
+    json_file = tmp_path / "results.json"
     # Under nohup, SIGHUP would be ignored.
     handlers = {
         stop: signal.signal(stop, signal.SIG_DFL)
         for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
+
     try:
         assert call(video, extra=["--salience", "--json", str(json_file)]) == 130
     finally:
@@ -94,50 +104,64 @@ def test_what_is_being_written_when_a_signal_comes_is_also_recorded(
             signal.signal(stop, handler)
     for name in ("film.mp4", "film_salience.mp4"):
         assert len(list(VideoReader(tmp_path / "out" / name))) == 3
-    found = json.loads(json_file.read_text())
-    assert len(found["images"]) == 3 and {x["image_id"] for x in found["annotations"]} == {1, 2, 3}
+
+    results = json.loads(json_file.read_text())
+    assert len(results["images"]) == 3 and {x["image_id"] for x in results["annotations"]} == {
+        1,
+        2,
+        3,
+    }
 
 
 def test_a_video_of_odd_size_keeps_it(call, tmp_path):
     with VideoWriter(tmp_path / "odd.avi", fps=5) as writer:
         for i in range(4):
             writer.write(np.full((41, 61, 3), 60 * i, np.uint8))
+
     assert call(tmp_path / "odd.avi") == 0
+
     reader = VideoReader(tmp_path / "out" / "odd.avi")
     assert reader.fps == 5 and [x.shape for x in reader] == [(41, 61, 3)] * 4
 
 
 @pytest.fixture
 def moving(tmp_path):
-    """Videos of a red square that moves, and of a blue one that stands, 9 frames each."""
+    """Write videos of a red square that moves, and of a blue one that stands, 9 frames each."""
     for name in ("a", "b"):
         with VideoWriter(tmp_path / f"{name}.avi", fps=10) as writer:
             for i in range(9):
                 writer.write(
                     paint(64, 128, (5 + 8 * i, 20, 25 + 8 * i, 40, 0), (100, 44, 120, 60, 2))
                 )
+
     return [tmp_path / "a.avi", tmp_path / "b.avi"]
 
 
 def test_objects_of_a_video_keep_one_number(call, rectangles, moving, tmp_path):
     pytest.importorskip("trackers")
-    file, table = tmp_path / "found.json", tmp_path / "found.csv"
+    file = tmp_path / "results.json"
+    table = tmp_path / "results.csv"
     assert call(*moving, extra=["--track", "--json", str(file), "--csv", str(table)]) == 0
-    found = read_json(file)
-    assert [x["frame"] for x in found["images"]] == [*range(9), *range(9)]
+
+    results = read_json(file)
+    assert [x["frame"] for x in results["images"]] == [*range(9), *range(9)]
+
     for category in (11, 13):
-        numbers = [x.get("track_id") for x in found["annotations"] if x["category_id"] == category]
+        numbers = [
+            x.get("track_id") for x in results["annotations"] if x["category_id"] == category
+        ]
         first, *others = numbers[:9]
         assert first is None and len(set(others)) == 1 and others[0] in (1, 2)
         assert numbers[9:] == numbers[:9]  # the second video begins anew
+
     assert [row["track_id"] for row in csv.DictReader(table.open())] == [
-        str(x.get("track_id", "")) for x in found["annotations"]
+        str(x.get("track_id", "")) for x in results["annotations"]
     ]
 
 
 def test_images_have_no_track_numbers(call, rectangles, tmp_path):
     pytest.importorskip("trackers")
-    file = tmp_path / "found.json"
+    file = tmp_path / "results.json"
     image = save_rgb(tmp_path / "a.png", paint(50, 50, (10, 10, 30, 30, 0)))
     assert call(image, extra=["--track", "--json", str(file)]) == 0
     assert [set(x) & {"track_id"} for x in read_json(file)["annotations"]] == [set()]
@@ -159,6 +183,7 @@ def test_a_video_that_breaks_off_is_noted(call, rectangles, tmp_path, capsys):
     with VideoWriter(tmp_path / "a.avi", fps=10) as writer:
         for i in range(60):
             writer.write(np.random.default_rng(i).integers(0, 255, (48, 64, 3), np.uint8))
+
     content = (tmp_path / "a.avi").read_bytes()
     (tmp_path / "a.avi").write_bytes(content[: len(content) // 2])
     assert call(tmp_path / "a.avi") == 0
@@ -166,7 +191,7 @@ def test_a_video_that_breaks_off_is_noted(call, rectangles, tmp_path, capsys):
 
 
 class FakeCamera:
-    """cv2.VideoCapture of a camera that shows a red square and then breaks, or is stopped by a signal."""
+    """cv2.VideoCapture of a camera that shows a red square, and then breaks or gets a signal."""
 
     stop = False
 
@@ -176,12 +201,12 @@ class FakeCamera:
     def isOpened(self):
         return True
 
-    def get(self, what):
+    def get(self, key):
         return {
             cv2.CAP_PROP_FPS: 50.0,
             cv2.CAP_PROP_FRAME_WIDTH: 64,
             cv2.CAP_PROP_FRAME_HEIGHT: 48,
-        }.get(what, 0)
+        }.get(key, 0)
 
     def read(self):
         time.sleep(0.005)
@@ -210,31 +235,29 @@ def test_a_camera_is_watched_until_it_breaks_or_a_signal_comes(
         "--webcam",
         "3",
     ]
-    assert demo.main([*words, "--json", str(tmp_path / "found.json"), "--salience"]) == (
+
+    assert demo.main([*words, "--json", str(tmp_path / "results.json"), "--salience"]) == (
         130 if stop else 0
     )
+
     errors = capsys.readouterr().err
     assert ("interrupted" in errors) == stop and ("camera 3 gives no more frames" in errors) != stop
+
     monkeypatch.undo()
-    found = read_json(tmp_path / "found.json")
-    assert 1 < len(found["images"]) <= 40 and len(found["annotations"]) == len(found["images"])
-    assert found["images"][0]["file_name"] == "webcam3.mp4" and [
-        len(x) for x in rectangles.batches[:2]
-    ] == [1, 1]
+    results = read_json(tmp_path / "results.json")
+    assert 1 < len(results["images"]) <= 40 and len(results["annotations"]) == len(
+        results["images"]
+    )
+    assert results["images"][0]["file_name"] == "webcam3.mp4"
+
+    # The frames of a camera do not wait for a batch.
+    assert [len(x) for x in rectangles.batches[:2]] == [1, 1]
+
     for name in ("webcam3.mp4", "webcam3_salience.mp4"):  # as long as it took
-        assert len(list(VideoReader(tmp_path / "out" / name))) == found["images"][-1]["frame"] + 1
+        assert len(list(VideoReader(tmp_path / "out" / name))) == results["images"][-1]["frame"] + 1
 
 
 def test_a_camera_that_is_not_there_is_a_failure(demo, rectangles, tmp_path, capsys):
-    words = [
-        "--config-file",
-        "c",
-        "--weights",
-        "w",
-        "--output",
-        str(tmp_path / "out"),
-        "--webcam",
-        "77",
-    ]
-    assert demo.main(words) == 1
+    words = ["--config-file", "c", "--weights", "w", "--webcam", "77"]
+    assert demo.main([*words, "--output", str(tmp_path / "out")]) == 1
     assert "cannot open camera 77" in capsys.readouterr().err

@@ -58,13 +58,13 @@ class Fixed(ModelDetector):
     def _infer(self, inputs):
         self.calls += 1
         size = inputs[0]["height"], inputs[0]["width"]
-        found = Instances(
+        instances = Instances(
             size,
             pred_boxes=Boxes(torch.tensor([[10.0, 10, 50, 40], [60, 20, 90, 30], [0, 0, 100, 50]])),
             scores=torch.tensor([0.9, 0.5, 0.3]),
             pred_classes=torch.tensor([0, 1, 0]),
         )
-        return [(found, np.zeros(size, np.float32))]
+        return [(instances, np.zeros(size, np.float32))]
 
 
 @pytest.fixture
@@ -80,12 +80,13 @@ def image(tmp_path):
     return str(path)
 
 
-def test_threshold_and_classes_choose_from_what_was_found_once(page, image):
+def test_threshold_and_classes_filter_detections_of_one_pass(page, image):
     seen, _ = page.look(image)
     pit = ["pit", 0.9, 10, 10, 50, 40]
     crack = ["<crack>", 0.5, 60, 20, 90, 30]
     whole = ["pit", 0.3, 0, 0, 100, 50]
 
+    # One pass of the detector serves every setting.
     for threshold, wanted, rows in (
         (0.0, [], [pit, crack, whole]),
         (0.5, [], [pit, crack]),
@@ -98,6 +99,7 @@ def test_threshold_and_classes_choose_from_what_was_found_once(page, image):
         _, summary, table = page.show(seen, threshold, wanted)
         assert table == [[row[0], pytest.approx(row[1]), *row[2:]] for row in rows]
         assert f"<b>{len(rows)} detection{'' if len(rows) == 1 else 's'}</b>" in summary
+
     assert page.detector.calls == 1
 
 
@@ -105,8 +107,11 @@ def test_a_small_image_is_drawn_large_and_its_boxes_with_it(page, image):
     seen, salience = page.look(image)
     drawn, _, _ = page.show(seen, 0.6, [])
     assert drawn.shape == salience.shape == (450, 900, 3)  # 9 times as large
+
     for x, y in ((90, 200), (450, 200), (300, 360)):  # on the edges of the box of 90, 90, 450, 360
         assert drawn[y, x].tolist() == [255, 0, 0]
+
+    # Neither outside of the box nor inside of it.
     for x, y in ((80, 200), (460, 200), (300, 200), (300, 370)):
         assert drawn[y, x].tolist() == [0, 0, 0]
 
@@ -116,6 +121,7 @@ def test_a_large_image_is_shown_small_but_detected_on_as_it_is(page, tmp_path):
     Image.new("RGB", (4000, 1000)).save(path)
     seen, salience = page.look(str(path))
     drawn, summary, table = page.show(seen, 0.6, [])
+
     assert drawn.shape == salience.shape == (400, 1600, 3)
     assert "4000 × 1000 pixels" in summary and table[0][2:] == [10, 10, 50, 40]
 
@@ -137,9 +143,11 @@ def test_uploads_are_read_as_everywhere(page, tmp_path):
     cv2.imwrite(str(tmp_path / "deep.png"), np.full((20, 30), 0x8000, np.uint16))
     Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "clear.png")
 
-    turned, deep, clear = (
-        page.look(str(tmp_path / name))[0] for name in ("turned.jpg", "deep.png", "clear.png")
-    )
+    turned, _ = page.look(str(tmp_path / "turned.jpg"))
+    deep, _ = page.look(str(tmp_path / "deep.png"))
+    clear, _ = page.look(str(tmp_path / "clear.png"))
+
+    # The image is 30 high once it is turned, 16 bits become 8, and a transparent image is white.
     assert turned.detections.image_size == (30, 60)
     assert np.unique(deep.shown).tolist() == [128] and np.unique(clear.shown).tolist() == [255]
 
@@ -148,9 +156,11 @@ def test_the_summary_has_safe_names_and_all_that_is_shown_as_json(page, tmp_path
     path = tmp_path / "<i>&.png"
     Image.new("RGB", (100, 50)).save(path)
     _, summary, _ = page.show(page.look(str(path))[0], 0.5, [])
+
     assert "&lt;i&gt;&amp;.png" in summary
     assert "&lt;crack&gt; (1)" in summary and "<crack>" not in summary
 
+    # The file keeps the true names, and the category ids of the data set.
     content = json.loads(base64.b64decode(summary.partition("base64,")[2].partition('"')[0]))
     assert content["images"] == [{"id": 1, "file_name": "<i>&.png", "height": 50, "width": 100}]
     assert [x["category_id"] for x in content["annotations"]] == [1, 7]
@@ -166,6 +176,7 @@ def test_a_file_that_is_no_image_is_a_message_without_its_folder(page, tmp_path,
     path.write_bytes(b"\xff\xd8 no image")
     seen, salience = page.look(str(path))
     drawn, summary, table = page.show(seen, 0.5, [])
+
     assert "cannot read the image &lt;b&gt;.jpg" in summary and str(tmp_path) not in summary
     assert (salience, drawn, table) == (None, None, [])
     assert capsys.readouterr().err.startswith("error: cannot read the image <b>.jpg")
@@ -182,6 +193,7 @@ def test_a_failure_of_the_model_is_a_message(page, image, monkeypatch):
 
 def test_a_checkpoint_needs_a_config_and_an_export_takes_none(micro_config):
     assert isinstance(load_detector(CONFIG, WEIGHTS, device="cpu"), Predictor)
+
     for arguments, message in (
         ({"config": None, "weights": WEIGHTS}, "--config-file"),
         ({"config": micro_config, "weights": "model.onnx"}, "leave out the config"),
@@ -200,6 +212,7 @@ def test_a_busy_port_is_one_line_with_the_remedy(web, capsys):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert web.main(["--weights", str(WEIGHTS), "--port", str(port)]) == 2
+
     error = capsys.readouterr().err
     assert error.startswith(f"error: cannot listen at 127.0.0.1, port {port}: ")
     assert "choose another --port" in error
@@ -207,6 +220,7 @@ def test_a_busy_port_is_one_line_with_the_remedy(web, capsys):
 
 
 def test_without_gradio_the_extra_is_named(web, monkeypatch, capsys):
+    # The program sets variables for gradio, which must not reach other tests.
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert web.main(["--weights", str(WEIGHTS), "--port", "0"]) == 2
@@ -219,7 +233,7 @@ def server(tmp_path):
     """Start the page of the shipped weights in a process of its own.
 
     Returns:
-        its address, the process, a function that reads its log, and its folder of files.
+        Its address, the process, a function that reads its log, and its folder of files.
     """
     pytest.importorskip("gradio")
     files = tmp_path / "temporary"
@@ -254,32 +268,36 @@ def browser(tmp_path):
         pytest.skip(
             "needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)"
         )
+
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in [*CHROMIUM_FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}"]:
         options.add_argument(flag)
+
+    # The performance log has every request of the page.
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     service = webdriver.chrome.service.Service(executable_path=CHROMEDRIVER)
     try:
         driver = webdriver.Chrome(options=options, service=service)
     except pytest.importorskip("selenium.common").WebDriverException as error:
         pytest.skip(f"chromium does not start here: {error}")
+
     yield driver
     driver.quit()
 
 
-def wait_for(condition, what, *, seconds=30):
+def wait_for(condition, name, *, seconds=30):
     """Wait for a true value of the condition, and return it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if value := condition():
             return value
         time.sleep(0.05)
-    pytest.fail(f"{what} did not come in {seconds} s")
+    pytest.fail(f"{name} did not come in {seconds} s")
 
 
 class Visit:
-    """Actions of a visitor on the page, and what the visitor sees."""
+    """Actions of a visitor on the page, and waits for their effects."""
 
     def __init__(self, browser, address):
         self.browser = browser
@@ -290,9 +308,8 @@ class Visit:
         return self.browser.find_elements("css selector", selector)
 
     def upload(self, path):
-        wait_for(lambda: self.find("#upload input[type=file]"), "the place to drop an image")[
-            0
-        ].send_keys(str(path))
+        fields = wait_for(lambda: self.find("#upload input[type=file]"), "the upload field")
+        fields[0].send_keys(str(path))
 
     def choose_threshold(self, value):
         field = self.find("#threshold input[type=number]")[0]
@@ -319,15 +336,12 @@ class Visit:
         )
 
     def requested(self):
-        """Return the requested addresses, but for the browser's own pages."""
-        messages = [
-            json.loads(x["message"])["message"] for x in self.browser.get_log("performance")
-        ]
-        urls = [
-            x["params"]["request"]["url"]
-            for x in messages
-            if x["method"] == "Network.requestWillBeSent"
-        ]
+        """Return the requested addresses, without the browser's own pages."""
+        urls = []
+        for entry in self.browser.get_log("performance"):
+            message = json.loads(entry["message"])["message"]
+            if message["method"] == "Network.requestWillBeSent":
+                urls.append(message["params"]["request"]["url"])
         return [url for url in urls if not url.startswith(("chrome:", "data:", "blob:"))]
 
 
@@ -339,17 +353,22 @@ def test_a_visit_in_a_real_browser(browser, server, tmp_path):
     broken.write_bytes(b"\xff\xd8 no image")
     scores = load_detector(CONFIG, WEIGHTS, device="cpu")(image).scores
     many, some, few = (int((scores >= threshold).sum()) for threshold in (0.2, 0.5, 0.87))
+
     assert 9 > many > some > few > 0  # more rows would not all be in sight
 
+    # The first image is shown with the threshold of 0.5.
     visit = Visit(browser, server.address)
     visit.upload(image)
     visit.wait_for_text(f"{some} detections on Blech 鋼.jpg")
     visit.wait_for_rows(some)
     visit.wait_for_images(900, 900)
+
     for threshold, count in ((0.2, many), (0.87, few)):
         visit.choose_threshold(threshold)
         visit.wait_for_text(f"{count} detection")
         visit.wait_for_rows(count)
+
+    # A message replaces all that was shown, and the next image works again.
     visit.upload(broken)
     visit.wait_for_text("cannot read the image broken.jpg")
     visit.wait_for_rows(0)
@@ -357,7 +376,10 @@ def test_a_visit_in_a_real_browser(browser, server, tmp_path):
     visit.upload(image)
     visit.wait_for_rows(few)
     visit.wait_for_images(900, 900)
+
+    # The page needs no other server.
     requested = visit.requested()
+
     assert requested and [url for url in requested if not url.startswith(server.address)] == []
     assert any(server.files.rglob("Blech*.jpg"))
 

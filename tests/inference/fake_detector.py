@@ -1,4 +1,4 @@
-"""A detector whose answers are known by hand: it finds the rectangles that a test has painted."""
+"""Detector of rectangles that a test has painted, so that its detections are known by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RectangleDetector(ModelDetector):
 
     Attributes:
         batches: sizes, (height, width) each, of the images of every batch that was computed.
-        failing: makes a batch fail, of the list of its (H, W, 3) images.
+        failing: function of a list of (H, W, 3) images; their batch fails if it returns True.
     """
 
     def __init__(self, *, score: float = 0.9, batch_size: int = 4) -> None:
@@ -44,7 +44,7 @@ class RectangleDetector(ModelDetector):
         classes = []
 
         for label in range(3):
-            # Clear of black, and of the mixtures that come of shrinking.
+            # Neither black nor the mixed colors that shrinking gives.
             patch = (image[..., label] > 128) & (image.sum(axis=2) < 1.5 * image[..., label])
             count, _, stats, _ = cv2.connectedComponentsWithStats(
                 patch.astype(np.uint8), connectivity=8
@@ -70,9 +70,8 @@ def paint(height: int, width: int, *rectangles: tuple[int, int, int, int, int]) 
     return image
 
 
-def boxes_of(found: Instances) -> list[tuple[float, ...]]:
+def boxes_of(detections: Instances) -> list[tuple[float, ...]]:
     """Return x0, y0, x1, y1, class of each detection, sorted."""
-    boxes = found.pred_boxes.tensor.tolist()
-    return sorted(
-        (*box, label) for box, label in zip(boxes, found.pred_classes.tolist(), strict=True)
-    )
+    boxes = detections.pred_boxes.tensor.tolist()
+    labels = detections.pred_classes.tolist()
+    return sorted((*box, label) for box, label in zip(boxes, labels, strict=True))

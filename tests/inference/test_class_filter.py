@@ -15,14 +15,14 @@ from tests.inference.fake_detector import CLASSES, RectangleDetector, boxes_of, 
 OBJECTS = [(10, 10, 30, 30, 0), (50, 10, 80, 30, 1), (20, 60, 40, 80, 2)]
 
 
-def test_classes_are_called_by_name_or_category_id():
+def test_classes_are_selected_by_name_or_category_id():
     assert find_classes(["blue", "GREEN", "11"], CLASSES) == [0, 1, 2]
     assert find_classes(["12", "green"], CLASSES) == [1]
     numbered = ClassTable(("0", "1", "2"), (5, 0, 1))
     assert find_classes(["1"], numbered) == [1]  # the name, not the id
 
 
-def test_an_unknown_class_is_told_with_the_likely_and_all_known_ones():
+def test_an_unknown_class_is_an_error_with_the_likely_and_all_known_ones():
     message = (
         r"'gren' is unknown; did you mean green\? "
         r"The classes are red \(11\), green \(12\), blue \(13\)"
@@ -39,22 +39,28 @@ def test_other_classes_are_left_out_on_tiles_too():
     assert boxes_of(detector(image)) == [OBJECTS[0], OBJECTS[2]]
     assert next(detector.stream([image])).salience.shape == (100, 150)
     assert boxes_of(TiledDetector(detector, tile=100)(image)) == [OBJECTS[0], OBJECTS[2]]
-    assert boxes_of(only_classes(TiledDetector(RectangleDetector(), tile=100), ["13"])(image)) == [
-        OBJECTS[2]
-    ]
+
+    # The filter works around the tiled detector, too.
+    tiled = TiledDetector(RectangleDetector(), tile=100)
+    assert boxes_of(only_classes(tiled, ["13"])(image)) == [OBJECTS[2]]
 
 
 def test_a_predictor_does_not_lose_them_to_other_classes(micro_config, surface_data):
     predictor = Predictor(micro_config, None, device="cpu")
     image = surface_data / "val" / "000001.jpg"
     everything = predictor(image)  # 20 queries x 6 classes
+
     assert len(everything) == 120
+
+    # Under this limit, all detections would be of other classes.
     predictor.model.max_detections = 10
     label = everything.labels[-1]  # the least likely
-    found = only_classes(predictor, [label])(image)
-    assert len(found) == 10 and set(found.labels) == {label}
+    detections = only_classes(predictor, [label])(image)
+
+    assert len(detections) == 10 and set(detections.labels) == {label}
+
     expected = everything.scores[everything.pred_classes == everything.pred_classes[-1]][:10]
-    assert torch.equal(found.scores, expected)
+    assert torch.equal(detections.scores, expected)
 
 
 def test_the_predictor_of_the_caller_keeps_its_limit(micro_config, surface_data):

@@ -16,7 +16,7 @@ from salience_detr.inference.inputs import ImageReader, collect_inputs, image_si
 
 @pytest.fixture
 def save(tmp_path):
-    """Writes a gray image of (width, height), of the gray value that its number is."""
+    """Return a function that writes an image of (width, height); its number is its gray value."""
     count = 0
 
     def write(width, height, name=None):
@@ -34,22 +34,20 @@ def test_folders_patterns_and_files_are_collected_once_each(save, tmp_path):
     names = ["b.png", "a.JPG", "sub/ü ö.png"]
     for name in names:
         save(4, 4, name)
+
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "film.MP4").write_bytes(b"")
     files, missing = collect_inputs(
         [str(tmp_path), str(tmp_path / "*.png"), str(tmp_path / "none*")]
     )
-    assert [str(path.relative_to(tmp_path)) for path in files] == [
-        "a.JPG",
-        "b.png",
-        "film.MP4",
-        "sub/ü ö.png",
-    ]
+
+    names = [str(path.relative_to(tmp_path)) for path in files]
+    assert names == ["a.JPG", "b.png", "film.MP4", "sub/ü ö.png"]
     assert len(missing) == 1 and "none*: there is no such image" in missing[0]
-    assert collect_inputs([str(tmp_path / "notes.txt")]) == (
-        [tmp_path / "notes.txt"],
-        [],
-    )  # named, so taken
+
+    # A file that is named itself is taken, whatever its ending.
+    notes = tmp_path / "notes.txt"
+    assert collect_inputs([str(notes)]) == ([notes], [])
 
 
 def positions(reader):
@@ -75,23 +73,20 @@ def test_an_image_that_cannot_be_read_stands_alone(save, tmp_path):
     cut = tmp_path / "cut.png"
     Image.fromarray(np.random.randint(0, 255, (8, 8, 3), np.uint8)).save(cut)
     cut.write_bytes(cut.read_bytes()[:100])  # its size can be read, its pixels cannot
-    paths = [
-        save(8, 8),
-        tmp_path / "broken.png",
-        tmp_path / "none.png",
-        save(8, 8),
-        cut,
-        save(8, 8),
-    ]
+    unsized = [tmp_path / "broken.png", tmp_path / "none.png"]
+    paths = [save(8, 8), *unsized, save(8, 8), cut, save(8, 8)]
+
     assert positions(ImageReader(paths, batch_size=4)) == [[0], [1], [2], [3, 4, 5]]
 
     errors = []
     for batch in ImageReader(paths, batch_size=4):
         errors += [x.path for x in batch if isinstance(x.image, ImageReadError)]
+
     assert errors == [paths[1], paths[2], paths[4]]
 
 
-def test_turned_images_count_with_the_shape_that_they_are_shown_in(tmp_path):
+def test_rotated_images_have_their_exif_corrected_size(tmp_path):
+    # Orientation 6 is a rotation by 90 degrees.
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("L", (30, 20)).save(tmp_path / "turned.png", exif=exif)
@@ -101,8 +96,9 @@ def test_turned_images_count_with_the_shape_that_they_are_shown_in(tmp_path):
 
 @pytest.fixture
 def watched(monkeypatch):
-    """Numbers of the images whose reading has begun, in order."""
-    begun, lock = [], threading.Lock()
+    """Return the numbers of the images whose reading has begun, in order."""
+    begun = []
+    lock = threading.Lock()
 
     def read(name):
         with lock:
@@ -116,28 +112,33 @@ def watched(monkeypatch):
 def test_reading_is_ahead_of_the_work_but_not_far(save, watched):
     reader = iter(ImageReader([save(8, 8) for _ in range(50)], num_threads=2))
     next(reader)
+
+    # The threads need a moment; after that, they must not go on.
     deadline = time.monotonic() + 5
     while len(watched) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.05)
+
     assert sorted(watched) == [1, 2, 3, 4]  # two for each thread
+
     reader.close()
 
 
 def test_large_images_are_not_in_memory_together(save, watched):
     reader = iter(ImageReader([save(40, 40) for _ in range(4)], num_threads=4, max_pixels=1000))
+    # No two images of 1,600 pixels fit into memory, so each is read when it is asked for.
     for count in (1, 2, 3):
         batch = next(reader)
         assert len(batch) == 1
         time.sleep(0.05)
         assert len(watched) == count
+
     first = batch
     next(reader)
     assert first == []  # was emptied before the next was read
     # Two images of 1,600 pixels fit.
-    assert positions(
-        ImageReader([save(40, 40) for _ in range(4)], batch_size=4, max_pixels=3200)
-    ) == [[0, 1], [2, 3]]
+    paths = [save(40, 40) for _ in range(4)]
+    assert positions(ImageReader(paths, batch_size=4, max_pixels=3200)) == [[0, 1], [2, 3]]
 
 
 def test_no_images_are_no_batches():

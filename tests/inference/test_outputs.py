@@ -25,7 +25,7 @@ from tests.inference.fake_detector import CLASSES, paint
 
 
 def detections(*rows, track_ids=None):
-    """Of x0, y0, x1, y1, class, score on an image of 60 x 80."""
+    """Return detections of x0, y0, x1, y1, class, score on an image of 60 x 80."""
     table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
     instances = Instances(
         (60, 80),
@@ -35,6 +35,7 @@ def detections(*rows, track_ids=None):
     )
     if track_ids is not None:
         instances.track_ids = torch.tensor(track_ids, dtype=torch.int64)
+
     return Detections(instances, CLASSES, lambda: None)
 
 
@@ -53,27 +54,21 @@ def test_outputs_are_named_like_their_inputs(tmp_path):
 
 
 def test_no_output_has_the_name_of_another_or_of_an_input(tmp_path):
-    assert planned(tmp_path, "x/a.jpg", "y/a.jpg", "z/a.png", "y/a_2.jpg") == [
-        "a.jpg",
-        "a_2.jpg",
-        "a.png",
-        "a_2_2.jpg",
-    ]
+    names = planned(tmp_path, "x/a.jpg", "y/a.jpg", "z/a.png", "y/a_2.jpg")
+    assert names == ["a.jpg", "a_2.jpg", "a.png", "a_2_2.jpg"]
     assert planned(tmp_path, tmp_path / "a.jpg", "y/a.jpg") == ["a_2.jpg", "a_3.jpg"]
-    assert planned(tmp_path, "x/a_salience.jpg", "x/a.jpg", salience=True) == [
-        "a_salience.jpg",
-        "a_2.jpg",
-    ]
+    # The salience map of a.jpg would have the name of the other drawing.
+    names = planned(tmp_path, "x/a_salience.jpg", "x/a.jpg", salience=True)
+    assert names == ["a_salience.jpg", "a_2.jpg"]
     # A video of odd size becomes an .avi.
     assert planned(tmp_path, "x/f.mp4", "x/f.avi") == ["f.mp4", "f_2.avi"]
 
 
 def test_with_crops_names_differ_without_their_endings_and_from_earlier_crops(tmp_path):
-    assert planned(tmp_path, "x/a.jpg", "x/a.png", "x/a.mp4", crops=True) == [
-        "a.jpg",
-        "a_2.png",
-        "a_3.mp4",
-    ]
+    # Crops are .jpg files, whatever the endings of their inputs.
+    names = planned(tmp_path, "x/a.jpg", "x/a.png", "x/a.mp4", crops=True)
+    assert names == ["a.jpg", "a_2.png", "a_3.mp4"]
+
     earlier = tmp_path / "crops" / "red" / "a_1.jpg"
     assert planned(tmp_path, earlier, "x/a.jpg", crops=True) == ["a_1_2.jpg", "a_2.jpg"]
 
@@ -107,15 +102,15 @@ def test_a_crop_has_the_pixels_that_a_box_touches_within_the_image():
 def test_crops_are_filed_by_class_and_numbered_by_image(tmp_path):
     folder = OutputFolder(tmp_path, CLASSES, salience=False, crops=True)
     image = paint(60, 80, (10, 10, 30, 20, 0), (40, 10, 60, 50, 2))
-    found = detections(
+    objects = detections(
         (10, 10, 30, 20, 0, 0.9),
         (40, 10, 60, 50, 2, 0.8),
         (90, 0, 99, 9, 0, 0.7),
         (0, 0, 80, 60, 0, 0.6),
     )
 
-    folder.write_crops(image, found, folder.plan([Path("in/a.png")])[Path("in/a.png")])
-    folder.write_crops(image, found[:1], OutputPaths(tmp_path / "f.mp4", tmp_path / "s.mp4"), 17)
+    folder.write_crops(image, objects, folder.plan([Path("in/a.png")])[Path("in/a.png")])
+    folder.write_crops(image, objects[:1], OutputPaths(tmp_path / "f.mp4", tmp_path / "s.mp4"), 17)
 
     crops = tmp_path / "crops"
     sizes = {}
@@ -128,6 +123,7 @@ def test_crops_are_filed_by_class_and_numbered_by_image(tmp_path):
         "red/f_000017-1.jpg": (20, 10),
     }
 
+    # JPEG changes the red a little.
     center = np.asarray(Image.open(crops / "red" / "a_1.jpg"))[5, 10]
     assert center.tolist() == pytest.approx([254, 0, 0], abs=3)
     assert image[15, 15].tolist() == [255, 0, 0]  # writing did not change the image
@@ -146,6 +142,7 @@ def test_a_drawing_stands_still_where_frames_are_missing(tmp_path):
     with AnnotatedVideo(targets, fps=10) as video:
         for place, value in ((0, 0), (3, 120), (4, 240)):
             video.add(place, [np.full((48, 64, 3), value, np.uint8)])
+
     values = [int(frame.mean()) for frame in VideoReader(targets.drawing)]
     assert values == pytest.approx([0, 0, 0, 120, 240], abs=4) and not targets.salience.exists()
 

@@ -32,6 +32,7 @@ def detections(*rows, track_ids=None):
     )
     if track_ids is not None:
         instances.track_ids = torch.tensor(track_ids, dtype=torch.int64)
+
     return Detections(instances, CLASSES, lambda: None)
 
 
@@ -64,6 +65,7 @@ def test_json_and_csv_hold_the_same(tmp_path):
     content = json.loads((tmp_path / "f.json").read_text())
     image = {"id": 2, "file_name": "f.mp4", "height": 60, "width": 80, "frame": 0}
     assert content["images"][1] == image
+
     ids = {"id": 2, "image_id": 2, "category_id": 11, "track_id": 4}
     box = {"bbox": [1, 2, 2, 2], "area": 4, "score": 0.75, "iscrowd": 0}
     assert content["annotations"][1] == ids | box
@@ -87,6 +89,7 @@ def test_names_that_are_not_utf8_are_kept(tmp_path):
     name = b"\xff.jpg".decode(errors="surrogateescape")
     with ResultFiles(CLASSES, tmp_path / "f.json", tmp_path / "f.csv") as files:
         files.add(ON_IMAGE[0], name)
+
     assert b"\xff.jpg" in (tmp_path / "f.csv").read_bytes()
     assert json.loads((tmp_path / "f.json").read_text())["images"][0]["file_name"] == name
 
@@ -116,6 +119,7 @@ def test_parts_of_several_processes_become_the_files_of_one(tmp_path):
     json_parts = [tmp_path / "0.json", tmp_path / "1.json"]
     merge_json(json_parts, tmp_path / "merged.json", CLASSES, order)
     merge_csv([tmp_path / "0.csv", tmp_path / "1.csv"], tmp_path / "merged.csv", order)
+
     for suffix in (".json", ".csv"):
         merged = (tmp_path / "merged").with_suffix(suffix)
         assert merged.read_bytes() == (tmp_path / "one").with_suffix(suffix).read_bytes()
@@ -123,13 +127,16 @@ def test_parts_of_several_processes_become_the_files_of_one(tmp_path):
 
 def test_each_process_has_a_part_of_its_own_and_a_later_run_finds_it(tmp_path, monkeypatch):
     assert earlier_parts(tmp_path / "f[1].csv", None) == []
+
     monkeypatch.setattr(result_files.comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(result_files.comm, "get_rank", lambda: 1)
     with pytest.raises(KeyError), ResultFiles(CLASSES, None, tmp_path / "f[1].csv") as files:
         raise KeyError
+
     assert list(tmp_path.iterdir()) == []
 
     with ResultFiles(CLASSES, None, tmp_path / "f[1].csv") as files:
         files.add(*ON_IMAGE)
+
     assert files.csv_part.name.startswith("f[1].csv.part1_")
     assert earlier_parts(tmp_path / "f[1].csv", None) == [files.csv_part]

@@ -29,7 +29,7 @@ def frame(*objects):
 
 def numbers(frames, **options):
     tracker = Tracker(**{"fps": 25, "score_threshold": 0.5} | options)
-    return [tracker.update(found).track_ids.tolist() for found in frames]
+    return [tracker.update(detections).track_ids.tolist() for detections in frames]
 
 
 def test_an_object_keeps_its_number_from_its_second_frame_on():
@@ -41,18 +41,17 @@ def test_a_small_object_may_move_by_more_than_its_size():
 
 
 def test_objects_that_cross_keep_their_numbers():
-    found = numbers(
+    track_ids = numbers(
         frame((10 + 10 * i, 20, 20, 0, 0.9), (200 - 10 * i, 30, 20, 0, 0.9)) for i in range(20)
     )
-    assert found[1:] == [[1, 2]] * 19
+    assert track_ids[1:] == [[1, 2]] * 19
 
 
 def test_classes_are_tracked_apart():
-    # Two classes at one place; from the third frame on in the other order.
-    frames = [frame((10, 20, 30, 0, 0.9), (10, 20, 30, 1, 0.8))] * 2 + [
-        frame((10, 20, 30, 1, 0.9), (10, 20, 30, 0, 0.8))
-    ]
-    assert numbers(frames) == [[-1, -1], [1, 2], [2, 1]]
+    # Objects of two classes at one place, which change their order in the third frame.
+    first = frame((10, 20, 30, 0, 0.9), (10, 20, 30, 1, 0.8))
+    last = frame((10, 20, 30, 1, 0.9), (10, 20, 30, 0, 0.8))
+    assert numbers([first, first, last]) == [[-1, -1], [1, 2], [2, 1]]
 
 
 def test_a_number_outlives_frames_without_the_object():
@@ -60,7 +59,7 @@ def test_a_number_outlives_frames_without_the_object():
     assert numbers([at[0], at[1], frame(), frame(), at[4]]) == [[-1], [1], [], [], [1]]
 
 
-def test_the_unsure_go_on_with_tracks_and_begin_none():
+def test_detections_of_low_scores_continue_tracks_and_begin_none():
     def sure(i):
         return (10 + 5 * i, 20, 30, 0, 0.9)
 
@@ -81,13 +80,14 @@ def test_every_video_counts_from_one():
 
 
 def test_the_detections_stay_as_they_are():
-    found = frame((10, 20, 30, 0, 0.9), (200, 20, 30, 1, 0.7))
+    detections = frame((10, 20, 30, 0, 0.9), (200, 20, 30, 1, 0.7))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tracked = Tracker(fps=25, score_threshold=0.5).update(found)
-    assert torch.equal(tracked.pred_boxes.tensor, found.pred_boxes.tensor)
+        tracked = Tracker(fps=25, score_threshold=0.5).update(detections)
+
+    assert torch.equal(tracked.pred_boxes.tensor, detections.pred_boxes.tensor)
     assert tracked.labels == ["a", "b"]
-    assert not found.has("track_ids")
+    assert not detections.has("track_ids")
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):

@@ -37,7 +37,9 @@ def test_no_more_frames_are_read_than_there_is_room_for():
     ahead = read_ahead(source(), 3)
     next(ahead)
     time.sleep(0.2)
-    assert len(taken) <= 1 + 3 + 1  # handed out, waiting, and in the thread's hand
+
+    assert len(taken) <= 1 + 3 + 1  # handed out, waiting, and in the thread
+
     ahead.close()
     assert not any(thread.name.startswith("read_ahead") for thread in threading.enumerate())
 
@@ -49,14 +51,20 @@ def test_an_error_of_the_thread_is_raised_where_frames_are_taken():
 
     ahead = read_ahead(source(), 3)
     assert numbers([next(ahead), next(ahead)]) == [0, 1]
+
     with pytest.raises(cv2.error, match="broken"):
         next(ahead)
 
 
 class FakeCamera:
-    """cv2.VideoCapture of a camera that gives ``count`` frames, one each ``pause`` seconds, and then breaks."""
+    """cv2.VideoCapture of a camera that breaks after ``count`` frames.
 
-    count, pause, fps = 30, 0.01, 100.0
+    There is a frame every ``pause`` seconds.
+    """
+
+    count = 30
+    pause = 0.01
+    fps = 100.0
     released = 0
 
     def __init__(self, source):
@@ -65,12 +73,12 @@ class FakeCamera:
     def isOpened(self):
         return True
 
-    def get(self, what):
+    def get(self, key):
         return {
             cv2.CAP_PROP_FPS: self.fps,
             cv2.CAP_PROP_FRAME_WIDTH: 8,
             cv2.CAP_PROP_FRAME_HEIGHT: 6,
-        }.get(what, 0)
+        }.get(key, 0)
 
     def read(self):
         time.sleep(self.pause)
@@ -95,6 +103,7 @@ def test_frames_of_a_camera_are_dropped_to_keep_up(camera):
     for place, frame in camera:
         seen.append((place, int(frame[0, 0, 0])))
         time.sleep(0.05)  # five frames of the camera
+
     places, shown = zip(*seen, strict=True)
     assert len(seen) < 12 and camera.dropped + len(seen) == 30
     assert list(places) == sorted(set(places)) and list(shown) == sorted(set(shown))
@@ -103,7 +112,7 @@ def test_frames_of_a_camera_are_dropped_to_keep_up(camera):
     assert FakeCamera.released == 1
 
 
-def test_a_camera_that_is_left_is_let_go_of(camera):
+def test_leaving_the_iterator_releases_the_camera(camera):
     for _ in camera:
         break
     assert FakeCamera.released == 1 and not camera.thread.is_alive()
@@ -118,13 +127,14 @@ def test_a_camera_that_hangs_does_not_hang_the_program(camera, monkeypatch):
     time.sleep(0.05)
     begin = time.monotonic()
     camera.close()
-    assert (
-        time.monotonic() - begin < 0.5 and FakeCamera.released == 0
-    )  # a read is under way: it is not cut off
+
+    # A read is under way, and releasing the camera would cut it off.
+    assert time.monotonic() - begin < 0.5 and FakeCamera.released == 0
 
 
 def test_an_impossible_rate_becomes_one_that_can_be_written(monkeypatch):
     monkeypatch.setattr(video.cv2, "VideoCapture", FakeCamera)
+    # 90000 is the clock's rate, and a nan comes from a header without a rate.
     for said, expected in ((90000.0, 25), (0.0, 25), (float("nan"), 25), (29.97, 29.97)):
         monkeypatch.setattr(FakeCamera, "fps", said)
         assert VideoReader(0).fps == expected
@@ -134,7 +144,10 @@ def test_a_video_that_breaks_off_gives_the_frames_before(tmp_path):
     with VideoWriter(tmp_path / "a.avi", fps=10) as writer:
         for i in range(50):
             writer.write(np.random.default_rng(i).integers(0, 255, (48, 64, 3), np.uint8))
+
+    # Half of the file is missing.
     content = (tmp_path / "a.avi").read_bytes()
     (tmp_path / "a.avi").write_bytes(content[: len(content) // 2])
     count = len(list(read_ahead(VideoReader(tmp_path / "a.avi"), 4)))
+
     assert 10 < count < 40
