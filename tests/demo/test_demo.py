@@ -70,6 +70,8 @@ def test_images_and_videos_of_the_same_name_do_not_overwrite_each_other(call, im
     other = tmp_path / "other"
     other.mkdir()
     (other / "1.jpg").write_bytes((images / "2.jpg").read_bytes())
+
+    # The names of outputs have no folders, so the second one gets a number.
     assert call(images / "1.jpg", other / "1.jpg") == 0
     assert outputs(tmp_path) == ["1.jpg", "1_2.jpg"]
 
@@ -106,8 +108,12 @@ def test_mistakes_are_one_line_and_exit_code_two(
     demo, arguments, images, capsys, inputs, extra, message
 ):
     files = [x.format(image=images / "1.jpg") for x in inputs]
-    options = [x for x in extra if "=" not in x]
-    overrides = [x for x in extra if "=" in x]
+
+    # An override is positional: it follows the inputs.
+    options = list(extra)
+    overrides = []
+    if extra and "=" in extra[-1]:
+        overrides.append(options.pop())
 
     assert demo.main([*arguments, *options, "--input", *files, *overrides]) == 2
 
@@ -139,6 +145,7 @@ def test_a_missing_file_is_listed_and_the_others_are_done(call, images, tmp_path
 
 @pytest.mark.parametrize("extra", [[], ["--tile", "50"]])
 def test_images_of_strange_shapes_do_not_stop_the_others(call, images, tmp_path, capsys, extra):
+    # A line, a pixel, and a file without content.
     Image.new("1", (2000, 1)).save(tmp_path / "thin.png")
     Image.new("L", (1, 1)).save(tmp_path / "pixel.png")
     (tmp_path / "empty.png").write_bytes(b"")
@@ -174,6 +181,7 @@ def test_detections_of_some_images_evaluate_on_these(call, surface_data, tmp_pat
     assert results.image_ids == [3, 5]
     assert {x["image_id"] for x in results.detections} == {3, 5}
 
+    # Images are matched by the names of their files.
     content = json.loads(json_file.read_text())
     content["images"][0]["file_name"] = "elsewhere.jpg"
     json_file.write_text(json.dumps(content))
@@ -184,6 +192,7 @@ def test_detections_of_some_images_evaluate_on_these(call, surface_data, tmp_pat
 
 def test_own_classes_have_their_names_and_ids(demo, arguments, surface_data, tmp_path):
     content = json.loads((surface_data / "annotations" / "val.json").read_text())
+    # Ids that neither begin at 1 nor are indices of the model.
     content["categories"] = [{"id": 11 + i, "name": f"my_{i}"} for i in range(6)]
     content["annotations"] = []
     (tmp_path / "own.json").write_text(json.dumps(content))

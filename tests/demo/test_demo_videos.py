@@ -150,6 +150,7 @@ def test_objects_of_a_video_keep_one_number(call, rectangles, moving, tmp_path):
         numbers = [
             x.get("track_id") for x in results["annotations"] if x["category_id"] == category
         ]
+        # There is no number in the first frame, and one number from then on.
         first, *others = numbers[:9]
         assert first is None and len(set(others)) == 1 and others[0] in (1, 2)
         assert numbers[9:] == numbers[:9]  # the second video begins anew
@@ -184,6 +185,7 @@ def test_a_video_that_breaks_off_is_noted(call, rectangles, tmp_path, capsys):
         for i in range(60):
             writer.write(np.random.default_rng(i).integers(0, 255, (48, 64, 3), np.uint8))
 
+    # Half of the file is missing.
     content = (tmp_path / "a.avi").read_bytes()
     (tmp_path / "a.avi").write_bytes(content[: len(content) // 2])
     assert call(tmp_path / "a.avi") == 0

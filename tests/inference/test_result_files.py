@@ -82,7 +82,7 @@ def test_rows_are_written_as_they_come_and_become_the_file_at_the_end(tmp_path):
         assert (tmp_path / "f.csv").read_text() == "earlier"
 
     assert len(read_lines(tmp_path / "f.csv")) == 4
-    assert [path.name for path in tmp_path.iterdir()] == ["f.csv"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "f.csv"]
 
 
 def test_names_that_are_not_utf8_are_kept(tmp_path):
@@ -93,6 +93,7 @@ def test_names_that_are_not_utf8_are_kept(tmp_path):
     assert b"\xff.jpg" in (tmp_path / "f.csv").read_bytes()
     assert json.loads((tmp_path / "f.json").read_text())["images"][0]["file_name"] == name
 
+    # Merging reads and writes the same bytes.
     parts = [tmp_path / "f.csv"]
     merge_csv(parts, tmp_path / "merged.csv", {name: 0})
     assert (tmp_path / "merged.csv").read_bytes() == (tmp_path / "f.csv").read_bytes()
@@ -109,6 +110,7 @@ def test_parts_of_several_processes_become_the_files_of_one(tmp_path):
     with ResultFiles(CLASSES, tmp_path / "one.json", tmp_path / "one.csv") as files:
         for result in results:
             files.add(*result)
+    # The first process has the images 0.jpg and 2.jpg, the second one the rest.
     for rank in (0, 1):
         with ResultFiles(CLASSES, tmp_path / f"{rank}.json", tmp_path / f"{rank}.csv") as files:
             for result in results:
@@ -130,6 +132,7 @@ def test_each_process_has_a_part_of_its_own_and_a_later_run_finds_it(tmp_path, m
 
     monkeypatch.setattr(result_files.comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(result_files.comm, "get_rank", lambda: 1)
+    # A run that fails leaves nothing.
     with pytest.raises(KeyError), ResultFiles(CLASSES, None, tmp_path / "f[1].csv") as files:
         raise KeyError
 
