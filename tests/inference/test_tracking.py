@@ -27,17 +27,25 @@ def frame(*objects):
     return Detections(instances, ClassTable(("a", "b"), (1, 2)), lambda: None)
 
 
+def moving(num_frames, *, step, side=30, score=0.9):
+    """Return frames of one object that moves to the right by ``step`` pixels a frame."""
+    frames = []
+    for i in range(num_frames):
+        frames.append(frame((10 + step * i, 20, side, 0, score)))
+    return frames
+
+
 def numbers(frames, **options):
     tracker = Tracker(**{"fps": 25, "score_threshold": 0.5} | options)
     return [tracker.update(detections).track_ids.tolist() for detections in frames]
 
 
 def test_an_object_keeps_its_number_from_its_second_frame_on():
-    assert numbers(frame((10 + 5 * i, 20, 30, 0, 0.9)) for i in range(5)) == [[-1], *[[1]] * 4]
+    assert numbers(moving(5, step=5)) == [[-1], *[[1]] * 4]
 
 
 def test_a_small_object_may_move_by_more_than_its_size():
-    assert numbers(frame((10 + 16 * i, 20, 12, 0, 0.9)) for i in range(5)) == [[-1], *[[1]] * 4]
+    assert numbers(moving(5, step=16, side=12)) == [[-1], *[[1]] * 4]
 
 
 def test_objects_that_cross_keep_their_numbers():
@@ -55,23 +63,17 @@ def test_classes_are_tracked_apart():
 
 
 def test_a_number_outlives_frames_without_the_object():
-    at = [frame((10 + 5 * i, 20, 30, 0, 0.9)) for i in range(8)]
+    at = moving(8, step=5)
     assert numbers([at[0], at[1], frame(), frame(), at[4]]) == [[-1], [1], [], [], [1]]
 
 
 def test_detections_of_low_scores_continue_tracks_and_begin_none():
-    def sure(i):
-        return (10 + 5 * i, 20, 30, 0, 0.9)
+    sure = moving(4, step=5)
+    unsure = moving(4, step=5, score=0.2)
 
-    def unsure(i):
-        return (10 + 5 * i, 20, 30, 0, 0.2)
-
-    assert numbers([frame(sure(0)), frame(sure(1)), frame(unsure(2)), frame(sure(3))]) == [
-        [-1],
-        *[[1]] * 3,
-    ]
-    assert numbers(frame(unsure(i)) for i in range(4)) == [[-1]] * 4
-    assert numbers((frame(unsure(i)) for i in range(3)), score_threshold=0.1) == [[-1], [1], [1]]
+    assert numbers([sure[0], sure[1], unsure[2], sure[3]]) == [[-1], [1], [1], [1]]
+    assert numbers(unsure) == [[-1]] * 4
+    assert numbers(unsure[:3], score_threshold=0.1) == [[-1], [1], [1]]
 
 
 def test_every_video_counts_from_one():
