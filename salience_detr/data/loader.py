@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -21,7 +21,11 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from salience_detr.data.coco_format import DatasetError
+from salience_detr.data.mapper import Record
 from salience_detr.utils.signals import stop_with_parent
+
+Records: TypeAlias = list[Record]
+Mapper: TypeAlias = Callable[[Record], Record]
 
 
 class DataWorkerError(RuntimeError):
@@ -111,13 +115,13 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
         return np.concatenate([order[:first], *shuffled, *remainders])
 
 
-class TrackedDataset(Dataset[Any]):
+class TrackedDataset(Dataset):
     """Maps records, and notes which record each worker is reading."""
 
     def __init__(
         self,
-        records: list[dict[str, Any]],
-        mapper: Callable[[dict[str, Any]], Any],
+        records: Records,
+        mapper: Mapper,
         num_workers: int = 0,
     ) -> None:
         self.records = DatasetFromList(records, copy=False)
@@ -128,7 +132,7 @@ class TrackedDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int) -> Record:
         info = get_worker_info()
         worker = 0 if info is None else info.id
         self.current[worker] = index
@@ -142,15 +146,15 @@ class SeededDataset(TrackedDataset):
 
     def __init__(
         self,
-        records: list[dict[str, Any]],
-        mapper: Callable[[dict[str, Any]], Any],
+        records: Records,
+        mapper: Mapper,
         seed: int,
         num_workers: int = 0,
     ) -> None:
         super().__init__(records, mapper, num_workers)
         self.seed = seed
 
-    def __getitem__(self, item: tuple[int, int]) -> Any:
+    def __getitem__(self, item: tuple[int, int]) -> Record:  # type: ignore[override]
         index, position = item
         with seeded(self.seed, position):
             return super().__getitem__(index)
@@ -175,7 +179,7 @@ def seeded(*key: int) -> Iterator[None]:
         torch.set_rng_state(torch_state)
 
 
-def batches(loader: DataLoader[Any], start_iteration: int) -> Iterator[list[dict[str, Any]]]:
+def batches(loader: DataLoader, start_iteration: int) -> Iterator[Records]:
     """Return the batches of :func:`build_train_loader` from an iteration on.
 
     Raises:
@@ -192,13 +196,13 @@ class WatchedLoader:
     would be lost. Here the steps whose batches are complete finish first.
     """
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
+    def __init__(self, loader: DataLoader) -> None:
         self.loader = loader
 
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+    def __iter__(self) -> Iterator[Records]:
         iterator = iter(self.loader)
         in_main_thread = threading.current_thread() is threading.main_thread()
         if getattr(self.loader, "num_workers", 0) and in_main_thread:
@@ -217,7 +221,7 @@ class WatchedLoader:
                 raise DataWorkerError(describe_death(dataset, iterator, str(error))) from error
 
 
-def describe_death(dataset: Any, iterator: Any, error: str) -> str:
+def describe_death(dataset: object, iterator: object, error: str) -> str:
     """Return what happened to a worker, at which image, and the remedy."""
     files = []
     if isinstance(dataset, TrackedDataset):
@@ -239,13 +243,13 @@ def describe_death(dataset: Any, iterator: Any, error: str) -> str:
 
 def build_train_loader(
     *,
-    dataset: list[dict[str, Any]],
-    mapper: Callable[[dict[str, Any]], Any],
+    dataset: Records,
+    mapper: Mapper,
     total_batch_size: int,
     num_workers: int = 2,
     seed: int = 0,
     aspect_ratio_grouping: bool = False,
-) -> DataLoader[Any]:
+) -> DataLoader:
     """Build the loader of this process, for its part of ``total_batch_size`` images per iteration.
 
     The stream is the same for any number of processes and workers. With ``aspect_ratio_grouping`` a
@@ -278,9 +282,7 @@ def build_train_loader(
     )
 
 
-def build_test_loader(
-    *, dataset: list[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], num_workers: int = 0
-) -> DataLoader[Any]:
+def build_test_loader(*, dataset: Records, mapper: Mapper, num_workers: int = 0) -> DataLoader:
     """Build the loader of this process, for its part of the images, one at a time and in order."""
     return DataLoader(
         TrackedDataset(dataset, mapper, num_workers),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from salience_detr.data.images import ImageReadError, read_image
+
+# detectron2's dict of one image, before and after mapping.
+Record: TypeAlias = dict[str, Any]
 
 
 class DetectionMapper:
@@ -38,7 +41,7 @@ class DetectionMapper:
         self.image_format = image_format
         self.min_box_side = min_box_side
 
-    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, record: Record) -> Record:
         """Map one record.
 
         Args:
@@ -66,7 +69,7 @@ class DetectionMapper:
         mapped["instances"] = self.instances(augmented.boxes, classes, augmented.image.shape[:2])
         return mapped
 
-    def prepare_image(self, image: np.ndarray) -> dict[str, Any]:
+    def prepare_image(self, image: np.ndarray) -> Record:
         """Augment an (H, W, 3) image in ``image_format``.
 
         Returns:
@@ -78,7 +81,7 @@ class DetectionMapper:
         return {"image": as_tensor(augmented.image), "height": height, "width": width}
 
     @staticmethod
-    def check_size(image: np.ndarray, record: dict[str, Any]) -> None:
+    def check_size(image: np.ndarray, record: Record) -> None:
         """Raise ImageReadError if the image has another size than its record."""
         height, width = image.shape[:2]
         expected = (record.get("height", height), record.get("width", width))
@@ -90,7 +93,7 @@ class DetectionMapper:
             )
 
     @staticmethod
-    def ground_truth(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    def ground_truth(record: Record) -> tuple[np.ndarray, np.ndarray]:
         """Return (G, 4) float64 boxes, absolute xyxy, and (G,) classes, without crowd regions."""
         boxes = []
         classes = []
