@@ -1,6 +1,7 @@
-"""The published backbones and their siblings: each ``use_`` function replaces a model's backbone and feeds its neck.
+"""The published backbones and their siblings.
 
-The stem and the first stage are frozen; the rates of stochastic depth are the published ones.
+Each ``use_`` function replaces the backbone of a model and gives its channels to the neck. The stem
+and the first stage are frozen; the rates of stochastic depth are the published ones.
 """
 
 from detectron2.config import LazyCall as L
@@ -89,6 +90,6 @@ def use_convnext(model, size):
 
 
 def use_focalnet(model, variant):
-    """FocalNet with a large receptive field: "tiny_lrf", "small_lrf", "base_lrf" or "large_fl4" (4 focal levels)."""
+    """FocalNet of large receptive field: "tiny_lrf", "small_lrf", "base_lrf" or "large_fl4"."""
     modulator = {"normalize_modulator": True} if variant == "large_fl4" else {}
     use_timm(model, f"focalnet_{variant}", output_norms=True, **modulator)

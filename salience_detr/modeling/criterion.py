@@ -92,7 +92,7 @@ class SetCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """Compute the losses of the denoising queries.
 
-        Positive queries are matched with their boxes; all other queries, padding too, are background.
+        Positive queries are matched with their boxes; all others, padding too, are background.
 
         Returns:
             Weighted losses as in :meth:`forward`, with suffix ``_dn`` or ``_dn_i``.

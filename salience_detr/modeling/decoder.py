@@ -1,6 +1,7 @@
-"""The decoder: queries refine their boxes layer by layer, looking forward twice (DINO, section 3.4).
+"""The decoder: queries refine boxes layer by layer, looking forward twice (DINO, section 3.4).
 
-Symbols: B images, L levels, S tokens, D channels, K classes, I layers, N queries (denoising ones first).
+Symbols: B images, L levels, S tokens, D channels, K classes, I layers, N queries, of which the
+denoising queries come first.
 Boxes are (cx, cy, w, h), normalized by the unpadded image size.
 """
 
@@ -21,7 +22,7 @@ from salience_detr.modeling.token_pyramid import TokenPyramid
 
 
 class SalienceDecoderLayer(nn.Module):
-    """Self-attention, deformable cross-attention and feed-forward, each with residual and LayerNorm."""
+    """Self-attention, deformable cross-attention and feed-forward, each with its LayerNorm."""
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class SalienceDecoderLayer(nn.Module):
 
 
 class SalienceDecoder(nn.Module):
-    """All decoder layers with their heads; evaluation computes the last layer's predictions only."""
+    """Decoder layers and their heads; evaluation computes predictions of the last layer only."""
 
     def __init__(
         self, *, layers: Sequence[SalienceDecoderLayer], embed_dim: int = 256, num_classes: int

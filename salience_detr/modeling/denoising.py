@@ -1,7 +1,7 @@
 """Contrastive denoising: noised ground truth that the decoder learns to repair (DINO, section 3.3).
 
-Symbols: B images, N matching queries, D channels, K classes, G boxes of an image, g = most boxes in an
-image of the batch, R groups, T = 2 * g * R denoising queries.
+Symbols: B images, N matching queries, D channels, K classes, G boxes of an image, g = most boxes in
+an image of the batch, R groups, T = 2 * g * R denoising queries.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def mean_over_processes(counts: Tensor) -> Tensor:
-    """Return the mean of floating counts over all processes, each at least 1 in all of them together.
+    """Return the mean of floating counts over all processes; each sum counts as at least 1.
 
     DDP averages the gradients of the processes. Losses divided by this mean are, averaged, those of
     one process with the whole batch.

@@ -20,7 +20,7 @@ from salience_detr.modeling.token_pyramid import TokenPyramid, gather_tokens, sc
 
 
 class SalienceEncoderLayer(nn.Module):
-    """Attention among the top-k tokens, deformable attention to all tokens, and a feed-forward block.
+    """Attention among the top-k tokens, deformable attention to all, and a feed-forward block.
 
     Args:
         num_topk: tokens that take part in the first attention.
@@ -105,7 +105,10 @@ class SalienceEncoderLayer(nn.Module):
         return min(self.num_topk, length)
 
     def key_padding_mask(self, valid_mask: Tensor) -> Tensor | None:
-        """Return (B, n) True = padding, or None for one image, which has none; see exported graphs."""
+        """Return (B, n) True = padding, or None for one image, which has none.
+
+        Exported graphs pad a single image too and replace this method.
+        """
         if valid_mask.shape[0] == 1:
             return None
         return ~valid_mask
@@ -212,7 +215,7 @@ class SalienceEncoder(nn.Module):
     def add_background(
         self, memory: Tensor, tokens: TokenPyramid, index: Tensor, valid_mask: Tensor
     ) -> Tensor:
-        """Add the background embedding to the unpadded tokens that the last layer did not refine."""
+        """Add the background embedding to unpadded tokens that the last layer did not refine."""
         unpadded = ~tokens.padding_mask
         not_refined = ~valid_mask & unpadded.gather(1, index)
         background = unpadded.scatter(1, index, not_refined)

@@ -1,4 +1,4 @@
-"""Cross-level fusion of the encoder memory: a path aggregation network of RepVGG blocks (RepVGGPluX).
+"""Cross-level fusion of the encoder memory: a path aggregation network of RepVGGPluX blocks.
 
 Symbols: B images, L levels of size (H_l, W_l), D channels.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class ConvBN(nn.Module):
-    """Convolution without bias, BatchNorm and, if ``activation``, SiLU; it keeps the size at stride 1."""
+    """Convolution without bias, BatchNorm and, if ``activation``, SiLU; stride 1 keeps the size."""
 
     def __init__(
         self,
@@ -86,8 +86,8 @@ class ContextGate(nn.Module):
 class RepVGGBlock(nn.Module):
     """Parallel grouped 3x3 and 1x1 convolutions, gated, with a shortcut.
 
-    In evaluation both convolutions are folded into one on the fly; nothing is stored, so checkpoints
-    stay the same.
+    In evaluation both convolutions are folded into one on the fly; nothing is stored, so
+    checkpoints stay the same.
     """
 
     def __init__(self, *, channels: int, groups: int = 4) -> None:

@@ -1,7 +1,7 @@
-"""Query selection: tokens that become decoder queries, without redundant neighbors (paper, section 3.4).
+"""Query selection: tokens that become queries, without redundant neighbors (paper, section 3.4).
 
-Symbols: B images, S tokens, D channels, K classes, N queries at most, n = most queries in an image of
-the batch.
+Symbols: B images, S tokens, D channels, K classes, N queries at most, n = most queries in an image
+of the batch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Proposals:
 
 
 class QuerySelection(nn.Module):
-    """Ranks tokens by their best class, suppresses neighbors, and proposes a box for each that is kept.
+    """Ranks tokens by their best class, suppresses neighbors, and gives each kept token a box.
 
     Args:
         num_queries: N.
@@ -88,7 +88,7 @@ class QuerySelection(nn.Module):
     def propose_boxes(
         self, output_memory: Tensor, token_index: Tensor, tokens: TokenPyramid
     ) -> Tensor:
-        """Return (B, n, 4) boxes of the tokens (B, n, D); those of invalid tokens are (1, 1, 1, 1)."""
+        """Return (B, n, 4) boxes of the tokens (B, n, D), (1, 1, 1, 1) for the invalid ones."""
         reference = inverse_sigmoid(gather_tokens(tokens.output_proposals, token_index))
         valid = gather_tokens(tokens.output_proposals_valid, token_index)
         reference = reference.masked_fill(~valid[..., None], torch.inf)

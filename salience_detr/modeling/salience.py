@@ -181,7 +181,7 @@ class SalienceFilter(nn.Module):
         return int(level_counts.sum(1).max())
 
     def max_refined(self, length: int, layer: int) -> int:
-        """Return the length n_i that holds the tokens of an encoder layer; exported graphs differ."""
+        """Return the length n_i that holds the tokens of a layer; exported graphs replace this."""
         return max(1, int(length * self.layer_ratios[layer]))
 
     def num_refined(self, counts: Tensor, layer: int) -> Tensor:
@@ -192,7 +192,7 @@ class SalienceFilter(nn.Module):
 
     @staticmethod
     def select_tokens(scores: Tensor, level_counts: Tensor, tokens: TokenPyramid) -> Tensor:
-        """Return (B, S) True for the ``level_counts`` highest scores of each level, never padding."""
+        """Return (B, S) True for the ``level_counts`` best scores of each level, never padding."""
         unpadded_scores = scores.masked_fill(tokens.padding_mask, -torch.inf)
         chosen = []
         for level, level_scores in enumerate(tokens.split_levels(unpadded_scores)):

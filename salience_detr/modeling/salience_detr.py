@@ -61,8 +61,8 @@ class Encoding:
 class SalienceDETR(nn.Module):
     """A two-stage DETR that encodes only the salient tokens.
 
-    The arguments are the stages in the order of the data; ``num_classes`` and ``num_queries`` repeat
-    the numbers that the stages were built with.
+    The arguments are the stages in the order of the data; ``num_classes`` and ``num_queries``
+    repeat the numbers that the stages were built with.
 
     Args:
         pixel_mean, pixel_std: of the channels in the order of ``input_format``, for 0..255.

@@ -91,10 +91,10 @@ def salience_targets(
 ) -> list[Tensor]:
     """Compute how central each token lies in a box.
 
-    A token lies at ((column, row) + 0.5) * stride, stride = ``padded_size`` / map size. It has a target
-    if it lies strictly inside a box whose largest side distance is in the range of its level. The target
-    is then the largest 1 - sqrt(dx^2 + dy^2) / 2 over all boxes that contain it, where
-    dx = (left - right) / (left + right) of the distances to the sides, and dy likewise.
+    A token lies at ((column, row) + 0.5) * stride, stride = ``padded_size`` / map size. It has a
+    target if it lies strictly inside a box whose largest side distance is in the range of its
+    level. The target is then the largest 1 - sqrt(dx^2 + dy^2) / 2 over all boxes that contain it,
+    where dx = (left - right) / (left + right) of the distances to the sides, and dy likewise.
 
     Args:
         spatial_shapes_list: (H_l, W_l) of each level.

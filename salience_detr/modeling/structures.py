@@ -1,4 +1,4 @@
-"""Ground truth, predictions and loss normalizers, in the one format that the stages of training share.
+"""Ground truth, predictions and loss normalizers, in the format that the stages share.
 
 Symbols: I decoder layers, B images, N queries, K classes, G boxes of an image.
 """
@@ -30,7 +30,7 @@ class DetectionTargets:
 
     @property
     def boxes_xyxy(self) -> Tensor:
-        """(G, 4) boxes (x0, y0, x1, y1) in pixels; padding is at the right and bottom, so it moves none."""
+        """(G, 4) boxes (x0, y0, x1, y1) in pixels of the image; padding does not move them."""
         height, width = self.image_size
         center = self.boxes[:, :2]
         half_size = self.boxes[:, 2:] / 2

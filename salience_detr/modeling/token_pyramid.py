@@ -85,7 +85,7 @@ class TokenPyramid:
 
     @cached_property
     def output_proposals(self) -> Tensor:
-        """(B, S, 4) box (cx, cy, w, h) of each token, normalized: its center, side 0.05 * 2^level."""
+        """(B, S, 4) normalized cxcywh box of each token: its center, sides of 0.05 * 2^level."""
         side = PROPOSAL_SIDE * 2.0 ** self.token_level.to(self.centers.dtype)
         sides = side[:, None].expand(-1, 2).expand_as(self.centers)
         return torch.cat([self.centers, sides], dim=-1)
@@ -150,7 +150,7 @@ class TokenPyramidBuilder(nn.Module):
 
 
 class TokenProjection(nn.Module):
-    """Linear layer and LayerNorm over tokens that are zeroed where their output proposal is invalid."""
+    """Linear layer and LayerNorm over tokens, zeroed where their output proposal is invalid."""
 
     def __init__(self, *, embed_dim: int = 256) -> None:
         super().__init__()

@@ -18,7 +18,10 @@ STARTS = torch.tensor([0, 6])
 
 
 def sample(x: float, y: float, level: int = 0) -> float:
-    """One query, head, channel and point; tokens hold 0..7, so level 0 is [[0, 1, 2], [3, 4, 5]], level 1 [[6, 7]]."""
+    """Sample a level at one point, for one query, head and channel.
+
+    The tokens hold 0 to 7: level 0 is [[0, 1, 2], [3, 4, 5]], level 1 is [[6, 7]].
+    """
     value = torch.arange(8.0).view(1, 8, 1, 1)
     locations = torch.full((1, 1, 1, 2, 1, 2), -9.0)
     locations[0, 0, 0, level, 0] = torch.tensor([x, y])

@@ -18,7 +18,8 @@ def target(labels, boxes):
 
 
 def test_the_cost_is_the_weighted_sum_of_class_l1_and_giou():
-    # Same box: L1 0, GIoU 1. p = 0.5: positive 0.25 * 0.25 * ln 2, negative 0.75 * 0.25 * ln 2 (up to the eps).
+    # Same box: L1 0, GIoU 1. For p = 0.5 the positive term is 0.25 * 0.25 * ln 2 and the negative
+    # one 0.75 * 0.25 * ln 2, up to the eps.
     cost = HungarianMatcher().cost(
         torch.zeros(1, 2, dtype=torch.float64),
         torch.tensor([[0.5, 0.5, 0.2, 0.2]], dtype=torch.float64),
@@ -29,7 +30,8 @@ def test_the_cost_is_the_weighted_sum_of_class_l1_and_giou():
 
 
 def test_boxes_at_a_distance_cost_l1_and_giou():
-    # Boxes of side 0.2 at x = 0.3 and 0.7: L1 0.4; hull 0.6 x 0.2 = 0.12, union 0.08: GIoU = -(0.04 / 0.12).
+    # Boxes of side 0.2 at x = 0.3 and 0.7 have L1 0.4. Their hull is 0.6 x 0.2 = 0.12 and their
+    # union 0.08, so GIoU = -(0.04 / 0.12).
     matcher = HungarianMatcher(class_weight=0.0)
     boxes = torch.tensor([[0.3, 0.5, 0.2, 0.2]], dtype=torch.float64)
     cost = matcher.cost(

@@ -1,4 +1,4 @@
-"""The published implementation's numbers, in float64: stage by stage, and every loss and gradient in training."""
+"""The published implementation's numbers, in float64: each stage, and all losses and gradients."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def test_evaluation_equals_the_published_model_stage_by_stage(shared, name):
         pytest.skip(f"needs {MEMORY[name]} GiB of free memory")
     case = load_case(shared("parity"), f"{name}_eval")
     model = build_model(case, f"salience_detr_{name}_12ep").eval()
-    model.decoder.train()  # has no dropout or statistics; in training mode it returns all its layers
+    # In training mode the decoder returns all its layers; it has no dropout or statistics.
+    model.decoder.train()
     stages = (
         "backbone",
         "salience_filter",

@@ -51,8 +51,9 @@ def test_a_level_answers_for_its_range_of_distances_only():
 def test_where_boxes_overlap_the_largest_value_counts_even_of_a_box_of_another_range():
     small, large = [10, 2, 30, 22], [0, 0, 40, 24]  # around the same middle (20, 12)
     both = salience_targets(SHAPES, [drawn(small, large)], PADDED, RANGES)[0][0]
-    # Token (12, 12): 0.6 in the small box; in the large one dx = (12 - 28) / 40 = -0.4, so 0.8. The large box's
-    # largest distance, 28, is beyond this level's range, but the small one makes the token positive.
+    # Token (12, 12): 0.6 in the small box; in the large one dx = (12 - 28) / 40 = -0.4, so 0.8. The
+    # large box's largest distance, 28, is beyond this level's range, but the small one makes the
+    # token positive.
     assert both[1, 1] == pytest.approx(0.8)
 
 

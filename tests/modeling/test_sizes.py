@@ -75,7 +75,7 @@ def test_maps_beyond_the_background_table_stretch_it(micro_config, make_input):
 
 
 def test_images_of_one_size_do_not_influence_each_other(micro_config, make_input):
-    # 64 pixels give fewer tokens than queries are wanted, and a different number of survivors in each image.
+    # 64 pixels give fewer tokens than queries, and NMS keeps a different number in each image.
     model = build(micro_config, "model.num_queries=200").eval().double()
     inputs = [make_input(64, 64, [], []) for _ in range(3)]
     with torch.no_grad():
@@ -88,7 +88,8 @@ def test_images_of_one_size_do_not_influence_each_other(micro_config, make_input
 
 
 def test_losses_of_a_batch_are_those_of_its_images(micro_config, make_input):
-    # Without shared statistics (BatchNorm frozen, as many boxes in each) a batch's loss is the mean of its images'.
+    # Without shared statistics (BatchNorm frozen, as many boxes in each image), the loss of a batch
+    # is the mean over its images.
     model = (
         build(micro_config, "model.num_queries=200", "model.denoising.label_noise_prob=0")
         .double()

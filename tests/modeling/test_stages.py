@@ -227,7 +227,8 @@ def make_query_selection(num_queries=6):
 def test_direct_neighbors_of_a_better_token_are_suppressed_diagonal_ones_are_not():
     tokens, _ = make_tokens([(32, 48)])
     scores = torch.full((1, 30), -9.0)
-    # On level 0 (6 columns): 7 is best; 8 (right) and 13 (below) touch it, 14 is diagonal; 25 is on level 1.
+    # On level 0 (6 columns) 7 is best; 8 (right) and 13 (below) touch it, 14 is diagonal. 25 is on
+    # level 1.
     for token, score in {7: 5.0, 8: 4.0, 13: 3.0, 14: 2.0, 25: 1.0}.items():
         scores[0, token] = score
     survivors = make_query_selection(num_queries=3).nms_keep_indices(scores, tokens)[0]

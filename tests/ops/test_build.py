@@ -210,7 +210,8 @@ def test_ninja_need_not_be_on_the_path(tmp_path):
     (tmp_path / "bin").mkdir()
     compiler = tmp_path / "bin" / "c++"
     compiler.write_text(
-        "#!/bin/sh\ncase $* in *-c*) echo 'error: reached' >&2; exit 1;; *) echo 'c++ (GCC) 12.2.0';; esac\n"
+        "#!/bin/sh\n"
+        "case $* in *-c*) echo 'error: reached' >&2; exit 1;; *) echo 'c++ (GCC) 12.2.0';; esac\n"
     )
     compiler.chmod(0o755)
     found = run_build(tmp_path, PATH=str(tmp_path / "bin"), CXX="")
@@ -223,9 +224,12 @@ warnings.simplefilter("always")
 import salience_detr.layers.ms_deform_attn as attention
 assert not hasattr(torch.ops.salience_detr, "ms_deform_attn"), "importing must not load anything"
 value = torch.arange(4.0).view(1, 4, 1, 1)
+shapes = torch.tensor([[2, 2]])
+start = torch.tensor([0])
 where = torch.full((1, 1, 1, 1, 1, 2), 0.5)
+weights = torch.ones(1, 1, 1, 1, 1)
 for _ in range(2):
-    print(attention.ms_deform_attn(value, torch.tensor([[2, 2]]), torch.tensor([0]), where, torch.ones(1, 1, 1, 1, 1)))
+    print(attention.ms_deform_attn(value, shapes, start, where, weights))
 """
 
 
@@ -262,7 +266,8 @@ def test_without_a_compiler_the_pytorch_reference_runs_after_one_warning(nothing
 def test_a_compiler_that_fails_is_quoted(nothing_built, tmp_path):
     compiler = tmp_path / "c++"
     compiler.write_text(
-        '#!/bin/sh\ncase " $* " in *" -c "*) echo "error: no room" >&2; exit 1;; *) exec g++ "$@";; esac\n'
+        "#!/bin/sh\n"
+        'case " $* " in *" -c "*) echo "error: no room" >&2; exit 1;; *) exec g++ "$@";; esac\n'
     )
     compiler.chmod(0o755)
     found = use_operator(**nothing_built, CXX=str(compiler))
@@ -295,8 +300,10 @@ def test_the_cuda_part_compiles_without_a_gpu_and_spills_no_registers(tmp_path, 
         "CUDA" in found.stderr
         and (architectures or "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX") in found.stderr
     )
-    load = f"import torch; torch.ops.load_library({str(library)!r}); " + (
-        "print(torch._C._dispatch_has_kernel_for_dispatch_key('salience_detr::ms_deform_attn', 'CUDA'))"
+    load = (
+        f"import torch; torch.ops.load_library({str(library)!r}); "
+        "has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key; "
+        "print(has_kernel('salience_detr::ms_deform_attn', 'CUDA'))"
     )
     assert subprocess.check_output([sys.executable, "-c", load], text=True).strip() == "True"
     spilled = re.findall(

@@ -27,13 +27,13 @@ class TimmBackbone(Backbone):
         output_norms: a LayerNorm for each map.
         drop_path_rate: stochastic depth of the last block; earlier blocks have less.
         use_checkpoint: activation checkpointing.
-        size_divisibility: images are padded at the right and at the bottom to multiples of this, and
-            the maps are cropped again.
+        size_divisibility: images are padded at the right and bottom to multiples of this, and the
+            maps are cropped again.
         options: further arguments of ``timm.create_model``.
 
     Raises:
-        ValueError: timm has no such model, the model has no map of such a stride, takes images of one
-            size only, or lacks an option.
+        ValueError: timm has no such model, or the model has no map of such a stride, takes images
+            of one size only, or lacks an option.
     """
 
     def __init__(
@@ -207,8 +207,8 @@ def check_maps(name: str, model: Any, strides: Sequence[int], divisor: int) -> N
         size = tuple(channels_first(model, x).shape[-2:])
         if stride in strides and size != (height // stride, width // stride):
             raise ValueError(
-                f"{name} has maps of {size} for images of {(height, width)}, not of stride {stride}; "
-                "choose another model"
+                f"{name} has maps of {size} for images of {(height, width)}, "
+                f"not of stride {stride}; choose another model"
             )
 
 
@@ -233,7 +233,7 @@ def index_of_stride(name: str, features: Sequence[Mapping[str, Any]], stride: in
 
 
 def prefixes(module: str) -> tuple[str, ...]:
-    """Return the ways that names inside a module start; timm wraps its feature models in several."""
+    """Return the prefixes of the names inside a module, which timm wraps in one of several ways."""
     flattened = module.replace(".", "_", 1)
     return (f"{module}.", f"{flattened}.", f"model.{module}.", f"body.{module}.")
 
