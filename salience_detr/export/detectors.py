@@ -171,8 +171,8 @@ def check_names(session: Any, path: str) -> None:
 class PackagedDetector(ExportedDetector):
     """A detector from a .pt2 file of tools/export.py.
 
-    The file is a program of torch.export, or a package that AOTInductor has compiled for one kind of
-    device and processor.
+    The file is a program of torch.export, or a package that AOTInductor has compiled for one kind
+    of device and processor.
 
     Args:
         path: the file. It is code: load only what you trust.

@@ -1,13 +1,13 @@
 """The model as one graph from tensors to tensors, for any number of images of any size.
 
-Exporters record what a model computes for one input. A few parts of the model have shapes that depend
-on the values in its tensors: they cut their results to what the images of a batch need. Here are
-variants of these parts whose shapes depend on the shapes of the inputs alone: they pad to what the size
-of the batch allows, and mask the padding. They replace the originals in a copy of the model, so the
-model itself knows nothing of exports.
+Exporters record what a model computes for one input. A few parts of the model have shapes that
+depend on the values in its tensors: they cut their results to what the images of a batch need. Here
+are variants of these parts whose shapes depend on the shapes of the inputs alone: they pad to what
+the size of the batch allows, and mask the padding. They replace the originals in a copy of the
+model, so the model itself knows nothing of exports.
 
-Symbols: B images, L levels, S tokens, D channels, K classes, N queries, M heads of C channels, P points
-per head and level.
+Symbols: B images, L levels, S tokens, D channels, K classes, N queries, M heads of C channels,
+P points per head and level.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ class DetectionGraph(nn.Module):
             image_sizes: (B, 2) int64 (height, width) of each image in pixels, at most (H, W).
 
         Returns:
-            ``boxes``: (B, n, 4) float32, absolute xyxy in pixels of ``images``, by falling score, not
-            clipped;
+            ``boxes``: (B, n, 4) float32, absolute xyxy in pixels of ``images``, by falling score,
+            not clipped;
             ``scores``: (B, n) float32, 0 where there are fewer than n detections;
             ``labels``: (B, n) int64;
-            ``salience``: (B, ceil(H / 32) * 32 / s, ceil(W / 32) * 32 / s) float32 in [0, 1], where s
-            is the stride of the finest level.
+            ``salience``: (B, ceil(H / 32) * 32 / s, ceil(W / 32) * 32 / s) float32 in [0, 1], where
+            s is the stride of the finest level.
         """
         padded, padding = self.preprocess(images, image_sizes)
         encoding = self.model.encode(padded, padding)
@@ -243,7 +243,7 @@ class GraphQuerySelection(QuerySelection):
         candidates = candidates.masked_fill(~valid, 0)
         kept = self.suppress(values, candidates, tokens) & valid
 
-        # Each kept candidate is written at its rank; the others at one more place, which is cut off.
+        # Kept candidates are written at their rank, the others at one more place, which is cut off.
         rank = kept.cumsum(1) - 1
         place = torch.where(kept & (rank < self.num_queries), rank, self.num_queries)
         places = torch.zeros_like(candidates[:, : self.num_queries + 1])

@@ -30,7 +30,7 @@ R50 = os.path.join(os.path.dirname(__file__), "../../configs/salience_detr_r50_4
 
 
 def reference_checkpoint(manifest):
-    """A state dict with the names and shapes of a published model; class rows hold their numbers."""
+    """Return a state dict of a published model's names and shapes; class rows hold their index."""
     shapes = json.loads(manifest.read_text())["parameters"]
     state = {name: torch.full(shape, 0.01) for name, shape in shapes.items()}
     for name in state:

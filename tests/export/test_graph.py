@@ -28,7 +28,7 @@ def test_the_graph_equals_the_model_on_padded_images(predictor):
 
 
 def test_queries_that_a_small_image_lacks_are_masked(predictor):
-    # 32 x 32 padded pixels have 16 + 4 + 1 tokens, of which fewer than the 20 queries survive their neighbors.
+    # 32 x 32 padded pixels have 16 + 4 + 1 tokens, of which NMS keeps fewer than 20, the queries.
     image = torch.randint(0, 256, (1, 3, 30, 25)).float()
     with torch.no_grad():
         boxes, scores, labels, _ = DetectionGraph(predictor.model)(image, torch.tensor([[30, 25]]))
