@@ -210,7 +210,7 @@ def report(summary: Summary, missing: Sequence[str], args: argparse.Namespace) -
         print(warning, file=sys.stderr)
     failures = [*missing, *summary.failures.values()]
     if failures:
-        print(f"{len(failures)} inputs were passed over:", *failures, sep="\n  ", file=sys.stderr)
+        print(f"{len(failures)} inputs were skipped:", *failures, sep="\n  ", file=sys.stderr)
 
     if summary.ending == Ending.INTERRUPTED:
         print("interrupted: the results until then are written", file=sys.stderr)

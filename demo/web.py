@@ -27,7 +27,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 import torch
 
@@ -38,7 +37,12 @@ from salience_detr.detections import Detections
 from salience_detr.inference.loading import load_detector
 from salience_detr.inference.result_files import CocoResults
 from salience_detr.predictor import Detector
-from salience_detr.utils.drawing import class_colors, draw_detections, draw_salience
+from salience_detr.utils.drawing import (
+    class_colors,
+    draw_detections,
+    draw_salience,
+    resize_between,
+)
 from salience_detr.utils.errors import one_line
 from salience_detr.utils.signals import StopSignals
 
@@ -98,8 +102,8 @@ class Page:
             image = to_rgb(path)
             output = next(self.detector.stream([image]))
             seconds = time.perf_counter() - start
-            shown = resize_to_show(image)
-            salience = draw_salience(shown, resize_to_show(output.salience))
+            shown = resize_between(image, *SHOWN_SIDES)
+            salience = draw_salience(shown, resize_between(output.salience, *SHOWN_SIDES))
         except Exception as error:  # the page must survive any file
             message = one_line(error).replace(path, name)
             print(f"error: {message}", file=sys.stderr, flush=True)
@@ -164,19 +168,6 @@ class Page:
             f'<a download="{name}.json" href="data:application/json;base64,{content}">'
             "Save as JSON (COCO format)</a>"
         )
-
-
-def resize_to_show(image: np.ndarray) -> np.ndarray:
-    """Resize an (H, W, ...) image or map so that its longer side is in :data:`SHOWN_SIDES`."""
-    height, width = image.shape[:2]
-    longest = max(height, width)
-
-    scale = min(max(longest, SHOWN_SIDES[0]), SHOWN_SIDES[1]) / longest
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-
-    # INTER_AREA averages all pixels when shrinking, but cannot enlarge smoothly.
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return cv2.resize(image, size, interpolation=interpolation)
 
 
 def clip_threshold(payload: float | None) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -50,67 +50,21 @@ class PredictorOutput:
     salience: np.ndarray
 
 
-class Detector(Protocol):
-    """Interface of everything that detects objects on images.
+class Detector(ABC):
+    """Interface of everything that detects objects on images; subclasses define :meth:`stream`.
 
     Attributes:
         classes: classes of the model.
-        class_names: name of each class; its number where no name is known.
         batch_size: maximum number of images that are computed together.
     """
 
     classes: ClassTable
-    class_names: list[str]
     batch_size: int
 
-    def __call__(self, image: ImageLike, *, channel_order: str = "RGB") -> Detections: ...
-
-    def batch(
-        self, images: Sequence[ImageLike], *, channel_order: str = "RGB"
-    ) -> list[Detections]: ...
-
-    def stream(
-        self, images: Sequence[ImageLike], *, channel_order: str = "RGB"
-    ) -> Iterator[PredictorOutput]: ...
-
-
-class ModelDetector(ABC):
-    """Detector that runs a model; subclasses say how. Several threads may call it at a time.
-
-    Images are computed together only if they are padded to the same size: with more padding beside
-    it, the detections on an image would change.
-
-    Args:
-        classes: classes of the model.
-        mapper: mapper that turns images into model inputs.
-        size_divisibility: the sides of a batch are rounded up to multiples of this.
-        score_threshold: detections with lower scores are left out.
-        batch_size: maximum number of images that are computed together.
-
-    Raises:
-        ValueError: the threshold or the batch size is out of range.
-    """
-
-    def __init__(
-        self,
-        classes: ClassTable,
-        mapper: DetectionMapper,
-        *,
-        size_divisibility: int = 32,
-        score_threshold: float = 0.0,
-        batch_size: int = 8,
-    ) -> None:
-        if not 0 <= score_threshold <= 1:
-            raise ValueError(f"score_threshold is {score_threshold}; scores lie between 0 and 1")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-
-        self.classes = classes
-        self.class_names = list(classes.names)
-        self.mapper = mapper
-        self.size_divisibility = size_divisibility
-        self.score_threshold = score_threshold
-        self.batch_size = batch_size
+    @property
+    def class_names(self) -> list[str]:
+        """Return the name of each class; its number where no name is known."""
+        return list(self.classes.names)
 
     @overload
     def __call__(self, image: ImageLike, *, channel_order: str = "RGB") -> Detections: ...
@@ -144,10 +98,53 @@ class ModelDetector(ABC):
         """Return the detections on each image."""
         return [output.detections for output in self.stream(images, channel_order=channel_order)]
 
+    @abstractmethod
     def stream(
         self, images: Sequence[ImageLike], *, channel_order: str = "RGB"
     ) -> Iterator[PredictorOutput]:
         """Yield detections and salience of each image, with one batch in memory at a time."""
+
+
+class ModelDetector(Detector):
+    """Detector that runs a model; subclasses say how. Several threads may call it at a time.
+
+    Images are computed together only if they are padded to the same size: with more padding beside
+    it, the detections on an image would change.
+
+    Args:
+        classes: classes of the model.
+        mapper: mapper that turns images into model inputs.
+        size_divisibility: the sides of a batch are rounded up to multiples of this.
+        score_threshold: detections with lower scores are left out.
+        batch_size: maximum number of images that are computed together.
+
+    Raises:
+        ValueError: the threshold or the batch size is out of range.
+    """
+
+    def __init__(
+        self,
+        classes: ClassTable,
+        mapper: DetectionMapper,
+        *,
+        size_divisibility: int = 32,
+        score_threshold: float = 0.0,
+        batch_size: int = 8,
+    ) -> None:
+        if not 0 <= score_threshold <= 1:
+            raise ValueError(f"score_threshold is {score_threshold}; scores lie between 0 and 1")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+
+        self.classes = classes
+        self.mapper = mapper
+        self.size_divisibility = size_divisibility
+        self.score_threshold = score_threshold
+        self.batch_size = batch_size
+
+    def stream(
+        self, images: Sequence[ImageLike], *, channel_order: str = "RGB"
+    ) -> Iterator[PredictorOutput]:
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size]
             inputs = [prepare_input(self.mapper, to_rgb(image, channel_order)) for image in batch]

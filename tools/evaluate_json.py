@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
         )
         print(f"{drawn} images drawn in {args.show_dir}: ground truth left, detections right")
         if notes:
-            print(f"{len(notes)} images were passed over:", *notes, sep="\n  ", file=sys.stderr)
+            print(f"{len(notes)} images were skipped:", *notes, sep="\n  ", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:

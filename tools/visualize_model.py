@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
 
     print(f"{num_drawn} images looked into, drawn in {args.output}")
     if notes:
-        print(f"{len(notes)} inputs were passed over:", *notes, sep="\n  ", file=sys.stderr)
+        print(f"{len(notes)} inputs were skipped:", *notes, sep="\n  ", file=sys.stderr)
     if interrupted:
         print("interrupted: what was done until then is written", file=sys.stderr)
         return 130

@@ -133,12 +133,19 @@ REQUIRED: dict[str, dict[str, Rule]] = {
     },
     "annotations": {"id": ID, "image_id": ID, "category_id": WHOLE, "bbox": UNCHECKED},
     "categories": {"id": WHOLE, "name": Rule(is_text, "a name")},
+    "detections": {
+        "image_id": ID,
+        "category_id": ID,
+        "bbox": UNCHECKED,
+        "score": Rule(is_number, "a number"),
+    },
 }
 # Keys that they may have.
 OPTIONAL: dict[str, dict[str, Rule]] = {
     "images": {},
     "annotations": {"iscrowd": FLAG, "ignore": FLAG, "area": Rule(is_area, "a number")},
     "categories": {},
+    "detections": {},
 }
 
 
@@ -146,7 +153,7 @@ def entry_fault(kind: str, entry: object, *, without: Iterable[str] = ()) -> str
     """Find what is wrong with an entry by itself.
 
     Args:
-        kind: "images", "annotations" or "categories".
+        kind: "images", "annotations", "categories" or "detections".
         entry: as it is in the file.
         without: keys that are not checked.
 

@@ -25,7 +25,7 @@ from salience_detr.evaluation.results import (
     Results,
     ResultsError,
 )
-from salience_detr.utils.drawing import Color, class_colors, draw_boxes
+from salience_detr.utils.drawing import Color, class_colors, draw_boxes, resize_between
 from salience_detr.utils.files import UsedPaths, write_image
 from salience_detr.visualization.panels import add_legend, new_sheet, render, show_image
 
@@ -120,18 +120,6 @@ def hatch(canvas: np.ndarray, box: np.ndarray, color: Color) -> None:
     # Of each 12 diagonals of pixels, 2 are colored.
     rows, columns = np.ogrid[y0:y1, x0:x1]
     canvas[y0:y1, x0:x1][(rows + columns) % 12 < 2] = color
-
-
-def resize_between(image: np.ndarray, least: int, largest: int) -> np.ndarray:
-    """Resize an (H, W, 3) image so that its longer side lies between two limits, in pixels."""
-    height, width = image.shape[:2]
-    longer = max(height, width)
-    factor = min(max(longer, least), largest) / longer
-
-    # A long image may be less than half a pixel wide.
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    return cv2.resize(np.ascontiguousarray(image), size, interpolation=method)
 
 
 def draw_comparison(image: np.ndarray, results: ImageResults, coco: COCO) -> np.ndarray:
@@ -292,7 +280,7 @@ def draw_worst_images(
 ) -> tuple[np.ndarray | None, list[str]]:
     """Draw the first images of a ranking on one sheet, boxes in the colors of their outcomes.
 
-    Images that cannot be read are passed over; the next ones take their places.
+    Images that cannot be read are skipped; the next ones take their places.
 
     Returns:
         (H, W, 3) uint8 RGB, None if no image could be drawn; and a message for each image that

@@ -16,10 +16,9 @@ from pycocotools.cocoeval import COCOeval
 
 from salience_detr.data.coco_format import (
     DatasetError,
+    box_fault,
+    entry_fault,
     first_fault,
-    is_id,
-    is_number,
-    is_text,
     prepare_for_evaluation,
     read_coco,
 )
@@ -135,32 +134,29 @@ def load_results(results_file: Path, annotation_file: Path) -> Results:
     """
     content = read_results(results_file)
     truth = read_annotations(annotation_file)
-    image_ids = [x["id"] for x in truth["images"]]
 
-    # A list is COCO's results format, an object what demo.py writes.
-    if isinstance(content, list):
-        detections = content
-        check_detections(detections, results_file)
-    elif isinstance(content, dict) and "annotations" in content:
-        check_demo_results(content, results_file)
-        ids = match_image_ids(content["images"], truth["images"], results_file)
-        detections = [{**x, "image_id": ids[x["image_id"]]} for x in content["annotations"]]
-        image_ids = sorted(ids.values())
+    # A list is COCO's results format, an object what demo.py writes, with image ids of its own.
+    if isinstance(content, dict):
+        ids = match_demo_images(content.get("images"), truth["images"], results_file)
+        detections = content.get("annotations")
     else:
-        kind = type(content).__name__
-        raise ResultsError(f"{results_file} holds a {kind}, not a list of detections")
+        ids = {image["id"]: image["id"] for image in truth["images"]}
+        detections = content
+    check_entries("detections", detections, results_file)
 
     # pycocotools would leave such detections out without a word.
-    for key, known in (("image_id", "images"), ("category_id", "categories")):
-        unknown = {x[key] for x in detections} - {x["id"] for x in truth[known]}
+    category_ids = {category["id"] for category in truth["categories"]}
+    for key, known in (("image_id", ids.keys()), ("category_id", category_ids)):
+        unknown = {detection[key] for detection in detections} - known
         if unknown:
             raise ResultsError(
-                f"{results_file} has the {key} {min(unknown, key=str)!r}, unknown to "
-                f"{annotation_file}; are they of one data set?"
+                f"{results_file} has detections of the {key} {min(unknown, key=str)!r}, which is "
+                f"unknown; do they belong to {annotation_file}?"
             )
 
+    detections = [{**x, "image_id": ids[x["image_id"]]} for x in detections]
     prepare_for_evaluation(truth["annotations"])
-    return Results(make_coco(truth), detections, image_ids)
+    return Results(make_coco(truth), detections, sorted(ids.values()))
 
 
 def read_results(path: Path) -> Any:
@@ -198,78 +194,45 @@ def make_coco(content: dict[str, Any]) -> COCO:
     """Return pycocotools' index of annotations, without what it prints."""
     coco = COCO()
     coco.dataset = content
+
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
 
 
-def check_detections(detections: list[Any], results_file: Path) -> None:
-    """Raise ResultsError if an entry of a results file is not a detection."""
-    for i, detection in enumerate(detections):
-        check_detection(detection, f"detection {i} of {results_file}")
-
-
-def check_detection(detection: Any, where: str) -> None:
-    """Raise ResultsError, which begins with ``where``, if an entry is not a detection."""
-    if not isinstance(detection, dict):
-        raise ResultsError(f"{where} is a {type(detection).__name__}, not an object")
-
-    missing = Detection.__annotations__.keys() - detection.keys()
-    if missing:
-        raise ResultsError(f"{where} has no {', '.join(sorted(missing))}")
-
-    box = detection["bbox"]
-    if not isinstance(box, list) or len(box) != 4 or not all(is_number(x) for x in box):
-        raise ResultsError(f"{where} has the bbox {box}, not four numbers (x, y, width, height)")
-    if min(box[2:]) < 0:
+def check_entries(kind: str, entries: Any, results_file: Path) -> None:
+    """Raise ResultsError unless a results file has a list of valid "images" or "detections"."""
+    if not isinstance(entries, list):
         raise ResultsError(
-            f"{where} has the bbox {box}, whose width or height is negative; "
-            "it is (x, y, width, height)"
+            f"{results_file} has no list of {kind}; it is not COCO's results format, nor a file of "
+            "demo.py --json"
         )
 
-    if not is_number(detection["score"]):
-        raise ResultsError(f"{where} has the score {detection['score']!r}, not a number")
-
-    for key in ("image_id", "category_id"):
-        if not is_id(detection[key]):
-            raise ResultsError(f"{where} has the {key} {detection[key]!r}, not a number or a text")
-
-
-def check_demo_results(content: dict[str, Any], results_file: Path) -> None:
-    """Raise ResultsError if images and detections are not as ``demo.py --json`` writes them."""
-    for key in ("images", "annotations"):
-        if not isinstance(content.get(key), list):
-            raise ResultsError(
-                f"{results_file} has no list {key!r}, which a file of demo.py --json has"
-            )
-
-    ids = set()
-    for i, image in enumerate(content["images"]):
-        is_image = isinstance(image, dict) and is_id(image.get("id"))
-        if not is_image or not is_text(image.get("file_name")):
-            raise ResultsError(
-                f"image {i} of {results_file} is {image!r:.80}, not an id and a file_name"
-            )
-
-        ids.add(image["id"])
-
-    check_detections(content["annotations"], results_file)
-    for i, detection in enumerate(content["annotations"]):
-        if detection["image_id"] not in ids:
-            raise ResultsError(
-                f"detection {i} of {results_file} is of image {detection['image_id']!r}, "
-                "not in its list"
-            )
+    for i, entry in enumerate(entries):
+        fault = entry_fault(kind, entry, without=("height", "width"))
+        if fault is None and kind == "detections":
+            fault = detection_box_fault(entry["bbox"])
+        if fault is not None:
+            raise ResultsError(f"number {i} of the {kind} in {results_file} {fault}")
 
 
-def match_image_ids(
-    images: list[dict[str, Any]], annotated: list[dict[str, Any]], results_file: Path
+def detection_box_fault(box: Any) -> str | None:
+    """Find why a value is not a box of a detection, whose sides may be 0, but not negative."""
+    fault = box_fault(box)
+    if fault is None and min(box[2:]) < 0:
+        return f"has the bbox {box}, whose width or height is negative; it is (x, y, width, height)"
+    return fault
+
+
+def match_demo_images(
+    images: Any, annotated: list[dict[str, Any]], results_file: Path
 ) -> dict[ImageId, ImageId]:
     """Find each image of demo.py, which numbers images as they come, in the annotations by name.
 
     Raises:
         ResultsError: an image is not in the annotations, or its name is there or here twice.
     """
+    check_entries("images", images, results_file)
     by_name: dict[str, list[ImageId]] = {}
     for entry in annotated:
         by_name.setdefault(Path(entry["file_name"]).name, []).append(entry["id"])

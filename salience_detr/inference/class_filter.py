@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from salience_detr.data.images import ImageLike
-from salience_detr.detections import ClassTable, Detections
+from salience_detr.detections import ClassTable
 from salience_detr.predictor import Detector, Predictor, PredictorOutput
 
 
@@ -65,7 +65,7 @@ def only_classes(detector: Detector, words: Sequence[str]) -> ClassFilter:
     return ClassFilter(unlimited, wanted, max_detections=detector.model.max_detections)
 
 
-class ClassFilter:
+class ClassFilter(Detector):
     """Detector that keeps only some classes of another detector's detections.
 
     Args:
@@ -79,18 +79,9 @@ class ClassFilter:
     ) -> None:
         self.detector = detector
         self.classes = detector.classes
-        self.class_names = detector.class_names
         self.batch_size = detector.batch_size
         self.wanted = torch.tensor(wanted, dtype=torch.int64)
         self.max_detections = max_detections
-
-    def __call__(self, image: ImageLike, *, channel_order: str = "RGB") -> Detections:
-        """Return the detections on an image."""
-        return self.batch([image], channel_order=channel_order)[0]
-
-    def batch(self, images: Sequence[ImageLike], *, channel_order: str = "RGB") -> list[Detections]:
-        """Return the detections on each image."""
-        return [output.detections for output in self.stream(images, channel_order=channel_order)]
 
     def stream(
         self, images: Sequence[ImageLike], *, channel_order: str = "RGB"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -132,17 +132,11 @@ class DetectionRun:
         """Detect on images and videos, in order."""
         # A single video has a bar of its frames instead.
         has_own_bar = len(sources) == 1 and is_video(sources[0])
-        bar = self.progress_bar(
-            total=len(sources), unit="image", desc="detecting", disable=has_own_bar
-        )
-        with bar:
+        hidden = has_own_bar or not self.show_progress
+        with tqdm(total=len(sources), unit="image", desc="detecting", disable=hidden) as bar:
             for are_videos, group in groupby(sources, key=is_video):
                 process = self.process_videos if are_videos else self.process_images
                 process(list(group), bar)
-
-    def progress_bar(self, *args: Any, disable: bool = False, **kwargs: Any) -> tqdm:
-        """Return a progress bar, which is disabled if no progress is to be shown."""
-        return tqdm(*args, disable=disable or not self.show_progress, **kwargs)
 
     def process_images(self, sources: Sequence[Path], bar: tqdm) -> None:
         """Detect on images."""
@@ -282,7 +276,8 @@ class DetectionRun:
 
         # Frames are tracked and written one by one, in order.
         count = 0
-        bar = self.progress_bar(frames, total=reader.num_frames, desc=source.name, unit="frame")
+        hidden = not self.show_progress
+        bar = tqdm(frames, desc=source.name, total=reader.num_frames, unit="frame", disable=hidden)
         with AnnotatedVideo(paths, fps=reader.fps) as video:
             for batch in batches(bar, batch_size):
                 outputs = self.detect([image for _, image in batch])

@@ -21,18 +21,8 @@ from detectron2.utils import comm
 from salience_detr.detections import ClassTable, Detections
 from salience_detr.utils.files import written_whole
 
-CSV_COLUMNS = [
-    "file",
-    "frame",
-    "class_id",
-    "class_name",
-    "score",
-    "x0",
-    "y0",
-    "x1",
-    "y1",
-    "track_id",
-]
+BOX_COLUMNS = ["x0", "y0", "x1", "y1"]
+CSV_COLUMNS = ["file", "frame", "class_id", "class_name", "score", *BOX_COLUMNS, "track_id"]
 
 JsonObject = dict[str, Any]
 
@@ -52,37 +42,23 @@ class CocoResults:
     def add(self, detections: Detections, file_name: str, frame: int | None = None) -> None:
         """Append the detections on an image, or on a frame of a video, counted from 0."""
         height, width = detections.image_size
-        image = {"id": 0, "file_name": file_name, "height": height, "width": width}
+        image_id = len(self.images) + 1
+        image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
         if frame is not None:
             image["frame"] = frame
+        self.images.append(image)
 
-        # append() sets the ids, which are zeros until then.
-        annotations = []
-        for result, track_id in zip(detections.to_coco(), track_ids(detections), strict=True):
+        results = detections.to_coco(image_id)
+        for result, track_id in zip(results, track_ids(detections), strict=True):
             box_width, box_height = result["bbox"][2:]
             annotation = {
-                "id": 0,
-                "image_id": 0,
-                "category_id": result["category_id"],
-                "bbox": result["bbox"],
+                "id": len(self.annotations) + 1,
+                **result,
                 "area": box_width * box_height,
-                "score": result["score"],
                 "iscrowd": 0,
             }
             if track_id is not None:
                 annotation["track_id"] = track_id
-            annotations.append(annotation)
-
-        self.append(image, annotations)
-
-    def append(self, image: JsonObject, annotations: Sequence[JsonObject]) -> None:
-        """Append an image with its annotations under the next ids."""
-        image["id"] = len(self.images) + 1
-        self.images.append(image)
-
-        for annotation in annotations:
-            annotation["id"] = len(self.annotations) + 1
-            annotation["image_id"] = image["id"]
             self.annotations.append(annotation)
 
     def content(self) -> JsonObject:
@@ -182,9 +158,8 @@ def csv_rows(
     scores = detections.scores.tolist()
     labels = detections.pred_classes.tolist()
 
-    for box, score, label, track_id in zip(
-        boxes, scores, labels, track_ids(detections), strict=True
-    ):
+    columns = zip(boxes, scores, labels, track_ids(detections), strict=True)
+    for box, score, label, track_id in columns:
         class_id = classes.category_ids[label]
         yield [file_name, frame, class_id, classes.names[label], score, *box, track_id]
 
@@ -225,8 +200,11 @@ def merge_json(
     images.sort(key=lambda pair: order[pair[0]["file_name"]])
 
     merged = CocoResults(classes)
-    for image, annotations_of_image in images:
-        merged.append(image, annotations_of_image)
+    for image_id, (image, annotations_of_image) in enumerate(images, 1):
+        merged.images.append(image | {"id": image_id})
+        for annotation in annotations_of_image:
+            annotation_id = len(merged.annotations) + 1
+            merged.annotations.append(annotation | {"id": annotation_id, "image_id": image_id})
     merged.write(path)
 
 

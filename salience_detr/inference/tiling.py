@@ -43,7 +43,7 @@ def tile_grid(height: int, width: int, tile: int, overlap: float) -> list[Tile]:
     return tiles
 
 
-class TiledDetector:
+class TiledDetector(Detector):
     """Detector that runs another detector on tiles and merges the results (see ``merging``).
 
     An image that fits into one tile is passed to the other detector unchanged. A larger one is
@@ -82,20 +82,11 @@ class TiledDetector:
 
         self.detector = detector
         self.classes = detector.classes
-        self.class_names = detector.class_names
         self.batch_size = detector.batch_size
         self.tile = tile
         self.overlap = overlap
         self.with_whole = with_whole
         self.progress = progress
-
-    def __call__(self, image: ImageLike, *, channel_order: str = "RGB") -> Detections:
-        """Return the detections on an image."""
-        return self.batch([image], channel_order=channel_order)[0]
-
-    def batch(self, images: Sequence[ImageLike], *, channel_order: str = "RGB") -> list[Detections]:
-        """Return the detections on each image."""
-        return [output.detections for output in self.stream(images, channel_order=channel_order)]
 
     def stream(
         self, images: Sequence[ImageLike], *, channel_order: str = "RGB"

@@ -52,6 +52,7 @@ class VideoReader:
             count = int(self.capture.get(cv2.CAP_PROP_FRAME_COUNT))
             if count > 0:
                 self.num_frames = count
+
         if not self.capture.isOpened():
             raise VideoError(f"cannot open {name}; it is missing or of an unknown kind")
 
@@ -86,10 +87,12 @@ def read_ahead(frames: Iterable[np.ndarray], depth: int) -> Generator[np.ndarray
     pool = ThreadPoolExecutor(1, thread_name_prefix="read_ahead")
     iterator = iter(frames)
     pending: deque[Future[np.ndarray | None]] = deque()
+
     try:
         while True:
             while len(pending) < depth:
                 pending.append(pool.submit(next, iterator, None))
+
             frame = pending.popleft().result()
             if frame is None:
                 return
@@ -102,16 +105,12 @@ class LatestFrames:
     """Iterator over the newest frames of a camera; older ones that were not taken are dropped.
 
     It ends when the camera has no more frames.
-
-    Attributes:
-        dropped: number of frames that were dropped.
     """
 
     PATIENCE = 2.0  # seconds that close() waits for a camera that hangs
 
     def __init__(self, camera: VideoReader) -> None:
         self.camera = camera
-        self.dropped = 0
         self.changed = threading.Condition()
         self.latest: tuple[float, np.ndarray] | None = None  # time and frame
         self.is_stopped = False
@@ -123,8 +122,6 @@ class LatestFrames:
         try:
             for frame in self.camera:
                 with self.changed:
-                    if self.latest is not None:
-                        self.dropped += 1
                     self.latest = (time.monotonic(), frame)
                     self.changed.notify()
                     if self.is_stopped:
@@ -141,6 +138,7 @@ class LatestFrames:
         self.thread.start()
         begin = None
         place = -1
+
         try:
             while True:
                 with self.changed:

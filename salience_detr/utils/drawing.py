@@ -126,3 +126,17 @@ def draw_salience(image: np.ndarray, salience: np.ndarray, *, opacity: float = 0
     gray = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
     gray = gray[..., None].repeat(3, axis=2)
     return cv2.addWeighted(heat, opacity, gray, 1 - opacity, 0)
+
+
+def resize_between(image: np.ndarray, least: int, largest: int) -> np.ndarray:
+    """Resize an (H, W, ...) image or map so that its longer side lies between two limits."""
+    height, width = image.shape[:2]
+    longer = max(height, width)
+    factor = min(max(longer, least), largest) / longer
+
+    # A long image may be less than half a pixel wide.
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+
+    # INTER_AREA averages all pixels when shrinking, but cannot enlarge smoothly.
+    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    return cv2.resize(np.ascontiguousarray(image), size, interpolation=method)

@@ -17,11 +17,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from salience_detr.utils.drawing import draw_salience
+from salience_detr.utils.drawing import draw_salience, resize_between
 
 # Okabe and Ito's colors, which color-blind people tell apart.
 PALETTE = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#f0e442", "#0072b2")
 DPI = 100
+# The longer side of an image on a panel, in pixels.
+MAX_SIDE = 1200
 Window = tuple[float, float, float, float]
 
 
@@ -40,14 +42,6 @@ def resize_map(values: np.ndarray, image: np.ndarray) -> np.ndarray:
     """Resize a level's (h, w) map over a whole image, bilinearly, to (height, width) float32."""
     size = image.shape[1], image.shape[0]
     return cv2.resize(values.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
-
-
-def shrink(image: np.ndarray, side: int = 1200) -> np.ndarray:
-    """Reduce an (H, W, 3) image to a longer side of at most ``side`` pixels."""
-    height, width = image.shape[:2]
-    factor = min(1.0, side / max(height, width))
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    return cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA)
 
 
 def new_sheet(
@@ -105,7 +99,7 @@ def show_image(
     top = max(0, math.floor(y0))
     right = min(width, math.ceil(x1))
     bottom = min(height, math.ceil(y1))
-    shown = shrink(image[top:bottom, left:right])
+    shown = resize_between(image[top:bottom, left:right], 0, MAX_SIDE)
     if heat is not None:
         shown = draw_salience(shown, resize_map(heat, shown))
 

@@ -27,11 +27,11 @@ def outputs(tmp_path):
     return sorted(path.name for path in (tmp_path / "out").iterdir())
 
 
-def test_a_broken_image_is_passed_over_and_listed(call, images, tmp_path, capsys):
+def test_a_broken_image_is_skipped_and_listed(call, images, tmp_path, capsys):
     assert call(images) == 0
     assert outputs(tmp_path) == ["1.jpg", "2.jpg"]
     errors = capsys.readouterr().err
-    assert "1 inputs were passed over" in errors and "broken.jpg" in errors
+    assert "1 inputs were skipped" in errors and "broken.jpg" in errors
 
 
 def test_only_broken_images_are_a_failure(call, images, capsys):
@@ -333,7 +333,7 @@ def test_processes_share_the_inputs_and_give_the_results_of_one(
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("detections on 4 images") == 1
-    assert "2 inputs were passed over" in process.stderr
+    assert "2 inputs were skipped" in process.stderr
 
     for ending in ("json", "csv"):
         assert (tmp_path / f"two.{ending}").read_text() == (tmp_path / f"one.{ending}").read_text()

@@ -39,7 +39,7 @@ def test_a_video_keeps_rate_size_and_length(call, video, tmp_path):
         assert reader.fps == 7 and len(frames) == 5 and frames[0].shape == (48, 80, 3)
 
 
-def test_a_video_that_is_none_is_passed_over(call, images, tmp_path):
+def test_a_video_that_is_none_is_skipped(call, images, tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     assert call(tmp_path / "bad.mp4", images / "1.jpg") == 0
     assert call(tmp_path / "bad.mp4") == 1

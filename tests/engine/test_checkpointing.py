@@ -92,7 +92,7 @@ def test_without_checkpoints_training_starts_at_zero(make):
     assert make().resume() == 0
 
 
-def test_a_half_written_checkpoint_is_passed_over(make, tmp_path):
+def test_a_half_written_checkpoint_is_skipped(make, tmp_path):
     checkpointer = make()
     checkpointer.save_periodic(1)
     checkpointer.save_periodic(2)

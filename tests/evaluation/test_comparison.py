@@ -146,7 +146,7 @@ def test_no_drawing_takes_the_place_of_another_or_of_an_image(tmp_path):
     assert names == ["p/1.jpg", "q/1.jpg"]
 
 
-def test_broken_images_and_those_of_another_size_are_passed_over(data, tmp_path):
+def test_broken_images_and_those_of_another_size_are_skipped(data, tmp_path):
     results = data({"a.png": new_image(), "gone.png": None, "big.png": new_image((200, 200))})
     root = tmp_path / "data" / "images" / "val"
     (root / "a.png").write_bytes((root / "a.png").read_bytes()[:50])

@@ -10,11 +10,10 @@ import pytest
 from salience_detr.evaluation.confusion import confusion_matrix
 from salience_detr.evaluation.results import (
     ResultsError,
-    check_detection,
     class_precisions,
     evaluate,
     load_results,
-    match_image_ids,
+    match_demo_images,
     summary,
 )
 
@@ -125,11 +124,14 @@ def test_annotations_with_a_mistake_are_refused_with_the_remedy(files):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (detection(1, 4, [0, 0, float("nan"), 1], 0.9), "has the bbox .*nan.*, not four numbers"),
+        (
+            detection(1, 4, [0, 0, float("nan"), 1], 0.9),
+            "has the bbox .*nan.*, which are not four numbers",
+        ),
         (detection(1, 4, [0, 0, 1, 1], float("nan")), "has the score nan, not a number"),
-        (detection([1], 4, [0, 0, 1, 1], 0.9), r"has the image_id \[1\], not a number or a text"),
+        (detection([1], 4, [0, 0, 1, 1], 0.9), r"has the image_id \[1\], not a whole number"),
         # The other detection's image_id is a number.
-        (detection("x", 4, [0, 0, 1, 1], 0.9), "has the image_id 7, unknown to"),
+        (detection("x", 4, [0, 0, 1, 1], 0.9), "the image_id 7, which is unknown.*truth"),
     ],
 )
 def test_detections_that_are_none_are_refused(files, wrong, message):
@@ -140,15 +142,13 @@ def test_detections_that_are_none_are_refused(files, wrong, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"annotations": []}, "has no list 'images'"),
-        ({"images": [{"id": 1}], "annotations": []}, "image 0 of .* is {'id': 1}"),
-        (
-            {"images": [], "annotations": [{"image_id": 1}]},
-            "detection 0 of .* has no bbox, category_id, score",
-        ),
+        ("text", "has no list of detections"),
+        ({"annotations": []}, "has no list of images"),
+        ({"images": [{"id": 1}], "annotations": []}, "0 of the images in .* has no 'file_name'"),
+        ({"images": [], "annotations": [{"image_id": 1}]}, "0 of .* has no 'category_id'"),
         (
             {"images": [], "annotations": [detection(1, 4, [0, 0, 1, 1], 0.9)]},
-            "detection 0 of .* is of image 1, not in",
+            "image_id 1, which is unknown",
         ),
     ],
 )
@@ -171,9 +171,9 @@ def test_only_images_of_the_results_are_in_the_confusion_matrix(files):
     assert matrix.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
 
 
-def test_a_negative_side_is_no_box():
+def test_a_negative_side_is_no_box(files):
     with pytest.raises(ResultsError, match="negative"):
-        check_detection(detection(1, 1, [5, 5, -3, 2], 0.5), "detection 0")
+        files([], [detection(1, 4, [5, 5, -3, 2], 0.5)])
 
 
 def test_a_demo_file_with_two_images_of_one_name_is_refused(tmp_path):
@@ -184,4 +184,4 @@ def test_a_demo_file_with_two_images_of_one_name_is_refused(tmp_path):
     annotated = [{"id": 7, "file_name": "x.jpg"}]
 
     with pytest.raises(ResultsError, match=r"two images called x\.jpg"):
-        match_image_ids(images, annotated, tmp_path / "detections.json")
+        match_demo_images(images, annotated, tmp_path / "detections.json")

@@ -56,7 +56,7 @@ def test_all_parts_are_drawn_and_broken_images_are_listed(call, images, tmp_path
             assert image.format == "PNG" and image.mode == "RGB"
     told = capsys.readouterr()
     assert "2 images looked into" in told.out
-    assert "1 inputs were passed over" in told.err and "broken.jpg" in told.err
+    assert "1 inputs were skipped" in told.err and "broken.jpg" in told.err
 
 
 def test_chosen_parts_of_a_chosen_query(call, images, tmp_path):
