@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import logging
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from salience_detr.data.coco_format import prepare_for_evaluation
 from salience_detr.data.datasets import check_class_count
 from salience_detr.data.loader import WatchedLoader
 from salience_detr.evaluation.comparison import write_comparisons
-from salience_detr.evaluation.results import load_results
+from salience_detr.evaluation.results import load_results, make_coco
 from salience_detr.utils.files import check_output_dir
 
 logger = logging.getLogger(__name__)
@@ -50,8 +48,7 @@ def evaluate(config: DictConfig, model: nn.Module, *, suffix: str = "") -> dict[
     ground_truth = getattr(evaluator, "_coco_api", None)
     if ground_truth is not None:
         prepare_for_evaluation(ground_truth.dataset.get("annotations", []))
-        with contextlib.redirect_stdout(io.StringIO()):
-            ground_truth.createIndex()
+        evaluator._coco_api = make_coco(ground_truth.dataset)
 
     results = inference_on_dataset(model, WatchedLoader(loader), evaluator)
     if comm.is_main_process():

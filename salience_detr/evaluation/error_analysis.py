@@ -277,15 +277,11 @@ def density_rows(results: Results, images: Sequence[ImageErrors]) -> list[Row]:
         found = boxes[Outcome.FOUND]
         missed = total(boxes, FALSE_NEGATIVES)
         false = total(detections, FALSE_POSITIVES)
-
-        # Without boxes there is no AP.
-        metrics: dict[str, float | None] = {}
-        if found + missed:
-            metrics = summary(evaluate(results.subset([x.image.image_id for x in group])))
+        metrics = summary(evaluate(results.subset([x.image.image_id for x in group])))
 
         row: Row = {"boxes in the picture": name, "pictures": len(group), "boxes": found + missed}
-        row["AP"] = metrics.get("AP")
-        row["AP50"] = metrics.get("AP50")
+        row["AP"] = metrics["AP"]
+        row["AP50"] = metrics["AP50"]
         row["missed"] = missed
         row["false"] = false
         row["false per picture"] = round(false / len(group), 2) if group else None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TypeVar
@@ -35,7 +36,6 @@ from salience_detr.inference.video import (
 )
 from salience_detr.predictor import Detector, PredictorOutput
 from salience_detr.utils.errors import one_line
-from salience_detr.utils.files import write_image
 from salience_detr.utils.signals import StopSignals
 
 T = TypeVar("T")
@@ -133,6 +133,7 @@ class DetectionRun:
         # A single video has a bar of its frames instead.
         has_own_bar = len(sources) == 1 and is_video(sources[0])
         hidden = has_own_bar or not self.show_progress
+
         with tqdm(total=len(sources), unit="image", desc="detecting", disable=hidden) as bar:
             for are_videos, group in groupby(sources, key=is_video):
                 process = self.process_videos if are_videos else self.process_images
@@ -141,6 +142,7 @@ class DetectionRun:
     def process_images(self, sources: Sequence[Path], bar: tqdm) -> None:
         """Detect on images."""
         batch_size = self.detector.batch_size
+
         for batch in ImageReader(sources, batch_size=batch_size, num_threads=self.num_threads):
             self.process_batch(batch)
             bar.update(len(batch))
@@ -155,7 +157,9 @@ class DetectionRun:
                 self.summary.failures[loaded.path] = str(loaded.image)
             else:
                 with self.failures_noted(loaded.path):
-                    self.write_image_results(loaded.path, loaded.image, next(outputs))
+                    output = succeeded(next(outputs))
+                    write = self.outputs[loaded.path].write
+                    self.write_results(loaded.path, loaded.image, output, write)
 
     def detect(self, images: Sequence[np.ndarray]) -> list[PredictorOutput | str]:
         """Return the output for each image, or the reason why there is none.
@@ -188,33 +192,43 @@ class DetectionRun:
         except DETECTION_ERRORS as error:
             self.summary.failures[source] = f"cannot detect on {source}: {one_line(error)}"
 
-    def write_image_results(
-        self, source: Path, image: np.ndarray, output: PredictorOutput | str
+    def write_results(
+        self,
+        source: Path,
+        image: np.ndarray,
+        output: PredictorOutput,
+        write: Callable[[Iterator[np.ndarray]], None],
+        frame: int | None = None,
     ) -> None:
-        """Write the drawings and detections of an image."""
-        if isinstance(output, str):
-            raise RuntimeError(output)
-        detections = self.confident(output.detections)
-        paths = self.outputs[source]
+        """Write the drawings and detections of an image, or of a frame of a video.
+
+        Args:
+            source: path of the image or video.
+            image: (H, W, 3) uint8 RGB.
+            output: output of the detector.
+            write: writes the drawing and, if there is one, the salience map.
+            frame: place of the frame in the output video.
+        """
+        confident = output.detections.scores >= self.score_threshold
+        detections = output.detections[confident]
 
         # A signal waits until the drawings agree with the results.
         with self.stop_signals.deferred():
+            write(self.draw(image, detections, output.salience))
             if self.folder.crops:
-                self.folder.write_crops(image, detections, paths)
-            write_image(paths.drawing, detections.draw(image))
-            if self.folder.salience:
-                write_image(paths.salience, draw_salience_map(image, output.salience))
-            self.record(detections, source)
+                self.folder.write_crops(image, detections, self.outputs[source], frame)
 
-    def confident(self, detections: Detections) -> Detections:
-        """Return the detections that reach the threshold."""
-        return detections[detections.scores >= self.score_threshold]
+            self.files.add(detections, str(source), frame)
+            self.summary.num_images += 1
+            self.summary.num_detections += len(detections)
 
-    def record(self, detections: Detections, source: Path, frame: int | None = None) -> None:
-        """Add the detections on an image or a frame to the results."""
-        self.files.add(detections, str(source), frame)
-        self.summary.num_images += 1
-        self.summary.num_detections += len(detections)
+    def draw(
+        self, image: np.ndarray, detections: Detections, salience: np.ndarray
+    ) -> Iterator[np.ndarray]:
+        """Yield the drawing and, if it is wanted, the salience map."""
+        yield detections.draw(image)
+        if self.folder.salience:
+            yield draw_salience_map(image, salience)
 
     def process_videos(self, sources: Sequence[Path], bar: tqdm) -> None:
         """Detect on videos."""
@@ -226,6 +240,7 @@ class DetectionRun:
     def process_video(self, source: Path) -> None:
         """Detect on all frames of a video; an interruption keeps the frames written so far."""
         batch_size = self.detector.batch_size
+
         with (
             closing(VideoReader(source)) as reader,
             closing(read_ahead(reader, 2 * batch_size)) as frames,
@@ -243,9 +258,11 @@ class DetectionRun:
         """Detect on the newest frame of a camera, again and again, until it has no more frames."""
         with self.failures_noted(source):
             reader = VideoReader(number)
+
             # A batch would have to wait for later frames.
             with closing(iter(LatestFrames(reader))) as frames:
                 self.process_frames(source, reader, frames, batch_size=1)
+
             self.summary.warnings[source] = f"camera {number} gives no more frames"
 
     def process_frames(
@@ -282,37 +299,24 @@ class DetectionRun:
             for batch in batches(bar, batch_size):
                 outputs = self.detect([image for _, image in batch])
                 for (place, image), output in zip(batch, outputs, strict=True):
-                    if isinstance(output, str):
-                        raise RuntimeError(output)
+                    output = succeeded(output)
                     if tracker:
                         output = replace(output, detections=tracker.update(output.detections))
-                    self.write_frame_results(source, video, place, image, output)
+
+                    self.write_results(source, image, output, partial(video.add, place), place)
+
                 count += len(batch)
 
         if count == 0:
             raise VideoError(f"no frame of the video {source} can be decoded")
         return count
 
-    def write_frame_results(
-        self,
-        source: Path,
-        video: AnnotatedVideo,
-        frame: int,
-        image: np.ndarray,
-        output: PredictorOutput,
-    ) -> None:
-        """Write the drawings and detections of a frame."""
-        detections = self.confident(output.detections)
 
-        # As for an image, a signal waits until videos and results agree.
-        with self.stop_signals.deferred():
-            drawings = [detections.draw(image)]
-            if self.folder.salience:
-                drawings.append(draw_salience_map(image, output.salience))
-            video.add(frame, drawings)
-            if self.folder.crops:
-                self.folder.write_crops(image, detections, self.outputs[source], frame)
-            self.record(detections, source, frame)
+def succeeded(output: PredictorOutput | str) -> PredictorOutput:
+    """Return an output of :meth:`DetectionRun.detect`; raise RuntimeError if it is a reason."""
+    if isinstance(output, str):
+        raise RuntimeError(output)
+    return output
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

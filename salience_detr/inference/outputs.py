@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,13 @@ class OutputPaths:
     def with_suffix(self, suffix: str) -> OutputPaths:
         """Return the paths with another ending."""
         return OutputPaths(self.drawing.with_suffix(suffix), self.salience.with_suffix(suffix))
+
+    def write(self, drawings: Iterator[np.ndarray]) -> None:
+        """Write the drawing of an image and, if there is one, its salience map."""
+        # No reference to the drawing stays here while the salience is drawn.
+        write_image(self.drawing, next(drawings))
+        for salience_map in drawings:
+            write_image(self.salience, salience_map)
 
 
 class OutputFolder:
@@ -133,15 +140,15 @@ class AnnotatedVideo:
     def __init__(self, paths: OutputPaths, *, fps: float) -> None:
         self.writers = [VideoWriter(path, fps=fps) for path in (paths.drawing, paths.salience)]
         self.length = 0
-        self.last: Sequence[np.ndarray] = ()
+        self.last: list[np.ndarray] = []
 
-    def add(self, place: int, drawings: Sequence[np.ndarray]) -> None:
+    def add(self, place: int, drawings: Iterable[np.ndarray]) -> None:
         """Append the drawing, and the salience map if there is one, of the frame at a place."""
         for _ in range(self.length, place):
             self.write(self.last)
-        self.write(drawings)
 
-        self.last = drawings
+        self.last = list(drawings)
+        self.write(self.last)
         self.length = place + 1
 
     def write(self, drawings: Sequence[np.ndarray]) -> None:
