@@ -222,19 +222,15 @@ def attention_outside(points: SamplingPoints, image: np.ndarray) -> float:
     return float(points.weights[~inside].sum() / points.weights.sum())
 
 
-def finite_points(sampling: Sequence[SamplingPoints]) -> tuple[np.ndarray, np.ndarray]:
-    """Return (n, 2) locations and (n,) weights of the finite points of all layers."""
-    points = np.concatenate([x.locations.reshape(-1, 2) for x in sampling])
-    weights = np.concatenate([x.weights.ravel() for x in sampling])
-
-    is_finite = np.isfinite(points).all(axis=1)
-    return points[is_finite], weights[is_finite]
+def all_points(sampling: Sequence[SamplingPoints]) -> np.ndarray:
+    """Return the (n, 2) locations of one query's points in all layers."""
+    return np.concatenate([x.locations.reshape(-1, 2) for x in sampling])
 
 
 def widest_window(image: np.ndarray, sampling: Sequence[SamplingPoints]) -> Window:
     """Return the image with the points beside it, up to a quarter of its longer side away."""
     size = np.array([image.shape[1], image.shape[0]], dtype=np.float64)
-    points, _ = finite_points(sampling)
+    points = all_points(sampling)
     margin = size.max() / 4
 
     # Where points lie outside, the window reaches two pixels further than they do.
@@ -267,7 +263,8 @@ def closest_window(
 
     # Distances from the center, relative to the window's shape: of each point, and the largest
     # that the boxes and nine tenths of the attention need.
-    points, weights = finite_points(sampling)
+    points = all_points(sampling)
+    weights = np.concatenate([x.weights.ravel() for x in sampling])
     distances = (np.abs(points - center) / shape).max(axis=1)
     order = np.argsort(distances)
     covered = int(np.searchsorted(np.cumsum(weights[order]), 0.9 * weights.sum()))

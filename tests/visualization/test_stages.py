@@ -7,15 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from salience_detr import Predictor
-from salience_detr.data.surface import render_surface
 from salience_detr.layers import ms_deform_attn as operator_module
 from salience_detr.layers.ms_deform_attn import ms_deform_attn_reference
 from salience_detr.modeling.token_pyramid import TokenPyramid
 from salience_detr.visualization import (
-    QueryStatistics,
     class_activation,
     draw_attribution,
     draw_proposals,
@@ -23,54 +19,15 @@ from salience_detr.visualization import (
     draw_sampling_points,
     draw_selected_tokens,
     inspect,
-    plot_query_statistics,
-    query_statistics,
-)
-from salience_detr.visualization.attribution import (
-    merge_levels,
-    positive_sums,
-    unpadded_sizes,
-    weigh_by_mean,
 )
 from salience_detr.visualization.capture import captured_calls
 from salience_detr.visualization.inside import (
-    ProposedBoxes,
     SamplingPoints,
-    TokenCells,
     best_queries,
     token_cells,
 )
-from salience_detr.visualization.panels import (
-    draw_box,
-    new_sheet,
-    render,
-    resize_map,
-    show_image,
-)
-from salience_detr.visualization.queries import QueryFigures
 from salience_detr.visualization.stages import attention_outside, closest_window, widest_window
-
-RED = (255, 0, 0)
-
-
-@pytest.fixture
-def predictor(micro_config):
-    """Return a model of random weights; its attention differs by query, head and level."""
-    made = Predictor(micro_config, None, device="cpu")
-    for layer in made.model.decoder.layers:
-        nn.init.normal_(layer.cross_attention.sampling_offsets.weight, std=0.1)
-        nn.init.normal_(layer.cross_attention.attention_weights.weight, std=0.3)
-        nn.init.normal_(layer.cross_attention.value_proj.bias)
-    for head in made.model.decoder.bbox_heads:
-        nn.init.normal_(head.layers[-1].weight, std=0.05)
-    return made
-
-
-def image_of(height: int, width: int) -> np.ndarray:
-    return render_surface(np.random.default_rng(3), height, width).image
-
-
-PORTRAIT, LANDSCAPE, SMALL = (90, 50), (48, 80), (32, 33)
+from tests.visualization.images import LANDSCAPE, PORTRAIT, SMALL, image_of
 
 
 def test_a_token_is_where_the_unpadded_image_has_it():
@@ -177,15 +134,6 @@ def test_plain_proposals_are_the_best_tokens_without_suppression(predictor):
     assert not np.array_equal(suppressed.proposals.tokens.cells, outputs.proposals.tokens.cells)
 
 
-def test_attribution_leaves_no_gradients_in_the_model(predictor):
-    image = image_of(64, 64)
-
-    attributions = class_activation(predictor, image)
-
-    assert all(x.grad is None for x in predictor.model.parameters())
-    assert attributions[0].score == pytest.approx(inspect(predictor, image).scores.max())
-
-
 def test_channel_orders_are_told_apart(predictor):
     image = image_of(*SMALL)
     image[..., 0] //= 3
@@ -222,124 +170,6 @@ def test_the_best_queries_are_sorted_and_at_least_one_is_returned():
     assert best_queries(scores, 1) == [1]
 
 
-def test_attribution_is_nothing_where_no_query_reads(predictor):
-    # The finest level is given no attention.
-    for layer in predictor.model.decoder.layers:
-        bias = layer.cross_attention.attention_weights.bias.data.view(4, 3, 4)
-        bias[:, 0] = -1e4
-    (attribution,) = class_activation(predictor, image_of(*LANDSCAPE), count=1)
-    assert [x.max() > 0 for x in attribution.memory_levels] == [False, True, True]
-    assert attribution.memory.shape == LANDSCAPE
-    assert attribution.memory.max() == 1
-    assert attribution.backbone.max() == 1
-
-    # Nothing is read.
-    for layer in predictor.model.decoder.layers:
-        nn.init.zeros_(layer.cross_attention.value_proj.weight)
-    (attribution,) = class_activation(predictor, image_of(*LANDSCAPE), count=1)
-    assert not any(x.any() for x in attribution.memory_levels)
-    assert not attribution.memory.any()
-    assert not attribution.backbone.any()
-    assert draw_attribution([attribution]).dtype == np.uint8
-
-
-def test_attribution_is_gradient_times_memory_where_that_is_positive():
-    # Two channels of a 1 x 3 map, the last place padded.
-    memory = torch.tensor([[[[1.0, 2.0, 9.0]], [[3.0, 4.0, 9.0]]]])
-    gradient = torch.tensor([[[[2.0, -1.0, 9.0]], [[1.0, 0.25, 9.0]]]])
-
-    # 1*2 + 3*1 = 5 and -2 + 1 = -1, which is cut off.
-    assert positive_sums([memory * gradient], [(1, 2)])[0].tolist() == [[5, 0]]
-
-    # Means over the two places: 0.5 and 0.625; 1*0.5 + 3*0.625 and 2*0.5 + 4*0.625.
-    weighed = weigh_by_mean([memory], [gradient], [(1, 2)])
-    assert positive_sums(weighed, [(1, 2)])[0].tolist() == [[2.375, 3.5]]
-
-
-def test_the_maps_of_a_detection_leave_padding_out(predictor):
-    (attribution,) = class_activation(predictor, image_of(*LANDSCAPE), count=1)
-    outputs = inspect(predictor, image_of(*LANDSCAPE))
-    assert [x.shape for x in attribution.memory_levels] == list(outputs.level_sizes)
-
-    # 40 x 72 of 64 x 96 padded pixels are 5 x 9 of 8 x 12 places.
-    maps = [torch.zeros(1, 2, 8, 12), torch.zeros(1, 2, 1, 1)]
-    assert unpadded_sizes(maps, (40, 72), torch.zeros(1, 3, 64, 96)) == [(5, 9), (1, 1)]
-
-
-def test_frozen_backbones_and_switched_off_gradients_do_no_harm(predictor):
-    image = image_of(*PORTRAIT)
-    expected = class_activation(predictor, image)
-
-    for parameter in predictor.model.parameters():
-        parameter.requires_grad_(False)
-    with torch.inference_mode():
-        frozen = class_activation(predictor, image)
-
-    assert [x.query for x in frozen] == [x.query for x in expected]
-    np.testing.assert_allclose(frozen[0].backbone, expected[0].backbone, atol=1e-4)
-    np.testing.assert_allclose(frozen[0].memory, expected[0].memory, atol=1e-4)
-
-
-def test_levels_are_merged_over_the_image():
-    image = np.zeros((4, 8, 3), np.uint8)
-
-    merged = merge_levels([np.array([[0.0, 1.0]]), np.ones((1, 1))], image)
-
-    # The left quarter has the first column's 0 plus 1, the right quarter 1 plus 1, the highest.
-    assert merged.shape == (4, 8)
-    assert merged[0, 0] == 0.5
-    assert merged[0, 7] == 1
-    assert resize_map(np.array([[0.0, 4.0]]), np.zeros((1, 4, 3))).tolist() == [[0, 1, 3, 4]]
-
-
-def figures_by_hand() -> QueryFigures:
-    tokens = TokenCells(np.array([0, 0, 1]), np.array([[1, 1], [2, 1], [1, 1]]), np.zeros((3, 4)))
-    boxes = np.array([[0.0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 70]])
-    return QueryFigures.of(ProposedBoxes(tokens, boxes))
-
-
-def test_the_figures_of_queries_are_those_computed_by_hand():
-    figures = figures_by_hand()
-
-    # The second box covers 80 of the first one's 100; the third lies apart.
-    np.testing.assert_allclose(figures.overlaps, [0.8, 0.8, 0])
-    np.testing.assert_allclose(figures.sizes, [10, 80**0.5, 200**0.5])
-    assert figures.repeats.tolist() == [False, True, False]
-    assert figures.neighbors.tolist() == [1, 1, 0]  # the third has the same place on another level
-    np.testing.assert_allclose(figures.level_shares(3), [2 / 3, 1 / 3, 0])
-
-
-def test_a_single_query_repeats_nothing():
-    tokens = TokenCells(np.array([0]), np.array([[0, 0]]), np.zeros((1, 4)))
-    inside_out = np.array([[5.0, 5, 1, 1]])  # a box without a size
-
-    figures = QueryFigures.of(ProposedBoxes(tokens, inside_out))
-
-    assert figures.overlaps.tolist() == [0]
-    assert figures.sizes.tolist() == [0]
-    assert not figures.repeats.any()
-
-    statistics = QueryStatistics(1, ("level 1",), np.array([4]), figures, figures)
-    assert plot_query_statistics(statistics).shape == (800, 1100, 3)
-
-
-def test_the_models_queries_have_no_neighbors_and_images_add_up(predictor):
-    images = [image_of(*size) for size in (PORTRAIT, LANDSCAPE)]
-    outputs = [inspect(predictor, image) for image in images]
-
-    statistics = query_statistics(predictor, images)
-
-    assert statistics.num_images == 2
-    assert statistics.queries_per_image == 20
-    level_tokens = [np.prod(x.level_sizes, axis=1) for x in outputs]
-    assert statistics.level_tokens.tolist() == np.sum(level_tokens, axis=0).tolist()
-    assert statistics.selected.neighbors.max() == 0 < statistics.plain.neighbors.max()
-    assert len(statistics.selected.sizes) == len(statistics.plain.sizes) == 40
-
-    with pytest.raises(ValueError, match="no images"):
-        query_statistics(predictor, [])
-
-
 @pytest.mark.parametrize("size", [PORTRAIT, LANDSCAPE, SMALL, (1, 1), (32, 400)])
 def test_every_drawing_is_an_image_and_leaves_the_original_alone(predictor, size):
     image = image_of(*size) if min(size) >= 32 else np.full((*size, 3), 99, np.uint8)
@@ -364,20 +194,6 @@ def test_every_drawing_is_an_image_and_leaves_the_original_alone(predictor, size
     assert np.array_equal(image, before)
 
 
-def test_points_that_are_not_finite_are_left_out(predictor):
-    outputs = inspect(predictor, image_of(*SMALL))
-    expected = draw_sampling_points(outputs, 0)
-
-    points = outputs.sampling[0]
-    locations = points.locations.copy()
-    locations[1] = np.nan  # of query 1
-    sampling = (SamplingPoints(locations, points.weights), *outputs.sampling[1:])
-    changed = replace(outputs, sampling=sampling)
-
-    assert np.array_equal(draw_sampling_points(changed, 0), expected)
-    assert draw_sampling_points(changed, 1).dtype == np.uint8
-
-
 def test_names_beyond_ascii_are_written(predictor):
     outputs = inspect(predictor, image_of(*SMALL))
 
@@ -385,36 +201,6 @@ def test_names_beyond_ascii_are_written(predictor):
     russian = draw_proposals(replace(outputs, class_names=("трещина",) * 6))
 
     assert not np.array_equal(german, russian)
-
-
-def test_a_panel_draws_where_the_image_has_it():
-    figure, (axes,) = new_sheet("", 1, (10, 20), side=800)
-    show_image(axes, np.zeros((10, 20, 3), np.uint8), "a title")
-    draw_box(axes, np.array([5, 2, 15, 8]), "red")
-    drawn = render(figure)
-    rows, columns = np.nonzero(drawn[..., 0].astype(int) - drawn[..., 1] > 127)
-
-    # The rows of a figure are counted from its lower edge; a line reaches to both sides of an edge.
-    height = len(drawn)
-    corners = [(columns.min() + 1, height - rows.min() - 1), (columns.max(), height - rows.max())]
-    found = axes.transData.inverted().transform(corners)
-    np.testing.assert_allclose(found, [[5, 2], [15, 8]], atol=0.05)
-
-
-def test_a_window_shows_its_part_and_gray_beyond_the_image():
-    figure, (axes,) = new_sheet("", 1, (10, 10))
-    show_image(axes, np.zeros((10, 10, 3), np.uint8), "", window=(-10, 0, 10, 10))
-    drawn = render(figure)
-    for x, gray in ((-5, 220), (5, 0)):
-        column, row = axes.transData.transform((x, 5)).astype(int)
-        assert (drawn[len(drawn) - row, column] == gray).all()
-
-
-def test_long_titles_are_broken_into_lines():
-    figure, (axes,) = new_sheet("heading " * 40, 1, (50, 60))
-    show_image(axes, np.zeros((50, 60, 3), np.uint8), "title " * 40)
-    assert axes.get_title(loc="left").count("\n") > 1
-    assert figure.get_suptitle().count("\n") > 1
 
 
 def test_windows_hold_what_a_query_looks_at():
