@@ -114,6 +114,7 @@ class Detections(Instances):
         for (x0, y0, x1, y1), score, class_index in zip(boxes, scores, classes, strict=True):
             category_id = self._classes.category_ids[class_index]
             bbox = [x0, y0, x1 - x0, y1 - y0]
+
             results.append(
                 {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score}
             )
@@ -143,6 +144,7 @@ class Detections(Instances):
                 f"the detections are of an image of {height}x{width} (height x width), "
                 f"this one has {image.shape[0]}x{image.shape[1]}"
             )
+
         names = self._classes.names
         return draw_detections(image, self, class_names=names, colors=self._classes.colors)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from salience_detr.checkpoint import load_weights
 from salience_detr.config import ConfigError, load_config, resolve_device
-from salience_detr.data.datasets import ensure_class_names, register_coco_dataset
+from salience_detr.data.datasets import as_list, ensure_class_names, register_coco_dataset
 from salience_detr.data.images import ImageLike, as_batch, to_rgb
 from salience_detr.data.mapper import DetectionMapper
 from salience_detr.detections import ClassTable, Detections
@@ -92,6 +92,7 @@ class Detector(ABC):
         images = as_batch(image)
         if images is None:
             return self.batch([image], channel_order=channel_order)[0]  # type: ignore[list-item]
+
         return self.batch(images, channel_order=channel_order)
 
     def batch(self, images: Sequence[ImageLike], *, channel_order: str = "RGB") -> list[Detections]:
@@ -214,6 +215,7 @@ class Predictor(ModelDetector):
         dtype_name = str(dtype).removeprefix("torch.")
         if dtype_name not in DTYPES:
             raise ConfigError(f"the dtype {dtype_name!r} is unknown; use {', '.join(DTYPES)}")
+
         self.autocast_dtype = DTYPES[dtype_name]
 
         self.config = config if isinstance(config, DictConfig) else load_config(config, overrides)
@@ -243,7 +245,7 @@ class Predictor(ModelDetector):
 def dataset_metadata(config: DictConfig) -> Metadata:
     """Return the metadata of a config's test set, with class names where they can be found."""
     dataset = config.dataloader.test.dataset
-    name = dataset.names if isinstance(dataset.names, str) else dataset.names[0]
+    name = as_list(dataset.names)[0]
     if dataset.get("json_file"):
         register_coco_dataset(name, dataset.json_file, dataset.image_root)
 

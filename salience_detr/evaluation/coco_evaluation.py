@@ -17,7 +17,7 @@ from torch import nn
 
 from salience_detr.config import ConfigError
 from salience_detr.data.coco_format import prepare_for_evaluation
-from salience_detr.data.datasets import check_class_count
+from salience_detr.data.datasets import as_list, check_class_count
 from salience_detr.data.loader import WatchedLoader
 from salience_detr.evaluation.comparison import write_comparisons
 from salience_detr.evaluation.results import load_results, make_coco
@@ -51,6 +51,7 @@ def evaluate(config: DictConfig, model: nn.Module, *, suffix: str = "") -> dict[
         evaluator._coco_api = make_coco(ground_truth.dataset)
 
     results = inference_on_dataset(model, WatchedLoader(loader), evaluator)
+
     if comm.is_main_process():
         print_csv_format(results)
     return results or {}
@@ -65,6 +66,7 @@ def evaluate_with_ema(
         Metrics by name: ``bbox/AP`` of the model, ``ema/bbox/AP`` of the average, and so on.
     """
     metrics = flat_metrics(evaluate(config, model))
+
     if ema is not None:
         logger.info("evaluating the EMA of the weights:")
         for name, value in flat_metrics(evaluate(config, ema, suffix="_ema")).items():
@@ -101,8 +103,8 @@ def show_evaluation(config: DictConfig, show_dir: Path) -> None:
         ResultsError, OSError: detections or annotations cannot be read, or a drawing cannot be
             written.
     """
-    names = config.dataloader.test.dataset.names
-    metadata = MetadataCatalog.get(names if isinstance(names, str) else names[0])
+    name = as_list(config.dataloader.test.dataset.names)[0]
+    metadata = MetadataCatalog.get(name)
     results_file = Path(config.dataloader.evaluator.output_dir) / "coco_instances_results.json"
     if not results_file.is_file() or not metadata.get("json_file"):
         raise ConfigError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,6 @@ from salience_detr.data.mapper import DetectionMapper
 from salience_detr.data.preparation.layouts import IMAGES, SAMPLE, count_images
 from salience_detr.evaluation.error_analysis import FALSE_POSITIVES, ImageErrors, Outcome
 from salience_detr.evaluation.results import (
-    Annotation,
-    Detection,
     ImageResults,
     Results,
     ResultsError,
@@ -69,7 +67,7 @@ LEGEND = {
 
 def draw_entries(
     image: np.ndarray,
-    entries: Sequence[Annotation] | Sequence[Detection],
+    entries: Sequence[Mapping[str, Any]],
     colors: Sequence[Color],
     coco: COCO,
 ) -> np.ndarray:
@@ -82,28 +80,31 @@ def draw_entries(
         coco: knows annotated sizes and class names.
     """
     canvas = image.copy()
-    boxes, labels, box_colors = [], [], []
+    boxes = []
+    labels = []
 
     # Crowd regions at the bottom, then boxes, the best detections on top.
-    rows: list[dict[str, Any]] = [dict(entry) for entry in entries]
-    ranks = [(not row.get("iscrowd"), row.get("score", 0.0)) for row in rows]
-    for i in sorted(range(len(rows)), key=ranks.__getitem__):
-        entry = rows[i]
+    pairs = sorted(zip(entries, colors, strict=True), key=lambda pair: drawing_rank(pair[0]))
+    for entry, color in pairs:
         box = drawn_box(entry, image, coco)
         label = coco.cats[entry["category_id"]]["name"]
         if "score" in entry:
             label += f" {entry['score']:.0%}"
         if entry.get("iscrowd"):
             label += " (crowd)"
-            hatch(canvas, box, colors[i])
+            hatch(canvas, box, color)
 
         boxes.append(box)
         labels.append(label)
-        box_colors.append(colors[i])
-    return draw_boxes(canvas, boxes, labels, box_colors)
+    return draw_boxes(canvas, boxes, labels, [color for _, color in pairs])
 
 
-def drawn_box(entry: dict[str, Any], image: np.ndarray, coco: COCO) -> np.ndarray:
+def drawing_rank(entry: Mapping[str, Any]) -> tuple[bool, float]:
+    """Return the rank of an annotation or a detection among those that are drawn, lowest first."""
+    return not entry.get("iscrowd"), entry.get("score", 0.0)
+
+
+def drawn_box(entry: Mapping[str, Any], image: np.ndarray, coco: COCO) -> np.ndarray:
     """Return the xyxy box of an entry in pixels of a resized image."""
     x, y, width, height = entry["bbox"]
     annotated = coco.imgs[entry["image_id"]]

@@ -134,14 +134,13 @@ def load_results(results_file: Path, annotation_file: Path) -> Results:
     """
     content = read_results(results_file)
     truth = read_annotations(annotation_file)
+    detections: Any = content
+    ids: dict[ImageId, ImageId] = {image["id"]: image["id"] for image in truth["images"]}
 
     # A list is COCO's results format, an object what demo.py writes, with image ids of its own.
     if isinstance(content, dict):
         ids = match_demo_images(content.get("images"), truth["images"], results_file)
         detections = content.get("annotations")
-    else:
-        ids = {image["id"]: image["id"] for image in truth["images"]}
-        detections = content
     check_entries("detections", detections, results_file)
 
     # pycocotools would leave such detections out without a word.

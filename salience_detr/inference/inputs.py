@@ -40,6 +40,7 @@ def collect_inputs(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
         matches = find_files(pattern)
         if not matches:
             missing.append(f"--input {pattern}: there is no such image, video, folder or match")
+
         files += matches
     return list(dict.fromkeys(files)), missing
 
@@ -145,6 +146,7 @@ class ImageReader:
         # A batch is always read if nothing else is in memory, however large it is.
         if num_pending == 0 and pixels_in_memory == 0:
             return True
+
         fits = pixels_in_memory + batch.num_pixels <= self.max_pixels
 
         # Small images would otherwise be read much too far ahead.
@@ -167,6 +169,7 @@ class ImageReader:
 
             if not paths:
                 first_aspect = aspect
+
             paths.append(path)
             num_pixels += width * height
 

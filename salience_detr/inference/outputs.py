@@ -125,6 +125,7 @@ class OutputFolder:
         classes = detections.pred_classes.tolist()
         for number, (box, label) in enumerate(zip(boxes, classes, strict=True), start=1):
             crop = crop_box(image, box)
+
             if crop.size:
                 folder = self.root / CROPS / self.class_folders[label]
                 suffix = ".jpg" if max(crop.shape[:2]) <= MAX_JPEG_SIDE else ".png"

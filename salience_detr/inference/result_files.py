@@ -46,6 +46,7 @@ class CocoResults:
         image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
         if frame is not None:
             image["frame"] = frame
+
         self.images.append(image)
 
         results = detections.to_coco(image_id)
@@ -59,6 +60,7 @@ class CocoResults:
             }
             if track_id is not None:
                 annotation["track_id"] = track_id
+
             self.annotations.append(annotation)
 
     def content(self) -> JsonObject:
@@ -133,6 +135,7 @@ def part_path(path: Path | None) -> Path | None:
     """
     if path is None or comm.get_world_size() == 1:
         return path
+
     started = time.strftime("%Y%m%d_%H%M%S")
     return path.with_name(f"{path.name}.part{comm.get_rank()}_{started}")
 
@@ -168,6 +171,7 @@ def track_ids(detections: Detections) -> list[int | None]:
     """Return the track number of each detection, or None."""
     if not detections.has("track_ids"):
         return [None] * len(detections)
+
     return [None if number < 0 else number for number in detections.track_ids.tolist()]
 
 

@@ -30,6 +30,7 @@ def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
     """Return the starts of the tiles along a side; the last one is shifted to end with the side."""
     if length <= tile:
         return [0]
+
     step = max(1, math.floor(tile * (1 - overlap)))
     return [*range(0, length - tile, step), length - tile]
 
@@ -37,6 +38,7 @@ def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
 def tile_grid(height: int, width: int, tile: int, overlap: float) -> list[Tile]:
     """Return the square tiles of an image, row by row, cropped if the image is smaller."""
     tiles = []
+
     for y in tile_starts(height, tile, overlap):
         for x in tile_starts(width, tile, overlap):
             tiles.append((x, y, min(x + tile, width), min(y + tile, height)))
@@ -118,6 +120,7 @@ class TiledDetector(Detector):
 
         small = shrink(image)
         salience = np.zeros(small.shape[:2], np.float32)
+
         views = []
         if self.with_whole:
             output = next(self.detector.stream([small]))
@@ -196,6 +199,7 @@ def shrink(image: np.ndarray) -> np.ndarray:
     scale = math.sqrt(MAX_WHOLE_PIXELS / (height * width))
     if scale >= 1:
         return image
+
     size = (max(1, math.floor(width * scale)), max(1, math.floor(height * scale)))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 

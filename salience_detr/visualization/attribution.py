@@ -110,10 +110,12 @@ def class_activation(
     """
     check_predictor(predictor)
     pixels = to_rgb(image, channel_order)
+
     with torch.inference_mode(False), torch.enable_grad(), predictor.precision():
         outputs = run_with_gradients(predictor.model, prepare_input(predictor.mapper, pixels))
         if queries is None:
             queries = best_queries(outputs.scores, count, score_threshold)
+
         return [attribute(outputs, pixels, query, predictor.class_names) for query in queries]
 
 
@@ -144,6 +146,7 @@ class DifferentiableOutputs:
 def run_with_gradients(model: SalienceDETR, inputs: ModelInput) -> DifferentiableOutputs:
     """Run a model in evaluation mode on one input, with a graph for gradients."""
     images = model.preprocess_image([inputs])
+
     # With a frozen backbone, and parameters that need no gradients, there would be no graph.
     images.tensor.requires_grad_()
 
@@ -176,6 +179,7 @@ def attribute(
 
     memory_maps = tokens.to_maps(memory.detach() * memory_gradient)
     backbone_maps = weigh_by_mean(outputs.backbone_maps, map_gradients, outputs.backbone_sizes)
+
     return Attribution(
         image=image,
         query=query,

@@ -179,6 +179,7 @@ def inspect(predictor: Predictor, image: ImageLike, *, channel_order: str = "RGB
     """
     check_predictor(predictor)
     pixels = to_rgb(image, channel_order)
+
     with torch.no_grad(), predictor.precision():
         return run_stages(predictor, pixels)
 
@@ -209,12 +210,14 @@ def run_stages(predictor: Predictor, image: np.ndarray) -> StageOutputs:
         calls = [stack.enter_context(captured_calls(attention)) for attention in attentions]
         predictions = model.decode(encoding)
 
+    # Where each layer reads, and the boxes that it starts from.
     sampling = []
     boxes = []
     valid_ratio = tokens.valid_ratios[0, 0].repeat(2)
     for attention, layer_calls in zip(attentions, calls, strict=True):
         query, reference_points = layer_calls[-1].inputs[:2]
         sampling.append(sampling_points(attention, query, reference_points, tokens, size))
+
         # Normalized by the padded map of each level; those of the first are taken.
         boxes.append(reference_points[0, :, 0] / valid_ratio)
     boxes.append(predictions.pred_boxes[-1, 0])

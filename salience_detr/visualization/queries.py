@@ -53,6 +53,8 @@ class QueryFigures:
         boxes = torch.from_numpy(proposals.boxes.astype(np.float64))
         # A box that is inside out has no size.
         sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
+
+        # A box does not overlap itself.
         overlaps = box_iou(boxes[:, None], boxes)[0].fill_diagonal_(0).numpy()
 
         # Neighbors are one step apart on the grid of their level.
@@ -60,6 +62,7 @@ class QueryFigures:
         grid = proposals.tokens.grid
         steps = np.abs(grid[:, None] - grid).sum(-1)
         adjoining = (steps == 1) & (levels[:, None] == levels)
+
         return cls(
             levels=levels,
             sizes=sides.prod(1).sqrt().numpy(),
@@ -179,6 +182,7 @@ def plot_query_statistics(statistics: QueryStatistics) -> np.ndarray:
     plot_sizes(sizes, series)
     plot_overlaps(overlaps, series)
     plot_neighbors(neighbors, series)
+
     for axes in (levels, sizes, overlaps, neighbors):
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
@@ -196,13 +200,14 @@ def plot_levels(axes: Axes, statistics: QueryStatistics, series: Sequence[Series
     bars = [(x.label, x.figures.level_shares(len(names)), x.color) for x in series]
     token_shares = statistics.level_tokens / statistics.level_tokens.sum()
 
-    # Three bars beside each other for each level.
     bars.append(("all tokens", token_shares, "darkgray"))
 
+    # Three bars beside each other for each level.
     for i, (label, shares, color) in enumerate(bars):
         places = np.arange(len(names)) + 0.27 * (i - 1)
         drawn = axes.bar(places, 100 * shares, 0.25, color=color, label=label)
         axes.bar_label(drawn, fmt="%.0f", fontsize=8)
+
     axes.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names])
     axes.set_ylabel("part, %")
     axes.set_title("Scale: the level of the tokens")
@@ -211,6 +216,7 @@ def plot_levels(axes: Axes, statistics: QueryStatistics, series: Sequence[Series
 def plot_sizes(axes: Axes, series: Sequence[Series]) -> None:
     """Plot a histogram of the sizes of the initial boxes, on a logarithmic scale."""
     sizes = np.concatenate([x.figures.sizes for x in series])
+
     # Boxes without area go into the lowest bin, and one size alone needs a bin, too.
     low = max(1.0, sizes.min(initial=np.inf))
     high = max(2.0, low * 1.01, sizes.max(initial=0))
@@ -232,6 +238,7 @@ def plot_overlaps(axes: Axes, series: Sequence[Series]) -> None:
         mean = x.figures.overlaps.mean()
         label = f"mean {mean:.2f}; {x.figures.repeats.mean():.0%} repeat a better one"
         plot_histogram(axes, x.figures.overlaps, np.linspace(0, 1, 21), x.color, label)
+
     axes.set_xlabel("highest IoU with the initial box of another query")
     axes.set_title(f"Redundancy: overlap of boxes (a repeat: IoU > {REDUNDANT_IOU})")
     axes.legend(fontsize=8)
@@ -260,6 +267,7 @@ def plot_neighbors(axes: Axes, series: Sequence[Series]) -> None:
         label = f"mean {neighbors.mean():.2f}"
         drawn = axes.bar(places, 100 * shares, 0.38, color=x.color, label=label)
         axes.bar_label(drawn, fmt="%.0f", fontsize=8)
+
     axes.set_xticks(range(5))
     axes.set_xlabel("adjoining tokens of the level that are queries, too")
     axes.set_ylabel("part of the queries, %")

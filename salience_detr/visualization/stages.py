@@ -93,6 +93,7 @@ def draw_proposals(
     """
     figure, axes = new_sheet("Initial proposals and where they end", 2, outputs.image.shape)
     draw_starts(axes[0], outputs)
+
     levels = outputs.proposals.tokens.levels
     shares = np.bincount(levels, minlength=len(outputs.level_names))
     add_level_legend(figure, outputs, shares, "{} queries")
@@ -159,6 +160,7 @@ def draw_sampling_points(outputs: StageOutputs, query: int | None = None) -> np.
     """
     if query is None:
         query = outputs.best_queries(1)[0]
+
     image = outputs.image
     heading = f"Sampling points of query {outputs.describe(query)}; white: the layer's initial box"
     sampling = [SamplingPoints(x.locations[query], x.weights[query]) for x in outputs.sampling]
