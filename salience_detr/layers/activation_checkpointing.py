@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,9 +17,11 @@ def checkpoint_activations(module: nn.Module) -> None:
 
     Results and gradients stay the same, random numbers and BatchNorm's running statistics included.
     """
-    has_batch_norm = any(isinstance(child, _BatchNorm) for child in module.modules())
-    context = {"context_fn": partial(checkpoint_contexts, module)} if has_batch_norm else {}
-    module.forward = partial(checkpoint, module.forward, use_reentrant=False, **context)  # type: ignore[method-assign]
+    options: dict[str, Any] = {"use_reentrant": False}
+    if any(isinstance(child, _BatchNorm) for child in module.modules()):
+        options["context_fn"] = partial(checkpoint_contexts, module)
+
+    module.forward = partial(checkpoint, module.forward, **options)  # type: ignore[method-assign]
 
 
 def checkpoints_batch_norm(module: nn.Module) -> bool:
@@ -40,14 +43,14 @@ def still_statistics(module: nn.Module) -> Iterator[None]:
     saved = []
     for norm in module.modules():
         if isinstance(norm, _BatchNorm):
-            count = norm.num_batches_tracked
-            saved.append((norm, norm.momentum, None if count is None else count.clone()))
-            norm.momentum = 0.0  # running statistics keep all of what they are
+            saved.append((norm, norm.momentum, norm.num_batches_tracked))
+            # Running statistics keep all of what they are, and no batch is counted.
+            norm.momentum = 0.0
+            norm.num_batches_tracked = None
 
     try:
         yield
     finally:
         for norm, momentum, count in saved:
             norm.momentum = momentum
-            if norm.num_batches_tracked is not None and count is not None:
-                norm.num_batches_tracked.copy_(count)
+            norm.num_batches_tracked = count

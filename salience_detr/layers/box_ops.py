@@ -44,6 +44,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     high = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
     intersection = box_area(torch.cat([low, high], dim=-1))
     union = box_area(boxes1) + box_area(boxes2) - intersection
+
     return _ratio(intersection, union), union
 
 
@@ -58,10 +59,13 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     low = torch.minimum(boxes1[..., :2], boxes2[..., :2])
     high = torch.maximum(boxes1[..., 2:], boxes2[..., 2:])
     hull = box_area(torch.cat([low, high], dim=-1))
+
     return iou - _ratio(hull - union, hull)
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Divide; the quotient is 0 where the denominator is, and its gradient is never NaN."""
     empty = denominator <= 0
-    return torch.where(empty, 0.0, numerator / torch.where(empty, 1.0, denominator))
+    # Without the inner replacement the gradient would be 0 * inf = NaN where it is masked.
+    divisor = torch.where(empty, 1.0, denominator)
+    return torch.where(empty, 0.0, numerator / divisor)

@@ -14,6 +14,8 @@ PRIOR_PROBABILITY = 0.01  # of each class at the start of training
 def class_head(*, embed_dim: int, num_classes: int) -> nn.Linear:
     """Build a linear classifier that starts by giving each class the prior probability."""
     head = nn.Linear(embed_dim, num_classes)
+
+    # sigmoid(bias) is the prior probability (RetinaNet, section 4.1).
     nn.init.constant_(head.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
     return head
 

@@ -23,6 +23,7 @@ def iou_aware_class_loss(
     """
     background = alpha * logits.detach().sigmoid() ** gamma
     weight = torch.where(positive, targets, background)
+
     return F.binary_cross_entropy_with_logits(logits, targets, weight=weight, reduction="sum")
 
 
@@ -40,5 +41,6 @@ def soft_focal_loss(
     """
     p = logits.sigmoid()
     weight = (1 - alpha) * p**gamma * (1 - targets) + alpha * targets * (1 - p) ** gamma
+
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return (weight * cross_entropy).sum()

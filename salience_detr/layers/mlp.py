@@ -24,6 +24,7 @@ class MLP(nn.Module):
         zero_output: bool = False,
     ) -> None:
         super().__init__()
+
         widths = [input_dim, *[hidden_dim] * (num_layers - 1), output_dim]
         linears = [nn.Linear(before, after) for before, after in pairwise(widths)]
 
@@ -32,6 +33,7 @@ class MLP(nn.Module):
             nn.init.zeros_(layer.bias)
         if zero_output:
             nn.init.zeros_(linears[-1].weight)
+
         self.layers = nn.ModuleList(linears)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,13 +48,16 @@ class FeedForward(nn.Module):
 
     def __init__(self, *, embed_dim: int, hidden_dim: int) -> None:
         super().__init__()
+
         self.linear1 = nn.Linear(embed_dim, hidden_dim)
         self.linear2 = nn.Linear(hidden_dim, embed_dim)
         self.norm = nn.LayerNorm(embed_dim)
+
         for layer in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., embed_dim) -> (..., embed_dim)"""
-        return self.norm(x + self.linear2(F.relu(self.linear1(x))))
+        hidden = F.relu(self.linear1(x))
+        return self.norm(x + self.linear2(hidden))

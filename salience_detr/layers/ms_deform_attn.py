@@ -53,12 +53,15 @@ def ms_deform_attn_reference(
     locations = torch.where(sampling_locations.abs() < 1e6, sampling_locations, -1).to(dtype)
     grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * M, Q, L, P, 2)
 
-    output = maps.new_zeros(batch * heads, channels, num_queries)
     shapes = [(int(height), int(width)) for height, width in spatial_shapes.tolist()]
     levels = maps.split([height * width for height, width in shapes], dim=2)
+
+    output = maps.new_zeros(batch * heads, channels, num_queries)
     for level, (height, width) in enumerate(shapes):
+        # grid_sample refuses empty maps and grids, which add nothing.
         if height * width == 0 or num_points == 0:
             continue
+
         samples = F.grid_sample(
             levels[level].unflatten(2, (height, width)),
             grids[:, :, level],
@@ -67,6 +70,7 @@ def ms_deform_attn_reference(
             align_corners=False,
         )  # (B * M, C, Q, P)
         output = output + (samples * weights[:, None, :, level]).sum(-1)
+
     return output.view(batch, heads * channels, num_queries).transpose(1, 2).to(value.dtype)
 
 
@@ -98,6 +102,7 @@ def sampling_locations_from_offsets(
         return reference + offsets / sizes[:, None, :]
     if reference.shape[-1] == 4:
         return reference[..., :2] + offsets / offsets.shape[4] * reference[..., 2:] * 0.5
+
     raise ValueError(
         "reference_points must have 2 or 4 coordinates in their last dimension, got "
         f"{reference.shape[-1]}"
@@ -114,8 +119,11 @@ def ms_deform_attn_fused_reference(
 ) -> Tensor:
     """Compute :func:`ms_deform_attn_fused` step by step in plain PyTorch."""
     locations = sampling_locations_from_offsets(reference_points, sampling_offsets, spatial_shapes)
+
+    # The softmax of a head is over the points of all levels.
     logits = attention_logits.to(torch.promote_types(attention_logits.dtype, torch.float32))
     weights = logits.flatten(-2).softmax(-1).view_as(logits)
+
     return ms_deform_attn_reference(value, spatial_shapes, level_start_index, locations, weights)
 
 
@@ -178,6 +186,7 @@ def ms_deform_attn_fused(
             sampling_offsets,
             attention_logits,
         )
+
     return ms_deform_attn_fused_reference(
         value,
         spatial_shapes,
@@ -199,17 +208,21 @@ class MultiScaleDeformableAttention(nn.Module):
         self, *, embed_dim: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 4
     ) -> None:
         super().__init__()
+
         if embed_dim % num_heads:
             raise ValueError(
                 f"embed_dim ({embed_dim}) must be divisible by num_heads ({num_heads})"
             )
+
         self.num_heads = num_heads
         self.num_levels = num_levels
         self.num_points = num_points
+
         self.sampling_offsets = nn.Linear(embed_dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(embed_dim, num_heads * num_levels * num_points)
         self.value_proj = nn.Linear(embed_dim, embed_dim)
         self.output_proj = nn.Linear(embed_dim, embed_dim)
+
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -217,8 +230,9 @@ class MultiScaleDeformableAttention(nn.Module):
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
         directions = directions / directions.abs().amax(-1, keepdim=True)
+
         steps = torch.arange(1, self.num_points + 1)
-        offsets = directions[:, None, None] * steps[:, None]
+        offsets = directions[:, None, None] * steps[:, None]  # (M, 1, P, 2)
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_levels, -1, -1).flatten())
 
@@ -226,6 +240,7 @@ class MultiScaleDeformableAttention(nn.Module):
         nn.init.zeros_(self.sampling_offsets.weight)
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
+
         for projection in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
@@ -253,22 +268,26 @@ class MultiScaleDeformableAttention(nn.Module):
         Returns:
             (B, Q, D)
         """
-        batch, queries, _ = query.shape
+        batch, num_queries, _ = query.shape
+
         projected = self.value_proj(value)
         if padding_mask is not None:
             projected = projected.masked_fill(padding_mask[..., None], 0)
 
         # Coordinates never have less than single precision, also under autocast.
         reference_dtype = torch.promote_types(projected.dtype, torch.float32)
-        samples = (self.num_heads, self.num_levels, self.num_points)
+        reference_points = reference_points.to(reference_dtype)
+
+        samples = (batch, num_queries, self.num_heads, self.num_levels, self.num_points)
         output = self.sample(
-            projected.view(batch, projected.shape[1], self.num_heads, -1),
+            projected.unflatten(-1, (self.num_heads, -1)),
             spatial_shapes,
             level_start_index,
-            reference_points.to(reference_dtype),
-            self.sampling_offsets(query).view(batch, queries, *samples, 2),
-            self.attention_weights(query).view(batch, queries, *samples),
+            reference_points,
+            self.sampling_offsets(query).view(*samples, 2),
+            self.attention_weights(query).view(samples),
         )
+
         return self.output_proj(output)
 
     def sample(

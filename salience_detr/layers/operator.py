@@ -37,6 +37,7 @@ def is_compiled_for(device_type: str) -> bool:
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     if key and has_kernel("salience_detr::ms_deform_attn", key):
         return True
+
     warn_of_reference(f"the operator was built without {device_type}")
     return False
 
@@ -53,6 +54,7 @@ def load_operator() -> bool:
     """
     if os.environ.get("SALIENCE_DETR_OPERATOR", "").lower() == "off":
         return False
+
     if BUILDER is None:
         warn_of_reference("the package was installed without the operator's sources")
         return False
@@ -71,6 +73,7 @@ def load_operator() -> bool:
         return False
 
     register()
+
     return True
 
 
@@ -86,6 +89,7 @@ def find_or_build(builder: ModuleType) -> Path:
     roots = [BUILT_AHEAD]
     with contextlib.suppress(builder.BuildError):  # there is no home folder
         roots.append(builder.cache_root())
+
     library = builder.find(roots, architectures)
     if library is not None:
         return library
@@ -99,6 +103,7 @@ def find_or_build(builder: ModuleType) -> Path:
             f"the CUDA part of the deformable-attention operator cannot be built: {error}",
             stacklevel=2,
         )
+
     return builder.find(roots, None) or builder.build(builder.cache_root(), None)
 
 
@@ -106,6 +111,7 @@ def import_file(path: Path) -> ModuleType:
     """Import a Python file that belongs to no package."""
     spec = importlib.util.spec_from_file_location("salience_detr_operator_build", path)
     assert spec is not None and spec.loader is not None
+
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -135,6 +141,7 @@ def register() -> None:
         torch.library.register_autograd(
             f"salience_detr::{name}_backward", refuse_second_derivatives
         )
+
     torch.library.register_fake("salience_detr::ms_deform_attn_backward", fake_backward)
     torch.library.register_fake("salience_detr::ms_deform_attn_fused_backward", fake_fused_backward)
 
@@ -151,9 +158,11 @@ def fake_gradients(
     """Return gradients of the right shapes; those that are not needed are empty."""
     gradients = []
     for tensor, is_needed in zip(tensors, needed, strict=True):
-        shape = tensor.shape if is_needed else (0,)
-        like = tensor if is_needed else value
-        gradients.append(torch.empty(shape, dtype=like.dtype, device=like.device))
+        if is_needed:
+            gradients.append(torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device))
+        else:
+            gradients.append(value.new_empty(0))
+
     return tuple(gradients)
 
 
@@ -193,6 +202,7 @@ def differentiate(name: str, ctx: Any, grad_output: Tensor) -> tuple[Tensor | No
     """Compute the gradients of the value and of the inputs after the shapes of the levels."""
     needed = list(ctx.needs_input_grad)
     differentiable = needed[:1] + needed[3:]
+
     operator = getattr(torch.ops.salience_detr, f"{name}_backward")
     grads = list(operator(grad_output, *ctx.saved_tensors, differentiable))
 

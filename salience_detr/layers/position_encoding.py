@@ -7,8 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+TEMPERATURE = 10000.0  # the wavelengths are 1 to this many (Attention Is All You Need, section 3.5)
 
-def sine_encoding(coordinates: Tensor, num_features: int, temperature: float = 10000.0) -> Tensor:
+
+def sine_encoding(coordinates: Tensor, num_features: int) -> Tensor:
     """Encode scalars in [0, 1] by sines and cosines of geometrically spaced frequencies.
 
     Args:
@@ -17,11 +19,12 @@ def sine_encoding(coordinates: Tensor, num_features: int, temperature: float = 1
 
     Returns:
         (..., num_features): sin and cos interleaved; features 2k and 2k+1 have frequency
-        2*pi / temperature^(2k / num_features).
+        2*pi / 10000^(2k / num_features).
     """
     even = torch.arange(0, num_features, 2, dtype=coordinates.dtype, device=coordinates.device)
     exponent = even / num_features
-    angles = coordinates[..., None] * (2 * math.pi) / temperature**exponent
+
+    angles = coordinates[..., None] * (2 * math.pi) / TEMPERATURE**exponent
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
@@ -31,21 +34,23 @@ class SinePositionEncoding(nn.Module):
     Element k of a row with n unpadded elements lies at (k + 0.5) / n.
     """
 
-    def __init__(self, *, num_features: int, temperature: float = 10000.0) -> None:
+    def __init__(self, *, num_features: int) -> None:
         super().__init__()
         self.num_features = num_features  # per axis
-        self.temperature = temperature
 
     def forward(self, padding_mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """(B, H, W) mask, True = padding -> (B, H, W, 2 * num_features) of ``dtype``."""
         unpadded = (~padding_mask).to(dtype)
+
         axes = []
         for dim in (1, 2):  # y, x
             # 1 for the first unpadded element of a row or column, n for the last one.
             number = unpadded.cumsum(dim)
             total = number.narrow(dim, number.shape[dim] - 1, 1)
+
             position = (number - 0.5) / (total + 1e-6)
-            axes.append(sine_encoding(position, self.num_features, self.temperature))
+            axes.append(sine_encoding(position, self.num_features))
+
         return torch.cat(axes, dim=-1)
 
 

@@ -40,10 +40,13 @@ class SetCriterion(nn.Module):
         gamma: float = 2.0,
     ) -> None:
         super().__init__()
+
         self.matcher = matcher
+
         self.class_weight = class_weight
         self.l1_weight = l1_weight
         self.giou_weight = giou_weight
+
         self.alpha = alpha
         self.gamma = gamma
 
@@ -66,22 +69,11 @@ class SetCriterion(nn.Module):
             Weighted ``loss_class``, ``loss_bbox``, ``loss_giou`` of the last layer, with suffix
             ``_i`` of layer i before it, and ``_enc`` of the proposals.
         """
-        losses: dict[str, Tensor] = {}
-        for predictions, last_suffix in ((decoder, ""), (encoder, "_enc")):
-            for i in range(len(predictions)):
-                is_last = i == len(predictions) - 1
-                suffix = last_suffix if is_last else f"{last_suffix}_{i}"
-                pred_logits = predictions.pred_logits[i]
-                pred_boxes = predictions.pred_boxes[i]
-
-                mask = predictions.valid_mask
-                matches = self.matcher(pred_logits, pred_boxes, targets, mask)
-                layer_losses = self.layer_losses(
-                    pred_logits, pred_boxes, targets, matches, normalizers.num_boxes, mask
-                )
-                for name, loss in layer_losses.items():
-                    losses[name + suffix] = loss
-        return losses
+        num_boxes = normalizers.num_boxes
+        return {
+            **self.losses_of_layers(decoder, targets, num_boxes, suffix=""),
+            **self.losses_of_layers(encoder, targets, num_boxes, suffix="_enc"),
+        }
 
     def denoising_losses(
         self,
@@ -101,15 +93,42 @@ class SetCriterion(nn.Module):
         for target in targets:
             matches.append(layout.positive_matches(len(target), target.labels.device))
 
+        # Each box is the target of one query of every group.
         num_boxes = normalizers.num_boxes * layout.num_groups
+        return self.losses_of_layers(predictions, targets, num_boxes, suffix="_dn", matches=matches)
+
+    def losses_of_layers(
+        self,
+        predictions: DetectionPredictions,
+        targets: list[DetectionTargets],
+        num_boxes: float,
+        *,
+        suffix: str,
+        matches: list[Match] | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute the losses of all layers, named as in :meth:`forward`.
+
+        Args:
+            matches: of each image, for all layers; by default the matcher's, for each layer.
+        """
         losses: dict[str, Tensor] = {}
+        last = len(predictions) - 1
         for i in range(len(predictions)):
-            suffix = "_dn" if i == len(predictions) - 1 else f"_dn_{i}"
+            pred_logits = predictions.pred_logits[i]
+            pred_boxes = predictions.pred_boxes[i]
+            valid_mask = predictions.valid_mask
+
+            layer_matches = matches
+            if layer_matches is None:
+                layer_matches = self.matcher(pred_logits, pred_boxes, targets, valid_mask)
+
             layer_losses = self.layer_losses(
-                predictions.pred_logits[i], predictions.pred_boxes[i], targets, matches, num_boxes
+                pred_logits, pred_boxes, targets, layer_matches, num_boxes, valid_mask
             )
+            layer_suffix = suffix if i == last else f"{suffix}_{i}"
             for name, loss in layer_losses.items():
-                losses[name + suffix] = loss
+                losses[name + layer_suffix] = loss
+
         return losses
 
     def layer_losses(
@@ -119,7 +138,7 @@ class SetCriterion(nn.Module):
         targets: list[DetectionTargets],
         matches: list[Match],
         num_boxes: float,
-        valid_mask: Tensor | None = None,
+        valid_mask: Tensor | None,
     ) -> dict[str, Tensor]:
         """Compute the three weighted losses of one layer.
 
@@ -151,11 +170,12 @@ class SetCriterion(nn.Module):
         matched_xyxy = box_cxcywh_to_xyxy(matched)
         target_xyxy = box_cxcywh_to_xyxy(target_boxes)
 
-        # The class target of a matched query is the IoU of its box.
+        # IoU-aware classification: the class target of a matched query is the IoU of its box.
         iou_target = torch.zeros_like(pred_logits)
         iou_target[image, query, label] = box_iou(matched_xyxy, target_xyxy)[0].detach()
         positive = torch.zeros_like(pred_logits, dtype=torch.bool)
         positive[image, query, label] = True
+
         if valid_mask is not None:
             pred_logits = pred_logits[valid_mask]
             iou_target = iou_target[valid_mask]
@@ -166,6 +186,7 @@ class SetCriterion(nn.Module):
         )
         l1_loss = (matched - target_boxes).abs().sum()
         giou_loss = (1 - generalized_box_iou(matched_xyxy, target_xyxy)).sum()
+
         return {
             "loss_class": self.class_weight * class_loss / num_boxes,
             "loss_bbox": self.l1_weight * l1_loss / num_boxes,

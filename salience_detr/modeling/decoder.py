@@ -34,13 +34,17 @@ class SalienceDecoderLayer(nn.Module):
         num_points: int = 4,
     ) -> None:
         super().__init__()
+
         self.num_heads = num_heads
+
         self.self_attention = nn.MultiheadAttention(embed_dim, num_heads, batch_first=True)
         self.self_attention_norm = nn.LayerNorm(embed_dim)
+
         self.cross_attention = MultiScaleDeformableAttention(
             embed_dim=embed_dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points
         )
         self.cross_attention_norm = nn.LayerNorm(embed_dim)
+
         self.ffn = FeedForward(embed_dim=embed_dim, hidden_dim=ffn_dim)
 
     def forward(
@@ -84,6 +88,7 @@ class SalienceDecoderLayer(nn.Module):
             level_start_index=tokens.level_start_index,
             padding_mask=tokens.padding_mask,
         )
+
         return self.ffn(self.cross_attention_norm(query + attended))
 
 
@@ -94,9 +99,11 @@ class SalienceDecoder(nn.Module):
         self, *, layers: Sequence[SalienceDecoderLayer], embed_dim: int = 256, num_classes: int
     ) -> None:
         super().__init__()
+
         self.embed_dim = embed_dim
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(embed_dim)
+
         self.query_position_head = MLP(
             input_dim=2 * embed_dim, hidden_dim=embed_dim, output_dim=embed_dim, num_layers=2
         )
@@ -127,6 +134,7 @@ class SalienceDecoder(nn.Module):
         """
         # From the unpadded image, which boxes refer to, to the padded map of each level.
         scales = tokens.valid_ratios.repeat(1, 1, 2)[:, None]  # (B, 1, L, 4)
+
         last = len(self.layers) - 1
         pred_logits, pred_boxes = [], []
         stages = zip(self.layers, self.class_heads, self.bbox_heads, strict=True)
@@ -134,6 +142,8 @@ class SalienceDecoder(nn.Module):
             # The boxes that a layer starts from get no gradient through its attention.
             detached = reference_points.detach()
             level_references = detached[:, :, None] * scales
+
+            # Query positions encode the boxes relative to the padded finest level, as published.
             encoding = box_sine_encoding(level_references[:, :, 0], self.embed_dim // 2)
             position = self.query_position_head(encoding.to(query))
 
@@ -152,6 +162,7 @@ class SalienceDecoder(nn.Module):
                 normalized = self.norm(query)
                 pred_logits.append(classify(normalized))
                 pred_boxes.append(self.refine(reference_points, regress(normalized)))
+
             if i < last:
                 reference_points = self.refine(detached, regress(query))
 

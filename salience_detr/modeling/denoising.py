@@ -81,8 +81,10 @@ class DenoisingGenerator(nn.Module):
         super().__init__()
         self.num_queries = num_queries
         self.denoising_queries = denoising_queries
+
         self.label_noise_prob = label_noise_prob
         self.box_noise_scale = box_noise_scale
+
         self.label_encoder = nn.Embedding(num_classes, embed_dim)
 
     def forward(self, targets: list[DetectionTargets], max_boxes: int) -> DenoisingQueries:
@@ -93,6 +95,7 @@ class DenoisingGenerator(nn.Module):
             max_boxes: g, at least the boxes of any image.
         """
         layout = self.layout(max_boxes)
+
         contents, references = [], []
         for target in targets:
             content, reference = self.noise_image(target, layout)
@@ -102,30 +105,36 @@ class DenoisingGenerator(nn.Module):
         return DenoisingQueries(
             content=torch.stack(contents),
             reference_points=torch.stack(references),
-            attention_mask=self.attention_mask(layout).to(self.label_encoder.weight.device),
+            attention_mask=self.attention_mask(layout),
             layout=layout,
         )
 
     def layout(self, max_boxes: int) -> DenoisingLayout:
         """Return as many groups as fit into ``denoising_queries``, at least one."""
-        num_groups = self.denoising_queries * max_boxes // max(max_boxes**2, 1)
-        return DenoisingLayout(max(1, num_groups), max_boxes)
+        if max_boxes == 0:
+            return DenoisingLayout(num_groups=1, max_boxes=0)
+
+        num_groups = max(1, self.denoising_queries // max_boxes)
+        return DenoisingLayout(num_groups, max_boxes)
 
     def noise_image(
         self, target: DetectionTargets, layout: DenoisingLayout
     ) -> tuple[Tensor, Tensor]:
         """Return (T, D) contents and (T, 4) reference points, cxcywh, of one image."""
-        embeddings = self.label_encoder.weight
         num_boxes = len(target)
-        copies = (layout.num_groups, 2, num_boxes)  # the second axis: positives, negatives
+
+        # Copies of the boxes: groups, positives and negatives, boxes.
+        copies = (layout.num_groups, 2, num_boxes)
         labels = self.noise_labels(target.labels.expand(copies))
         boxes = self.noise_boxes(target.boxes.expand(*copies, 4))
 
         # Boxes are padded in logit space: the sigmoid of 0 is 0.5.
+        embeddings = self.label_encoder.weight
         content = embeddings.new_zeros(*copies[:2], layout.max_boxes, embeddings.shape[1])
         reference = boxes.new_zeros(*copies[:2], layout.max_boxes, 4)
         content[:, :, :num_boxes] = self.label_encoder(labels)
         reference[:, :, :num_boxes] = inverse_sigmoid(boxes)
+
         return content.flatten(0, 2), reference.flatten(0, 2).sigmoid()
 
     def noise_labels(self, labels: Tensor) -> Tensor:
@@ -154,7 +163,10 @@ class DenoisingGenerator(nn.Module):
         A denoising query sees its own group and the matching queries. Matching queries, which must
         not see the ground truth, see each other only.
         """
-        group_size = max(1, 2 * layout.max_boxes)
-        group = torch.arange(layout.num_queries + self.num_queries) // group_size
+        device = self.label_encoder.weight.device
+        query = torch.arange(layout.num_queries + self.num_queries, device=device)
+
+        # The group of each denoising query; -1 for the matching queries.
+        group = query // max(1, 2 * layout.max_boxes)
         group[layout.num_queries :] = -1
         return (group[:, None] != group) & (group != -1)

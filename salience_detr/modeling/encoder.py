@@ -37,14 +37,18 @@ class SalienceEncoderLayer(nn.Module):
         num_topk: int = 300,
     ) -> None:
         super().__init__()
+
         self.num_topk = num_topk
+
         # "important" is the name of the top-k tokens in checkpoints.
         self.important_attention = nn.MultiheadAttention(embed_dim, num_heads, batch_first=True)
         self.important_norm = nn.LayerNorm(embed_dim)
+
         self.deformable_attention = MultiScaleDeformableAttention(
             embed_dim=embed_dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points
         )
         self.deformable_norm = nn.LayerNorm(embed_dim)
+
         self.ffn = FeedForward(embed_dim=embed_dim, hidden_dim=ffn_dim)
 
     def forward(
@@ -80,6 +84,7 @@ class SalienceEncoderLayer(nn.Module):
             level_start_index=tokens.level_start_index,
             padding_mask=tokens.padding_mask,
         )
+
         return self.ffn(self.deformable_norm(query + attended))
 
     def attend_topk(
@@ -88,6 +93,7 @@ class SalienceEncoderLayer(nn.Module):
         """Attend among the ``num_topk`` tokens of highest importance, and write them back."""
         importance = importance.masked_fill(~valid_mask, -torch.inf)
         index = importance.topk(self.count_topk(query.shape[1]), dim=1).indices
+
         value = gather_tokens(query, index)
         with_position = value + gather_tokens(position, index)
 
@@ -98,6 +104,7 @@ class SalienceEncoderLayer(nn.Module):
             key_padding_mask=self.key_padding_mask(valid_mask.gather(1, index)),
             need_weights=False,
         )
+
         return scatter_tokens(query, index, self.important_norm(value + attended))
 
     def count_topk(self, length: int) -> int:
@@ -140,6 +147,7 @@ class BackgroundEmbedding(nn.Module):
         """Return the first entries, or the table stretched to a map that is larger."""
         if size <= len(table):
             return table[:size]
+
         stretched = F.interpolate(table.t()[None], size=size, mode="linear", align_corners=True)
         return stretched[0].t()
 
@@ -163,6 +171,7 @@ class SalienceEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.background_embedding = background_embedding
+
         if use_checkpoint:
             for layer in self.layers:
                 checkpoint_activations(layer)
@@ -184,10 +193,12 @@ class SalienceEncoder(nn.Module):
             (B, S, D) memory.
         """
         memory = tokens.features
+
         index = selection.token_index
         position = gather_tokens(tokens.positions, index)
-        centers = gather_tokens(tokens.centers, index)
+
         # Centers are relative to the unpadded image, the attention's points to the padded map.
+        centers = gather_tokens(tokens.centers, index)
         reference_points = centers[:, :, None] * tokens.valid_ratios[:, None]
 
         for layer, valid_mask in zip(self.layers, selection.layer_masks, strict=True):
@@ -195,7 +206,7 @@ class SalienceEncoder(nn.Module):
             layer_index = index[:, :length]
             query = gather_tokens(memory, layer_index)
 
-            # Importance: best class logit times salience.
+            # Importance: best class logit of the token as it is now, times its salience.
             with torch.no_grad():
                 importance = class_head(query).amax(-1) * selection.scores[:, :length]
 
@@ -207,6 +218,8 @@ class SalienceEncoder(nn.Module):
                 reference_points=reference_points[:, :length],
                 tokens=tokens,
             )
+
+            # Tokens that pad an image keep what they hold.
             refined = torch.where(valid_mask[..., None], refined, query)
             memory = scatter_tokens(memory, layer_index, refined)
 
@@ -216,6 +229,7 @@ class SalienceEncoder(nn.Module):
         self, memory: Tensor, tokens: TokenPyramid, index: Tensor, valid_mask: Tensor
     ) -> Tensor:
         """Add the background embedding to unpadded tokens that the last layer did not refine."""
+        # All unpadded tokens but those that the last layer refined.
         unpadded = ~tokens.padding_mask
         not_refined = ~valid_mask & unpadded.gather(1, index)
         background = unpadded.scatter(1, index, not_refined)

@@ -24,12 +24,15 @@ class ConvBN(nn.Module):
         activation: bool = True,
     ) -> None:
         super().__init__()
+
         padding = kernel_size // 2
+
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
         )
         self.norm = nn.BatchNorm2d(out_channels)
         self.activation = nn.SiLU() if activation else nn.Identity()
+
         nn.init.kaiming_uniform_(self.conv.weight, a=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,6 +50,7 @@ class ConvBN(nn.Module):
             return F.batch_norm(
                 x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
             )
+
         return norm(x)
 
     def folded(self) -> tuple[Tensor, Tensor]:
@@ -56,7 +60,8 @@ class ConvBN(nn.Module):
 
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         kernel = self.conv.weight * scale[:, None, None, None]
-        return kernel, norm.bias - norm.running_mean * scale
+        bias = norm.bias - norm.running_mean * scale
+        return kernel, bias
 
 
 class ContextGate(nn.Module):
@@ -64,6 +69,7 @@ class ContextGate(nn.Module):
 
     def __init__(self, *, channels: int, reduction: int = 16) -> None:
         super().__init__()
+
         hidden = max(1, channels // reduction)
         self.attention = nn.Conv2d(channels, 1, 1)
         self.reduce = nn.Conv2d(channels, hidden, 1, bias=False)
@@ -71,6 +77,7 @@ class ContextGate(nn.Module):
 
         for conv in (self.attention, self.reduce, self.expand):
             nn.init.kaiming_uniform_(conv.weight, a=1)
+
         assert self.attention.bias is not None
         nn.init.zeros_(self.attention.bias)
 
@@ -103,12 +110,14 @@ class RepVGGBlock(nn.Module):
         else:
             kernel, bias = self.folded()
             y = F.conv2d(x, kernel, bias, padding=1, groups=self.conv3x3.conv.groups)
+
         return self.gate(F.silu(y)) + x
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Return kernel and bias of the 3x3 convolution that equals the sum of both branches."""
         kernel3, bias3 = self.conv3x3.folded()
         kernel1, bias1 = self.conv1x1.folded()
+
         # A 1x1 kernel is a 3x3 kernel with zeros around it.
         return kernel3 + F.pad(kernel1, [1, 1, 1, 1]), bias3 + bias1
 
@@ -119,8 +128,10 @@ class CSPBlock(nn.Module):
     def __init__(self, *, channels: int, num_blocks: int = 3, groups: int = 4) -> None:
         super().__init__()
         self.main = ConvBN(2 * channels, channels, 1)
+
         blocks = [RepVGGBlock(channels=channels, groups=groups) for _ in range(num_blocks)]
         self.blocks = nn.Sequential(*blocks)
+
         self.shortcut = ConvBN(2 * channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,6 +164,7 @@ class FeatureFusion(nn.Module):
         # Top-down: each level takes in the coarser one.
         for level in reversed(range(len(levels) - 1)):
             levels[level + 1] = self.lateral[level](levels[level + 1])
+
             shape = levels[level].shape[-2:]
             upsampled = F.interpolate(levels[level + 1], size=shape, mode="nearest")
             levels[level] = self.top_down[level](torch.cat([upsampled, levels[level]], dim=1))
@@ -162,4 +174,5 @@ class FeatureFusion(nn.Module):
             downsampled = self.downsample[level](levels[level])
             merged = torch.cat([downsampled, levels[level + 1]], dim=1)
             levels[level + 1] = self.bottom_up[level](merged)
+
         return levels

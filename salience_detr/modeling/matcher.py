@@ -36,6 +36,7 @@ class HungarianMatcher:
         self.class_weight = class_weight
         self.l1_weight = l1_weight
         self.giou_weight = giou_weight
+
         self.alpha = alpha
         self.gamma = gamma
 
@@ -66,32 +67,34 @@ class HungarianMatcher:
         for i, target in enumerate(targets):
             logits = pred_logits[i, : num_queries[i]]
             boxes = pred_boxes[i, : num_queries[i]]
+
             cost = self.cost(logits, boxes, target).cpu()
             cost = cost.nan_to_num(
                 nan=NON_FINITE_COST, posinf=NON_FINITE_COST, neginf=NON_FINITE_COST
             )
 
-            queries, matched = linear_sum_assignment(cost.numpy())
-            device = pred_logits.device
-            matches.append(
-                (torch.as_tensor(queries, device=device), torch.as_tensor(matched, device=device))
-            )
+            queries, boxes_matched = linear_sum_assignment(cost.numpy())
+            query_index = torch.as_tensor(queries, device=pred_logits.device)
+            box_index = torch.as_tensor(boxes_matched, device=pred_logits.device)
+            matches.append((query_index, box_index))
+
         return matches
 
     def cost(self, logits: Tensor, boxes: Tensor, target: DetectionTargets) -> Tensor:
         """Return the (N, G) cost, float32 at least, of (N, K) logits and (N, 4) cxcywh boxes."""
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        p = logits.to(dtype).sigmoid()[:, target.labels]
         boxes = boxes.to(dtype)
         target_boxes = target.boxes.to(dtype)
 
         # Focal loss of the class if the query were positive, less the one if it were negative.
+        p = logits.to(dtype).sigmoid()[:, target.labels]
         positive = self.alpha * (1 - p) ** self.gamma * -(p + 1e-6).log()
         negative = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-6).log()
 
         l1 = torch.cdist(boxes, target_boxes, p=1)
         boxes_xyxy = box_cxcywh_to_xyxy(boxes)
         giou = generalized_box_iou(boxes_xyxy[:, None], box_cxcywh_to_xyxy(target_boxes))
+
         return (
             self.class_weight * (positive - negative)
             + self.l1_weight * l1

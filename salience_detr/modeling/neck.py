@@ -31,11 +31,13 @@ class ChannelMapper(nn.Module):
         num_groups: int = 32,
     ) -> None:
         super().__init__()
+
         if len(in_features) != len(in_channels):
             raise ValueError(
                 f"in_features {list(in_features)} and in_channels {list(in_channels)} differ in "
                 "length; give the channels of each map"
             )
+
         self.in_features = tuple(in_features)
 
         self.projections = nn.ModuleList()

@@ -37,6 +37,7 @@ def select_detections(
     height, width = image_size
     scale = pred_boxes.new_tensor([width, height, width, height])
     boxes = box_cxcywh_to_xyxy(pred_boxes) * scale
+
     return Instances(
         image_size,
         pred_boxes=Boxes(boxes[index // num_classes]),

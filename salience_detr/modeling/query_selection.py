@@ -54,6 +54,7 @@ class QuerySelection(nn.Module):
         super().__init__()
         self.class_head = class_head
         self.bbox_head = bbox_head
+
         self.num_queries = num_queries
         self.num_candidates = candidate_factor * num_queries
         self.iou_threshold = iou_threshold
@@ -65,6 +66,7 @@ class QuerySelection(nn.Module):
 
         # Boxes of the selected tokens only: no other box is ever used.
         selected = gather_tokens(output_memory, token_index)
+
         return Proposals(
             token_index=token_index,
             pred_logits=gather_tokens(logits, token_index),
@@ -92,7 +94,9 @@ class QuerySelection(nn.Module):
         reference = inverse_sigmoid(gather_tokens(tokens.output_proposals, token_index))
         valid = gather_tokens(tokens.output_proposals_valid, token_index)
         reference = reference.masked_fill(~valid[..., None], torch.inf)
-        return (self.bbox_head(output_memory).to(reference.dtype) + reference).sigmoid()
+
+        offsets = self.bbox_head(output_memory).to(reference.dtype)
+        return (offsets + reference).sigmoid()
 
     @torch.no_grad()
     def nms_keep_indices(self, scores: Tensor, tokens: TokenPyramid) -> list[Tensor]:
@@ -114,6 +118,8 @@ class QuerySelection(nn.Module):
         for index, score in zip(candidates, candidate_scores, strict=True):
             centers = points[index].float()
             boxes = torch.cat([centers - 1, centers + 1], dim=1)
+
             keep = nms(boxes, score.float(), self.iou_threshold)
             keep_indices.append(index[keep[: self.num_queries]])
+
         return keep_indices

@@ -52,11 +52,14 @@ class SalienceHead(nn.Module):
 
     def __init__(self, *, embed_dim: int = 256) -> None:
         super().__init__()
+
         half = embed_dim // 2
         quarter = embed_dim // 4
+
         self.local = nn.Sequential(
             nn.LayerNorm(embed_dim), nn.Linear(embed_dim, embed_dim), nn.GELU()
         )
+
         self.score = nn.Sequential(
             nn.Linear(embed_dim, half),
             nn.GELU(),
@@ -72,6 +75,7 @@ class SalienceHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, H_l * W_l, D) tokens of one level -> (B, H_l * W_l) logits."""
+        # One half of the channels is the token's own, the other the mean over its level.
         local, context = self.local(tokens).chunk(2, dim=-1)
         context = context.mean(dim=1, keepdim=True).expand_as(local)
         return self.score(torch.cat([local, context], dim=-1)).squeeze(-1)
@@ -94,12 +98,14 @@ class SalienceFilter(nn.Module):
         self, *, embed_dim: int = 256, level_ratios: Sequence[float], layer_ratios: Sequence[float]
     ) -> None:
         super().__init__()
+
         for name, ratios in (("level_ratios", level_ratios), ("layer_ratios", layer_ratios)):
             if not all(0 < ratio <= 1 for ratio in ratios):
                 raise ValueError(f"{name} must lie in (0, 1], got {list(ratios)}")
 
         self.level_ratios = tuple(level_ratios)
         self.layer_ratios = tuple(layer_ratios)
+
         self.head = SalienceHead(embed_dim=embed_dim)
         self.alpha = nn.Parameter(torch.empty(len(level_ratios) - 1))
         nn.init.uniform_(self.alpha, -0.3, 0.3)
@@ -151,6 +157,7 @@ class SalienceFilter(nn.Module):
             L score maps (B, H_l, W_l) of logits, finest first.
         """
         levels = tokens.split_levels(memory)
+
         maps: list[Tensor] = []
         for level in reversed(range(len(levels))):
             level_tokens = levels[level]
@@ -164,6 +171,7 @@ class SalienceFilter(nn.Module):
                 level_tokens = level_tokens * (1 + modulation)
 
             maps.insert(0, self.head(level_tokens).unflatten(1, shape))
+
         return maps
 
     def num_kept(self, tokens: TokenPyramid) -> Tensor:
@@ -194,9 +202,11 @@ class SalienceFilter(nn.Module):
     def select_tokens(scores: Tensor, level_counts: Tensor, tokens: TokenPyramid) -> Tensor:
         """Return (B, S) True for the ``level_counts`` best scores of each level, never padding."""
         unpadded_scores = scores.masked_fill(tokens.padding_mask, -torch.inf)
+
         chosen = []
         for level, level_scores in enumerate(tokens.split_levels(unpadded_scores)):
             ranking = level_scores.argsort(dim=1, descending=True, stable=True)
+
             ranks = torch.arange(level_scores.shape[1], device=scores.device)
             kept = ranks < level_counts[:, level, None]
             chosen.append(torch.zeros_like(kept).scatter(1, ranking, kept))

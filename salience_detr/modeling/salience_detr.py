@@ -98,6 +98,7 @@ class SalienceDETR(nn.Module):
         max_detections: int = 300,
     ) -> None:
         super().__init__()
+
         if len(encoder.layers) != len(salience_filter.layer_ratios):
             raise ValueError(
                 f"the encoder has {len(encoder.layers)} layers but layer_ratios "
@@ -113,20 +114,24 @@ class SalienceDETR(nn.Module):
 
         self.backbone = backbone
         self.neck = neck
+
         self.token_pyramid = token_pyramid
         self.token_projection = token_projection
         self.salience_filter = salience_filter
         self.encoder = encoder
         self.feature_fusion = feature_fusion
+
         self.query_selection = query_selection
         self.query_embedding = nn.Parameter(torch.empty(num_queries, embed_dim))
         self.decoder = decoder
+
         self.denoising = denoising
         self.criterion = criterion
         self.salience_criterion = salience_criterion
 
         self.num_classes = num_classes
         self.num_queries = num_queries
+
         self.input_format = input_format
         self.size_divisibility = size_divisibility
         self.max_detections = max_detections
@@ -134,7 +139,7 @@ class SalienceDETR(nn.Module):
         # Numbers, not buffers: a float32 buffer turned to float64 would not hold them exactly.
         self.pixel_mean = tuple(pixel_mean)
         self.pixel_std = tuple(pixel_std)
-        self._pixel_statistics: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
         nn.init.normal_(self.query_embedding)
 
     @property
@@ -176,6 +181,7 @@ class SalienceDETR(nn.Module):
         """
         if normalizers is None:
             normalizers = self.compute_loss_normalizers(batched_inputs)
+
         images = self.preprocess_image(batched_inputs, normalizers.padded_size)
         targets = self.prepare_targets(batched_inputs)
 
@@ -183,16 +189,20 @@ class SalienceDETR(nn.Module):
         denoising = self.denoising(targets, normalizers.max_boxes)
         predictions = self.decode(encoding, denoising)
 
-        # The denoising queries come first; the proposals are one more layer of predictions.
-        proposals = encoding.proposals
+        # The denoising queries come first.
         denoised, matching = predictions.split_queries(denoising.layout.num_queries)
+        proposals = encoding.proposals
         matching = DetectionPredictions(
             matching.pred_logits, matching.pred_boxes, proposals.valid_mask
         )
+
+        # The encoder's proposals are one more layer of predictions.
         encoder = DetectionPredictions(
             proposals.pred_logits[None], proposals.pred_boxes[None], proposals.valid_mask
         )
+
         score_maps = encoding.selection.score_maps
+
         return {
             **self.criterion(matching, encoder, targets, normalizers),
             **self.criterion.denoising_losses(denoised, denoising.layout, targets, normalizers),
@@ -210,6 +220,7 @@ class SalienceDETR(nn.Module):
         images = self.preprocess_image(batched_inputs)
         encoding = self.encode(images.tensor, padding_mask(images))
         predictions = self.decode(encoding)
+
         return self.postprocess(predictions, encoding.proposals, images, batched_inputs)
 
     def preprocess_image(
@@ -223,41 +234,41 @@ class SalienceDETR(nn.Module):
             padded_size: (height, width); by default the smallest common multiple of
                 ``size_divisibility``.
         """
-        mean, std = self.pixel_statistics()
-        images = [(x["image"].to(self.device, self.dtype) - mean) / std for x in batched_inputs]
+        mean = torch.tensor(self.pixel_mean, dtype=self.dtype, device=self.device)
+        std = torch.tensor(self.pixel_std, dtype=self.dtype, device=self.device)
+
+        images = []
+        for x in batched_inputs:
+            image = x["image"].to(self.device, self.dtype)
+            images.append((image - mean[:, None, None]) / std[:, None, None])
+
         batch = ImageList.from_tensors(images, self.size_divisibility)
         if padded_size is None:
             return batch
 
+        # A part of a batch is padded to the size of the whole batch.
         height, width = batch.tensor.shape[-2:]
         padding = [0, padded_size[1] - width, 0, padded_size[0] - height]
         return ImageList(F.pad(batch.tensor, padding), batch.image_sizes)
 
-    def pixel_statistics(self) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation, (3, 1, 1), made once per device and dtype."""
-        key = (self.device, self.dtype)
-        if key not in self._pixel_statistics:
-            # Tensors made in inference mode could not be used in training.
-            with torch.inference_mode(False):
-                mean = torch.tensor(self.pixel_mean, dtype=self.dtype, device=self.device)
-                std = torch.tensor(self.pixel_std, dtype=self.dtype, device=self.device)
-            self._pixel_statistics[key] = (mean[:, None, None], std[:, None, None])
-        return self._pixel_statistics[key]
-
     def prepare_targets(self, batched_inputs: list[dict[str, Any]]) -> list[DetectionTargets]:
         """Return the ground truth of each image, boxes normalized by its unpadded size."""
         dtype = torch.promote_types(self.dtype, torch.float32)
+
         targets = []
         for x in batched_inputs:
             instances = x["instances"]
-            height, width = instances.image_size
-            boxes = instances.gt_boxes.tensor.to(self.device, dtype)
-            scale = boxes.new_tensor([width, height, width, height])
             labels = instances.gt_classes.to(self.device)
-            targets.append(
-                DetectionTargets(labels, box_xyxy_to_cxcywh(boxes / scale), (height, width))
-            )
+
+            height, width = instances.image_size
+            boxes_xyxy = instances.gt_boxes.tensor.to(self.device, dtype)
+            scale = boxes_xyxy.new_tensor([width, height, width, height])
+            boxes = box_xyxy_to_cxcywh(boxes_xyxy / scale)
+
+            targets.append(DetectionTargets(labels, boxes, (height, width)))
+
         check_labels(targets, self.num_classes)
+
         return targets
 
     @torch.no_grad()
@@ -269,6 +280,8 @@ class SalienceDETR(nn.Module):
         (as drop path does).
         """
         targets = self.prepare_targets(batched_inputs)
+
+        # As ImageList pads the batch.
         divisor = self.size_divisibility
         height = max(x["image"].shape[1] for x in batched_inputs)
         width = max(x["image"].shape[2] for x in batched_inputs)
@@ -281,7 +294,10 @@ class SalienceDETR(nn.Module):
             self.spatial_shapes_list(*padded_size), targets, padded_size
         )
         num_boxes = num_salient.new_tensor(sum(len(target) for target in targets))
+
+        # One reduction for both counts.
         num_boxes, num_salient = mean_over_processes(torch.stack([num_boxes, num_salient]))
+
         return LossNormalizers(
             num_boxes=num_boxes.item(),
             num_salient=num_salient.item(),
@@ -293,9 +309,11 @@ class SalienceDETR(nn.Module):
         """Return (H_l, W_l) of each level for a padded batch of ``height`` x ``width`` pixels."""
         backbone: Any = self.backbone
         neck: Any = self.neck
+
         strides = [backbone.output_shape()[name].stride for name in neck.in_features]
         while len(strides) < neck.num_levels:
             strides.append(2 * strides[-1])
+
         return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in strides]
 
     def encode(self, images: Tensor, padding: Tensor) -> Encoding:
@@ -319,6 +337,7 @@ class SalienceDETR(nn.Module):
 
         output_memory = self.token_projection(memory, valid)
         proposals = self.query_selection(output_memory, tokens)
+
         return Encoding(tokens, selection, memory, proposals)
 
     def decode(
@@ -327,7 +346,10 @@ class SalienceDETR(nn.Module):
         """Decode the proposals, with the denoising queries before them if there are any."""
         proposals = encoding.proposals
         boxes = proposals.pred_boxes.detach()
+
+        # Learned contents: the k-th best token of an image gets the k-th embedding.
         query = self.query_embedding[: boxes.shape[1]].expand(len(boxes), -1, -1)
+
         if denoising is not None:
             query = torch.cat([denoising.content.to(query), query], dim=1)
             boxes = torch.cat([denoising.reference_points.to(boxes), boxes], dim=1)
@@ -346,22 +368,24 @@ class SalienceDETR(nn.Module):
         results = []
         for i, x in enumerate(batched_inputs):
             height, width = images.image_sizes[i]
+            image_size = (x.get("height", height), x.get("width", width))
             valid = proposals.valid_mask[i]
+
             instances = select_detections(
                 predictions.pred_logits[-1, i][valid],
                 predictions.pred_boxes[-1, i][valid],
-                (x.get("height", height), x.get("width", width)),
+                image_size,
                 max_detections=self.max_detections,
             )
             results.append({"instances": instances})
+
         return results
 
 
 def padding_mask(images: ImageList) -> Tensor:
     """Return (B, H, W), True = padding."""
-    mask = torch.ones(
-        len(images), *images.tensor.shape[-2:], dtype=torch.bool, device=images.tensor.device
-    )
+    batch, _, padded_height, padded_width = images.tensor.shape
+    mask = images.tensor.new_ones(batch, padded_height, padded_width, dtype=torch.bool)
     for image_mask, (height, width) in zip(mask, images.image_sizes, strict=True):
         image_mask[:height, :width] = False
     return mask
@@ -375,14 +399,19 @@ def self_attention_mask(proposals: Proposals, denoising: DenoisingQueries | None
         attend to; None where every query attends to all.
     """
     num_denoising = 0
-    mask = None
     if denoising is not None:
         num_denoising = denoising.layout.num_queries
     total = num_denoising + proposals.valid_mask.shape[1]
+
+    # The denoising mask is that of N matching queries, of which a batch may have fewer.
+    mask = None
     if denoising is not None:
         mask = denoising.attention_mask[:total, :total]
 
-    if not proposals.valid_mask.all():
-        padded = F.pad(~proposals.valid_mask, [num_denoising, 0])[:, None, :]
-        mask = padded.expand(-1, total, -1) if mask is None else mask | padded
-    return mask
+    if proposals.valid_mask.all():
+        return mask
+
+    padded = F.pad(~proposals.valid_mask, [num_denoising, 0])[:, None]
+    if mask is None:
+        return padded.expand(-1, total, -1)
+    return mask | padded

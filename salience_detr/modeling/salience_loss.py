@@ -38,6 +38,7 @@ class SalienceCriterion(nn.Module):
         self.weight = weight
         self.alpha = alpha
         self.gamma = gamma
+
         self.level_ranges = tuple((low, high) for low, high in level_ranges)
 
     def forward(
@@ -68,7 +69,9 @@ class SalienceCriterion(nn.Module):
         dtype = torch.promote_types(score_maps[0].dtype, torch.float32)
         logits = torch.cat([x.flatten(1) for x in score_maps], dim=1).to(dtype)
         target = torch.cat([x.flatten(1) for x in target_maps], dim=1).to(dtype)
+
         loss = soft_focal_loss(logits, target, alpha=self.alpha, gamma=self.gamma)
+
         return {"loss_salience": self.weight * (loss / normalizers.num_salient)}
 
     def count_salient(
@@ -130,21 +133,29 @@ def _image_targets(
     columns = torch.arange(width, device=boxes.device, dtype=boxes.dtype)
     y = (rows + 0.5) * (padded_size[0] / height)
     x = (columns + 0.5) * (padded_size[1] / width)
-    x0, y0, x1, y1 = boxes[:, :, None].unbind(1)  # (G, 1) each
-    left, right = x - x0, x1 - x  # (G, W)
-    top, bottom = y - y0, y1 - y  # (G, H)
 
-    # (G, H, W): the token is inside the box, and the level responsible for its distance.
+    x0, y0, x1, y1 = boxes[:, :, None].unbind(1)  # (G, 1) each
+    left = x - x0  # (G, W)
+    right = x1 - x
+    top = y - y0  # (G, H)
+    bottom = y1 - y
+
+    # (G, H, W): the token is inside the box, and the level is responsible for its distance.
     inside_y = (top > 0) & (bottom > 0)
     inside_x = (left > 0) & (right > 0)
     inside = inside_y[:, :, None] & inside_x[:, None]
+
     distance_y = torch.maximum(top, bottom)
     distance_x = torch.maximum(left, right)
     distance = torch.maximum(distance_y[:, :, None], distance_x[:, None])
     responsible = inside & (distance > level_range[0]) & (distance <= level_range[1])
 
+    # 1 in the middle of a box, falling towards its sides, whatever its size (paper, section 3.2).
     dx2 = ((left - right) / (left + right)).square()
     dy2 = ((top - bottom) / (top + bottom)).square()
     centrality = 1 - (dx2[:, None] + dy2[:, :, None]).sqrt() / 2
+
+    # Any box of the level's range makes a token positive; the largest value of all boxes counts.
     best = centrality.masked_fill(~inside, 0).amax(0)
+
     return best * responsible.any(0)

@@ -70,7 +70,9 @@ class TokenPyramid:
         for height, width in self.spatial_shapes_list:
             y = torch.arange(height, device=self.features.device)
             x = torch.arange(width, device=self.features.device)
-            grids.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1))
+            grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (H, W, 2)
+            grids.append(grid.flatten(0, 1))
+
         return torch.cat(grids)
 
     @cached_property
@@ -86,7 +88,7 @@ class TokenPyramid:
     @cached_property
     def output_proposals(self) -> Tensor:
         """(B, S, 4) normalized cxcywh box of each token: its center, sides of 0.05 * 2^level."""
-        side = PROPOSAL_SIDE * 2.0 ** self.token_level.to(self.centers.dtype)
+        side = PROPOSAL_SIDE * 2.0 ** self.token_level.to(self.centers.dtype)  # (S,)
         sides = side[:, None].expand(-1, 2).expand_as(self.centers)
         return torch.cat([self.centers, sides], dim=-1)
 
@@ -115,6 +117,7 @@ class TokenPyramidBuilder(nn.Module):
     def __init__(self, *, embed_dim: int = 256, num_levels: int = 4) -> None:
         super().__init__()
         self.position_encoding = SinePositionEncoding(num_features=embed_dim // 2)
+
         self.level_embeds = nn.Parameter(torch.empty(num_levels, embed_dim))
         nn.init.normal_(self.level_embeds)
 
@@ -126,6 +129,7 @@ class TokenPyramidBuilder(nn.Module):
 
         positions, padding_masks, valid_sizes = [], [], []
         for level, feature_map in enumerate(maps):
+            # The interpolation is "nearest": a token is padding if the pixel at its start is.
             resized = F.interpolate(pixel_padding[:, None].float(), size=feature_map.shape[-2:])
             padding = resized[:, 0] > 0.5
 
@@ -156,12 +160,14 @@ class TokenProjection(nn.Module):
         super().__init__()
         self.linear = nn.Linear(embed_dim, embed_dim)
         self.norm = nn.LayerNorm(embed_dim)
+
         nn.init.xavier_uniform_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
         """(B, S, D) tokens and (B, S) True = valid -> (B, S, D)."""
-        return self.norm(self.linear(tokens.masked_fill(~valid[..., None], 0)))
+        tokens = tokens.masked_fill(~valid[..., None], 0)
+        return self.norm(self.linear(tokens))
 
 
 def flatten_maps(maps: list[Tensor]) -> Tensor:

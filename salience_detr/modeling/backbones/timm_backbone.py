@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,10 +51,13 @@ class TimmBackbone(Backbone):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+
         strides = [stride_of(feature) for feature in out_features]
+
         options = dict(options or {})
         if drop_path_rate:
             options["drop_path_rate"] = drop_path_rate
+
         # Some models have another default rate, and some take other sizes only on request.
         options = accepted_options(name, options, {"drop_path_rate": 0.0, "strict_img_size": False})
 
@@ -62,6 +66,7 @@ class TimmBackbone(Backbone):
         features = list(model.feature_info.info)
         indices = {stride: index_of_stride(name, features, stride) for stride in strides}
         check_maps(name, model, strides, size_divisibility)
+
         out_indices = sorted(indices.values())
         self.body: Any = timm.create_model(
             name, pretrained=False, features_only=True, out_indices=out_indices, **options
@@ -72,17 +77,21 @@ class TimmBackbone(Backbone):
         self._out_features = list(out_features)
         self._out_feature_strides = dict(zip(out_features, strides, strict=True))
         self._out_feature_channels = {}
+
         self.output_norms = nn.ModuleDict()
         for feature, stride in self._out_feature_strides.items():
             channels = features[indices[stride]]["num_chs"]
             self._out_feature_channels[feature] = channels
+
             if output_norms:
                 self.output_norms[feature] = LayerNorm2d(channels, eps=1e-5)
 
         if freeze_batch_norm:
             self.body = freeze_batch_norm_2d(self.body)
+
         if freeze_at_stride:
             self._freeze(features, index_of_stride(name, features, freeze_at_stride))
+
         if use_checkpoint:
             try:
                 self.body.set_grad_checkpointing(True)
@@ -107,10 +116,14 @@ class TimmBackbone(Backbone):
         features = {}
         for feature, x in zip(sorted(self._out_features, key=stride_of), maps, strict=True):
             stride = self._out_feature_strides[feature]
-            x = channels_first(self.body, x)[..., : -(-height // stride), : -(-width // stride)]
+            x = channels_first(self.body, x)
+            x = x[..., : math.ceil(height / stride), : math.ceil(width / stride)]
+
             if feature in self.output_norms:
                 x = self.output_norms[feature](x)
+
             features[feature] = x
+
         return features
 
     def _freeze(self, features: Sequence[Mapping[str, Any]], index: int) -> None:
@@ -130,6 +143,7 @@ class TimmBackbone(Backbone):
         after: tuple[str, ...] = ()
         if index + 1 < len(features):
             after = prefixes(f"{features[index + 1]['module']}.downsample")
+
         for i, (name, module) in enumerate(modules.items()):
             if i <= inside[-1] or f"{name}.".startswith(after):
                 for parameter in module.parameters(recurse=False):
@@ -166,6 +180,7 @@ def build_without_weights(name: str, options: Mapping[str, Any]) -> Any:
         if not timm.is_model(name):
             near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
             hint = f"; it has {', '.join(near)}" if near else ""
+
         raise ValueError(
             f"timm {timm.__version__} cannot build {name!r} for its maps: {error}{hint}"
         ) from error
@@ -193,6 +208,7 @@ def check_maps(name: str, model: Any, strides: Sequence[int], divisor: int) -> N
     height = 5 * divisor
     width = 7 * divisor
     image = torch.zeros(1, 3, height, width, device=next(model.parameters()).device)
+
     try:
         with torch.no_grad():
             maps = model(image)
@@ -243,6 +259,7 @@ def timm_channels(
 ) -> list[int]:
     """Return the channels of the maps of :class:`TimmBackbone`, for the neck of a config."""
     features = build_without_weights(name, dict(options or {})).feature_info.info
+
     channels = []
     for feature in out_features:
         index = index_of_stride(name, features, stride_of(feature))
