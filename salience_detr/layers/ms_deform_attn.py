@@ -42,7 +42,6 @@ def ms_deform_attn_reference(
     """
     batch, _, heads, channels = value.shape
     num_queries = sampling_locations.shape[1]
-    num_points = sampling_locations.shape[4]
     dtype = torch.promote_types(value.dtype, torch.float32)
 
     # Images and heads become one batch dimension, as grid_sample needs it.
@@ -58,8 +57,8 @@ def ms_deform_attn_reference(
 
     output = maps.new_zeros(batch * heads, channels, num_queries)
     for level, (height, width) in enumerate(shapes):
-        # grid_sample refuses empty maps and grids, which add nothing.
-        if height * width == 0 or num_points == 0:
+        # grid_sample refuses empty maps, which add nothing.
+        if height * width == 0:
             continue
 
         samples = F.grid_sample(

@@ -154,7 +154,7 @@ def stride_of(feature: str) -> int:
     """Return 8 for "stride8".
 
     Raises:
-        ValueError: the name is not of this form.
+        ValueError: the name has no number after "stride".
     """
     number = feature.removeprefix("stride")
     if number == feature or not number.isdigit():
