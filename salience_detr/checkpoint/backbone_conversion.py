@@ -22,18 +22,18 @@ from salience_detr.checkpoint.renaming import (
 )
 
 
-class BackboneFormat(NamedTuple):
+class Format(NamedTuple):
     """The names of a family of files.
 
     Attributes:
         label: name of the family in messages, with an article.
+        signature: name of a tensor that distinguishes these files from others.
         table: returns the table of names that translates a file.
-        signature: names that distinguish these files from others.
     """
 
     label: str
+    signature: str
     table: Callable[[Collection[str]], Iterable[Rename]]
-    signature: tuple[str, ...]
 
 
 def resnet_table(source: Collection[str]) -> Iterator[Rename]:
@@ -168,29 +168,15 @@ SWIN = (
     *inside("layers.*.blocks.*", "layers.*.blocks.*", *SWIN_BLOCK),
 )
 
-RESNET = BackboneFormat(
-    "a ResNet in torchvision's names", resnet_table, ("layer1.0.conv1.weight", "conv1.weight")
-)
+RESNET = Format("a ResNet in torchvision's names", "layer1.0.conv1.weight", resnet_table)
 
 # The most specific signatures come first.
 FORMATS = (
-    BackboneFormat(
-        "a torchvision ConvNeXt", torchvision_convnext_table, ("features.1.0.layer_scale",)
-    ),
-    BackboneFormat(
-        "a torchvision Swin Transformer", torchvision_swin_table, ("features.1.0.attn.qkv.weight",)
-    ),
-    BackboneFormat(
-        "a FocalNet of its authors",
-        focalnet_table,
-        ("patch_embed.proj.weight", "layers.0.blocks.0.modulation.f.weight"),
-    ),
-    BackboneFormat(
-        "a Swin Transformer of timm", timm_swin_table, ("layers.3.downsample.reduction.weight",)
-    ),
-    BackboneFormat(
-        "a Swin Transformer of its authors", swin_table, ("layers.0.blocks.0.attn.qkv.weight",)
-    ),
+    Format("a torchvision ConvNeXt", "features.1.0.layer_scale", torchvision_convnext_table),
+    Format("a torchvision Swin Transformer", "features.1.0.norm1.weight", torchvision_swin_table),
+    Format("a FocalNet of its authors", "layers.0.downsample.proj.weight", focalnet_table),
+    Format("a Swin Transformer of timm", "layers.3.downsample.reduction.weight", timm_swin_table),
+    Format("a Swin Transformer of its authors", "layers.0.blocks.0.attn.qkv.weight", swin_table),
     RESNET,
 )
 
@@ -211,17 +197,13 @@ OTHERS = {
     "blocks.0.attn.qkv.weight": "a vision transformer (ViT)",
 }
 
-# What no detector needs: constants, and what follows the last stage of a classifier.
+# Tensors that a backbone computes for itself.
 CONSTANTS = re.compile(r".*(num_batches_tracked|relative_position_index|attn_mask)")
-CLASSIFIER = re.compile(r"(classifier|fc|head|norm)\..*")
 
 
-def find_format(source: Collection[str]) -> BackboneFormat | None:
+def find_format(source: Collection[str]) -> Format | None:
     """Return the format of a file with these names, or None."""
-    for known in FORMATS:
-        if all(name in source for name in known.signature):
-            return known
-    return None
+    return next((known for known in FORMATS if known.signature in source), None)
 
 
 def describe(source: Collection[str]) -> str:
@@ -258,7 +240,6 @@ def convert_backbone(
 
     # A TimmBackbone of the same family keeps timm's names.
     if not any(rename.ours in own for rename in renames):
-        known = None
         renames = list(timm_renames(source, own))
     if not renames:
         raise CheckpointError(
@@ -268,14 +249,7 @@ def convert_backbone(
 
     expected = {rename.theirs for rename in renames}
     left_out = sorted(source.keys() - expected)
-    if known:
-        unknown = [
-            name
-            for name in left_out
-            if not (CONSTANTS.fullmatch(name) or CLASSIFIER.fullmatch(name))
-        ]
-    else:
-        unknown = timm_leftovers(left_out, expected)
+    unknown = unknown_names(left_out, expected)
     check_names(describe(source), missing=expected - source.keys(), unknown=unknown)
     return rename_tensors(source, renames), left_out
 
@@ -291,11 +265,16 @@ def timm_renames(source: Iterable[str], own: Collection[str]) -> Iterator[Rename
                 yield Rename(name, f"body.{wrapped}")
 
 
-def timm_leftovers(left_out: Iterable[str], translated: Iterable[str]) -> list[str]:
-    """Return the names left out of stages that were translated, as those of a deeper model."""
-    stages = {tuple(name.split(".")[:2]) for name in translated}
-    return [
-        name
-        for name in left_out
-        if tuple(name.split(".")[:2]) in stages and not CONSTANTS.fullmatch(name)
-    ]
+def unknown_names(left_out: Iterable[str], translated: Iterable[str]) -> list[str]:
+    """Return the names left out of stages that were translated, as those of a deeper model.
+
+    Other names are those of a classifier's head, or of stages that the backbone does not have.
+    """
+    stages = {stage_of(name) for name in translated}
+    in_stages = (name for name in left_out if stage_of(name) in stages)
+    return [name for name in in_stages if not CONSTANTS.fullmatch(name)]
+
+
+def stage_of(name: str) -> tuple[str, ...]:
+    """Return the first two parts of a tensor's name, such as ("layers", "0")."""
+    return tuple(name.split(".")[:2])

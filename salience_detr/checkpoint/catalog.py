@@ -1,7 +1,6 @@
 """Paths of published weights, which detectron2's path manager downloads.
 
-``torchvision://ResNet50_Weights.IMAGENET1K_V2`` or ``torchvision://resnet50-11ad3fa6.pth``, and
-``timm://convnext_large.fb_in1k``.
+They are ``torchvision://ResNet50_Weights.IMAGENET1K_V2`` and ``timm://convnext_large.fb_in1k``.
 """
 
 from __future__ import annotations
@@ -40,9 +39,6 @@ class NamedWeightsHandler(PathHandler):
         url = self.find_url(path.removeprefix(self.prefix))
         return PathManager.get_local_path(url, force=force)
 
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
-        return PathManager.open(self._get_local_path(path), mode)
-
 
 def timm_weights_url(name: str) -> str:
     """Return the URL of timm's weights ``model.tag``, or ``model`` for its default.
@@ -60,31 +56,24 @@ def timm_weights_url(name: str) -> str:
     if known and known.url:
         return str(known.url)
 
-    similar = timm.list_pretrained(f"*{name.split('.')[0]}*")[:8]
-    hint = "use a name such as convnext_large.fb_in1k"
-    if similar:
-        hint = f"it has {', '.join(similar)}"
-    raise CheckpointError(f"timm has no weights {name!r}; {hint}")
+    similar = timm.list_pretrained(f"*{name.split('.')[0]}*")[:8] or ["convnext_large.fb_in1k"]
+    raise CheckpointError(f"timm has no weights {name!r}; it has {', '.join(similar)}")
 
 
 def torchvision_weights_url(name: str) -> str:
-    """Return the URL of torchvision's weights of an enum's name, or of a file's name.
+    """Return the URL of torchvision's weights by the name of their enum.
 
     Raises:
         CheckpointError: if torchvision has no such weights.
     """
-    models = torchvision.models
-    for model in models.list_models(module=models):
-        for weights in models.get_model_weights(model):
-            if name in (str(weights), weights.url.rsplit("/", 1)[-1]):
-                return weights.url
-    raise CheckpointError(
-        f"torchvision has no weights {name!r}; use a name such as ResNet50_Weights.IMAGENET1K_V2"
-    )
+    try:
+        return torchvision.models.get_weight(name).url
+    except (ValueError, KeyError) as error:
+        known = "use a name such as ResNet50_Weights.IMAGENET1K_V2"
+        raise CheckpointError(f"torchvision has no weights {name!r}; {known}") from error
 
 
-for handler in (
-    NamedWeightsHandler("torchvision://", torchvision_weights_url),
-    NamedWeightsHandler("timm://", timm_weights_url),
-):
-    PathManager.register_handler(handler, allow_override=True)
+PathManager.register_handler(
+    NamedWeightsHandler("torchvision://", torchvision_weights_url), allow_override=True
+)
+PathManager.register_handler(NamedWeightsHandler("timm://", timm_weights_url), allow_override=True)

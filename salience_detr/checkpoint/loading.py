@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 # Norms of a backbone's output, which its classifier does not have.
 OUTPUT_NORMS = re.compile(r"output_norms\.|norm\d\.")
 
-Shape = tuple[int, ...]
-
 
 def load_weights(model: nn.Module, path: str | Path) -> list[str]:
     """Load all weights of a model from a file: nothing may be missing, left over or of other shape.
@@ -61,7 +59,7 @@ def start_from(
     model: nn.Module,
     path: str | Path,
     *,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] = (),
     match_classes: bool = False,
 ) -> None:
     """Load the weights that a training starts from.
@@ -114,12 +112,7 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor], *, source: str)
     Raises:
         CheckpointError: if the file is of another family, or if it does not fit.
     """
-    backbone = getattr(model, "backbone", None)
-    if backbone is None:
-        raise CheckpointError(
-            f"{source} looks like {describe(state)}, but {type(model).__name__} has no backbone"
-        )
-
+    backbone = model.get_submodule("backbone")
     own = backbone.state_dict()
     try:
         converted, left_out = convert_backbone(state, own.keys())
@@ -148,38 +141,30 @@ def load_state_dict_strictly(model: nn.Module, state: Mapping[str, Any], *, sour
         CheckpointError: if something does not fit. One message lists all of it.
     """
     own = model.state_dict()
-
-    not_tensors = []
-    shapes: dict[str, tuple[Shape, Shape]] = {}
+    shapes = {}
     for name in own.keys() & state.keys():
-        if not isinstance(state[name], Tensor):
-            not_tensors.append(name)
-        elif state[name].shape != own[name].shape:
-            shapes[name] = (tuple(state[name].shape), tuple(own[name].shape))
+        theirs = tuple(state[name].shape)
+        ours = tuple(own[name].shape)
+        if theirs != ours:
+            shapes[name] = f"{name}: {theirs} in the file, {ours} in the model"
 
     problems = list_problems(
         {
             "missing from the file": own.keys() - state.keys(),
             "in the file but not in the model": state.keys() - own.keys(),
-            "not a tensor": not_tensors,
-            "of another shape": [
-                f"{name}: {theirs} in the file, {ours} in the model"
-                for name, (theirs, ours) in shapes.items()
-            ],
+            "of another shape": shapes.values(),
         }
     )
     if not problems:
         model.load_state_dict(dict(state))
         return
 
-    if not own.keys() & state.keys():
-        problems.insert(0, "it looks like a checkpoint of another model")
-    if "query_selection.class_head.bias" in shapes:
-        (theirs,), (ours,) = shapes["query_selection.class_head.bias"]
-        problems.insert(
-            0,
-            f"the file has {theirs} classes, the model {ours}: "
-            f"set model.num_classes={theirs} to load it",
-        )
+    # The number of classes is what most likely differs.
+    bias = "query_selection.class_head.bias"
+    if bias in shapes:
+        num_classes = len(state[bias])
+        remedy = f"set model.num_classes={num_classes} to load it"
+        numbers = f"the file has {num_classes} classes, the model {len(own[bias])}"
+        problems.insert(0, f"{numbers}: {remedy}")
     reasons = "; ".join(problems)
     raise CheckpointError(f"{source} does not fit {type(model).__name__}; {reasons}")

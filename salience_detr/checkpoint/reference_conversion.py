@@ -182,11 +182,8 @@ def _backbone_renames(source: Mapping[str, Tensor]) -> Iterator[Rename]:
     # Some backbones are lists there: the backbone itself, and the norms of its output.
     is_list = any(name.startswith("backbone.0.") for name in source)
     prefix = "backbone.0" if is_list else "backbone"
-    backbone = {
-        name.removeprefix(f"{prefix}."): tensor
-        for name, tensor in source.items()
-        if name.startswith(f"{prefix}.")
-    }
+    names = [name for name in source if name.startswith(f"{prefix}.")]
+    backbone = {name.removeprefix(f"{prefix}.") for name in names}
 
     backbone_format = find_format(backbone) or RESNET
     rows = backbone_format.table(backbone)

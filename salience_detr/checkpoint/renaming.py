@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from salience_detr.checkpoint.errors import CheckpointError, list_problems
@@ -92,6 +91,6 @@ def rename_tensors(source: Mapping[str, Tensor], renames: Iterable[Rename]) -> d
     """Return the tensors of a file by our names, in our shapes."""
     renamed = {}
     for rename in renames:
-        tensor = torch.as_tensor(source[rename.theirs])
+        tensor = source[rename.theirs]
         renamed[rename.ours] = rename.change(tensor) if rename.change else tensor
     return renamed

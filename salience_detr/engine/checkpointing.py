@@ -15,7 +15,7 @@ from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from salience_detr.checkpoint import CheckpointError, load_state_dict_strictly, read_checkpoint
-from salience_detr.utils.files import written_whole
+from salience_detr.utils.files import write_text, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +97,7 @@ class TrainingCheckpointer(Checkpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the checkpoint to resume from."""
-        with written_whole(self.output_dir / "last_checkpoint") as temporary:
-            temporary.write_text(last_filename_basename)
+        write_text(self.output_dir / "last_checkpoint", last_filename_basename)
 
     def prune(self, iteration: int) -> None:
         """Delete all but the newest periodic checkpoints up to ``iteration``.
@@ -109,15 +108,14 @@ class TrainingCheckpointer(Checkpointer):
         for path in own[: -self.max_to_keep]:
             path.unlink(missing_ok=True)
 
+    def files(self) -> list[Path]:
+        """Return all checkpoints in the output folder."""
+        return list(self.output_dir.glob("model_*.pth"))
+
     def periodic_files(self) -> list[Path]:
         """Return the periodic checkpoints, those of the fewest iterations first."""
-        paths = self.output_dir.glob("model_*.pth")
-        periodic = (path for path in paths if re.fullmatch(r"model_\d+", path.stem))
+        periodic = (path for path in self.files() if re.fullmatch(r"model_\d+", path.stem))
         return sorted(periodic, key=iteration_of)
-
-    def bytes_on_disk(self) -> int:
-        """Return what checkpoints take already; a run that goes on replaces or deletes them."""
-        return sum(path.stat().st_size for path in self.output_dir.glob("model_*.pth"))
 
     def check_no_earlier_run(self) -> None:
         """Make sure that no earlier run's files get mixed with those of a new run.
@@ -125,15 +123,11 @@ class TrainingCheckpointer(Checkpointer):
         Raises:
             FileExistsError: the folder holds checkpoints.
         """
-        earlier = self.periodic_files()
-        for pattern in ("model_final.pth", "model_best.*"):
-            earlier += self.output_dir.glob(pattern)
-
+        earlier = [*self.files(), *self.output_dir.glob("model_best.json")]
         if earlier:
             raise FileExistsError(
-                f"{self.output_dir} holds {len(earlier)} checkpoint files of an earlier run "
-                f"({earlier[0].name}, ...); continue that run with --resume, or set another "
-                "train.output_dir"
+                f"{self.output_dir} holds checkpoints of an earlier run ({earlier[0].name}, ...); "
+                "continue that run with --resume, or set another train.output_dir"
             )
 
     def resume(self) -> int:
@@ -172,17 +166,10 @@ class TrainingCheckpointer(Checkpointer):
     def candidates(self) -> list[Path]:
         """Return the checkpoints, the one to resume from first, then the newest."""
         paths = [*self.output_dir.glob("model_final.pth"), *self.periodic_files()]
-        paths.sort(key=lambda path: path.stat().st_mtime, reverse=True)
 
         # The last one saved need not be the newest: files may have been copied.
-        pointer = self.output_dir / "last_checkpoint"
-        if pointer.is_file():
-            last = self.output_dir / pointer.read_text(errors="replace").strip()
-            if last in paths:
-                paths.remove(last)
-                return [last, *paths]
-
-            logger.warning("%s names no checkpoint: taking the newest", pointer)
+        last = Path(self.get_checkpoint_file())
+        paths.sort(key=lambda path: (path == last, path.stat().st_mtime), reverse=True)
         return paths
 
     def restore(self, checkpoint: dict[str, Any], path: Path) -> None:
@@ -207,9 +194,8 @@ class TrainingCheckpointer(Checkpointer):
                 checkpointable.load_state_dict(checkpoint[key])
             except (ValueError, KeyError, RuntimeError) as error:
                 raise CheckpointError(
-                    f"the {key} in {path} does not fit this run ({error}); resume with the config "
-                    "of the run, or start another one from these weights: "
-                    f"train.init_checkpoint={path} and another train.output_dir"
+                    f"the {key} in {path} does not fit this run ({error}); resume with its config, "
+                    "or start another run from it by train.init_checkpoint and train.output_dir"
                 ) from error
         logger.info("resuming from %s after %d iterations", path, checkpoint["iteration"])
 
@@ -270,5 +256,4 @@ def cut_metrics(path: Path, iteration: int) -> None:
         if is_earlier:
             kept.append(line + "\n")
 
-    with written_whole(path) as temporary:
-        temporary.write_text("".join(kept))
+    write_text(path, "".join(kept))

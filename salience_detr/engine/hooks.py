@@ -16,7 +16,7 @@ from torch import nn
 
 from salience_detr.engine.checkpointing import TrainingCheckpointer
 from salience_detr.engine.launch import any_process
-from salience_detr.utils.files import write_image, written_whole
+from salience_detr.utils.files import write_image, write_text
 from salience_detr.utils.signals import StopSignals
 
 logger = logging.getLogger(__name__)
@@ -76,19 +76,14 @@ class BestCheckpoint:
         # The weights come first: a value without them would keep others from being saved.
         self.checkpointer.save("model_best", iteration=iteration, resumable=False)
         record = {"metric": self.metric, "value": value, "iteration": iteration}
-        with written_whole(self.path) as temporary:
-            temporary.write_text(json.dumps(record))
+        write_text(self.path, json.dumps(record))
         logger.info("best %s so far: %.3f after %d iterations", self.metric, value, iteration)
 
     def best_value(self) -> float:
         """Return the best value so far; -inf if there is none."""
         if not self.path.is_file():
             return float("-inf")
-        try:
-            return float(json.loads(self.path.read_text())["value"])
-        except (ValueError, KeyError, TypeError):
-            logger.warning("%s cannot be read: the next evaluation is the best so far", self.path)
-            return float("-inf")
+        return float(json.loads(self.path.read_text())["value"])
 
 
 class EvaluationHook(hooks.EvalHook):

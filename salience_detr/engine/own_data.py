@@ -57,12 +57,11 @@ def use_own_data(
     splits = chosen_splits(args)
     if not splits:
         if args.epochs is not None:
-            raise ConfigError(
-                "--epochs goes with --data-dir or --train-json; set train.max_iter for the data of "
-                "the config"
-            )
+            raise ConfigError("--epochs goes with --data-dir or --train-json; set train.max_iter")
         return
-    check_complete(args, splits, needed)
+    for name in needed:
+        if name not in splits:
+            raise ConfigError(f"no {name} data: add --{name}-json FILE --{name}-images DIR")
 
     # The data set is registered under the name of its file when it is loaded.
     categories = {}
@@ -93,26 +92,12 @@ def chosen_splits(args: argparse.Namespace) -> dict[str, Split]:
         if json_file is None and images is None:
             continue
 
-        if images is None:
-            raise ConfigError(f"--{name}-json needs --{name}-images")
-        if json_file is None:
-            raise ConfigError(f"--{name}-images needs --{name}-json")
+        if json_file is None or images is None:
+            raise ConfigError(f"--{name}-json and --{name}-images go together: add the other one")
         if not Path(images).is_dir():
             raise DatasetError(f"there is no folder of images {images} (--{name}-images)")
         splits[name] = Split(Path(json_file), Path(images))
     return splits
-
-
-def check_complete(
-    args: argparse.Namespace, splits: dict[str, Split], needed: Collection[str]
-) -> None:
-    """Raise ConfigError if a needed split is missing."""
-    for name, purpose in (("val", "evaluate"), ("train", "train")):
-        if name in needed and name not in splits:
-            where = f"none are in {args.data_dir}" if args.data_dir else "none are given"
-            raise ConfigError(
-                f"data to {purpose} on: {where}; add --{name}-json FILE --{name}-images DIR"
-            )
 
 
 def read_categories(json_file: Path, *, keep: bool) -> dict[int, str]:
@@ -143,10 +128,8 @@ def check_equal(splits: dict[str, Split], categories: dict[str, dict[int, str]])
             differences.append(f"{extra} only in {splits[name].json_file}")
 
     if differences:
-        raise DatasetError(
-            f"the two annotation files have different categories: {'; '.join(differences)}; give "
-            "both the same list"
-        )
+        reasons = "; ".join(differences)
+        raise DatasetError(f"the splits have different categories: {reasons}; give both the same")
 
 
 def fit_schedule(
@@ -165,16 +148,10 @@ def fit_schedule(
     train = config.train
     max_iter_before = train.max_iter
     if "train.max_iter" not in overridden:
-        if epochs is None:
-            epochs = train.get("epochs")
-        if epochs is None:
-            raise ConfigError(
-                "the config does not say for how many epochs it trains (train.epochs); "
-                "add --epochs N"
-            )
-        iterations = epochs * num_images / config.dataloader.train.total_batch_size
+        if epochs is not None:
+            train.epochs = epochs
+        iterations = train.epochs * num_images / config.dataloader.train.total_batch_size
         train.max_iter = max(1, round(iterations))
-        train.epochs = epochs
 
     # Evaluations and checkpoints keep their share of the run.
     scale = train.max_iter / max_iter_before

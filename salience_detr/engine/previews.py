@@ -69,12 +69,7 @@ def draw_ground_truth(
     colors: list[tuple[int, int, int]],
 ) -> np.ndarray:
     """Draw the annotated boxes of a record in detectron2's format on its (H, W, 3) RGB image."""
-    boxes = []
-    classes = []
-    for annotation in record["annotations"]:
-        box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-        boxes.append(box)
-        classes.append(annotation["category_id"])
-
-    labels = [class_names[c] for c in classes]
-    return draw_boxes(image, boxes, labels, [colors[c] for c in classes])
+    entries = record["annotations"]
+    boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in entries]
+    labels = [class_names[x["category_id"]] for x in entries]
+    return draw_boxes(image, boxes, labels, [colors[x["category_id"]] for x in entries])

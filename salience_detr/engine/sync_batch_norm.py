@@ -48,17 +48,8 @@ class CpuSyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def use_cpu_sync_batch_norm(model: nn.Module) -> nn.Module:
-    """Replace each BatchNorm2d, in place, by a synchronized one that has the same parameters."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is not nn.BatchNorm2d:
-                continue
-
-            synced = CpuSyncBatchNorm2d(child.num_features, eps=child.eps, momentum=child.momentum)
-            # The very tensors, because an optimizer may hold them already.
-            for key, tensor in [*child.named_parameters(), *child.named_buffers()]:
-                setattr(synced, key, tensor)
-
-            synced.train(child.training)
-            setattr(parent, name, synced)
+    """Make each BatchNorm2d a synchronized one, in place; an optimizer may hold its parameters."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = CpuSyncBatchNorm2d
     return model

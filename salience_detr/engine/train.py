@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 from functools import partial
 from pathlib import Path
 
@@ -70,14 +68,8 @@ def setup_run(config: DictConfig) -> None:
 
 
 def save_config(config: DictConfig) -> None:
-    """Write ``config.yaml`` to the output folder (``config.pkl`` if YAML cannot hold it)."""
-    output_dir = Path(config.train.output_dir)
-    LazyConfig.save(config, str(output_dir / "new.yaml"))
-
-    # What is written takes the place of an earlier file when it is complete.
-    for path in (output_dir / "new.yaml", output_dir / "new.pkl"):
-        if path.is_file():
-            os.replace(path, output_dir / f"config{path.suffix}")
+    """Write ``config.yaml`` to the output folder."""
+    LazyConfig.save(config, str(Path(config.train.output_dir) / "config.yaml"))
 
 
 def train(config: DictConfig, *, resume: bool) -> None:
@@ -273,9 +265,11 @@ def check_room(config: DictConfig, checkpointer: TrainingCheckpointer) -> None:
     copies = 4 if "ema" in checkpointer.checkpointables else 3
     checkpoint_bytes = copies * parameter_bytes
 
-    # The best one, the final one and one being written come on top of those that are kept.
+    # The best one, the final one and one being written come on top of those that are kept. A run
+    # that goes on replaces or deletes its earlier ones.
     num_checkpoints = config.train.checkpointer.max_to_keep + 3
-    needed_bytes = checkpoint_bytes * num_checkpoints - checkpointer.bytes_on_disk()
+    bytes_on_disk = sum(path.stat().st_size for path in checkpointer.files())
+    needed_bytes = checkpoint_bytes * num_checkpoints - bytes_on_disk
     check_output_dir(config.train.output_dir, needed_bytes=max(checkpoint_bytes, needed_bytes))
 
 
@@ -351,27 +345,15 @@ def build_hooks(
 def run_steps(
     trainer: Trainer, checkpointer: TrainingCheckpointer, start: int, max_iter: int
 ) -> None:
-    """Train from an iteration to another one.
-
-    Data that cannot be read, or a full disk, costs no finished step.
+    """Train from an iteration to another one; data that cannot be read cost no finished step.
 
     Raises:
         FetchError, OSError, FloatingPointError: see :func:`train`.
     """
     try:
         trainer.train(start, max_iter)
-
-    # The step has changed nothing yet where its data cannot be read.
     except FetchError:
+        # The step has changed nothing yet where its data cannot be read.
         if trainer.iter > start:
             checkpointer.save_periodic(trainer.iter)
         raise
-
-    # A log or a drawing could not be written; checkpoints report such errors themselves.
-    except OSError as error:
-        if error.errno != errno.ENOSPC or error.filename:
-            raise
-        raise OSError(
-            f"no space is left in {checkpointer.output_dir} ({error}); make room and go on with "
-            "--resume"
-        ) from error

@@ -78,13 +78,11 @@ class Trainer(SimpleTrainer):
         plain_model = getattr(model, "module", model)
         if accumulate > 1 and not hasattr(plain_model, "compute_loss_normalizers"):
             raise ValueError(
-                f"train.accumulate is {accumulate}, but {type(model).__name__} cannot be trained "
-                "in parts (it has no compute_loss_normalizers); use a smaller "
-                "dataloader.train.total_batch_size"
+                f"train.accumulate is {accumulate}, but {type(plain_model).__name__} cannot be "
+                "trained in parts (no compute_loss_normalizers); set it to 1"
             )
 
         super().__init__(model, data_loader, optimizer)
-        self._data_loader_iter_obj: Iterator[Batch] | None = None
         self.clip_grad_norm = clip_grad_norm
         self.amp_dtype = amp_dtype
         self.accumulate = accumulate
@@ -113,16 +111,20 @@ class Trainer(SimpleTrainer):
         grad_norm = self.clip_gradients()
 
         # With scaling, the step is left out instead and the scale lowered.
+        numbers = losses | {"grad_norm": float(grad_norm)}
         if not self.grad_scaler.is_enabled():
-            self.check_finite(losses | {"grad_norm": float(grad_norm)}, batch)
+            self.check_finite(numbers, batch)
 
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        self.check_scale(batch)
+
+        # Step after step has been left out: no scale makes the gradients finite.
+        if self.grad_scaler.get_scale() < SMALLEST_SCALE:
+            self.check_finite({"grad_norm": float("nan")}, batch)
 
         # All numbers are means over the processes, but for the speed, which is that of all.
         images_per_second = len(batch) * comm.get_world_size() / (time.perf_counter() - start)
-        numbers = losses | {"grad_norm": float(grad_norm), "data_time": data_time}
+        numbers["data_time"] = data_time
         numbers = average_over_processes(numbers, grad_norm.device)
         if comm.is_main_process():
             numbers["total_loss"] = sum(numbers[name] for name in losses)
@@ -162,16 +164,12 @@ class Trainer(SimpleTrainer):
         losses: Counter[str] = Counter()
         for part in parts:
             # The processes exchange the sum over all parts, with the last one.
-            is_last = part is parts[-1]
-            with nullcontext() if is_last else self.without_exchange():
+            context: AbstractContextManager[None] = nullcontext()
+            if isinstance(self.model, DistributedDataParallel) and part is not parts[-1]:
+                context = self.model.no_sync()
+            with context:
                 losses.update(self.backward(part, batch, normalizers))
         return dict(losses)
-
-    def without_exchange(self) -> AbstractContextManager[None]:
-        """Keep gradients in their process inside the block."""
-        if isinstance(self.model, DistributedDataParallel):
-            return self.model.no_sync()
-        return nullcontext()
 
     def backward(
         self, part: Batch, batch: Batch, *normalizers: LossNormalizers
@@ -211,18 +209,9 @@ class Trainer(SimpleTrainer):
         images = ", ".join(str(record.get("image_id")) for record in batch)
         raise FloatingPointError(
             f"the loss or its gradient is not finite at iteration {self.iter}; images {images}; "
-            f"{terms}; the last checkpoint stays: look at these images, lower the learning rate, "
-            "or train without fp16, and go on with --resume"
+            f"{terms}; look at these images, lower the learning rate, or train without fp16, and "
+            "go on from the last checkpoint with --resume"
         )
-
-    def check_scale(self, batch: Batch) -> None:
-        """Stop where fp16 leaves out step after step, because no scale makes the gradients finite.
-
-        Raises:
-            FloatingPointError: with the iteration and the images.
-        """
-        if self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() < SMALLEST_SCALE:
-            self.check_finite({"grad_norm": float("nan")}, batch)
 
 
 def split_evenly(batch: list[Any], count: int) -> list[list[Any]]:

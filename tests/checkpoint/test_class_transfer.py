@@ -9,7 +9,7 @@ import torch
 from detectron2.config import instantiate
 
 from salience_detr.checkpoint import CheckpointError, start_from
-from salience_detr.checkpoint.class_transfer import coco_classes
+from salience_detr.checkpoint.class_transfer import COCO_CLASSES
 from salience_detr.config import load_config
 
 ROWS = (
@@ -79,9 +79,7 @@ def test_eighty_nameless_classes_are_those_of_coco(tmp_path, micro_config):
     torch.save(state, tmp_path / "coco.pth")
     model = build(micro_config, 2)
     start_from(model, tmp_path / "coco.pth", class_names=["zebra", "scratch"], match_classes=True)
-    assert torch.equal(
-        model.state_dict()[ROWS[0]][0], state[ROWS[0]][coco_classes().index("zebra")]
-    )
+    assert torch.equal(model.state_dict()[ROWS[0]][0], state[ROWS[0]][COCO_CLASSES.index("zebra")])
 
 
 def test_names_that_nobody_knows_cannot_be_matched(tmp_path, micro_config):
