@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
 from salience_detr.export.graph import INPUTS, OUTPUTS
 from salience_detr.export.info import METADATA_KEY, DetectorInfo, ExportError
 from salience_detr.predictor import ModelDetector, ModelInput, salience_maps
+from salience_detr.utils.errors import one_line
 
 
 class ExportedDetector(ModelDetector):
@@ -23,19 +24,13 @@ class ExportedDetector(ModelDetector):
 
     Args:
         info: metadata of the file.
-        score_threshold: detections below it are dropped.
-        batch_size: most images that are computed together.
+        options: ``score_threshold`` and ``batch_size`` of :class:`ModelDetector`.
     """
 
-    def __init__(
-        self, info: DetectorInfo, *, score_threshold: float = 0.0, batch_size: int = 8
-    ) -> None:
+    def __init__(self, info: DetectorInfo, **options: Any) -> None:
+        divisibility = info.size_divisibility
         super().__init__(
-            info.classes,
-            info.make_mapper(),
-            size_divisibility=info.size_divisibility,
-            score_threshold=score_threshold,
-            batch_size=batch_size,
+            info.classes, info.make_mapper(), size_divisibility=divisibility, **options
         )
 
     @abstractmethod
@@ -43,7 +38,10 @@ class ExportedDetector(ModelDetector):
         """Run the graph; see :meth:`salience_detr.export.graph.DetectionGraph.forward`."""
 
     def _infer(self, inputs: list[ModelInput]) -> list[tuple[Instances, np.ndarray]]:
-        images, sizes = collate(inputs)
+        # Smaller images are at the upper left of the batch.
+        batch = ImageList.from_tensors([x["image"] for x in inputs])
+        images = batch.tensor.float()
+        sizes = torch.tensor(batch.image_sizes)
         boxes, scores, labels, salience = self.run(images, sizes)
         heat = salience_maps(salience, inputs, self.size_divisibility)
 
@@ -64,17 +62,6 @@ class ExportedDetector(ModelDetector):
         return results
 
 
-def collate(inputs: list[ModelInput]) -> tuple[Tensor, Tensor]:
-    """Return (B, 3, H, W) float32 images, each at the upper left, and their (B, 2) sizes."""
-    sizes = torch.tensor([x["image"].shape[1:] for x in inputs])
-    height, width = sizes.amax(0).tolist()
-    images = torch.zeros(len(inputs), 3, height, width)
-    for padded, x in zip(images, inputs, strict=True):
-        image = x["image"]
-        padded[:, : image.shape[1], : image.shape[2]] = image
-    return images, sizes
-
-
 class OnnxDetector(ExportedDetector):
     """A detector on ONNX Runtime, from an ONNX file of tools/export.py.
 
@@ -82,8 +69,7 @@ class OnnxDetector(ExportedDetector):
         path: the file.
         device: "cpu", "cuda", "cuda:N", or "auto" (a GPU if ONNX Runtime can use one).
         threads: threads of one operator; 0 = ONNX Runtime's choice.
-        score_threshold: detections below it are dropped.
-        batch_size: most images that are computed together.
+        options: ``score_threshold`` and ``batch_size`` of :class:`ModelDetector`.
 
     Raises:
         ExportError: the file is missing, not ONNX, or not a model of this project; ONNX Runtime is
@@ -91,37 +77,29 @@ class OnnxDetector(ExportedDetector):
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        *,
-        device: str = "auto",
-        threads: int = 0,
-        score_threshold: float = 0.0,
-        batch_size: int = 8,
+        self, path: str | Path, *, device: str = "auto", threads: int = 0, **options: Any
     ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
-            raise ExportError(
-                "ONNX files need onnxruntime: pip install 'salience_detr[onnx]'"
-            ) from error
+            remedy = "pip install 'salience_detr[onnx]'"
+            raise ExportError(f"ONNX files need onnxruntime: {remedy}") from error
         if not Path(path).is_file():
             raise ExportError(f"there is no file {path}; export one with tools/export.py")
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # warnings are about nodes that the optimizer removes
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads
+        settings.log_severity_level = 3  # warnings are about nodes that the optimizer removes
         providers = choose_providers(str(device), onnxruntime.get_available_providers())
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            self.session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)[:200]
             raise ExportError(f"{path} is not an ONNX file that can be run: {reason}") from error
 
-        check_names(self.session, str(path))
+        check_names(self.session, path)
         metadata = self.session.get_modelmeta().custom_metadata_map
-        info = DetectorInfo.from_json(metadata.get(METADATA_KEY), str(path))
-        super().__init__(info, score_threshold=score_threshold, batch_size=batch_size)
+        super().__init__(DetectorInfo.from_json(metadata.get(METADATA_KEY), path), **options)
 
     def run(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         feed = dict(zip(INPUTS, (images.numpy(), image_sizes.numpy()), strict=True))
@@ -140,9 +118,7 @@ def choose_providers(device: str, available: list[str]) -> list[Any]:
     cuda = "CUDAExecutionProvider"
     kind, _, number = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or not (number or "0").isdigit():
-        raise ExportError(
-            f"the device {device!r} is unknown to ONNX Runtime; use auto, cpu or cuda"
-        )
+        raise ExportError(f"the device {device!r} is unknown to ONNX Runtime; use auto, cpu, cuda")
     if kind == "cuda" and cuda not in available:
         raise ExportError(
             f"this ONNX Runtime has no CUDA, only {', '.join(available)}; install onnxruntime-gpu"
@@ -151,13 +127,12 @@ def choose_providers(device: str, available: list[str]) -> list[Any]:
         return [cpu]
 
     # Under torchrun each process has its own current device.
-    current = 0
-    if torch.cuda.is_available():
-        current = torch.cuda.current_device()
-    return [(cuda, {"device_id": int(number or current)}), cpu]
+    if not number and torch.cuda.is_available():
+        number = str(torch.cuda.current_device())
+    return [(cuda, {"device_id": int(number or 0)}), cpu]
 
 
-def check_names(session: Any, path: str) -> None:
+def check_names(session: Any, path: str | Path) -> None:
     """Raise ExportError if a graph has other inputs or outputs than a model of this project."""
     inputs = [x.name for x in session.get_inputs()]
     outputs = [x.name for x in session.get_outputs()]
@@ -176,16 +151,13 @@ class PackagedDetector(ExportedDetector):
 
     Args:
         path: the file. It is code: load only what you trust.
-        score_threshold: detections below it are dropped.
-        batch_size: most images that are computed together.
+        options: ``score_threshold`` and ``batch_size`` of :class:`ModelDetector`.
 
     Raises:
         ExportError: the file is missing, broken, or not a model of this project.
     """
 
-    def __init__(
-        self, path: str | Path, *, score_threshold: float = 0.0, batch_size: int = 8
-    ) -> None:
+    def __init__(self, path: str | Path, **options: Any) -> None:
         if not zipfile.is_zipfile(path):
             raise ExportError(f"{path} is not a .pt2 file, or it is truncated or missing")
         with zipfile.ZipFile(path) as archive:
@@ -194,14 +166,9 @@ class PackagedDetector(ExportedDetector):
         load = load_package if is_compiled else load_program
         try:
             self.graph, text = load(str(path))
-        except ExportError:
-            raise
         except Exception as error:  # a damaged file can fail in any way
-            reason = " ".join(str(error).split())[:200]
-            raise ExportError(f"{path} cannot be loaded: {reason}") from error
-
-        info = DetectorInfo.from_json(text, str(path))
-        super().__init__(info, score_threshold=score_threshold, batch_size=batch_size)
+            raise ExportError(f"{path} cannot be loaded: {one_line(error)[:200]}") from error
+        super().__init__(DetectorInfo.from_json(text, path), **options)
 
     @torch.inference_mode()
     def run(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

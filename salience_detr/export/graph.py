@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from salience_detr.export.swin import make_swin_exportable
+from salience_detr.export import swin
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy
 from salience_detr.layers.ms_deform_attn import MultiScaleDeformableAttention
 from salience_detr.modeling import SalienceDETR
@@ -128,14 +128,14 @@ def exportable_copy(model: SalienceDETR) -> Any:
     """Return a copy of a model with exportable parts; its parameters are the same tensors."""
     shared = {id(x): x for x in [*model.parameters(), *model.buffers()]}
     copied = copy.deepcopy(model, shared).eval()
-    make_swin_exportable(copied.backbone)
-
-    # The variants add no state, so that a module can change its class.
-    for module in copied.modules():
-        for original, exportable in EXPORTABLE.items():
-            if type(module) is original:
-                module.__class__ = exportable
+    make_exportable(copied)
     return copied
+
+
+def make_exportable(model: nn.Module) -> None:
+    """Replace the classes of a model's parts, in place: the variants add no state."""
+    for module in model.modules():
+        module.__class__ = EXPORTABLE.get(type(module), type(module))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,14 +262,10 @@ class GraphQuerySelection(QuerySelection):
         height, width = tokens.spatial_shapes_list[0]  # the finest level, none is larger
         side = torch.sym_max(height, width) + 3
         points = (tokens.token_xy + tokens.token_level[:, None] * side)[candidates]
-        image = (
-            torch.arange(batch, device=scores.device)[:, None]
-            * side
-            * len(tokens.spatial_shapes_list)
-        )
-        centers = (
-            torch.stack([points[..., 0], points[..., 1] + image], dim=-1).flatten(0, 1).float()
-        )
+        number = torch.arange(batch, device=scores.device)[:, None]
+        shift = number * side * len(tokens.spatial_shapes_list)
+        centers = torch.stack([points[..., 0], points[..., 1] + shift], dim=-1)
+        centers = centers.flatten(0, 1).float()
         boxes = torch.cat([centers - 1, centers + 1], dim=1)
 
         kept = nms(boxes, scores.flatten().float(), self.iou_threshold)
@@ -322,4 +318,5 @@ EXPORTABLE: dict[type[nn.Module], type[nn.Module]] = {
     SalienceEncoderLayer: GraphEncoderLayer,
     QuerySelection: GraphQuerySelection,
     MultiScaleDeformableAttention: GridSampleAttention,
+    **swin.EXPORTABLE,
 }

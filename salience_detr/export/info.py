@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from salience_detr.data.augmentation import ResizeShortestEdge
@@ -66,29 +67,23 @@ class DetectorInfo:
         return json.dumps({"version": VERSION} | dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str | None, source: str) -> DetectorInfo:
+    def from_json(cls, text: str | None, source: str | Path) -> DetectorInfo:
         """Read what :meth:`to_json` wrote into a file.
 
         Raises:
             ExportError: if the file has no such entry, or one of another version.
         """
         if not text:
-            raise ExportError(
-                f"{source} is not a model of this project: it does not say what its classes are; "
-                "export one with tools/export.py"
-            )
+            raise ExportError(f"{source} does not say what its classes are; use tools/export.py")
 
-        try:
-            content: dict[str, Any] = json.loads(text)
-            if content.pop("version") != VERSION:
-                raise ValueError
+        content: dict[str, Any] = json.loads(text)
+        if content.pop("version") != VERSION:
+            raise ExportError(f"{source} is of another version; export it again")
 
-            table = content.pop("classes")
-            colors = table["colors"] and tuple(tuple(color) for color in table["colors"])
-            classes = ClassTable(tuple(table["names"]), tuple(table["category_ids"]), colors)
-            return cls(classes, **content)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ExportError(f"{source} is of another version; export it again") from error
+        table = content.pop("classes")
+        colors = table["colors"] and tuple(tuple(color) for color in table["colors"])
+        classes = ClassTable(tuple(table["names"]), tuple(table["category_ids"]), colors)
+        return cls(classes, **content)
 
     def make_mapper(self) -> DetectionMapper:
         """Return a mapper that makes inputs of images as the model's config does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ from torch.export import ExportedProgram
 from salience_detr.export.graph import INPUTS, OUTPUTS
 from salience_detr.export.info import METADATA_KEY, DetectorInfo, ExportError
 from salience_detr.export.program import quiet
-from salience_detr.utils.errors import one_line
 from salience_detr.utils.files import written_whole
 
 if TYPE_CHECKING:  # the packages are optional
@@ -51,30 +51,23 @@ def export_onnx(
 
     model = to_onnx(program, opset)
     if simplify:
-        model = simplify_graph(model)
+        import onnxslim
+
+        model = onnxslim.slim(model)
     name_axes(model)
     onnx.helper.set_model_props(model, {METADATA_KEY: info.to_json()})
     model.producer_name = "salience_detr"
 
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        reason = one_line(error)
-        raise ExportError(f"no valid file of opset {opset} can be written: {reason}") from error
+    onnx.checker.check_model(model)
     with written_whole(path) as temporary:
         onnx.save(model, str(temporary))
 
 
 def check_export(opset: int) -> None:
     """Raise ExportError if a package is missing, or if the opset cannot be written."""
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        package = error.name
-        raise ExportError(
-            f"exporting needs {package}: pip install 'salience_detr[onnx]'"
-        ) from error
+    for package in ("onnx", "onnxscript", "onnxslim"):
+        if find_spec(package) is None:
+            raise ExportError(f"exporting needs {package}: pip install 'salience_detr[onnx]'")
     if not DEFAULT_OPSET <= opset <= LAST_OPSET:
         raise ExportError(f"opset {opset} cannot be written; use {DEFAULT_OPSET} to {LAST_OPSET}")
 
@@ -125,19 +118,6 @@ def optimize_graph(model: onnx_ir.Model) -> onnx.ModelProto:
         value.type = value_type
         value.shape = shape
     return onnx_ir.to_proto(model)
-
-
-def simplify_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Run onnxslim over a model.
-
-    Raises:
-        ExportError: if onnxslim is not installed.
-    """
-    try:
-        import onnxslim
-    except ImportError as error:
-        raise ExportError("--simplify needs onnxslim: pip install 'salience_detr[onnx]'") from error
-    return onnxslim.slim(model)
 
 
 def name_axes(model: onnx.ModelProto) -> None:

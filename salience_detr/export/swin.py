@@ -94,10 +94,7 @@ def num_windows(size: int, side: int) -> int:
     return (size + side - 1) // side
 
 
-def make_swin_exportable(backbone: nn.Module) -> None:
-    """Replace the classes of a Swin's modules, in place; other backbones stay as they are."""
-    for module in backbone.modules():
-        if type(module) is SwinTransformerBlock:
-            module.__class__ = GraphSwinBlock
-        elif type(module) is BasicLayer:
-            module.__class__ = GraphSwinLayer
+EXPORTABLE: dict[type[nn.Module], type[nn.Module]] = {
+    SwinTransformerBlock: GraphSwinBlock,
+    BasicLayer: GraphSwinLayer,
+}

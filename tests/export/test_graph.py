@@ -7,8 +7,12 @@ import copy
 import pytest
 import torch
 
-from salience_detr.export.graph import DetectionGraph, GraphBackgroundEmbedding, portion
-from salience_detr.export.swin import make_swin_exportable
+from salience_detr.export.graph import (
+    DetectionGraph,
+    GraphBackgroundEmbedding,
+    make_exportable,
+    portion,
+)
 from salience_detr.modeling.backbones.swin import Swin
 from salience_detr.modeling.encoder import BackgroundEmbedding
 
@@ -53,7 +57,7 @@ def test_swin_for_unknown_sides_equals_detectron2s(size):
     widths = {"embed_dim": 8, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 2, 2]}
     backbone = Swin(**widths, window_size=7, drop_path_rate=0.1).eval()
     exportable = copy.deepcopy(backbone)
-    make_swin_exportable(exportable)
+    make_exportable(exportable)
     images = torch.rand(2, 3, *size)
     with torch.no_grad():
         for ours, theirs in zip(
