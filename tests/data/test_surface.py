@@ -89,7 +89,6 @@ def test_a_defect_over_the_border_is_cut_and_its_box_with_it():
 def test_images_hold_up_to_the_wanted_number_of_defects_and_sometimes_none():
     counts = [len(render_surface(np.random.default_rng(i), 320, 320).boxes) for i in range(40)]
     assert min(counts) == 0 and max(counts) <= 12 and 2 < np.mean(counts) < 6
-    assert len(render_surface(np.random.default_rng(1), 64, 64, max_defects=0).boxes) == 0
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 97), (200, 150)])

@@ -161,7 +161,7 @@ def assemble(
 
         file_names.add(name)
         width, height = labels.size
-        image = {"id": len(images) + 1, "file_name": name, "width": width, "height": height}
+        image = {"id": len(images) + 1, "file_name": name, "height": height, "width": width}
         images.append(image)
 
         for labeled in labels.boxes:

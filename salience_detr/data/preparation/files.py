@@ -11,6 +11,7 @@ from tqdm.contrib.concurrent import process_map
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -24,15 +25,24 @@ def first_file(candidates: Iterable[Path]) -> Path | None:
     return next(filter(Path.is_file, candidates), None)
 
 
-def map_files(read: Callable[[Path], T], paths: Sequence[Path], workers: int, desc: str) -> list[T]:
-    """Call ``read`` for each path, with a progress bar.
+def map_files(
+    process: Callable[[S], T],
+    files: Sequence[S],
+    workers: int,
+    desc: str,
+    *,
+    progress: bool = True,
+) -> list[T]:
+    """Call ``process`` for each file.
 
     Args:
-        read: function that can be pickled.
-        paths: files, whose order the results keep.
-        workers: processes; 0 reads in this one.
+        process: function that can be pickled.
+        files: paths or numbers, whose order the results keep.
+        workers: processes; 0 calls it in this one.
         desc: text before the progress bar.
+        progress: show a progress bar.
     """
+    bar = {"desc": desc, "unit": "files", "disable": not progress}
     if workers == 0:
-        return [read(path) for path in tqdm(paths, desc=desc, unit="files")]
-    return process_map(read, paths, max_workers=workers, chunksize=16, desc=desc, unit="files")
+        return [process(file) for file in tqdm(files, **bar)]
+    return process_map(process, files, max_workers=workers, chunksize=8, **bar)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,17 +16,21 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from tqdm import tqdm
 
-from salience_detr.data.datasets import DatasetError, register_coco_dataset
+from salience_detr.data.coco_format import DatasetError
+from salience_detr.data.datasets import register_coco_dataset, set_class_names
+from salience_detr.data.preparation.conversion import ImageLabels, LabeledBox, assemble
+from salience_detr.data.preparation.files import map_files
 from salience_detr.data.surface.defects import DEFECTS, Defect
 from salience_detr.data.surface.textures import Surface, make_surface, photograph
-from salience_detr.utils.files import write_image
+from salience_detr.utils.files import write_image, write_text
 
 SURFACE_DEFECT_CLASSES = tuple(DEFECTS)
+CATEGORY_NAMES = dict(enumerate(SURFACE_DEFECT_CLASSES, 1))
 SPLITS = ("train", "val")
 MIN_SIDE = 32  # of an image, in pixels
 MIN_BOX_SIDE = 4  # in pixels; smaller parts of a defect at the border of an image are not drawn
+MAX_DEFECTS = 12
 PLACEMENT_TRIES = 8  # for each defect, until it fits
 MIN_VISIBLE_PART = 0.6  # of a defect at the border of an image
 MAX_OVERLAP = 0.1  # of the smaller of two boxes
@@ -50,25 +53,18 @@ class SurfaceSample:
     classes: np.ndarray
 
 
-def render_surface(
-    rng: np.random.Generator, height: int, width: int, *, max_defects: int = 12
-) -> SurfaceSample:
-    """Draw a random image of ``height`` x ``width`` pixels with up to ``max_defects`` defects.
+def render_surface(rng: np.random.Generator, height: int, width: int) -> SurfaceSample:
+    """Draw a random image of ``height`` x ``width`` pixels with up to MAX_DEFECTS defects.
 
     Raises:
-        ValueError: a side is below MIN_SIDE, or ``max_defects`` is negative.
+        DatasetError: a side is below MIN_SIDE.
     """
-    if min(height, width) < MIN_SIDE or max_defects < 0:
-        raise ValueError(
-            f"height {height} and width {width} must be {MIN_SIDE} or more, max_defects "
-            f"({max_defects}) not negative"
-        )
-
+    _check_image_size((height, width))
     surface = make_surface(rng, height, width)
     unit = float(np.clip(min(height, width) / 320, 0.4, 3))
     num_defects = 0
     if rng.random() >= NO_DEFECT_PROBABILITY:
-        num_defects = min(1 + int(rng.gamma(2.0, 1.9)), max_defects)
+        num_defects = min(1 + int(rng.gamma(2.0, 1.9)), MAX_DEFECTS)
 
     boxes: list[Box] = []
     classes: list[int] = []
@@ -97,18 +93,20 @@ def _place(
     left = int(rng.integers(0, width)) - defect.strength.shape[1] // 2
     top = int(rng.integers(0, height)) - defect.strength.shape[0] // 2
     cropped = _crop(defect, left, top, width, height)
-    visible = None if cropped is None else cropped.box()
-    if cropped is None or visible is None:
+    if cropped is None:
         return None
 
-    x, y = max(0, left), max(0, top)
-    box = (visible[0] + x, visible[1] + y, visible[2] + x, visible[3] + y)
-    if min(box[2] - box[0], box[3] - box[1]) < MIN_BOX_SIDE or _overlaps(box, others):
+    x = max(0, left)
+    y = max(0, top)
+    x0, y0, x1, y1 = cropped.box()
+    box = (x0 + x, y0 + y, x1 + x, y1 + y)
+    if min(x1 - x0, y1 - y0) < MIN_BOX_SIDE or _overlaps(box, others):
         return None
 
     rows, columns = cropped.strength.shape
-    surface.albedo[y : y + rows, x : x + columns] *= cropped.albedo.astype(np.float32)
-    surface.height[y : y + rows, x : x + columns] += cropped.height.astype(np.float32)
+    patch = (slice(y, y + rows), slice(x, x + columns))
+    surface.albedo[patch] *= cropped.albedo.astype(np.float32)
+    surface.height[patch] += cropped.height.astype(np.float32)
     return box
 
 
@@ -118,13 +116,9 @@ def _crop(defect: Defect, left: int, top: int, width: int, height: int) -> Defec
     Args:
         left, top: of the defect's patch, in pixels of the image; negative if it starts outside.
     """
-    rows, columns = defect.strength.shape
-    x0, x1 = max(0, left), min(width, left + columns)
-    y0, y1 = max(0, top), min(height, top + rows)
-    if x0 >= x1 or y0 >= y1:
-        return None
-
-    part = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+    rows = slice(max(0, -top), max(0, height - top))
+    columns = slice(max(0, -left), max(0, width - left))
+    part = (rows, columns)
     cropped = Defect(defect.strength[part], defect.albedo[part], defect.height[part])
     if cropped.strength.sum() < MIN_VISIBLE_PART * defect.strength.sum():
         return None
@@ -133,15 +127,13 @@ def _crop(defect: Defect, left: int, top: int, width: int, height: int) -> Defec
 
 def _overlaps(box: Box, others: list[Box]) -> bool:
     """Return whether a box and another share more than MAX_OVERLAP of the smaller one."""
-    area = (box[2] - box[0]) * (box[3] - box[1])
-    for other in others:
-        side_x = min(box[2], other[2]) - max(box[0], other[0])
-        side_y = min(box[3], other[3]) - max(box[1], other[1])
-        other_area = (other[2] - other[0]) * (other[3] - other[1])
-        common = side_x * side_y
-        if side_x > 0 and side_y > 0 and common > MAX_OVERLAP * min(area, other_area):
-            return True
-    return False
+    boxes = np.array([box, *others])
+    sides = boxes[:, 2:] - boxes[:, :2]
+    areas = sides.prod(axis=1)
+
+    common_sides = np.minimum(box[2:], boxes[1:, 2:]) - np.maximum(box[:2], boxes[1:, :2])
+    common = common_sides.clip(min=0).prod(axis=1)
+    return bool((common > MAX_OVERLAP * np.minimum(areas[0], areas[1:])).any())
 
 
 def render_sample(
@@ -198,26 +190,26 @@ def generate_surface_defects(
         return annotation_file
 
     new = root / f".{split}.new"
-    old = root / f".{split}.old"
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
+    render = partial(render_sample, split=split, seed=seed, image_size=image_size)
+    write = partial(_write_image, folder=new, render=render)
 
     try:
-        content = _write_images(new, info, split, num_images, image_size, seed, workers, progress)
-        partial_file = new / "annotations.json"
-        partial_file.write_text(json.dumps(content))
+        description = f"surface defects {split}"
+        images = map_files(write, range(num_images), workers, description, progress=progress)
+        conversion = assemble(images, {i: i for i in CATEGORY_NAMES}, CATEGORY_NAMES)
 
         # The old annotations go first: there are never annotations without their images.
         annotation_file.parent.mkdir(exist_ok=True)
         annotation_file.unlink(missing_ok=True)
-        if (root / split).exists():
-            (root / split).rename(old)
+        shutil.rmtree(root / split, ignore_errors=True)
         new.rename(root / split)
-        (root / split / partial_file.name).replace(annotation_file)
+        write_text(
+            annotation_file, json.dumps({"info": info, "licenses": [], **conversion.content})
+        )
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
     return annotation_file
 
 
@@ -227,32 +219,26 @@ def is_complete(root: Path, split: str, info: dict[str, Any]) -> bool:
     Raises:
         DatasetError: something else is in its place.
     """
+    folder = root / split
     annotation_file = root / "annotations" / f"{split}.json"
+    remedy = "replace it with --force or choose another folder"
     if not annotation_file.is_file():
-        if (root / split).is_dir() and any((root / split).glob("*")):
-            raise DatasetError(
-                f"{root / split} holds files already; replace them with --force, or choose another "
-                "folder"
-            )
+        if folder.is_dir() and any(folder.iterdir()):
+            raise DatasetError(f"{folder} holds files already; {remedy}")
         return False
 
     try:
         content = json.loads(annotation_file.read_text())
-        version = content["info"]["version"]
         parameters = content["info"]["parameters"]
         names = [image["file_name"] for image in content["images"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(
-            f"{annotation_file} is broken or was not made by this tool; replace it with --force or "
-            "use another folder"
-        ) from error
+        problem = "is broken or was not made by this tool"
+        raise DatasetError(f"{annotation_file} {problem}; {remedy}") from error
 
-    if (version, parameters) != (info["version"], info["parameters"]):
-        raise DatasetError(
-            f"{annotation_file} was made with {parameters}, not with {info['parameters']}; "
-            "replace it with --force or choose another folder"
-        )
-    return all((root / split / name).is_file() for name in names)
+    if content["info"] != info:
+        made = f"was made with {parameters}, not with {info['parameters']}"
+        raise DatasetError(f"{annotation_file} {made}; {remedy}")
+    return all((folder / name).is_file() for name in names)
 
 
 def _check_arguments(split: str, num_images: int, image_size: tuple[int, int], seed: int) -> None:
@@ -263,66 +249,29 @@ def _check_arguments(split: str, num_images: int, image_size: tuple[int, int], s
         raise DatasetError(f"the number of images is {num_images}; it must be at least 1")
     if seed < 0:
         raise DatasetError(f"the seed is {seed}; it must not be negative")
+    _check_image_size(image_size)
+
+
+def _check_image_size(image_size: tuple[int, int]) -> None:
+    """Raise DatasetError if a side is below MIN_SIDE."""
     if min(image_size) < MIN_SIDE:
         size = f"{image_size[0]}x{image_size[1]}"
         raise DatasetError(f"the image size is {size}; both sides must be {MIN_SIDE} or more")
 
 
-def _write_images(
-    folder: Path,
-    info: dict[str, Any],
-    split: str,
-    num_images: int,
-    image_size: tuple[int, int],
-    seed: int,
-    workers: int,
-    progress: bool,
-) -> dict[str, Any]:
-    """Write the images to a folder and return the content of the annotation file."""
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    draw = partial(_write_image, folder=folder, split=split, seed=seed, image_size=image_size)
-    with ExitStack() as stack:
-        if workers > 0:
-            pool = stack.enter_context(ProcessPoolExecutor(workers))
-            drawn = pool.map(draw, range(num_images), chunksize=8)
-        else:
-            drawn = map(draw, range(num_images))
-
-        height, width = image_size
-        title = f"surface defects {split}"
-        bar = tqdm(drawn, total=num_images, desc=title, unit="image", disable=not progress)
-        for image_id, (name, boxes, classes) in enumerate(bar, start=1):
-            images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-            for (x0, y0, x1, y1), label in zip(boxes, classes, strict=True):
-                annotation = {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": label + 1,
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": (x1 - x0) * (y1 - y0),
-                    "iscrowd": 0,
-                }
-                annotations.append(annotation)
-
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(SURFACE_DEFECT_CLASSES)]
-    return {
-        "info": info,
-        "licenses": [],
-        "images": images,
-        "annotations": annotations,
-        "categories": categories,
-    }
-
-
 def _write_image(
-    index: int, *, folder: Path, split: str, seed: int, image_size: tuple[int, int]
-) -> tuple[str, list[list[float]], list[int]]:
-    """Draw and write one image; return its file name, boxes (xyxy) and classes."""
-    sample = render_sample(index, split=split, seed=seed, image_size=image_size)
+    index: int, *, folder: Path, render: Callable[[int], SurfaceSample]
+) -> ImageLabels:
+    """Draw and write the image with this index, and return its boxes by category id."""
+    sample = render(index)
     name = f"{index + 1:06d}.jpg"
     write_image(folder / name, sample.image, quality=95)
-    return name, sample.boxes.tolist(), sample.classes.tolist()
+
+    height, width = sample.image.shape[:2]
+    labels = ImageLabels(name, (width, height))
+    for (x0, y0, x1, y1), label in zip(sample.boxes.tolist(), sample.classes.tolist(), strict=True):
+        labels.boxes.append(LabeledBox(label + 1, (x0, y0, x1 - x0, y1 - y0)))
+    return labels
 
 
 def register_surface_defects(root: str | Path | None = None) -> None:
@@ -336,6 +285,7 @@ def register_surface_defects(root: str | Path | None = None) -> None:
         root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "surface_defects"
     folder = Path(root)
 
+    categories = [{"id": i, "name": name} for i, name in CATEGORY_NAMES.items()]
     for split in SPLITS:
         name = f"surface_defects_{split}"
         if name in DatasetCatalog.list():
@@ -344,10 +294,6 @@ def register_surface_defects(root: str | Path | None = None) -> None:
 
         # The classes are known before the data is generated.
         register_coco_dataset(name, folder / "annotations" / f"{split}.json", folder / split)
-        MetadataCatalog.get(name).set(
-            thing_classes=list(SURFACE_DEFECT_CLASSES),
-            thing_dataset_id_to_contiguous_id={
-                i + 1: i for i in range(len(SURFACE_DEFECT_CLASSES))
-            },
-            how_to_get="make it with: python tools/make_surface_defects.py",
-        )
+        set_class_names(name, categories)
+        remedy = "make it with: python tools/make_surface_defects.py"
+        MetadataCatalog.get(name).set(how_to_get=remedy)

@@ -31,13 +31,11 @@ class Defect:
     albedo: np.ndarray
     height: np.ndarray
 
-    def box(self) -> tuple[int, int, int, int] | None:
-        """Return the edges (x0, y0, x1, y1) of the visible pixels, or None if there are none."""
-        rows = np.flatnonzero((self.strength > VISIBLE).any(1))
-        columns = np.flatnonzero((self.strength > VISIBLE).any(0))
-        if len(rows) == 0:
-            return None
-        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    def box(self) -> tuple[int, int, int, int]:
+        """Return the edges (x0, y0, x1, y1) of the visible pixels; all are 0 if there are none."""
+        visible = (self.strength > VISIBLE).astype(np.uint8)
+        x, y, width, height = cv2.boundingRect(visible)
+        return x, y, x + width, y + height
 
 
 def _grid(half: int) -> tuple[np.ndarray, np.ndarray]:
