@@ -63,18 +63,14 @@ def read_image(file_name: str, image_format: str = "RGB") -> np.ndarray:
     try:
         with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
             rgb = pil_to_rgb(image)
-    except UnidentifiedImageError as error:
-        raise unreadable(file_name, "it is empty, or of no kind of image that is known") from error
     except UNREADABLE as error:
         # PIL's message tells a missing file from a truncated one.
-        raise unreadable(file_name, str(error) or type(error).__name__) from error
+        reason = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is empty, or of no kind of image that is known"
+        remedy = "replace the file or remove it from the data"
+        raise ImageReadError(f"cannot read the image {file_name}: {reason}; {remedy}") from error
     return rgb[..., ::-1] if image_format == "BGR" else rgb
-
-
-def unreadable(file_name: str, reason: str) -> ImageReadError:
-    """Return the error for a file that cannot be read."""
-    remedy = "replace the file or remove it from the data"
-    return ImageReadError(f"cannot read the image {file_name}: {reason}; {remedy}")
 
 
 def pil_to_rgb(image: Image.Image) -> np.ndarray:
@@ -220,8 +216,7 @@ def tensor_to_array(image: torch.Tensor) -> np.ndarray:
 
 def as_batch(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike] | None:
     """Return the images of a list, a tuple or a 4-d array or tensor, or None for a single image."""
-    if isinstance(images, (list, tuple)):
-        return list(images)
-    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+    is_batch = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
+    if is_batch or isinstance(images, (list, tuple)):
         return list(images)
     return None

@@ -11,7 +11,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -32,14 +33,15 @@ class DataWorkerError(RuntimeError):
     """A worker process of a loader died."""
 
 
+@dataclass(kw_only=True, eq=False)
 class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
     """Endless batches of (index, position in the stream), from a new permutation per epoch.
 
     Iteration i covers the positions [i * total_batch_size, (i + 1) * total_batch_size); each
     process takes its part of them. detectron2's TrainingSampler cannot start in the middle of the
-    stream, which an exact resume needs: here ``start_iteration`` is set before iterating.
+    stream, which an exact resume needs.
 
-    Args:
+    Attributes:
         size: number of records.
         total_batch_size: of all processes together.
         seed: of the permutations.
@@ -47,33 +49,26 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
         world_size: number of processes.
         groups: (size,) group of each record. Batches are of one group as far as the numbers allow,
             and every epoch still has each record once.
+        start_iteration: the first one that iterating gives.
 
     Raises:
         ValueError: ``total_batch_size`` is no multiple of ``world_size``.
     """
 
-    def __init__(
-        self,
-        *,
-        size: int,
-        total_batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        groups: np.ndarray | None = None,
-    ) -> None:
-        if total_batch_size % world_size:
+    size: int
+    total_batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    groups: np.ndarray | None = None
+    start_iteration: int = 0
+
+    def __post_init__(self) -> None:
+        if self.total_batch_size % self.world_size:
             raise ValueError(
-                f"total_batch_size is {total_batch_size}; it must be a multiple of the "
-                f"{world_size} processes"
+                f"total_batch_size is {self.total_batch_size}; it must be a multiple of the "
+                f"{self.world_size} processes"
             )
-        self.size = size
-        self.total_batch_size = total_batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.groups = groups
-        self.start_iteration = 0
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         share = self.total_batch_size // self.world_size
@@ -118,12 +113,7 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
 class TrackedDataset(Dataset):
     """Maps records, and notes which record each worker is reading."""
 
-    def __init__(
-        self,
-        records: Records,
-        mapper: Mapper,
-        num_workers: int = 0,
-    ) -> None:
+    def __init__(self, records: Records, mapper: Mapper, num_workers: int) -> None:
         self.records = DatasetFromList(records, copy=False)
         self.mapper = mapper
         # Index of the record of each worker, -1 for none; shared with the main process.
@@ -135,6 +125,7 @@ class TrackedDataset(Dataset):
     def __getitem__(self, index: int) -> Record:
         info = get_worker_info()
         worker = 0 if info is None else info.id
+
         self.current[worker] = index
         mapped = self.mapper(self.records[index])
         self.current[worker] = -1
@@ -144,13 +135,7 @@ class TrackedDataset(Dataset):
 class SeededDataset(TrackedDataset):
     """Maps records with random numbers that depend on seed and position in the stream only."""
 
-    def __init__(
-        self,
-        records: Records,
-        mapper: Mapper,
-        seed: int,
-        num_workers: int = 0,
-    ) -> None:
+    def __init__(self, records: Records, mapper: Mapper, num_workers: int, seed: int) -> None:
         super().__init__(records, mapper, num_workers)
         self.seed = seed
 
@@ -165,18 +150,17 @@ def seeded(*key: int) -> Iterator[None]:
     """Seed Python's, numpy's and torch's generators in the block, and restore them after it."""
     python_state = random.getstate()
     numpy_state = np.random.get_state()
-    torch_state = torch.get_rng_state()
-
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.random.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
+
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.random.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
 
 
 def batches(loader: DataLoader, start_iteration: int) -> Iterator[Records]:
@@ -217,21 +201,17 @@ class WatchedLoader:
                 # Any other error was raised by a worker that is alive.
                 if not str(error).startswith("DataLoader worker (pid"):
                     raise
-                dataset = getattr(self.loader, "dataset", None)
-                raise DataWorkerError(describe_death(dataset, iterator, str(error))) from error
+                raise DataWorkerError(describe_death(iterator, str(error))) from error
 
 
-def describe_death(dataset: object, iterator: object, error: str) -> str:
-    """Return what happened to a worker, at which image, and the remedy."""
+def describe_death(iterator: Any, error: str) -> str:
+    """Return what happened to a worker of PyTorch's iterator, at which image, and the remedy."""
     files = []
+    dataset = iterator._dataset
     if isinstance(dataset, TrackedDataset):
-        current = dataset.current.tolist()
-        workers = getattr(iterator, "_workers", [])
-        pairs = list(zip(current, workers, strict=False))
-        dead = [i for i, worker in pairs if i >= 0 and not worker.is_alive()]
-        for index in dead or current:
-            if index >= 0:
-                files.append(str(dataset.records[index].get("file_name")))
+        for index, worker in zip(dataset.current.tolist(), iterator._workers, strict=True):
+            if index >= 0 and not worker.is_alive():
+                files.append(dataset.records[index]["file_name"])
 
     images = " or ".join(files) or "an unknown image"
     reason = error.splitlines()[0]
@@ -273,7 +253,7 @@ def build_train_loader(
         groups=groups,
     )
     return DataLoader(
-        SeededDataset(dataset, mapper, seed, num_workers),
+        SeededDataset(dataset, mapper, num_workers, seed),
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=list,

@@ -8,9 +8,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from detectron2.data import transforms as T
+from detectron2.data.detection_utils import filter_empty_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from salience_detr.data.images import ImageReadError, read_image
+
+MIN_BOX_SIDE = 1e-3  # in pixels
 
 # detectron2's dict of one image, before and after mapping.
 Record: TypeAlias = dict[str, Any]
@@ -20,12 +23,11 @@ class DetectionMapper:
     """Reads an image, augments it together with its boxes, and packs both for the model.
 
     Boxes follow the augmentations exactly. Boxes that a crop cuts are clipped, and those that end
-    up without area are dropped. Images without boxes are kept.
+    up thinner than MIN_BOX_SIDE are dropped. Images without boxes are kept.
 
     Args:
         augmentations: applied in order.
         image_format: order of the channels, "RGB" or "BGR".
-        min_box_side: boxes with a shorter side, in pixels, are dropped.
     """
 
     def __init__(
@@ -34,12 +36,10 @@ class DetectionMapper:
         is_train: bool,
         augmentations: Sequence[T.Augmentation],
         image_format: str = "RGB",
-        min_box_side: float = 1e-3,
     ) -> None:
         self.is_train = is_train
         self.augmentations = T.AugmentationList(list(augmentations))
         self.image_format = image_format
-        self.min_box_side = min_box_side
 
     def __call__(self, record: Record) -> Record:
         """Map one record.
@@ -66,7 +66,7 @@ class DetectionMapper:
         augmented = T.AugInput(image, boxes=boxes)
         self.augmentations(augmented)
         mapped["image"] = as_tensor(augmented.image)
-        mapped["instances"] = self.instances(augmented.boxes, classes, augmented.image.shape[:2])
+        mapped["instances"] = make_instances(augmented.boxes, classes, augmented.image.shape[:2])
         return mapped
 
     def prepare_image(self, image: np.ndarray) -> Record:
@@ -106,19 +106,16 @@ class DetectionMapper:
         box_array = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
         return box_array, np.asarray(classes, dtype=np.int64)
 
-    def instances(
-        self, boxes: np.ndarray, classes: np.ndarray, image_size: tuple[int, int]
-    ) -> Instances:
-        """Return augmented boxes, absolute xyxy, clipped to an image of (height, width)."""
-        height, width = image_size
-        clipped = np.clip(boxes, 0, [width, height, width, height])
-        sides = clipped[:, 2:] - clipped[:, :2]
-        kept = sides.min(axis=1, initial=np.inf) > self.min_box_side
 
-        instances = Instances((int(height), int(width)))
-        instances.gt_boxes = Boxes(torch.from_numpy(clipped[kept].astype(np.float32)))
-        instances.gt_classes = torch.from_numpy(classes[kept])
-        return instances
+def make_instances(
+    boxes: np.ndarray, classes: np.ndarray, image_size: tuple[int, int]
+) -> Instances:
+    """Return (G, 4) boxes, absolute xyxy, clipped to an image of (height, width), and classes."""
+    instances = Instances(image_size)
+    instances.gt_boxes = Boxes(boxes)
+    instances.gt_boxes.clip(image_size)
+    instances.gt_classes = torch.from_numpy(classes)
+    return filter_empty_instances(instances, by_mask=False, box_threshold=MIN_BOX_SIDE)
 
 
 def as_tensor(image: np.ndarray) -> torch.Tensor:
