@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
@@ -100,12 +100,13 @@ def is_id(value: object) -> bool:
     return is_whole(value) or is_text(value)
 
 
-def is_flag(value: object) -> bool:
-    return value is None or value in (0, 1)
+def is_box(value: object) -> TypeGuard[list[float]]:
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
 
 
-def is_area(value: object) -> bool:
-    return value is None or is_number(value)
+def is_extent(value: object) -> bool:
+    """Return whether a value is a box of a detection, whose sides may be 0, but not negative."""
+    return is_box(value) and min(value[2:]) >= 0
 
 
 class Rule(NamedTuple):
@@ -117,36 +118,23 @@ class Rule(NamedTuple):
 
 WHOLE = Rule(is_whole, "a whole number")
 ID = Rule(is_id, "a whole number or a text")
+FILE_NAME = Rule(is_text, "the name of a file")
 SIDE = Rule(is_side, "a positive whole number")
-FLAG = Rule(is_flag, "0 or 1")
+BOX = Rule(is_box, "four numbers (x, y, width, height)")
+EXTENT = Rule(is_extent, "four numbers (x, y, width, height), no side of them negative")
+NUMBER = Rule(is_number, "a number")
+AREA = Rule(lambda value: value is None or is_number(value), "a number")
+FLAG = Rule(lambda value: value in (None, 0, 1), "0 or 1")
+NAME = Rule(is_text, "a name")
 
-# Boxes are checked by box_fault, which has messages of its own.
-UNCHECKED = Rule(lambda value: True, "")
-
-# Keys that the entries of each list must have.
-REQUIRED: dict[str, dict[str, Rule]] = {
-    "images": {
-        "id": ID,
-        "file_name": Rule(is_text, "the name of a file"),
-        "height": SIDE,
-        "width": SIDE,
-    },
-    "annotations": {"id": ID, "image_id": ID, "category_id": WHOLE, "bbox": UNCHECKED},
-    "categories": {"id": WHOLE, "name": Rule(is_text, "a name")},
-    "detections": {
-        "image_id": ID,
-        "category_id": ID,
-        "bbox": UNCHECKED,
-        "score": Rule(is_number, "a number"),
-    },
+# Keys that the entries of each list must have, and those that annotations may have.
+REQUIRED = {
+    "images": {"id": ID, "file_name": FILE_NAME, "height": SIDE, "width": SIDE},
+    "annotations": {"id": ID, "image_id": ID, "category_id": WHOLE, "bbox": BOX},
+    "categories": {"id": WHOLE, "name": NAME},
+    "detections": {"image_id": ID, "category_id": ID, "bbox": EXTENT, "score": NUMBER},
 }
-# Keys that they may have.
-OPTIONAL: dict[str, dict[str, Rule]] = {
-    "images": {},
-    "annotations": {"iscrowd": FLAG, "ignore": FLAG, "area": Rule(is_area, "a number")},
-    "categories": {},
-    "detections": {},
-}
+OPTIONAL = {"iscrowd": FLAG, "ignore": FLAG, "area": AREA}
 
 
 def entry_fault(kind: str, entry: object, *, without: Iterable[str] = ()) -> str | None:
@@ -163,29 +151,20 @@ def entry_fault(kind: str, entry: object, *, without: Iterable[str] = ()) -> str
     if not isinstance(entry, dict):
         return f"is {entry!r:.80}, not an object"
 
-    for key, rule in (REQUIRED[kind] | OPTIONAL[kind]).items():
+    optional = OPTIONAL if kind == "annotations" else {}
+    for key, rule in (REQUIRED[kind] | optional).items():
         if key in without:
             continue
         if key in REQUIRED[kind] and key not in entry:
             return f"has no {key!r}"
         if not rule.is_valid(entry.get(key)):
-            return f"has the {key} {entry[key]!r:.80}, not {rule.description}"
+            return f"has the {key} {entry[key]!r:.120}, not {rule.description}"
     return None
 
 
-def box_fault(box: object) -> str | None:
-    """Find why a value is not a box (x, y, width, height).
-
-    Returns:
-        Words that follow "annotation 5 ...", or None for a box of four numbers.
-    """
-    if not isinstance(box, list):
-        return f"has a bbox {box!r:.80}, not (x, y, width, height)"
-    if len(box) != 4:
-        return f"has a bbox of {len(box)} numbers, not (x, y, width, height)"
-    if not all(map(is_number, box)):
-        return f"has the bbox {box!r:.120}, which are not four numbers"
-    return None
+def repeated(values: Iterable[Hashable]) -> dict[Any, int]:
+    """Count the values that occur more than once."""
+    return {value: count for value, count in Counter(values).items() if count > 1}
 
 
 def first_fault(content: Content, path: Path) -> str | None:
@@ -222,10 +201,6 @@ def first_fault(content: Content, path: Path) -> str | None:
             )
         if image_id not in image_ids:
             return f"{where} belongs to the unknown image id {image_id!r}"
-
-        fault = box_fault(annotation["bbox"])
-        if fault is not None:
-            return f"{where} {fault}"
     return None
 
 
@@ -241,10 +216,8 @@ def list_fault(kind: str, entries: list[Any], path: Path) -> str | None:
             name = f"id {entry['id']}"
         return f"the entry {name} of {kind!r} in {path} {fault}"
 
-    counts = Counter(entry["id"] for entry in entries)
-    for entry_id, count in counts.items():
-        if count > 1:
-            return f"{path} has several {kind} with id {entry_id!r}; ids must be unique"
+    for entry_id in repeated(entry["id"] for entry in entries):
+        return f"{path} has several {kind} with id {entry_id!r}; ids must be unique"
     return None
 
 
@@ -264,10 +237,22 @@ def prepare_for_evaluation(annotations: list[Entry]) -> None:
         if annotation.get("area") is None:
             annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
 
-    ids = [annotation["id"] for annotation in annotations]
-    if not all(is_whole(x) and x > 0 for x in ids):
-        for number, annotation in enumerate(annotations, 1):
-            annotation["id"] = number
+    number_annotations(annotations)
+
+
+def number_annotations(annotations: list[Entry]) -> bool:
+    """Give new ids to all annotations, in place, if one is repeated or not a positive number.
+
+    Returns:
+        Whether they have new ids.
+    """
+    ids: list[Any] = [annotation.get("id") for annotation in annotations]
+    if all(is_whole(x) and x > 0 for x in ids) and not repeated(ids):
+        return False
+
+    for number, annotation in enumerate(annotations, 1):
+        annotation["id"] = number
+    return True
 
 
 def image_path(image_root: Path, file_name: str) -> Path:

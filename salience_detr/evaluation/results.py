@@ -16,7 +16,6 @@ from pycocotools.cocoeval import COCOeval
 
 from salience_detr.data.coco_format import (
     DatasetError,
-    box_fault,
     entry_fault,
     first_fault,
     prepare_for_evaluation,
@@ -209,18 +208,8 @@ def check_entries(kind: str, entries: Any, results_file: Path) -> None:
 
     for i, entry in enumerate(entries):
         fault = entry_fault(kind, entry, without=("height", "width"))
-        if fault is None and kind == "detections":
-            fault = detection_box_fault(entry["bbox"])
         if fault is not None:
             raise ResultsError(f"number {i} of the {kind} in {results_file} {fault}")
-
-
-def detection_box_fault(box: Any) -> str | None:
-    """Find why a value is not a box of a detection, whose sides may be 0, but not negative."""
-    fault = box_fault(box)
-    if fault is None and min(box[2:]) < 0:
-        return f"has the bbox {box}, whose width or height is negative; it is (x, y, width, height)"
-    return fault
 
 
 def match_demo_images(

@@ -210,8 +210,8 @@ def test_a_name_is_not_taken_twice_for_different_data(coco_file, tmp_path):
             {"annotations": [{**ANNOTATION, "image_id": 5}]},
             "annotation 1 in .* belongs to the unknown image id 5",
         ),
-        ({"annotations": [{**ANNOTATION, "bbox": None}]}, "has a bbox None, not"),
-        ({"annotations": [{**ANNOTATION, "bbox": ["1", 2, 3, 4]}]}, "are not four numbers"),
+        ({"annotations": [{**ANNOTATION, "bbox": None}]}, "has the bbox None, not four numbers"),
+        ({"annotations": [{**ANNOTATION, "bbox": ["1", 2, 3, 4]}]}, "not four numbers"),
         ({"categories": [{"id": 7}]}, "entry id 7 of 'categories' in .* has no 'name'"),
         ({"images": [{"file_name": "a.jpg"}]}, "entry number 0 of 'images' in .* has no 'id'"),
         (
@@ -226,9 +226,9 @@ def test_a_name_is_not_taken_twice_for_different_data(coco_file, tmp_path):
         ),
         (
             {"annotations": [{**ANNOTATION, "bbox": [1, 1, float("nan"), 2]}]},
-            "are not four numbers.*check_dataset.py",
+            "not four numbers.*check_dataset.py",
         ),
-        ({"annotations": [{**ANNOTATION, "bbox": [1, 1, 10**400, 2]}]}, "are not four numbers"),
+        ({"annotations": [{**ANNOTATION, "bbox": [1, 1, 10**400, 2]}]}, "not four numbers"),
         (
             {"annotations": [{**ANNOTATION, "category_id": "7"}]},
             "has the category_id '7', not a whole number",

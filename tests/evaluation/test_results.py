@@ -116,7 +116,7 @@ def test_perfect_detections_are_perfect_whatever_the_ids_of_the_annotations_are(
 
 
 def test_annotations_with_a_mistake_are_refused_with_the_remedy(files):
-    message = r"annotation 1 in .* has a bbox None, not .*check_dataset\.py"
+    message = r"the entry id 1 of 'annotations' in .* has the bbox None, not .*check_dataset\.py"
     with pytest.raises(ResultsError, match=message):
         files([truth(1, 1, 4, None)], [])
 
@@ -124,10 +124,7 @@ def test_annotations_with_a_mistake_are_refused_with_the_remedy(files):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (
-            detection(1, 4, [0, 0, float("nan"), 1], 0.9),
-            "has the bbox .*nan.*, which are not four numbers",
-        ),
+        (detection(1, 4, [0, 0, float("nan"), 1], 0.9), "has the bbox .*nan.*, not four numbers"),
         (detection(1, 4, [0, 0, 1, 1], float("nan")), "has the score nan, not a number"),
         (detection([1], 4, [0, 0, 1, 1], 0.9), r"has the image_id \[1\], not a whole number"),
         # The other detection's image_id is a number.

@@ -32,19 +32,6 @@ class UnusableError(ValueError):
     """A file, line or object that is left out; its message is the problem that is reported."""
 
 
-@dataclass(frozen=True)
-class LabeledBox:
-    """Box of an image.
-
-    Attributes:
-        label: name or index of the class.
-        box: (x, y, width, height) in pixels.
-    """
-
-    label: str | int
-    box: Box
-
-
 @dataclass
 class ImageLabels:
     """Annotations of one image.
@@ -52,13 +39,14 @@ class ImageLabels:
     Attributes:
         file_name: relative to the folder of the images.
         size: EXIF-corrected (width, height) in pixels; None if the image is left out.
-        boxes: in the frame of the EXIF-corrected image.
+        boxes: name or index of the class, and (x, y, width, height) in pixels of the EXIF-corrected
+            image, of each box.
         problems: descriptions of what was left out.
     """
 
     file_name: str = ""
     size: tuple[int, int] | None = None
-    boxes: list[LabeledBox] = field(default_factory=list)
+    boxes: list[tuple[str | int, Box]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -164,18 +152,20 @@ def assemble(
         image = {"id": len(images) + 1, "file_name": name, "height": height, "width": width}
         images.append(image)
 
-        for labeled in labels.boxes:
-            if labeled.label not in category_ids:
+        for label, box in labels.boxes:
+            if label not in category_ids:
                 known = list(names.values())
-                problems.append(f"{name}: the class {labeled.label!r} is not one of {known}")
+                problems.append(f"{name}: the class {label!r} is not one of {known}")
                 continue
 
-            category_id = category_ids[labeled.label]
             annotation = {
-                "id": len(annotations) + 1, "image_id": image["id"], "category_id": category_id,
-                "bbox": [round(value, 3) for value in labeled.box],
-                "area": round(labeled.box[2] * labeled.box[3], 3), "iscrowd": 0,
-            }  # fmt: skip
+                "id": len(annotations) + 1,
+                "image_id": image["id"],
+                "category_id": category_ids[label],
+                "bbox": [round(value, 3) for value in box],
+                "area": round(box[2] * box[3], 3),
+                "iscrowd": 0,
+            }
             annotations.append(annotation)
 
     content = {"images": images, "annotations": annotations, "categories": categories}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
-from salience_detr.data.coco_format import OPTIONAL, entry_fault, is_whole
-from salience_detr.data.preparation.frames import Box, frame_transform
+from salience_detr.data.coco_format import OPTIONAL, Entry, entry_fault, number_annotations
+from salience_detr.data.preparation.frames import Box, Size, frame_transform
 from salience_detr.data.preparation.validation import (
-    Entry,
     ImageFile,
     ValidationResult,
     box_frame,
@@ -17,7 +17,24 @@ from salience_detr.data.preparation.validation import (
 )
 
 # Keys of annotations whose values can be repaired or left out.
-REPAIRABLE = ("id", "bbox", *OPTIONAL["annotations"])
+REPAIRABLE = ("id", "bbox", *OPTIONAL)
+
+
+@dataclass(frozen=True)
+class KeptImage:
+    """Image that stays in the data set.
+
+    Attributes:
+        entry: image as it is in the annotations.
+        file: its file.
+        frame: (width, height) of the frame in which its boxes were drawn.
+        transform: function that moves (x0, y0, x1, y1) boxes from there into the frame of the file.
+    """
+
+    entry: Entry
+    file: ImageFile
+    frame: Size
+    transform: Callable[[Box], Box]
 
 
 def repair(
@@ -57,12 +74,14 @@ def repair(
 
     images = []
     annotations = []
-    for image_id, (entry, file) in kept.items():
-        width, height = file.size
-        images.append({**entry, "width": width, "height": height})
-        changes["sizes corrected"] += images[-1] != entry
-        annotations += repair_annotations(by_image[image_id], entry, file, changes)
-    number_annotations(annotations, changes)
+    for image_id, image in kept.items():
+        width, height = image.file.size
+        images.append({**image.entry, "width": width, "height": height})
+        changes["sizes corrected"] += images[-1] != image.entry
+        annotations += repair_annotations(by_image[image_id], image, changes)
+
+    if number_annotations(annotations):
+        changes["annotation ids given anew"] = len(annotations)
 
     content = {
         **result.content,
@@ -74,9 +93,7 @@ def repair(
     return content, +changes
 
 
-def select_images(
-    result: ValidationResult, without: Collection[str]
-) -> dict[Any, tuple[Entry, ImageFile]]:
+def select_images(result: ValidationResult, without: Collection[str]) -> dict[Any, KeptImage]:
     """Return the images that stay, by id.
 
     One image that is listed twice under an id stays once; of two images with one id neither does,
@@ -86,44 +103,37 @@ def select_images(
     for entry, file in result.images():
         digests[entry["id"]].add(file.digest)
 
-    kept: dict[Any, tuple[Entry, ImageFile]] = {}
+    kept: dict[Any, KeptImage] = {}
     for entry, file in result.images():
         is_wanted = not file.problem and file.digest not in without
-        if is_wanted and len(digests[entry["id"]]) == 1:
-            kept.setdefault(entry["id"], (entry, file))
+        frame = box_frame(entry, file)
+        transform = frame_transform(frame, file.size, file.orientation)
+        if is_wanted and transform is not None and len(digests[entry["id"]]) == 1:
+            kept.setdefault(entry["id"], KeptImage(entry, file, frame, transform))
 
-    # Ids must be of one type, and boxes drawn in a known frame.
-    has_mixed_ids = len(set(map(type, kept))) > 1
-    for image_id, pair in list(kept.items()):
-        is_other_type = has_mixed_ids and not isinstance(image_id, int)
-        if is_other_type or box_transform(*pair) is None:
-            del kept[image_id]
+    # Ids must be of one type.
+    if len(set(map(type, kept))) > 1:
+        kept = {image_id: image for image_id, image in kept.items() if isinstance(image_id, int)}
     return kept
 
 
-def box_transform(entry: Entry, file: ImageFile) -> Callable[[Box], Box] | None:
-    """Return the function that moves an image's boxes into its frame; None if theirs is unknown."""
-    return frame_transform(box_frame(entry, file), file.size, file.orientation)
-
-
 def repair_annotations(
-    annotations: list[Entry], entry: Entry, file: ImageFile, changes: Counter[str]
+    annotations: list[Entry], image: KeptImage, changes: Counter[str]
 ) -> list[Entry]:
     """Return copies of an image's annotations with boxes inside of it, and in its frame.
 
     Args:
         annotations: annotations of the image.
-        entry: image.
-        file: its file.
+        image: the image.
         changes: numbers of changes, which are added to.
     """
     change = "boxes moved into the frame of their image"
-    if box_frame(entry, file) == file.size:
+    if image.frame == image.file.size:
         change = "boxes clipped"
 
     repaired = []
     for annotation in annotations:
-        box = repair_box(annotation.get("bbox"), entry, file)
+        box = repair_box(annotation.get("bbox"), image)
         if box is None:
             changes["boxes left out"] += 1
             continue
@@ -134,46 +144,28 @@ def repair_annotations(
             moved |= {"bbox": box, "area": box[2] * box[3]}
 
         # Optional keys are left out that hold nothing usable.
-        for key, (is_valid, _) in OPTIONAL["annotations"].items():
+        for key, (is_valid, _) in OPTIONAL.items():
             if moved.get(key) is None or not is_valid(moved[key]):
                 moved.pop(key, None)
         repaired.append(moved)
     return repaired
 
 
-def repair_box(box: Any, entry: Entry, file: ImageFile) -> list[float] | None:
-    """Clip a box, and move it into the frame of its image.
-
-    Args:
-        box: "bbox" of an annotation.
-        entry: image.
-        file: its file.
+def repair_box(box: Any, image: KeptImage) -> list[float] | None:
+    """Clip a "bbox", and move it into the frame of its image.
 
     Returns:
         (x, y, width, height) in the image; None if there is no box, or nothing of it is inside.
     """
-    frame = box_frame(entry, file)
-    transform = box_transform(entry, file)
-    problem = check_box(box, frame)
-    if problem is None and frame == file.size:
-        return list(box)
-    if transform is None or problem not in (None, "box reaching out of the image"):
+    problem = check_box(box, image.frame)
+    if problem not in (None, "box reaching out of the image"):
         return None
+    if problem is None and image.frame == image.file.size:
+        return list(box)
 
     # Clipped where it was drawn: the turned frame may differ by the rounding of its sides.
     x, y, width, height = box
-    x0, y0, x1, y1 = transform(
-        (max(x, 0), max(y, 0), min(x + width, frame[0]), min(y + height, frame[1]))
-    )
+    right, bottom = image.frame
+    clipped = (max(x, 0), max(y, 0), min(x + width, right), min(y + height, bottom))
+    x0, y0, x1, y1 = image.transform(clipped)
     return [x0, y0, x1 - x0, y1 - y0]
-
-
-def number_annotations(annotations: list[Entry], changes: Counter[str]) -> None:
-    """Give new ids to all annotations, in place, if one is repeated or not a positive number."""
-    ids: list[Any] = [annotation.get("id") for annotation in annotations]
-    if all(is_whole(x) and x > 0 for x in ids) and len(set(ids)) == len(ids):
-        return
-
-    changes["annotation ids given anew"] = len(ids)
-    for number, annotation in enumerate(annotations, 1):
-        annotation["id"] = number

@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from salience_detr.data.preparation.validation import Entry, ValidationResult, check_box
+from salience_detr.data.coco_format import Entry
+from salience_detr.data.preparation.validation import (
+    UNKNOWN_SIZE,
+    ValidationResult,
+    check_box,
+)
 
 # Sides of COCO's small and medium objects, in pixels.
 SMALL = 32
@@ -82,10 +87,7 @@ def size_histogram(result: ValidationResult) -> list[Row]:
 
 def box_sizes(annotations: list[Entry]) -> np.ndarray:
     """Return the (N, 2) widths and heights of the boxes that have an area."""
-    unlimited = (math.inf, math.inf)
-    sizes = []
-    for annotation in annotations:
-        box: Any = annotation.get("bbox")
-        if check_box(box, unlimited) in (None, "box reaching out of the image"):
-            sizes.append(box[2:])
+    boxes: list[Any] = [annotation.get("bbox") for annotation in annotations]
+    inside = (None, "box reaching out of the image")
+    sizes = [box[2:] for box in boxes if check_box(box, UNKNOWN_SIZE) in inside]
     return np.array(sizes, dtype=float).reshape(-1, 2)

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from salience_detr.data.coco_format import (
     LISTS,
-    box_fault,
+    Content,
+    Entry,
     entry_fault,
     image_path,
+    is_box,
     is_id,
     read_coco,
+    repeated,
 )
 from salience_detr.data.images import UNREADABLE, ImageReadError, read_image
 from salience_detr.data.preparation.files import map_files
@@ -44,9 +47,6 @@ FAINT = 16
 
 # Size in which every box lies.
 UNKNOWN_SIZE = (math.inf, math.inf)
-
-# An entry of one of the lists of a COCO file.
-Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ValidationResult:
     """
 
     json_file: Path
-    content: dict[str, list[Any]]
+    content: Content
     files: list[ImageFile]
     problems: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
@@ -167,9 +167,8 @@ def check_entries(result: ValidationResult) -> None:
             if isinstance(entry, dict) and is_id(entry.get("id")):
                 ids.append(entry["id"])
 
-        for entry_id, count in Counter(ids).items():
-            if count > 1:
-                result.add(f"duplicate {singular[kind]} id", f"{entry_id!r}, {count} times")
+        for entry_id, count in repeated(ids).items():
+            result.add(f"duplicate {singular[kind]} id", f"{entry_id!r}, {count} times")
         if kind == "images" and len(set(map(type, ids))) > 1:
             result.add("unusable entry", "some image ids are numbers and others are texts")
 
@@ -186,10 +185,8 @@ def check_categories(result: ValidationResult) -> None:
         if category["id"] not in with_boxes:
             result.add("category without boxes", f"{category['name']} (id {category['id']})")
 
-    names = Counter(category["name"] for category in categories)
-    for name, count in names.items():
-        if count > 1:
-            result.add("category name twice", name)
+    for name in repeated(category["name"] for category in categories):
+        result.add("category name twice", name)
 
 
 def check_images(result: ValidationResult) -> None:
@@ -262,7 +259,7 @@ def box_frame(entry: Entry, file: ImageFile) -> Size:
 
 def check_box(box: Any, size: Size) -> str | None:
     """Return the kind of problem of an (x, y, width, height) box in an image of (width, height)."""
-    if box_fault(box) is not None:
+    if not is_box(box):
         return "malformed box"
 
     x, y, width, height = box

@@ -15,7 +15,6 @@ from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.preparation.conversion import (
     Conversion,
     ImageLabels,
-    LabeledBox,
     UnusableError,
     assemble,
     clip_box,
@@ -67,7 +66,7 @@ def convert_voc(
 
     occurring: set[Any] = set()
     for labels in images_labels:
-        occurring.update(box.label for box in labels.boxes)
+        occurring.update(label for label, _ in labels.boxes)
     names = dict(enumerate(classes or sorted(occurring), 1))
     category_ids = {name: category_id for category_id, name in names.items()}
     return assemble(images_labels, category_ids, names)
@@ -179,7 +178,7 @@ def read_voc(path: Path, image_root: Path, zero_based: bool, drop_difficult: boo
         elif box is None:
             labels.problems.append(f"{where} has the box {list(corners)}, outside or empty")
         else:
-            labels.boxes.append(LabeledBox(name, box))
+            labels.boxes.append((name, box))
     return labels
 
 

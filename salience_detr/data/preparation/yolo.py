@@ -17,7 +17,6 @@ from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.preparation.conversion import (
     Conversion,
     ImageLabels,
-    LabeledBox,
     UnusableError,
     assemble,
     clip_box,
@@ -149,7 +148,7 @@ def decode(data: bytes) -> str:
     return data.decode("utf-16" if is_utf_16 else "utf-8-sig", errors="replace")
 
 
-def parse_line(line: str, size: tuple[int, int], has_keypoints: bool) -> LabeledBox:
+def parse_line(line: str, size: tuple[int, int], has_keypoints: bool) -> tuple[int, Box]:
     """Parse a line of class, center and size, or class and polygon, relative to the image.
 
     Args:
@@ -172,7 +171,7 @@ def parse_line(line: str, size: tuple[int, int], has_keypoints: bool) -> Labeled
     box = clip_box((x0 * width, y0 * height, x1 * width, y1 * height), size)
     if box is None:
         raise UnusableError("a box outside the image or without area")
-    return LabeledBox(int(index), box)
+    return int(index), box
 
 
 def relative_corners(numbers: Sequence[float]) -> Box:

@@ -19,7 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.datasets import register_coco_dataset, set_class_names
-from salience_detr.data.preparation.conversion import ImageLabels, LabeledBox, assemble
+from salience_detr.data.preparation.conversion import ImageLabels, assemble
 from salience_detr.data.preparation.files import map_files
 from salience_detr.data.surface.defects import DEFECTS, Defect
 from salience_detr.data.surface.textures import Surface, make_surface, photograph
@@ -270,7 +270,7 @@ def _write_image(
     height, width = sample.image.shape[:2]
     labels = ImageLabels(name, (width, height))
     for (x0, y0, x1, y1), label in zip(sample.boxes.tolist(), sample.classes.tolist(), strict=True):
-        labels.boxes.append(LabeledBox(label + 1, (x0, y0, x1 - x0, y1 - y0)))
+        labels.boxes.append((label + 1, (x0, y0, x1 - x0, y1 - y0)))
     return labels
 
 
