@@ -38,7 +38,6 @@ class CocoLoader:
     """
 
     name: str
-    json_file: Path
     image_root: Path
 
     def __call__(self) -> list[Record]:
@@ -94,7 +93,7 @@ def register_coco_dataset(name: str, json_file: str | Path, image_root: str | Pa
             "choose another name"
         )
 
-    DatasetCatalog.register(name, CocoLoader(name, Path(json_file), Path(image_root)))
+    DatasetCatalog.register(name, CocoLoader(name, Path(image_root)))
     MetadataCatalog.get(name).set(
         json_file=str(json_file), image_root=str(image_root), evaluator_type="coco"
     )

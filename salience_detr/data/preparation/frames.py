@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from salience_detr.data.images import ORIENTATION
+from salience_detr.data.images import orientation
 
 Size = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -24,11 +24,11 @@ def read_size(path: Path) -> tuple[tuple[int, int], int]:
     """Read the EXIF-corrected (width, height) and the EXIF orientation from an image's header."""
     with Image.open(path) as image:
         width, height = image.size
-        orientation = int(image.getexif().get(ORIENTATION, 1))
+        turn = orientation(image)
 
-    if orientation in QUARTER_TURNS:
-        return (height, width), orientation
-    return (width, height), orientation
+    if turn in QUARTER_TURNS:
+        return (height, width), turn
+    return (width, height), turn
 
 
 def frame_transform(

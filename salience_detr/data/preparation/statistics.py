@@ -9,11 +9,7 @@ from typing import Any
 import numpy as np
 
 from salience_detr.data.coco_format import Entry
-from salience_detr.data.preparation.validation import (
-    UNKNOWN_SIZE,
-    ValidationResult,
-    check_box,
-)
+from salience_detr.data.preparation.validation import UNKNOWN_SIZE, ValidationResult, check_box
 
 # Sides of COCO's small and medium objects, in pixels.
 SMALL = 32

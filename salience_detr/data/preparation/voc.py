@@ -158,28 +158,37 @@ def read_voc(path: Path, image_root: Path, zero_based: bool, drop_difficult: boo
 
     labels = ImageLabels(image.relative_to(image_root).as_posix(), size)
     for item in root.iter("object"):
-        name = (item.findtext("name") or "").strip()
-        where = f"{path}: {name or 'an object without name'}"
-        if drop_difficult and item.findtext("difficult", "0").strip() == "1":
-            labels.problems.append(f"{where} is difficult")
-            continue
-
-        corners = read_corners(item)
-        if corners is None:
-            labels.problems.append(f"{where} has no readable bndbox")
-            continue
-
-        # VOC's pixels count from 1, and the last one belongs to the box.
-        first_pixel = 0 if zero_based else 1
-        drawn = (corners[0] - first_pixel, corners[1] - first_pixel, corners[2], corners[3])
-        box = clip_box(transform(drawn), size)
-        if not name:
-            labels.problems.append(where)
-        elif box is None:
-            labels.problems.append(f"{where} has the box {list(corners)}, outside or empty")
-        else:
+        try:
+            name, corners = parse_object(item, drop_difficult)
+            # VOC's pixels count from 1, and the last one belongs to the box.
+            x0, y0, x1, y1 = corners
+            drawn = corners if zero_based else (x0 - 1, y0 - 1, x1, y1)
+            box = clip_box(transform(drawn), size)
+            if box is None:
+                raise UnusableError(f"{name} has the box {list(corners)}, outside or empty")
             labels.boxes.append((name, box))
+        except UnusableError as error:
+            labels.problems.append(f"{path}: {error}")
     return labels
+
+
+def parse_object(item: ElementTree.Element, drop_difficult: bool) -> tuple[str, Box]:
+    """Return an object's name and its (xmin, ymin, xmax, ymax) as written.
+
+    Raises:
+        UnusableError: one of them is missing, or the object is difficult.
+    """
+    name = item.findtext("name", "").strip()
+    if not name:
+        raise UnusableError("an object without name")
+    if drop_difficult and item.findtext("difficult", "0").strip() == "1":
+        raise UnusableError(f"{name} is difficult")
+
+    try:
+        x0, y0, x1, y1 = (float(item.findtext(f"bndbox/{key}", "none")) for key in CORNERS)
+    except ValueError as error:
+        raise UnusableError(f"{name} has no readable bndbox") from error
+    return name, (x0, y0, x1, y1)
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
@@ -212,15 +221,6 @@ def read_annotated_size(root: ElementTree.Element) -> tuple[int, int] | None:
     if width <= 0 or height <= 0:
         return None
     return width, height
-
-
-def read_corners(item: ElementTree.Element) -> Box | None:
-    """Return an object's (xmin, ymin, xmax, ymax) as written; None if one is no number."""
-    try:
-        x0, y0, x1, y1 = (float(item.findtext(f"bndbox/{key}", "none")) for key in CORNERS)
-    except ValueError:
-        return None
-    return x0, y0, x1, y1
 
 
 def find_image(image_root: Path, xml_file: Path, named: str | None) -> Path:

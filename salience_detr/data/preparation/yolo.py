@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -242,7 +242,7 @@ def read_description(path: Path) -> YoloDescription:
     return YoloDescription(names, splits, bool(content.get("kpt_shape")))
 
 
-def class_names(names: object, path: Path) -> dict[int, str]:
+def class_names(names: Any, path: Path) -> dict[int, str]:
     """Return the names of the classes by index.
 
     Args:
@@ -253,14 +253,13 @@ def class_names(names: object, path: Path) -> dict[int, str]:
         DatasetError: the names are something else.
     """
     entries = dict(enumerate(names)) if isinstance(names, list) else names
-    by_index: dict[int, str] = {}
-    if isinstance(entries, dict) and None not in entries.values():
-        with contextlib.suppress(TypeError, ValueError):
-            by_index = {int(index): str(name) for index, name in entries.items()}
-
-    if not by_index or min(by_index) < 0:
+    try:
+        by_index = {int(index): str(name) for index, name in entries.items()}
+        if None in entries.values() or min(by_index) < 0:
+            raise ValueError
+    except (AttributeError, TypeError, ValueError) as error:
         needed = "a list, or a mapping of indices to names, is needed"
-        raise DatasetError(f"{path}: names is {names!r:.80}; {needed}")
+        raise DatasetError(f"{path}: names is {names!r:.80}; {needed}") from error
     return dict(sorted(by_index.items()))
 
 

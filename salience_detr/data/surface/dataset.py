@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from numpy.random import Generator
 
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.datasets import register_coco_dataset, set_class_names
@@ -53,7 +54,7 @@ class SurfaceSample:
     classes: np.ndarray
 
 
-def render_surface(rng: np.random.Generator, height: int, width: int) -> SurfaceSample:
+def render_surface(rng: Generator, height: int, width: int) -> SurfaceSample:
     """Draw a random image of ``height`` x ``width`` pixels with up to MAX_DEFECTS defects.
 
     Raises:
@@ -85,9 +86,7 @@ def render_surface(rng: np.random.Generator, height: int, width: int) -> Surface
     )
 
 
-def _place(
-    rng: np.random.Generator, defect: Defect, surface: Surface, others: list[Box]
-) -> Box | None:
+def _place(rng: Generator, defect: Defect, surface: Surface, others: list[Box]) -> Box | None:
     """Draw a defect at a random place of a surface; return its box, or None if it does not fit."""
     height, width = surface.height.shape
     left = int(rng.integers(0, width)) - defect.strength.shape[1] // 2
@@ -105,7 +104,8 @@ def _place(
 
     rows, columns = cropped.strength.shape
     patch = (slice(y, y + rows), slice(x, x + columns))
-    surface.albedo[patch] *= cropped.albedo.astype(np.float32)
+    factor = np.atleast_3d(cropped.albedo)  # gray is a factor for all three colors
+    surface.albedo[patch] *= factor.astype(np.float32)
     surface.height[patch] += cropped.height.astype(np.float32)
     return box
 

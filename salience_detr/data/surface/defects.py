@@ -6,11 +6,11 @@ image, and ``grain`` is the angle in radians along which the metal was worked.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from salience_detr.data.surface.textures import fractal_noise
 
@@ -23,7 +23,7 @@ class Defect:
 
     Attributes:
         strength: (h, w) in [0, 1]; the box encloses the pixels above VISIBLE.
-        albedo: (h, w, 3) factor on the albedo.
+        albedo: (h, w), or (h, w, 3) for RGB, factor on the albedo.
         height: (h, w) added to the height, in pixels.
     """
 
@@ -38,12 +38,6 @@ class Defect:
         return x, y, x + width, y + height
 
 
-def _grid(half: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return x (1, w) and y (h, 1) of the pixels of a patch."""
-    axis = np.arange(-half, half + 1, dtype=np.float32)
-    return axis[None, :], axis[:, None]
-
-
 def _smoothstep(x: np.ndarray) -> np.ndarray:
     """Return a smooth step from 0 at x = 0 to 1 at x = 1."""
     x = np.clip(x, 0, 1)
@@ -51,18 +45,15 @@ def _smoothstep(x: np.ndarray) -> np.ndarray:
 
 
 def _blob(
-    rng: np.random.Generator,
-    radius_x: float,
-    radius_y: float,
-    angle: float,
-    roughness: float,
-    margin: float = 1.25,
+    rng: Generator, radii: tuple[float, float], angle: float, roughness: float, margin: float = 1.25
 ) -> np.ndarray:
     """Return the (h, w) distance from the center of an irregular ellipse, 1 on its outline."""
-    half = int(np.ceil(max(radius_x, radius_y) * (margin + roughness))) + 2
-    x, y = _grid(half)
-    u = (x * np.cos(angle) + y * np.sin(angle)) / radius_x
-    v = (-x * np.sin(angle) + y * np.cos(angle)) / radius_y
+    half = int(np.ceil(max(radii) * (margin + roughness))) + 2
+    axis = np.arange(-half, half + 1, dtype=np.float32)
+    x = axis[None, :]
+    y = axis[:, None]
+    u = (x * np.cos(angle) + y * np.sin(angle)) / radii[0]
+    v = (-x * np.sin(angle) + y * np.cos(angle)) / radii[1]
 
     # A Fourier series of the angle makes the outline irregular.
     phi = np.arctan2(v, u)
@@ -86,12 +77,7 @@ def _strokes(lines: list[np.ndarray], widths: list[float], half: int) -> np.ndar
     return coverage.astype(np.float32) / 255
 
 
-def _gray(factor: np.ndarray) -> np.ndarray:
-    """Repeat an (h, w) factor for the three colors."""
-    return np.repeat(factor[..., None], 3, axis=2)
-
-
-def scratch(rng: np.random.Generator, unit: float, grain: float) -> Defect:
+def scratch(rng: Generator, unit: float, grain: float) -> Defect:
     """Draw a long, slightly bent, bright groove with a dark flank."""
     length = unit * rng.uniform(28, 120)
     angle = rng.choice([-1, 1]) * rng.uniform(0.35, 1.2)
@@ -112,15 +98,14 @@ def scratch(rng: np.random.Generator, unit: float, grain: float) -> Defect:
 
     depth = rng.uniform(0.22, 0.55)
     albedo = 1 + depth * core - 0.6 * depth * flank * (1 - core)
-    return Defect(core, _gray(albedo), -0.8 * core)
+    return Defect(core, albedo, -0.8 * core)
 
 
-def pit(rng: np.random.Generator, unit: float, grain: float) -> Defect:
+def pit(rng: Generator, unit: float, grain: float) -> Defect:
     """Draw a small round hole: dark, with a lit rim."""
     radius = unit * rng.uniform(3.2, 9)
-    distance = _blob(
-        rng, radius, radius * rng.uniform(0.8, 1.2), rng.uniform(0, np.pi), 0.2, margin=1.6
-    )
+    radii = (radius, radius * rng.uniform(0.8, 1.2))
+    distance = _blob(rng, radii, rng.uniform(0, np.pi), 0.2, margin=1.6)
     inside = _smoothstep((1.15 - distance) / 0.3)
     depth = rng.uniform(0.35, 0.7)
 
@@ -128,14 +113,14 @@ def pit(rng: np.random.Generator, unit: float, grain: float) -> Defect:
     bowl = -radius * 0.5 * np.clip(1 - distance**2, 0, None)
     rim = np.exp(-(((distance - 1.15) / 0.2) ** 2))
     shadow = 1.1 - 0.5 * np.clip(distance, 0, 1)
-    return Defect(inside, _gray(1 - depth * inside * shadow), bowl + radius * 0.1 * rim)
+    return Defect(inside, 1 - depth * inside * shadow, bowl + radius * 0.1 * rim)
 
 
-def inclusion(rng: np.random.Generator, unit: float, grain: float) -> Defect:
+def inclusion(rng: Generator, unit: float, grain: float) -> Defect:
     """Draw foreign matter that was rolled in: a dark ragged patch along the grain."""
     length = unit * rng.uniform(10, 34)
     aspect = rng.uniform(0.3, 0.6)
-    distance = _blob(rng, length, length * aspect, grain + rng.normal(0, 0.2), 0.5)
+    distance = _blob(rng, (length, length * aspect), grain + rng.normal(0, 0.2), 0.5)
     size = distance.shape[0]
     ragged = distance + 0.16 * fractal_noise(rng, size, size, coarsest=6 * unit, octaves=3)
     inside = _smoothstep((1.08 - ragged) / 0.16)
@@ -143,10 +128,10 @@ def inclusion(rng: np.random.Generator, unit: float, grain: float) -> Defect:
 
     speckle = 1 + 0.12 * fractal_noise(rng, size, size, coarsest=4, octaves=2)
     depth = rng.uniform(0.3, 0.6)
-    return Defect(inside, _gray(1 - depth * inside * np.clip(speckle, 0.5, 1.4)), 0.3 * inside)
+    return Defect(inside, 1 - depth * inside * np.clip(speckle, 0.5, 1.4), 0.3 * inside)
 
 
-def crack(rng: np.random.Generator, unit: float, grain: float) -> Defect:
+def crack(rng: Generator, unit: float, grain: float) -> Defect:
     """Draw a thin dark line with sharp turns and branches."""
     length = unit * rng.uniform(34, 120)
     count = max(6, int(length / (unit * 6)))
@@ -170,10 +155,10 @@ def crack(rng: np.random.Generator, unit: float, grain: float) -> Defect:
     half = int(np.ceil((high - low).max() / 2)) + 4
     coverage = _strokes([line - (low + high) / 2 for line in lines], widths, half)
     depth = rng.uniform(0.4, 0.7)
-    return Defect(coverage, _gray(1 - depth * coverage), -1.2 * coverage)
+    return Defect(coverage, 1 - depth * coverage, -1.2 * coverage)
 
 
-def _jagged(rng: np.random.Generator, heading: float, length: float, count: int) -> np.ndarray:
+def _jagged(rng: Generator, heading: float, length: float, count: int) -> np.ndarray:
     """Return (count + 1, 2) points of a random walk from the origin with sharp turns."""
     turns = heading + rng.normal(0, 0.55, count)
     directions = np.stack([np.cos(turns), np.sin(turns)], axis=1)
@@ -181,10 +166,11 @@ def _jagged(rng: np.random.Generator, heading: float, length: float, count: int)
     return np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
 
 
-def stain(rng: np.random.Generator, unit: float, grain: float) -> Defect:
+def stain(rng: Generator, unit: float, grain: float) -> Defect:
     """Draw dried liquid: a faint tinted patch with a darker edge, without relief."""
     radius = unit * rng.uniform(14, 46)
-    distance = _blob(rng, radius, radius * rng.uniform(0.6, 1.0), rng.uniform(0, np.pi), 0.6)
+    radii = (radius, radius * rng.uniform(0.6, 1.0))
+    distance = _blob(rng, radii, rng.uniform(0, np.pi), 0.6)
     inside = _smoothstep((1.05 - distance) / 0.12)
     edge = np.exp(-(((distance - 0.93) / 0.09) ** 2))
 
@@ -195,23 +181,16 @@ def stain(rng: np.random.Generator, unit: float, grain: float) -> Defect:
     return Defect(inside, 1 - amount[..., None] * tint, np.zeros_like(inside))
 
 
-def dent(rng: np.random.Generator, unit: float, grain: float) -> Defect:
+def dent(rng: Generator, unit: float, grain: float) -> Defect:
     """Draw a smooth hollow: one side bright, the other dark, the metal itself unchanged."""
     radius = unit * rng.uniform(9, 30)
-    distance = _blob(
-        rng, radius, radius * rng.uniform(0.7, 1.0), rng.uniform(0, np.pi), 0.15, margin=1.5
-    )
+    radii = (radius, radius * rng.uniform(0.7, 1.0))
+    distance = _blob(rng, radii, rng.uniform(0, np.pi), 0.15, margin=1.5)
     depth = radius * rng.uniform(0.22, 0.5)
     hollow = -depth * _smoothstep(1 - np.clip(distance, 0, 1))
     inside = _smoothstep((1.04 - distance) / 0.2)
-    return Defect(inside, np.ones((*inside.shape, 3), np.float32), hollow)
+    return Defect(inside, np.ones_like(inside), hollow)
 
 
-DEFECTS: dict[str, Callable[[np.random.Generator, float, float], Defect]] = {
-    "scratch": scratch,
-    "pit": pit,
-    "inclusion": inclusion,
-    "crack": crack,
-    "stain": stain,
-    "dent": dent,
-}
+# By the name of the class.
+DEFECTS = {draw.__name__: draw for draw in (scratch, pit, inclusion, crack, stain, dent)}

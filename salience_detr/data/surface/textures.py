@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 FINISHES = ("brushed", "rolled", "cast")
 
@@ -31,7 +32,7 @@ class Surface:
 
 
 def fractal_noise(
-    rng: np.random.Generator, height: int, width: int, *, coarsest: float, octaves: int
+    rng: Generator, height: int, width: int, *, coarsest: float, octaves: int
 ) -> np.ndarray:
     """Draw (H, W) smooth noise of about unit variance.
 
@@ -49,7 +50,7 @@ def fractal_noise(
 
 
 def directed_noise(
-    rng: np.random.Generator,
+    rng: Generator,
     height: int,
     width: int,
     *,
@@ -69,7 +70,7 @@ def directed_noise(
     return rotated / max(float(rotated.std()), 1e-6)
 
 
-def make_surface(rng: np.random.Generator, height: int, width: int) -> Surface:
+def make_surface(rng: Generator, height: int, width: int) -> Surface:
     """Draw a random surface without defects."""
     finish = FINISHES[rng.integers(len(FINISHES))]
     grain = float(rng.normal(0, 0.12) + (np.pi / 2 if rng.random() < 0.3 else 0.0))
@@ -101,7 +102,7 @@ def make_surface(rng: np.random.Generator, height: int, width: int) -> Surface:
     )
 
 
-def photograph(rng: np.random.Generator, surface: Surface) -> np.ndarray:
+def photograph(rng: Generator, surface: Surface) -> np.ndarray:
     """Take an (H, W, 3) uint8 RGB image: shading, uneven light, blur and sensor noise."""
     # Lambertian shading, linear in the slope towards the light.
     height, width = surface.height.shape
@@ -120,7 +121,7 @@ def photograph(rng: np.random.Generator, surface: Surface) -> np.ndarray:
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def illumination(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def illumination(rng: Generator, height: int, width: int) -> np.ndarray:
     """Draw the (H, W) light over the image: a gradient, a broad reflection, and vignetting."""
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None]
