@@ -109,10 +109,7 @@ def yolo_splits(args: argparse.Namespace) -> Iterator[ConvertedSplit]:
         # The names of the images are relative to the folder that all of them are in.
         folders = {str(image.parent) for image in images}
         root = Path(os.path.commonpath(folders)) if folders else args.source
-        conversion = convert_yolo(
-            images, root, description.names,
-            has_keypoints=description.has_keypoints, workers=args.workers,
-        )  # fmt: skip
+        conversion = convert_yolo(images, root, description, workers=args.workers)
 
         # Without any labels the folders are probably wrong; a test part may have none.
         if name != "test" and not any(map(find_labels, images)):

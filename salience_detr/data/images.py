@@ -216,7 +216,8 @@ def tensor_to_array(image: torch.Tensor) -> np.ndarray:
 
 def as_batch(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike] | None:
     """Return the images of a list, a tuple or a 4-d array or tensor, or None for a single image."""
-    is_batch = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
-    if is_batch or isinstance(images, (list, tuple)):
+    if isinstance(images, (list, tuple)):
+        return list(images)
+    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
         return list(images)
     return None

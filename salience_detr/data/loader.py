@@ -6,12 +6,14 @@ that dies is reported with the image that it was reading.
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -72,19 +74,14 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         share = self.total_batch_size // self.world_size
-        position = self.start_iteration * self.total_batch_size + self.rank * share
-        epoch = -1
-        order = np.empty(0, dtype=np.int64)
-        while True:
+        order_of = lru_cache(maxsize=1)(self.order_of)
+        for iteration in itertools.count(self.start_iteration):
+            start = iteration * self.total_batch_size + self.rank * share
             batch = []
-            for p in range(position, position + share):
-                if p // self.size != epoch:
-                    epoch = p // self.size
-                    order = self.order_of(epoch)
-                batch.append((int(order[p % self.size]), p))
+            for position in range(start, start + share):
+                epoch, place = divmod(position, self.size)
+                batch.append((int(order_of(epoch)[place]), position))
             yield batch
-
-            position += self.total_batch_size
 
     def order_of(self, epoch: int) -> np.ndarray:
         """Return (size,) indices of the records in the order of an epoch."""
@@ -207,7 +204,7 @@ class WatchedLoader:
 def describe_death(iterator: Any, error: str) -> str:
     """Return what happened to a worker of PyTorch's iterator, at which image, and the remedy."""
     files = []
-    dataset = iterator._dataset
+    dataset = getattr(iterator, "_dataset", None)  # None for a loader that is not PyTorch's
     if isinstance(dataset, TrackedDataset):
         for index, worker in zip(dataset.current.tolist(), iterator._workers, strict=True):
             if index >= 0 and not worker.is_alive():

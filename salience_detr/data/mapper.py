@@ -31,11 +31,7 @@ class DetectionMapper:
     """
 
     def __init__(
-        self,
-        *,
-        is_train: bool,
-        augmentations: Sequence[T.Augmentation],
-        image_format: str = "RGB",
+        self, *, is_train: bool, augmentations: Sequence[T.Augmentation], image_format: str = "RGB"
     ) -> None:
         self.is_train = is_train
         self.augmentations = T.AugmentationList(list(augmentations))

@@ -26,12 +26,7 @@ def first_file(candidates: Iterable[Path]) -> Path | None:
 
 
 def map_files(
-    process: Callable[[S], T],
-    files: Sequence[S],
-    workers: int,
-    desc: str,
-    *,
-    progress: bool = True,
+    process: Callable[[S], T], files: Sequence[S], workers: int, desc: str, *, progress: bool = True
 ) -> list[T]:
     """Call ``process`` for each file.
 

@@ -48,20 +48,14 @@ class YoloDescription:
 
 
 def convert_yolo(
-    images: Sequence[Path],
-    image_root: Path,
-    names: dict[int, str],
-    *,
-    has_keypoints: bool = False,
-    workers: int = 0,
+    images: Sequence[Path], image_root: Path, description: YoloDescription, *, workers: int = 0
 ) -> Conversion:
     """Convert text files to a COCO data set, whose category ids are YOLO's indices, from 0.
 
     Args:
         images: of the split; :func:`label_candidates` finds their labels as YOLO does.
         image_root: folder that the names of the images become relative to.
-        names: of the classes, by index.
-        has_keypoints: lines hold keypoints after the box.
+        description: tells the classes, and what the lines hold.
         workers: processes that read; 0 reads in this one.
 
     Raises:
@@ -70,9 +64,9 @@ def convert_yolo(
     if not images:
         raise DatasetError(f"there are no images in {image_root}")
 
-    read = partial(read_yolo, image_root=image_root, has_keypoints=has_keypoints)
-    category_ids = {index: index for index in names}
-    conversion = assemble(read_labels(read, images, workers), category_ids, names)
+    read = partial(read_yolo, image_root=image_root, has_keypoints=description.has_keypoints)
+    category_ids = {index: index for index in description.names}
+    conversion = assemble(read_labels(read, images, workers), category_ids, description.names)
 
     for path in find_orphans(images):
         conversion.problems.append(f"{path}: there is no image for these labels")

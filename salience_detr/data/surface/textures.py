@@ -50,13 +50,7 @@ def fractal_noise(
 
 
 def directed_noise(
-    rng: Generator,
-    height: int,
-    width: int,
-    *,
-    angle: float,
-    length: float,
-    thickness: float,
+    rng: Generator, height: int, width: int, *, angle: float, length: float, thickness: float
 ) -> np.ndarray:
     """Draw (H, W) streaks of about unit variance along ``angle`` (radians); sizes in pixels."""
     # A square that covers the image however it is rotated.

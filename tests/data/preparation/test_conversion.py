@@ -13,7 +13,12 @@ from salience_detr.data import load_dataset, register_coco_dataset
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.preparation.files import find_files
 from salience_detr.data.preparation.voc import convert_voc
-from salience_detr.data.preparation.yolo import convert_yolo, label_candidates, read_description
+from salience_detr.data.preparation.yolo import (
+    YoloDescription,
+    convert_yolo,
+    label_candidates,
+    read_description,
+)
 from tools.convert_dataset import main
 
 
@@ -123,9 +128,10 @@ def yolo(tmp_path):
     return tmp_path
 
 
-def from_yolo(root, names=None, **options):
+def from_yolo(root, **options):
     images = root / "images" / "train"
-    return convert_yolo(find_files(images), images, names or {0: "pit", 1: "dent"}, **options)
+    description = YoloDescription({0: "pit", 1: "dent"}, {}, **options)
+    return convert_yolo(find_files(images), images, description)
 
 
 def test_yolo_centers_and_polygons_become_boxes(yolo):
