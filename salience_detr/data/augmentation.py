@@ -71,6 +71,7 @@ class QuarterTurnTransform(T.Transform):
         """Rotate (N, 2) absolute (x, y)."""
         x = coords[:, 0]
         y = coords[:, 1]
+
         rotated = {
             0: (x, y),
             1: (y, self.width - x),

@@ -75,12 +75,14 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         share = self.total_batch_size // self.world_size
         order_of = lru_cache(maxsize=1)(self.order_of)
+
         for iteration in itertools.count(self.start_iteration):
             start = iteration * self.total_batch_size + self.rank * share
             batch = []
             for position in range(start, start + share):
                 epoch, place = divmod(position, self.size)
                 batch.append((int(order_of(epoch)[place]), position))
+
             yield batch
 
     def order_of(self, epoch: int) -> np.ndarray:
@@ -103,6 +105,7 @@ class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
             end = len(members) // batch_size * batch_size
             full_batches += list(members[:end].reshape(-1, batch_size))
             remainders.append(members[end:])
+
         shuffled = [full_batches[i] for i in generator.permutation(len(full_batches))]
         return np.concatenate([order[:first], *shuffled, *remainders])
 
@@ -185,6 +188,7 @@ class WatchedLoader:
 
     def __iter__(self) -> Iterator[Records]:
         iterator = iter(self.loader)
+
         in_main_thread = threading.current_thread() is threading.main_thread()
         if getattr(self.loader, "num_workers", 0) and in_main_thread:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler, see above
@@ -241,6 +245,7 @@ def build_train_loader(
     groups = None
     if aspect_ratio_grouping:
         groups = np.array([x["width"] > x["height"] for x in dataset])
+
     sampler = StreamBatchSampler(
         size=len(dataset),
         total_batch_size=total_batch_size,
@@ -249,6 +254,7 @@ def build_train_loader(
         world_size=comm.get_world_size(),
         groups=groups,
     )
+
     return DataLoader(
         SeededDataset(dataset, mapper, num_workers, seed),
         batch_sampler=sampler,

@@ -61,6 +61,7 @@ class DetectionMapper:
         boxes, classes = self.ground_truth(record)
         augmented = T.AugInput(image, boxes=boxes)
         self.augmentations(augmented)
+
         mapped["image"] = as_tensor(augmented.image)
         mapped["instances"] = make_instances(augmented.boxes, classes, augmented.image.shape[:2])
         return mapped
@@ -73,6 +74,7 @@ class DetectionMapper:
         """
         augmented = T.AugInput(image)
         self.augmentations(augmented)
+
         height, width = image.shape[:2]
         return {"image": as_tensor(augmented.image), "height": height, "width": width}
 
@@ -96,9 +98,11 @@ class DetectionMapper:
         for annotation in record.get("annotations", []):
             if annotation.get("iscrowd", 0):
                 continue
+
             box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
             boxes.append(box)
             classes.append(annotation["category_id"])
+
         box_array = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
         return box_array, np.asarray(classes, dtype=np.int64)
 

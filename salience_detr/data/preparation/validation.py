@@ -23,7 +23,7 @@ from salience_detr.data.coco_format import (
     read_coco,
     repeated,
 )
-from salience_detr.data.images import UNREADABLE, ImageReadError, read_image
+from salience_detr.data.images import UNREADABLE, read_image
 from salience_detr.data.preparation.files import map_files
 from salience_detr.data.preparation.frames import Size, read_size
 
@@ -146,7 +146,7 @@ def read_file(path: Path) -> ImageFile:
     try:
         pixels = read_image(str(path))
         size, orientation = read_size(path)
-    except (ImageReadError, *UNREADABLE) as error:
+    except UNREADABLE as error:
         return ImageFile(problem=str(error) or repr(error))
 
     # Digests of files find images that are twice in a set, or in both sets.

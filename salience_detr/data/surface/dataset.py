@@ -61,6 +61,7 @@ def render_surface(rng: Generator, height: int, width: int) -> SurfaceSample:
         DatasetError: a side is below MIN_SIDE.
     """
     _check_image_size((height, width))
+
     surface = make_surface(rng, height, width)
     unit = float(np.clip(min(height, width) / 320, 0.4, 3))
     num_defects = 0
@@ -119,6 +120,7 @@ def _crop(defect: Defect, left: int, top: int, width: int, height: int) -> Defec
     rows = slice(max(0, -top), max(0, height - top))
     columns = slice(max(0, -left), max(0, width - left))
     part = (rows, columns)
+
     cropped = Defect(defect.strength[part], defect.albedo[part], defect.height[part])
     if cropped.strength.sum() < MIN_VISIBLE_PART * defect.strength.sum():
         return None
