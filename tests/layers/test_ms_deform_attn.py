@@ -62,21 +62,24 @@ def test_four_dimensional_references_are_shifted_in_half_boxes():
 
 
 def test_other_references_are_refused():
+    reference = torch.zeros(1, 1, 1, 3)
+    offsets = torch.zeros(1, 1, 1, 1, 1, 2)
     with pytest.raises(ValueError, match=r"2 or 4 coordinates.*got 3"):
-        sampling_locations_from_offsets(
-            torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 1, 1, 1, 2), torch.tensor([[1, 1]])
-        )
+        sampling_locations_from_offsets(reference, offsets, torch.tensor([[1, 1]]))
 
 
-def test_the_fused_form_equals_the_chain():
-    value, offsets = torch.randn(2, 8, 2, 4), torch.randn(2, 5, 2, 2, 3, 2)
-    reference, logits = torch.rand(2, 5, 2, 2), torch.randn(2, 5, 2, 2, 3)
+def test_the_fused_operator_equals_the_chain():
+    value = torch.randn(2, 8, 2, 4)
+    reference = torch.rand(2, 5, 2, 2)
+    offsets = torch.randn(2, 5, 2, 2, 3, 2)
+    logits = torch.randn(2, 5, 2, 2, 3)
+
     locations = sampling_locations_from_offsets(reference, offsets, SHAPES)
     weights = logits.flatten(3).softmax(-1).view_as(logits)
     expected = ms_deform_attn(value, SHAPES, STARTS, locations, weights)
-    torch.testing.assert_close(
-        ms_deform_attn_fused(value, SHAPES, STARTS, reference, offsets, logits), expected
-    )
+
+    found = ms_deform_attn_fused(value, SHAPES, STARTS, reference, offsets, logits)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("dims", [2, 4])
@@ -93,14 +96,13 @@ def test_gradients_are_right(dims):
 
 
 def test_half_precision_values_are_sampled_in_single_precision():
-    value, locations, weights = (
-        torch.randn(1, 8, 2, 4),
-        torch.rand(1, 3, 2, 2, 2, 2),
-        torch.rand(1, 3, 2, 2, 2),
-    )
-    half = value.to(torch.bfloat16)
+    half = torch.randn(1, 8, 2, 4).to(torch.bfloat16)
+    locations = torch.rand(1, 3, 2, 2, 2, 2)
+    weights = torch.rand(1, 3, 2, 2, 2)
+
     found = ms_deform_attn_reference(half, SHAPES, STARTS, locations, weights)
     expected = ms_deform_attn_reference(half.float(), SHAPES, STARTS, locations, weights)
+
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, expected.to(torch.bfloat16))
 
@@ -108,10 +110,13 @@ def test_half_precision_values_are_sampled_in_single_precision():
 def test_padded_values_do_not_matter_to_the_module():
     module = MultiScaleDeformableAttention(embed_dim=8, num_heads=2, num_levels=2, num_points=2)
     torch.nn.init.normal_(module.value_proj.bias)
-    query, reference, value = torch.randn(1, 4, 8), torch.rand(1, 4, 2, 2), torch.randn(1, 8, 8)
+    query = torch.randn(1, 4, 8)
+    reference = torch.rand(1, 4, 2, 2)
+    value = torch.randn(1, 8, 8)
     mask = torch.zeros(1, 8, dtype=torch.bool)
     mask[0, 5] = True
     options = {"spatial_shapes": SHAPES, "level_start_index": STARTS, "padding_mask": mask}
+
     before = module(query, reference, value, **options)
     value[0, 5] += 100
     assert torch.equal(module(query, reference, value, **options), before)

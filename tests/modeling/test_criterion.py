@@ -20,14 +20,17 @@ K = 4
 
 
 def random_target(count):
-    centers, sizes = torch.rand(count, 2) * 0.6 + 0.2, torch.rand(count, 2) * 0.3 + 0.02
+    centers = torch.rand(count, 2) * 0.6 + 0.2
+    sizes = torch.rand(count, 2) * 0.3 + 0.02
     boxes = torch.cat([centers, sizes], dim=1).double()
-    return DetectionTargets(torch.randint(0, K, (count,)), boxes, (100, 160))
+    labels = torch.randint(0, K, (count,))
+    return DetectionTargets(labels, boxes, (100, 160))
 
 
 def random_predictions(layers, images, queries):
     boxes = torch.rand(layers, images, queries, 4, dtype=torch.float64) * 0.4 + 0.2
-    return DetectionPredictions(torch.randn(layers, images, queries, K, dtype=torch.float64), boxes)
+    logits = torch.randn(layers, images, queries, K, dtype=torch.float64)
+    return DetectionPredictions(logits, boxes)
 
 
 def divided_by(num_boxes):
@@ -35,25 +38,34 @@ def divided_by(num_boxes):
 
 
 def overlap(a, b):
-    """IoU and GIoU of two cxcywh boxes."""
-    ax, ay, bx, by = a[0] - a[2] / 2, a[1] - a[3] / 2, b[0] - b[2] / 2, b[1] - b[3] / 2
-    ax1, ay1, bx1, by1 = ax + a[2], ay + a[3], bx + b[2], by + b[3]
-    inside = max(0, min(ax1, bx1) - max(ax, bx)) * max(0, min(ay1, by1) - max(ay, by))
-    union = a[2] * a[3] + b[2] * b[3] - inside
-    hull = (max(ax1, bx1) - min(ax, bx)) * (max(ay1, by1) - min(ay, by))
-    return inside / union, inside / union - (hull - union) / hull
+    """Return IoU and GIoU of two cxcywh boxes."""
+    ax0, ay0, ax1, ay1 = a[0] - a[2] / 2, a[1] - a[3] / 2, a[0] + a[2] / 2, a[1] + a[3] / 2
+    bx0, by0, bx1, by1 = b[0] - b[2] / 2, b[1] - b[3] / 2, b[0] + b[2] / 2, b[1] + b[3] / 2
+
+    common_width = max(0, min(ax1, bx1) - max(ax0, bx0))
+    common_height = max(0, min(ay1, by1) - max(ay0, by0))
+    intersection = common_width * common_height
+    union = a[2] * a[3] + b[2] * b[3] - intersection
+    hull = (max(ax1, bx1) - min(ax0, bx0)) * (max(ay1, by1) - min(ay0, by0))
+
+    iou = intersection / union
+    return iou, iou - (hull - union) / hull
 
 
 def losses_by_loops(logits, boxes, targets, matches, divisor):
     class_loss = l1 = giou_loss = 0.0
     for i, truth in enumerate(targets):
         iou_targets = {}
-        for q, j in zip(*(index.tolist() for index in matches[i]), strict=True):
-            predicted, wanted = boxes[i, q].tolist(), truth.boxes[j].tolist()
+        queries, indices = matches[i]
+        for q, j in zip(queries.tolist(), indices.tolist(), strict=True):
+            predicted = boxes[i, q].tolist()
+            wanted = truth.boxes[j].tolist()
             iou, giou = overlap(predicted, wanted)
+
             iou_targets[q, truth.labels[j].item()] = iou
             l1 += sum(abs(a - b) for a, b in zip(predicted, wanted, strict=True))
             giou_loss += 1 - giou
+
         for q in range(logits.shape[1]):
             for k in range(K):
                 p = 1 / (1 + math.exp(-logits[i, q, k].item()))
@@ -62,33 +74,40 @@ def losses_by_loops(logits, boxes, targets, matches, divisor):
                     class_loss -= t * (t * math.log(p) + (1 - t) * math.log(1 - p))
                 else:
                     class_loss -= 0.75 * p * p * math.log(1 - p)
+
     return class_loss / divisor, 5 * l1 / divisor, 2 * giou_loss / divisor
 
 
 @pytest.mark.parametrize("suffix", ["", "_0", "_enc"])
 def test_losses_of_every_layer_equal_plain_loops(suffix):
-    targets, matcher = [random_target(3), random_target(1), random_target(0)], HungarianMatcher()
-    decoder, encoder = random_predictions(2, 3, 5), random_predictions(1, 3, 5)
+    targets = [random_target(3), random_target(1), random_target(0)]
+    matcher = HungarianMatcher()
+    decoder = random_predictions(2, 3, 5)
+    encoder = random_predictions(1, 3, 5)
+
     losses = SetCriterion(matcher=matcher)(decoder, encoder, targets, divided_by(4))
+
     source, layer = {"": (decoder, 1), "_0": (decoder, 0), "_enc": (encoder, 0)}[suffix]
-    logits, boxes = source.pred_logits[layer], source.pred_boxes[layer]
+    logits = source.pred_logits[layer]
+    boxes = source.pred_boxes[layer]
     expected = losses_by_loops(logits, boxes, targets, matcher(logits, boxes, targets), 4)
     found = [losses[f"loss_{name}{suffix}"].item() for name in ("class", "bbox", "giou")]
     assert found == pytest.approx(expected, abs=1e-12)
 
 
-def test_denoising_matches_each_positive_slot_and_divides_by_the_groups():
-    targets, layout = (
-        [random_target(3), random_target(1)],
-        DenoisingLayout(num_groups=2, max_boxes=3),
-    )
+def test_denoising_matches_each_positive_query_and_divides_by_the_groups():
+    targets = [random_target(3), random_target(1)]
+    layout = DenoisingLayout(num_groups=2, max_boxes=3)
     denoised = random_predictions(1, 2, layout.num_queries)
     criterion = SetCriterion(matcher=HungarianMatcher())
+
     losses = criterion.denoising_losses(denoised, layout, targets, divided_by(4))
-    # Groups of 2 * 3 slots, positives first.
-    slots = [torch.tensor([0, 1, 2, 6, 7, 8]), torch.tensor([0, 6])]
-    boxes = [torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 0])]
-    matches = list(zip(slots, boxes, strict=True))
+
+    # Groups of 2 * 3 queries, positives first.
+    matches = [
+        (torch.tensor([0, 1, 2, 6, 7, 8]), torch.tensor([0, 1, 2, 0, 1, 2])),
+        (torch.tensor([0, 6]), torch.tensor([0, 0])),
+    ]
     expected = losses_by_loops(
         denoised.pred_logits[0], denoised.pred_boxes[0], targets, matches, 4 * 2
     )
@@ -100,16 +119,16 @@ def test_a_batch_without_boxes_has_finite_losses_with_gradients():
     predictions = random_predictions(1, 2, 3)
     predictions.pred_boxes.requires_grad_()
     predictions.pred_logits.requires_grad_()
-    losses = SetCriterion(matcher=HungarianMatcher())(
-        predictions, predictions, [random_target(0), random_target(0)], divided_by(1)
-    )
+    targets = [random_target(0), random_target(0)]
+    criterion = SetCriterion(matcher=HungarianMatcher())
+
+    losses = criterion(predictions, predictions, targets, divided_by(1))
     sum(losses.values()).backward()
+
     assert losses["loss_bbox"] == losses["loss_giou"] == 0
     assert losses["loss_class"] > 0
-    assert (
-        predictions.pred_boxes.grad.abs().sum() == 0
-        and predictions.pred_logits.grad.abs().sum() > 0
-    )
+    assert predictions.pred_boxes.grad.abs().sum() == 0
+    assert predictions.pred_logits.grad.abs().sum() > 0
 
 
 def test_padded_queries_take_no_part():
@@ -120,6 +139,7 @@ def test_padded_queries_take_no_part():
         torch.cat([few.pred_boxes, padding.pred_boxes], dim=2),
         torch.tensor([[True, True, True, False, False]]),
     )
+
     targets = [random_target(2)]
     criterion = SetCriterion(matcher=HungarianMatcher())
     expected = criterion(few, few, targets, divided_by(2))

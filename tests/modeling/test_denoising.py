@@ -1,4 +1,4 @@
-"""Slots, noise and mask of the denoising queries."""
+"""Order, noise and mask of the denoising queries."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from salience_detr.modeling.structures import DetectionTargets
 
 
 def generator(**options):
-    return DenoisingGenerator(
-        **{"num_classes": 5, "embed_dim": 8, "num_queries": 3, **options}
-    ).double()
+    options = {"num_classes": 5, "embed_dim": 8, "num_queries": 3, **options}
+    return DenoisingGenerator(**options).double()
 
 
 def target(count):
-    boxes = torch.cat(
-        [torch.rand(count, 2) * 0.4 + 0.3, torch.rand(count, 2) * 0.2 + 0.1], dim=1
-    ).double()
-    return DetectionTargets(torch.randint(0, 5, (count,)), boxes, (10, 10))
+    centers = torch.rand(count, 2) * 0.4 + 0.3
+    sizes = torch.rand(count, 2) * 0.2 + 0.1
+    boxes = torch.cat([centers, sizes], dim=1).double()
+    labels = torch.randint(0, 5, (count,))
+    return DetectionTargets(labels, boxes, (10, 10))
 
 
 @pytest.mark.parametrize(
     ("boxes", "groups", "queries"),
-    # 100 * g // g^2 groups of 2 g slots; at least one group.
+    # 100 // g groups of 2 g queries; at least one group.
     [(0, 1, 0), (1, 100, 200), (3, 33, 198), (60, 1, 120), (250, 1, 500)],
 )
 def test_groups_fill_the_wanted_number_of_queries(boxes, groups, queries):
@@ -34,25 +34,29 @@ def test_groups_fill_the_wanted_number_of_queries(boxes, groups, queries):
 
 
 def test_positives_of_each_group_come_before_its_negatives():
-    slots, boxes = DenoisingLayout(num_groups=2, max_boxes=3).positive_matches(
-        2, torch.device("cpu")
-    )
-    assert slots.tolist() == [0, 1, 6, 7]
+    layout = DenoisingLayout(num_groups=2, max_boxes=3)
+
+    queries, boxes = layout.positive_matches(2, torch.device("cpu"))
+
+    assert queries.tolist() == [0, 1, 6, 7]
     assert boxes.tolist() == [0, 1, 0, 1]
 
 
-def test_without_noise_slots_hold_the_boxes_and_labels_and_empty_ones_are_neutral():
+def test_without_noise_queries_are_the_boxes_and_labels_and_padding_is_neutral():
     module = generator(label_noise_prob=0.0, box_noise_scale=0.0, denoising_queries=4)
-    few, many = target(1), target(2)
+    few = target(1)
+    many = target(2)
+
     queries = module([few, many], 2)
+
     assert queries.layout == DenoisingLayout(num_groups=2, max_boxes=2)
-    content, boxes = (
-        queries.content.view(2, 2, 2, 2, 8),
-        queries.reference_points.view(2, 2, 2, 2, 4),
-    )
+
     # Axes: image, group, positive or negative, box.
+    content = queries.content.view(2, 2, 2, 2, 8)
+    boxes = queries.reference_points.view(2, 2, 2, 2, 4)
     torch.testing.assert_close(boxes[1], many.boxes.expand(2, 2, 2, 4))
     torch.testing.assert_close(content[1, 1, 0], module.label_encoder(many.labels))
+
     torch.testing.assert_close(boxes[0, :, :, 0], few.boxes.expand(2, 2, 4))
     assert (content[0, :, :, 1] == 0).all()
     assert (boxes[0, :, :, 1] == 0.5).all()
@@ -61,13 +65,17 @@ def test_without_noise_slots_hold_the_boxes_and_labels_and_empty_ones_are_neutra
 def test_corners_move_by_up_to_half_a_side_or_by_half_to_a_whole_one():
     box = torch.tensor([0.5, 0.5, 0.2, 0.1], dtype=torch.float64)
     moved = generator().noise_boxes(box.expand(5000, 2, 1, 4))
+
     halves = torch.tensor([0.1, 0.05, 0.1, 0.05], dtype=torch.float64)
     factor = (box_cxcywh_to_xyxy(moved) - box_cxcywh_to_xyxy(box)) / halves
-    positives, negatives = factor[:, 0].abs(), factor[:, 1].abs()
+    positives = factor[:, 0].abs()
+    negatives = factor[:, 1].abs()
     assert positives.max() < 1 and positives.min() < 0.01
     assert negatives.min() >= 1 and negatives.max() < 2
-    assert (factor > 0).double().mean().item() == pytest.approx(0.5, abs=0.02)  # random directions
-    assert torch.corrcoef(factor[:, 0, 0].T).triu(1).abs().max() < 0.05  # drawn independently
+
+    # Directions are random, and coordinates drawn independently.
+    assert (factor > 0).double().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert torch.corrcoef(factor[:, 0, 0].T).triu(1).abs().max() < 0.05
 
 
 def test_noised_boxes_stay_inside_the_image():
@@ -77,13 +85,15 @@ def test_noised_boxes_stay_inside_the_image():
 
 
 def test_a_quarter_of_the_labels_is_drawn_anew():
-    labels = DenoisingGenerator(num_classes=1000, embed_dim=4).noise_labels(torch.full((40000,), 7))
+    module = DenoisingGenerator(num_classes=1000, embed_dim=4)
+    labels = module.noise_labels(torch.full((40000,), 7))
     assert (labels != 7).double().mean().item() == pytest.approx(0.25, abs=0.01)
 
 
 def test_groups_see_themselves_and_matching_queries_and_matching_queries_only_each_other():
     mask = generator(denoising_queries=4)([target(2)], 2).attention_mask
-    # Two groups of four slots, then three matching queries; 1 = may not attend.
+
+    # Two groups of four queries, then three matching queries; True = may not attend.
     expected = torch.zeros(11, 11, dtype=torch.bool)
     expected[0:4, 4:8] = expected[4:8, 0:4] = True
     expected[8:, :8] = True
@@ -93,15 +103,14 @@ def test_groups_see_themselves_and_matching_queries_and_matching_queries_only_ea
 def test_a_batch_without_boxes_gives_no_queries_but_keeps_the_embedding_in_the_graph():
     module = generator()
     queries = module([target(0), target(0)], 0)
-    assert queries.content.shape == (2, 0, 8) and not queries.attention_mask.any()
+    assert queries.content.shape == (2, 0, 8)
+    assert not queries.attention_mask.any()
+
     queries.content.sum().backward()
     assert module.label_encoder.weight.grad is not None
 
 
 def test_with_one_class_labels_stay():
-    assert (
-        DenoisingGenerator(num_classes=1, embed_dim=4).noise_labels(
-            torch.zeros(100, dtype=torch.int64)
-        )
-        == 0
-    ).all()
+    module = DenoisingGenerator(num_classes=1, embed_dim=4)
+    labels = torch.zeros(100, dtype=torch.int64)
+    assert torch.equal(module.noise_labels(labels), labels)

@@ -48,7 +48,7 @@ def build_model(case, config="salience_detr_r50_4scale_12ep", **denoising):
 
 
 def available_memory():
-    """In GiB; where nobody says how much is free, all there is."""
+    """Return the free memory in GiB, or all memory where the system does not say what is free."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
@@ -71,10 +71,12 @@ def assert_close(found, expected, name, tolerance=TOLERANCE):
 def test_evaluation_equals_the_published_model_stage_by_stage(shared, name):
     if available_memory() < MEMORY.get(name, 0):
         pytest.skip(f"needs {MEMORY[name]} GiB of free memory")
+
     case = load_case(shared("parity"), f"{name}_eval")
     model = build_model(case, f"salience_detr_{name}_12ep").eval()
     # In training mode the decoder returns all its layers; it has no dropout or statistics.
     model.decoder.train()
+
     stages = (
         "backbone",
         "salience_filter",
@@ -88,40 +90,42 @@ def test_evaluation_equals_the_published_model_stage_by_stage(shared, name):
     with torch.no_grad():
         detections = model([{"image": image} for image in images(case)])[0]["instances"]
     results = {name: [call.output for call in captured] for name, captured in calls.items()}
-    expected = case.expected
+    for capture in captures.values():
+        capture.__exit__(None, None, None)
 
+    expected = case.expected
     for level, features in enumerate(results["backbone"][0].values()):
         step = max(1, features.shape[1] // 8)
         assert_close(
             features[0, ::step, ::5, ::5], expected[f"backbone_{level}"], f"backbone {level}"
         )
+
     selection = results["salience_filter"][0]
     for level, scores in enumerate(selection.score_maps):
         assert_close(scores, expected[f"salience_{level}"], f"salience {level}")
     assert selection.counts == expected["focus_token_nums"].tolist()
-    assert [counts[0] for counts in selection.layer_counts] == expected[
-        "encoder_layer_tokens"
-    ].tolist()
+    layer_counts = [counts[0] for counts in selection.layer_counts]
+    assert layer_counts == expected["encoder_layer_tokens"].tolist()
     assert selection.token_index[0].sort().values.tolist() == expected["selected_tokens"].tolist()
+
     tokens = expected["token_index"]
     assert_close(results["encoder"][0][0, tokens], expected["encoder_output"], "encoder output")
-    assert_close(
-        flatten_maps(results["feature_fusion"][0])[0, tokens], expected["memory"], "memory"
-    )
+    memory = flatten_maps(results["feature_fusion"][0])
+    assert_close(memory[0, tokens], expected["memory"], "memory")
+
     proposals = results["query_selection"][0]
     assert proposals.token_index[0].tolist() == expected["query_tokens"].tolist()
     assert_close(proposals.pred_boxes[0], expected["proposal_boxes"], "proposal boxes")
+
     predictions = results["decoder"][0]
-    assert_close(
-        predictions.pred_boxes[0, 0], expected["pred_boxes_layer0"], "boxes of the first layer"
-    )
+    first_boxes = predictions.pred_boxes[0, 0]
+    assert_close(first_boxes, expected["pred_boxes_layer0"], "boxes of the first layer")
     assert_close(predictions.pred_logits[-1, 0], expected["pred_logits"], "logits")
     assert_close(predictions.pred_boxes[-1, 0], expected["pred_boxes"], "boxes")
+
     assert detections.pred_classes.tolist() == expected["labels"].tolist()
     assert_close(detections.scores, expected["scores"], "scores")
     assert_close(detections.pred_boxes.tensor, expected["boxes"], "absolute boxes", BOX_TOLERANCE)
-    for capture in captures.values():
-        capture.__exit__(None, None, None)
 
 
 def test_training_losses_and_gradients_equal_the_published_model(shared):
@@ -143,15 +147,16 @@ def test_training_losses_and_gradients_equal_the_published_model(shared):
     renames = reference_conversion.reference_renames(case.checkpoint())
     names = {rename.theirs: rename.ours for rename in renames}
     gradients = {name: p.grad.norm() for name, p in parameters.items() if p.requires_grad}
-    found = dict(
-        losses, total_loss=total, total_grad_norm=torch.stack(list(gradients.values())).norm()
-    )
+    total_norm = torch.stack(list(gradients.values())).norm()
+
+    found = dict(losses, total_loss=total, total_grad_norm=total_norm)
     for key in case.expected:
         if key.startswith("grad_norm:"):
             reference = key.removeprefix("grad_norm:").replace(
                 "encoder.enhance_mcsp", "encoder_class_head"
             )
             found[key] = gradients[names[reference]]
+
     assert set(losses) == {key for key in case.expected if key.startswith("loss_")}
     for key, expected in case.expected.items():
         assert_close(found[key], expected, key)

@@ -7,19 +7,22 @@ import math
 import pytest
 import torch
 
+from salience_detr.layers.box_ops import box_xyxy_to_cxcywh
 from salience_detr.modeling.salience_loss import SalienceCriterion, salience_targets
 from salience_detr.modeling.structures import DetectionTargets, LossNormalizers
 
-SHAPES, PADDED = [(8, 10), (4, 5)], (64, 80)  # strides 8 and 16
+SHAPES = [(8, 10), (4, 5)]  # strides 8 and 16
+PADDED = (64, 80)
 RANGES = ((-1.0, 24.0), (24.0, 99999.0))
 
 
 def drawn(*boxes):
-    """Ground truth with boxes in pixels (xyxy) on a 64 x 80 image."""
+    """Return ground truth with boxes in pixels (xyxy) on a 64 x 80 image."""
     xyxy = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
     scale = torch.tensor([80, 64, 80, 64])
-    cxcywh = torch.cat([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], dim=1) / scale
-    return DetectionTargets(torch.zeros(len(xyxy), dtype=torch.int64), cxcywh, (64, 80))
+    boxes = box_xyxy_to_cxcywh(xyxy) / scale
+    labels = torch.zeros(len(xyxy), dtype=torch.int64)
+    return DetectionTargets(labels, boxes, (64, 80))
 
 
 def test_a_token_in_the_middle_has_salience_one():
@@ -36,8 +39,10 @@ def test_salience_falls_towards_the_sides():
 
 def test_tokens_outside_have_none():
     target = salience_targets(SHAPES, [drawn([10, 2, 30, 22])], PADDED, RANGES)[0][0]
+
+    # Token centers 4, 12, 20 (rows) and 12, 20, 28 (columns) are inside.
     inside = torch.zeros(8, 10, dtype=torch.bool)
-    inside[0:3, 1:4] = True  # centers 4, 12, 20 (rows) and 12, 20, 28 (columns)
+    inside[0:3, 1:4] = True
     assert torch.equal(target > 0, inside)
 
 
@@ -49,8 +54,11 @@ def test_a_level_answers_for_its_range_of_distances_only():
 
 
 def test_where_boxes_overlap_the_largest_value_counts_even_of_a_box_of_another_range():
-    small, large = [10, 2, 30, 22], [0, 0, 40, 24]  # around the same middle (20, 12)
+    # Two boxes around the same middle (20, 12).
+    small = [10, 2, 30, 22]
+    large = [0, 0, 40, 24]
     both = salience_targets(SHAPES, [drawn(small, large)], PADDED, RANGES)[0][0]
+
     # Token (12, 12): 0.6 in the small box; in the large one dx = (12 - 28) / 40 = -0.4, so 0.8. The
     # large box's largest distance, 28, is beyond this level's range, but the small one makes the
     # token positive.
@@ -60,12 +68,14 @@ def test_where_boxes_overlap_the_largest_value_counts_even_of_a_box_of_another_r
 def test_padded_images_and_images_without_boxes_have_zeros():
     fine, coarse = salience_targets(SHAPES, [drawn(), drawn([1, 1, 5, 5])], PADDED, RANGES)
     assert fine[0].sum() == 0 and coarse[0].sum() == 0
-    assert fine[1, 0, 0] > 0 and (fine[1] > 0).sum() == 1
+    assert fine[1, 0, 0] > 0
+    assert (fine[1] > 0).sum() == 1
 
 
 def test_a_box_without_area_is_ignored():
     fine, coarse = salience_targets(SHAPES, [drawn([20, 12, 20, 12])], PADDED, RANGES)
-    assert fine.isfinite().all() and fine.sum() == 0 and coarse.sum() == 0
+    assert fine.isfinite().all()
+    assert fine.sum() == 0 and coarse.sum() == 0
 
 
 def divided_by(num_salient):
@@ -77,9 +87,11 @@ def test_the_loss_is_divided_by_the_positive_tokens():
     target = drawn([10, 2, 30, 22])
     wanted = torch.cat([x.flatten() for x in salience_targets(SHAPES, [target], PADDED, RANGES)])
     expected = 2 * ((0.1875 * (1 - wanted) + 0.0625 * wanted).sum() * math.log(2) / 9)
+
     maps = [torch.zeros(1, *shape, dtype=torch.float64) for shape in SHAPES]
     criterion = SalienceCriterion(level_ranges=RANGES)
     assert criterion.count_salient(SHAPES, [target], PADDED) == 9
+
     loss = criterion(maps, [target], divided_by(9))["loss_salience"]
     assert loss.item() == pytest.approx(expected.item())
 
@@ -88,6 +100,8 @@ def test_without_boxes_every_token_is_background():
     maps = [torch.zeros(1, *shape) for shape in SHAPES]
     criterion = SalienceCriterion(level_ranges=RANGES)
     assert criterion.count_salient(SHAPES, [drawn()], PADDED) == 0
+
+    # All 100 logits are 0: weight 0.75 * 0.25, BCE = ln 2.
     loss = criterion(maps, [drawn()], divided_by(1))["loss_salience"]
     assert loss.item() == pytest.approx(2 * 100 * 0.1875 * math.log(2), rel=1e-5)
 

@@ -30,6 +30,7 @@ def test_any_image_size_is_detected_on(micro_config, make_input, sizes):
     model = build(micro_config).eval()
     with torch.no_grad():
         results = model([make_input(height, width, [], []) for height, width in sizes])
+
     for result, size in zip(results, sizes, strict=True):
         instances = result["instances"]
         assert instances.image_size == size
@@ -48,16 +49,15 @@ def test_any_number_of_boxes_and_classes_trains_every_parameter(
     for count in counts:
         corners = torch.rand(count, 2) * 30
         boxes = torch.cat([corners, corners + 1 + torch.rand(count, 2) * 20], dim=1)
-        inputs.append(
-            make_input(64, 48, boxes.tolist(), torch.randint(num_classes, (count,)).tolist())
-        )
-    losses = model(inputs)
-    total = sum(losses.values())
+        classes = torch.randint(num_classes, (count,))
+        inputs.append(make_input(64, 48, boxes.tolist(), classes.tolist()))
+
+    total = sum(model(inputs).values())
     total.backward()
+
     assert torch.isfinite(total)
-    assert [
-        name for name, p in model.named_parameters() if p.requires_grad and p.grad is None
-    ] == []
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, p in trained.items() if p.grad is None] == []
 
 
 def test_a_lone_tiny_image_trains(micro_config, make_input):
@@ -81,6 +81,7 @@ def test_images_of_one_size_do_not_influence_each_other(micro_config, make_input
     with torch.no_grad():
         together = [x["instances"] for x in model(inputs)]
         alone = [model([x])[0]["instances"] for x in inputs]
+
     for a, b in zip(together, alone, strict=True):
         assert len(a) == len(b)
         torch.testing.assert_close(a.scores, b.scores)
@@ -90,19 +91,18 @@ def test_images_of_one_size_do_not_influence_each_other(micro_config, make_input
 def test_losses_of_a_batch_are_those_of_its_images(micro_config, make_input):
     # Without shared statistics (BatchNorm frozen, as many boxes in each image), the loss of a batch
     # is the mean over its images.
-    model = (
-        build(micro_config, "model.num_queries=200", "model.denoising.label_noise_prob=0")
-        .double()
-        .train()
-    )
+    model = build(micro_config, "model.num_queries=200", "model.denoising.label_noise_prob=0")
+    model = model.double().train()
     model.denoising.box_noise_scale = 0.0
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
     model.feature_fusion.eval()
+
     inputs = [make_input(64, 64, [[5, 5, 30, 30]], [1]), make_input(64, 64, [[20, 9, 50, 40]], [0])]
     together = model(copy.deepcopy(inputs))
     alone = [model([copy.deepcopy(x)]) for x in inputs]
+
     for name in together:
         if name != "loss_salience":  # divided by the positive tokens of the batch
             torch.testing.assert_close(together[name], (alone[0][name] + alone[1][name]) / 2)
@@ -116,6 +116,7 @@ def test_half_precision_and_autocast_run(micro_config, make_input):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             mixed = model(inputs)[0]["instances"].scores
         half = model.to(torch.bfloat16)(inputs)[0]["instances"].scores
+
     torch.testing.assert_close(mixed.float(), expected, atol=0.03, rtol=0)
     torch.testing.assert_close(half.float(), expected, atol=0.03, rtol=0)
 
@@ -126,6 +127,7 @@ def test_a_compiled_model_detects_the_same(micro_config, make_input):
     with torch.no_grad():
         expected = model(inputs)[0]["instances"]
         found = torch.compile(model, backend="eager")(inputs)[0]["instances"]
+
     torch.testing.assert_close(found.scores, expected.scores, atol=1e-5, rtol=1e-4)
 
 

@@ -25,7 +25,7 @@ D = 16
 
 
 def make_tokens(sizes, padded=(32, 48), dim=D):
-    """Tokens of two levels (strides 8 and 16) for images of the given (height, width)."""
+    """Return tokens and maps of two levels (strides 8 and 16) for images of these sizes."""
     pixels = torch.ones(len(sizes), *padded, dtype=torch.bool)
     for mask, (height, width) in zip(pixels, sizes, strict=True):
         mask[:height, :width] = False
@@ -47,14 +47,12 @@ def test_tokens_are_flattened_level_by_level_and_back():
 
 def test_padding_and_valid_ratios_follow_the_image():
     tokens, _ = make_tokens([(32, 48), (16, 24)])
-    assert (~tokens.padding_mask).sum(1).tolist() == [
-        30,
-        2 * 3 + 1 * 2,
-    ]  # level 1: columns 0 and 1 start inside
+    # Image 1 has 2 x 3 tokens on level 0, and 1 x 2 on level 1, whose columns 0 and 1 start inside.
+    assert (~tokens.padding_mask).sum(1).tolist() == [30, 2 * 3 + 1 * 2]
     assert tokens.valid_ratios[1].tolist() == [[3 / 6, 2 / 4], [pytest.approx(2 / 3), 1 / 2]]
 
 
-def test_proposals_are_centerd_on_their_tokens_and_grow_with_the_level():
+def test_proposals_are_centered_on_their_tokens_and_grow_with_the_level():
     tokens, _ = make_tokens([(32, 48)])
     # Token (row 1, column 2) of level 0 (4 x 6), then (row 0, column 1) of level 1 (2 x 3).
     assert tokens.output_proposals[0, 8].tolist() == pytest.approx([2.5 / 6, 1.5 / 4, 0.05, 0.05])
@@ -84,6 +82,7 @@ def test_selected_tokens_are_the_best_of_each_level_by_falling_score_and_never_p
     tokens, _ = make_tokens([(32, 48), (16, 24)])
     selection = make_filter()(torch.randn(2, 30, D), tokens)
     scores = torch.cat([x.flatten(1) for x in selection.score_maps], dim=1)
+
     for image, counts in enumerate([(9, 4), (2, 1)]):
         chosen = selection.token_index[image, : sum(counts)]
         expected = set()
@@ -92,13 +91,15 @@ def test_selected_tokens_are_the_best_of_each_level_by_falling_score_and_never_p
                 tokens.padding_mask[image, start : start + size], -torch.inf
             )
             expected |= {start + i for i in level.topk(count).indices.tolist()}
+
         assert set(chosen.tolist()) == expected
         assert not tokens.padding_mask[image, chosen].any()
+
         values = selection.scores[image, : sum(counts)].tolist()
         assert values == sorted(values, reverse=True)
 
 
-def test_slots_beyond_the_count_hold_other_distinct_tokens():
+def test_an_image_with_fewer_tokens_is_padded_by_others_of_its_own():
     tokens, _ = make_tokens([(32, 48), (16, 24)])
     index = make_filter()(torch.randn(2, 30, D), tokens).token_index
     assert index.shape == (2, 13)
@@ -107,8 +108,10 @@ def test_slots_beyond_the_count_hold_other_distinct_tokens():
 
 def test_the_selection_of_an_image_does_not_depend_on_its_batch_mates():
     both, maps = make_tokens([(32, 48), (16, 24)])
-    memory, salience_filter = torch.randn(2, 30, D), make_filter()
+    memory = torch.randn(2, 30, D)
+    salience_filter = make_filter()
     together = salience_filter(memory, both)
+
     for image, size in enumerate([(32, 48), (16, 24)]):
         pixels = torch.ones(1, 32, 48, dtype=torch.bool)
         pixels[:, : size[0], : size[1]] = False
@@ -141,15 +144,10 @@ def test_ratios_outside_zero_to_one_are_refused():
 
 
 def make_encoder(**options):
-    layers = [
-        SalienceEncoderLayer(
-            **{"embed_dim": D, "num_heads": 2, "ffn_dim": 8, "num_levels": 2, **options}
-        )
-        for _ in range(2)
-    ]
-    return SalienceEncoder(
-        layers=layers, background_embedding=BackgroundEmbedding(embed_dim=D, size=8)
-    )
+    options = {"embed_dim": D, "num_heads": 2, "ffn_dim": 8, "num_levels": 2, **options}
+    layers = [SalienceEncoderLayer(**options) for _ in range(2)]
+    background = BackgroundEmbedding(embed_dim=D, size=8)
+    return SalienceEncoder(layers=layers, background_embedding=background)
 
 
 def test_only_selected_tokens_move_and_the_others_are_marked_as_background():
@@ -158,25 +156,31 @@ def test_only_selected_tokens_move_and_the_others_are_marked_as_background():
     encoder = make_encoder()
     memory = encoder(tokens, selection, nn.Linear(D, 3))
     background = encoder.background_embedding(tokens.spatial_shapes_list)
+
     for image in range(2):
         moved = set(selection.token_index[image, : selection.counts[image]].tolist())
         last = set(selection.token_index[image, : selection.layer_counts[-1][image]].tolist())
+
         for token in range(30):
             expected = tokens.features[image, token]
             if token not in last and not tokens.padding_mask[image, token]:
                 expected = expected + background[token]
+
             unchanged = torch.allclose(memory[image, token], expected)
             assert unchanged == (token not in moved), (image, token)
 
 
-def test_fewer_tokens_than_important_ones_all_attend_and_surplus_slots_do_not_matter():
+def test_fewer_than_topk_tokens_all_attend_and_padding_does_not_matter():
     tokens, _ = make_tokens([(32, 48), (16, 24)])
     selection = make_filter()(torch.randn(2, 30, D), tokens)
-    encoder, classify = make_encoder(num_topk=300), nn.Linear(D, 3)
+    encoder = make_encoder(num_topk=300)
+    classify = nn.Linear(D, 3)
+
+    # Image 1 has three tokens; the others pad it. Whichever they are, its memory stays.
     swapped = torch.cat([selection.token_index[:, :3], selection.token_index[:, 3:].flip(1)], dim=1)
-    # Slots from 3 on are surplus in image 1: whatever they hold, its memory stays.
-    changed = replace(selection, token_index=swapped)
-    before, after = encoder(tokens, selection, classify), encoder(tokens, changed, classify)
+    before = encoder(tokens, selection, classify)
+    after = encoder(tokens, replace(selection, token_index=swapped), classify)
+
     torch.testing.assert_close(before[1], after[1])
     assert not torch.allclose(before[0], after[0])
 
@@ -184,21 +188,25 @@ def test_fewer_tokens_than_important_ones_all_attend_and_surplus_slots_do_not_ma
 def test_the_background_table_is_stretched_beyond_its_size():
     embedding = BackgroundEmbedding(embed_dim=4, size=3)
     found = embedding(((2, 5),)).view(2, 5, 4)
+
     assert torch.equal(found[0, 0, :2], embedding.col_embed[0])
     torch.testing.assert_close(found[0, 4, :2], embedding.col_embed[2])
-    torch.testing.assert_close(
-        found[0, 2, :2], embedding.col_embed[1]
-    )  # the middle of 5 is the middle of 3
-    assert torch.equal(found[1, 3, 2:], embedding.row_embed[1])  # two rows fit into the table
+    # The middle of 5 columns is the middle of 3.
+    torch.testing.assert_close(found[0, 2, :2], embedding.col_embed[1])
+    # Two rows fit into the table.
+    assert torch.equal(found[1, 3, 2:], embedding.row_embed[1])
 
 
 def test_the_folded_block_equals_its_branches():
     block = RepVGGBlock(channels=8, groups=4).double()
     for norm in (block.conv3x3.norm, block.conv1x1.norm):
-        nn.init.uniform_(norm.running_mean), nn.init.uniform_(norm.running_var, 0.5, 2)
-        nn.init.uniform_(norm.weight), nn.init.uniform_(norm.bias)
-    x = torch.randn(2, 8, 5, 7, dtype=torch.float64)
+        nn.init.uniform_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+        nn.init.uniform_(norm.weight)
+        nn.init.uniform_(norm.bias)
     block.eval()
+
+    x = torch.randn(2, 8, 5, 7, dtype=torch.float64)
     branches = nn.functional.silu(block.conv3x3(x) + block.conv1x1(x))
     torch.testing.assert_close(block(x), block.gate(branches) + x)
 
@@ -217,36 +225,40 @@ def test_the_extra_level_reads_the_last_backbone_map():
 
 
 def make_query_selection(num_queries=6):
-    heads = {
-        "class_head": class_head(embed_dim=D, num_classes=3),
-        "bbox_head": bbox_head(embed_dim=D),
-    }
-    return QuerySelection(num_queries=num_queries, **heads)
+    return QuerySelection(
+        class_head=class_head(embed_dim=D, num_classes=3),
+        bbox_head=bbox_head(embed_dim=D),
+        num_queries=num_queries,
+    )
 
 
 def test_direct_neighbors_of_a_better_token_are_suppressed_diagonal_ones_are_not():
     tokens, _ = make_tokens([(32, 48)])
     scores = torch.full((1, 30), -9.0)
+
     # On level 0 (6 columns) 7 is best; 8 (right) and 13 (below) touch it, 14 is diagonal. 25 is on
     # level 1.
     for token, score in {7: 5.0, 8: 4.0, 13: 3.0, 14: 2.0, 25: 1.0}.items():
         scores[0, token] = score
-    survivors = make_query_selection(num_queries=3).nms_keep_indices(scores, tokens)[0]
-    assert survivors.tolist() == [7, 14, 25]
+
+    kept = make_query_selection(num_queries=3).nms_keep_indices(scores, tokens)[0]
+
+    assert kept.tolist() == [7, 14, 25]
 
 
-def test_images_with_fewer_survivors_get_surplus_slots():
+def test_images_in_which_nms_keeps_fewer_tokens_are_padded():
     tokens, _ = make_tokens([(32, 48)] * 2)
     selection = make_query_selection(num_queries=100)
     proposals = selection(torch.randn(2, 30, D), tokens)
+
     counts = proposals.valid_mask.sum(1)
-    assert proposals.pred_boxes.shape[1] == counts.max() < 30
-    assert all(
-        (mask == (torch.arange(len(mask)) < mask.sum())).all() for mask in proposals.valid_mask
-    )
+    length = proposals.pred_boxes.shape[1]
+    assert length == counts.max() < 30
+    # Valid queries come first.
+    assert torch.equal(proposals.valid_mask, torch.arange(length) < counts[:, None])
 
 
-def test_invalid_tokens_propose_the_whole_corner():
+def test_invalid_tokens_propose_the_lower_right_corner():
     tokens, _ = make_tokens([(16, 24)])
     boxes = make_query_selection().propose_boxes(torch.randn(1, 1, D), torch.tensor([[23]]), tokens)
     assert boxes.flatten().tolist() == [1, 1, 1, 1]
@@ -255,7 +267,9 @@ def test_invalid_tokens_propose_the_whole_corner():
 def test_detections_are_the_best_pairs_in_pixels_of_the_wanted_frame():
     logits = torch.tensor([[0.0, 3.0], [2.0, -5.0]])
     boxes = torch.tensor([[0.5, 0.5, 0.2, 0.4], [0.1, 0.1, 0.4, 0.2]])
+
     found = select_detections(logits, boxes, (100, 200), max_detections=3)
+
     assert found.pred_classes.tolist() == [1, 0, 0]
     assert found.scores.tolist() == pytest.approx([0.95257, 0.88080, 0.5], abs=1e-4)
     assert found.pred_boxes.tensor[0].tolist() == pytest.approx([80, 30, 120, 70])
