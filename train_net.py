@@ -19,9 +19,10 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch.multiprocessing import ProcessExitedException
 
-from salience_detr.checkpoint import CheckpointError, load_weights
+from salience_detr import command_line
+from salience_detr.checkpoint import load_weights
+from salience_detr.command_line import Parser, number, run_program
 from salience_detr.config import ConfigError, load_config
-from salience_detr.data import DataWorkerError, ImageReadError
 from salience_detr.engine.launch import launch
 from salience_detr.engine.own_data import add_data_arguments, use_own_data
 from salience_detr.engine.train import build_model, save_config, setup_run, train
@@ -29,10 +30,7 @@ from salience_detr.engine.trainer import FetchError
 from salience_detr.evaluation.coco_evaluation import check_show_dir, evaluate, show_evaluation
 from salience_detr.utils.errors import print_error
 
-# ConfigError and DatasetError are ValueErrors.
-USER_ERRORS = (
-    CheckpointError, DataWorkerError, FloatingPointError, ImageReadError, OSError, ValueError
-)  # fmt: skip
+USER_ERRORS = (*command_line.USER_ERRORS, FloatingPointError)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,27 +38,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     That parser itself takes everything after the first ``key=value`` for an override, flags too.
     """
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-
+    parser = Parser(description=__doc__)
+    parser.add_config()
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="a LazyConfig file: configs/*.py")
     add("--resume", action="store_true", help="continue the run in train.output_dir")
     add("--eval-only", action="store_true", help="evaluate the weights")
     add("--weights", metavar="FILE", help="to start from or evaluate: train.init_checkpoint")
     add("--show-dir", type=Path, metavar="DIR", help="with --eval-only: draw the detections here")
-    add("--num-gpus", type=int, default=1, help="processes per machine, on the CPU without GPUs")
-    add("--num-machines", type=int, default=1, help="number of machines")
+    gpus_help = "processes per machine, on the CPU without GPUs"
+    add("--num-gpus", type=number(int, 1), default=1, help=gpus_help)
+    add("--num-machines", type=number(int, 1), default=1, help="number of machines")
     add("--machine-rank", type=int, default=0, help="number of this machine, from 0")
     add("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
-    add("opts", nargs="*", metavar="key=value", help="overrides, such as train.max_iter=1000")
     add_data_arguments(parser)
 
-    args = parser.parse_intermixed_args(argv)
-
-    for flag, number in (("--num-gpus", args.num_gpus), ("--num-machines", args.num_machines)):
-        if number < 1:
-            parser.error(f"{flag} must be at least 1, got {number}")
+    args = parser.parse(argv)
     if args.show_dir is not None and not args.eval_only:
         parser.error(f"--show-dir {args.show_dir} draws what --eval-only finds: add --eval-only")
     return args
@@ -83,11 +75,6 @@ def make_config(args: argparse.Namespace) -> DictConfig:
     if args.weights:
         config.train.init_checkpoint = args.weights
     return config
-
-
-def do_train(args: argparse.Namespace, config: DictConfig) -> None:
-    """Train, or with --resume continue a run."""
-    train(config, resume=args.resume)
 
 
 def do_test(args: argparse.Namespace, config: DictConfig) -> None:
@@ -130,7 +117,7 @@ def main(args: argparse.Namespace, config: DictConfig | None) -> None:
         if args.eval_only:
             do_test(args, config)
         else:
-            do_train(args, config)
+            train(config, resume=args.resume)
 
     except FetchError as error:
         if error.reason is not None:
@@ -162,18 +149,18 @@ def run(argv: list[str] | None = None) -> int:
     """Run the command line; a mistake of the user becomes one line and the exit code 2."""
     args = parse_args(argv)
     try:
-        # Mistakes are found before processes are started.
-        config = make_config(args)
-        launch(main, args, config)
-
-    except USER_ERRORS as error:
-        print_error(error)
-        return 2
+        return run_program(start_processes, args)
     except SystemExit as stop:
         return int(stop.code or 0)
     except ProcessExitedException as failure:
         return failure.exit_code or 1
-    return 0
+
+
+def start_processes(args: argparse.Namespace) -> None:
+    """Run :func:`main` in every process."""
+    # Mistakes are found before processes are started.
+    config = make_config(args)
+    launch(main, args, config)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from detectron2.utils import comm
 
-from salience_detr.checkpoint import CheckpointError
-from salience_detr.config import ConfigError, is_override, resolve_device
+from salience_detr.command_line import INTERRUPTED, USER_ERRORS, Parser, print_passed_over
+from salience_detr.config import resolve_device
 from salience_detr.inference.class_filter import only_classes
 from salience_detr.inference.detection_run import DetectionRun, Ending, Summary
 from salience_detr.inference.distributed import LostProcessError, join_torchrun, run_distributed
@@ -34,27 +34,21 @@ from salience_detr.inference.loading import load_detector
 from salience_detr.inference.outputs import OutputFolder
 from salience_detr.inference.result_files import ResultFiles, earlier_parts
 from salience_detr.inference.tiling import TiledDetector
-from salience_detr.inference.tracking import MIN_SCORE, Tracker, TrackingUnavailableError
+from salience_detr.inference.tracking import MIN_SCORE, Tracker
 from salience_detr.predictor import Detector
 from salience_detr.utils.errors import print_error
 from salience_detr.utils.files import check_output_dir, check_result_path
 from salience_detr.utils.signals import StopSignals
 
-USER_ERRORS = (CheckpointError, ConfigError, OSError, ValueError, TrackingUnavailableError)
-
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-
-    add("--config-file", metavar="FILE", help="LazyConfig file of a checkpoint")
-    add("--weights", required=True, metavar="FILE", help="checkpoint or exported model")
+    parser = Parser(description=__doc__)
+    parser.add_detector(required=False, help="LazyConfig file of a checkpoint")
 
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="images, videos, folders, globs")
     source.add_argument("--webcam", type=int, metavar="N", help="camera; frames may be dropped")
+    add = parser.add_argument
     add("--output", required=True, type=Path, metavar="DIR", help="folder of the drawings")
 
     add("--score-threshold", type=float, default=0.5, help="lowest score (default: %(default)s)")
@@ -69,20 +63,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="write detections in COCO's format")
     add("--csv", type=Path, metavar="FILE", help="write detections as they come, a row each")
 
-    add("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
     add("--dtype", default="float32", help="float32, bfloat16, float16 (default: %(default)s)")
     add("--batch-size", type=int, metavar="N", help="images at a time (default: GPU 4, CPU 1)")
-    add("opts", nargs="*", metavar="key=value", help="overrides of the config")
-    args = parser.parse_intermixed_args(argv)
-
-    # argparse adds the overrides that follow a list of paths or classes to that list.
-    for name, noun in (("input", "path"), ("classes", "class")):
-        words = getattr(args, name)
-        if words:
-            args.opts += [word for word in words if is_override(word)]
-            setattr(args, name, [word for word in words if not is_override(word)])
-            if not getattr(args, name):
-                parser.error(f"--{name} needs at least one {noun}")
+    args = parser.parse(argv)
 
     if args.tile is None and (args.tiles_only or args.tile_overlap is not None):
         parser.error("--tile-overlap and --tiles-only need --tile SIZE")
@@ -208,12 +191,10 @@ def report(summary: Summary, missing: Sequence[str], args: argparse.Namespace) -
 
     for warning in summary.warnings.values():
         print(warning, file=sys.stderr)
-    failures = [*missing, *summary.failures.values()]
-    if failures:
-        print(f"{len(failures)} inputs were skipped:", *failures, sep="\n  ", file=sys.stderr)
+    print_passed_over([*missing, *summary.failures.values()])
 
     if summary.ending == Ending.INTERRUPTED:
-        print("interrupted: the results until then are written", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
     return 0 if summary.num_completed and summary.ending == Ending.DONE else 1
 

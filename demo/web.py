@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import html
 import json
 import os
@@ -30,8 +31,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from salience_detr.checkpoint import CheckpointError
-from salience_detr.config import ConfigError
+from salience_detr.command_line import Parser, run_program
 from salience_detr.data.images import to_rgb
 from salience_detr.detections import Detections
 from salience_detr.inference.loading import load_detector
@@ -222,19 +222,12 @@ def build_blocks(page: Page, model: str) -> gradio.Blocks:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
+    parser.add_detector(required=False, help="LazyConfig file of a checkpoint")
     add = parser.add_argument
-
-    add("--config-file", metavar="FILE", help="LazyConfig file of a checkpoint's model")
-    add("--weights", required=True, metavar="FILE", help=".pth, .safetensors, .onnx or .pt2 file")
-
-    add("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
     add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all addresses")
     add("--port", type=int, default=7860, help="port, 0 for a free one (default: 7860)")
-    add("opts", nargs="*", metavar="key=value", help="overrides of the config")
-    return parser.parse_intermixed_args(argv)
+    return parser.parse(argv)
 
 
 def free_port(host: str, port: int) -> int:
@@ -275,22 +268,21 @@ def serve(args: argparse.Namespace, folder: str) -> None:
     )  # fmt: skip
 
     # gradio serves in a thread; the signal's KeyboardInterrupt comes here.
-    print(f"Salience DETR at {address} (Ctrl-C ends it)", flush=True)
-    threading.Event().wait()
+    with contextlib.suppress(KeyboardInterrupt):
+        print(f"Salience DETR at {address} (Ctrl-C ends it)", flush=True)
+        threading.Event().wait()
+    print("ended")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serve the page from a temporary folder."""
+    with StopSignals(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        serve(args, folder)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0 when a signal ends it, 2 after an error of the user."""
-    args = parse_args(argv)
-    with StopSignals(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        try:
-            serve(args, folder)
-        except KeyboardInterrupt:
-            print("ended")
-        except (CheckpointError, ConfigError, ImportError, OSError, ValueError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-    return 0
+    return run_program(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -33,11 +32,6 @@ AMP_DTYPES = {
 
 class ConfigError(ValueError):
     """A config or an override that cannot be used."""
-
-
-def is_override(word: str) -> bool:
-    """Return whether a word of a command line is key=value rather than a path."""
-    return "=" in word and not os.path.exists(word) and "/" not in word.partition("=")[0]
 
 
 def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> DictConfig:

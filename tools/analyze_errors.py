@@ -21,6 +21,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from tabulate import tabulate
 
+from salience_detr.command_line import Parser, number, run_program
 from salience_detr.evaluation.comparison import (
     QUALITY,
     SCORE_THRESHOLD,
@@ -52,7 +53,6 @@ from salience_detr.evaluation.results import (
     load_results,
     summary,
 )
-from salience_detr.utils.errors import print_error
 from salience_detr.utils.files import check_output_dir, write_image, write_text
 
 Cell: TypeAlias = str | int | float | None
@@ -78,31 +78,21 @@ MAX_WORST = 400
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("results", type=Path, metavar="RESULTS.json")
     add("annotations", type=Path, metavar="ANNOTATIONS.json")
     add("--images", type=Path, metavar="DIR", help="(default: looked for beside ANNOTATIONS)")
     add("--output", type=Path, metavar="DIR", help="(default: the folder errors beside RESULTS)")
-    add("--worst", type=int, default=16, metavar="N", help="images on the sheet (default: 16)")
+    worst = number(int, 1, MAX_WORST)
+    add("--worst", type=worst, default=16, metavar="N", help="images on the sheet (default: 16)")
+    score = number(float, 0, 1)
     score_help = f"lowest score of counted detections (default: {SCORE_THRESHOLD}); AP takes all"
-    add("--score-threshold", type=float, default=SCORE_THRESHOLD, metavar="S", help=score_help)
+    add("--score-threshold", type=score, default=SCORE_THRESHOLD, metavar="S", help=score_help)
+    iou = number(float, BACKGROUND_IOU, 1)
     iou_help = "lowest IoU of a correct detection with its box (default: 0.5)"
-    add("--iou-threshold", type=float, default=0.5, metavar="IOU", help=iou_help)
-    args = parser.parse_args(argv)
-
-    if not 0 <= args.score_threshold <= 1:
-        parser.error(f"--score-threshold is {args.score_threshold:g}; it lies between 0 and 1")
-    if not BACKGROUND_IOU < args.iou_threshold <= 1:
-        parser.error(
-            f"--iou-threshold is {args.iou_threshold:g}; "
-            f"it lies above {BACKGROUND_IOU} and not above 1"
-        )
-    if not 1 <= args.worst <= MAX_WORST:
-        parser.error(f"--worst is {args.worst}; it lies between 1 and {MAX_WORST}")
-    return args
+    add("--iou-threshold", type=iou, default=0.5, metavar="IOU", help=iou_help)
+    return parser.parse_args(argv)
 
 
 def analyze(results: Results, args: argparse.Namespace) -> tuple[dict[str, Any], list[ImageErrors]]:
@@ -150,14 +140,6 @@ def markdown(content: dict[str, Any]) -> str:
     """Return a report as a Markdown text with tables."""
     settings = content["settings"]
     confusion = content["confusion"]
-    metrics = select_columns(content["classes"], CLASS_METRICS)
-    errors = select_columns(content["classes"], CLASS_ERRORS)
-
-    # Tables show parts of the rows, of which report.json has all.
-    worst = "There is no mistake in any image."
-    if content["worst"]:
-        worst = table(content["worst"])
-
     sections = [
         f"# Errors of {settings['results']}",
         f"Against {settings['annotations']}: {content['pictures']} images. AP and AR, in percent, "
@@ -167,7 +149,7 @@ def markdown(content: dict[str, Any]) -> str:
         "that were found so, precision the part of these detections that are correct.",
         table([content["metrics"]]),
         "## Classes",
-        table(metrics),
+        table(content["classes"], CLASS_METRICS),
         "## Sizes",
         "small: an area below 32 x 32 pixels, large: from 96 x 96 on, as annotated.",
         table(content["sizes"]),
@@ -187,35 +169,31 @@ def markdown(content: dict[str, Any]) -> str:
         "A box that is not found is Cls or Loc if such a detection lies on it, else Miss.",
         table(count_rows("boxes", content["errors"]["boxes"])),
         "By the class of the detection, and boxes not found by their own:",
-        table(errors),
+        table(content["classes"], CLASS_ERRORS),
         "## Confusions",
         "Here detections take the free box that they overlap most, of whatever class.",
         confusion_table(np.array(confusion["matrix"]), confusion["classes"]),
         "## Worst images",
         "By boxes not found plus false detections; the first are drawn in worst.jpg.",
-        worst,
+        table(content["worst"]) or "There is no mistake in any image.",
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def select_columns(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
-    selected = []
-    for row in rows:
-        selected.append({key: row[key] for key in keys})
-    return selected
 
 
 def count_rows(name: str, counts: dict[str, int]) -> list[Row]:
     return [{name: LABELS.get(key, key), "count": count} for key, count in counts.items()]
 
 
-def table(rows: Sequence[Mapping[str, Cell]]) -> str:
-    """Return a Markdown table of rows with the same keys, - where a value is None."""
+def table(rows: Sequence[Mapping[str, Cell]], keys: Sequence[str] = ()) -> str:
+    """Return a Markdown table of some keys of the rows, or of all; - where a value is None."""
     if not rows:
         return ""
 
-    headers = [escape(LABELS.get(key, key)) for key in rows[0]]
-    cells = [list(map(escape, row.values())) for row in rows]
+    keys = keys or list(rows[0])
+    headers = [escape(LABELS.get(key, key)) for key in keys]
+    cells = []
+    for row in rows:
+        cells.append([escape(row[key]) for key in keys])
 
     # A class may be called 1e5: that is no number.
     texts = [i for i, cell in enumerate(cells[0]) if isinstance(cell, str)]
@@ -312,13 +290,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        run(args)
-    except (ResultsError, OSError) as error:
-        print_error(error)
-        return 2
-    return 0
+    return run_program(run, parse_args(argv))
 
 
 if __name__ == "__main__":

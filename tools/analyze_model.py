@@ -16,21 +16,17 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from salience_detr.benchmark.flops import ModelCost, StageCost, count_flops
-from salience_detr.config import ConfigError, load_config
-from salience_detr.utils.errors import print_error
+from salience_detr.command_line import Parser, run_program
+from salience_detr.config import load_config
 
 HEADERS = ("parameters (M)", "GMACs", "activations (M)")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--config-file", required=True, action="append", metavar="FILE", help="may be repeated")
-    add("--size", type=int, nargs=2, default=(800, 1333), metavar=("HEIGHT", "WIDTH"))
-    add("opts", nargs="*", metavar="key=value", help="overrides of the configs")
-    return parser.parse_intermixed_args(argv)
+    parser = Parser(description=__doc__)
+    parser.add_config(action="append", help="may be repeated")
+    parser.add_size()
+    return parser.parse(argv)
 
 
 def print_cost(cost: ModelCost) -> None:
@@ -42,17 +38,12 @@ def print_cost(cost: ModelCost) -> None:
         print(f"not counted: {', '.join(calls)}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Print the costs of each model, and a table of their totals if there are several."""
     height, width = args.size
     totals: list[StageCost] = []
     for config_file in tqdm(args.config_file, desc="models", disable=len(args.config_file) == 1):
-        try:
-            model = instantiate(load_config(config_file, args.opts).model)
-        except (ConfigError, ValueError) as error:
-            print_error(error)
-            return 2
-
+        model = instantiate(load_config(config_file, args.opts).model)
         cost = count_flops(model, height, width)
         print(f"{config_file} at {height}x{width}")
         print_cost(cost)
@@ -61,7 +52,10 @@ def main(argv: list[str] | None = None) -> int:
 
     if len(totals) > 1:
         print(tabulate(totals, ("config", *HEADERS), floatfmt=".1f", tablefmt="github"))
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
@@ -26,74 +25,38 @@ from salience_detr.benchmark.measurements import build as build_detector
 from salience_detr.benchmark.measurements import run as run_benchmark
 from salience_detr.benchmark.other_detectors import OTHER_DETECTORS
 from salience_detr.benchmark.report import as_json, as_markdown
-from salience_detr.checkpoint import CheckpointError
-from salience_detr.config import ConfigError, resolve_device
-from salience_detr.utils.errors import print_error
+from salience_detr.command_line import Parser, number, run_program
+from salience_detr.config import resolve_device
 from salience_detr.utils.files import check_result_path, write_text
-
-CHOICES = {"modes": MODES, "operator": OPERATORS, "compare": ("all", *OTHER_DETECTORS)}
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see --help\n")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     on_gpu = torch.cuda.is_available()
-    modes = ", ".join(MODES)
-    others = ", ".join(OTHER_DETECTORS)
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
+    parser.add_config(required=False, default="configs/salience_detr_r50_4scale_12ep.py")
+    parser.add_size()
+
     add = parser.add_argument
-    add("--config-file", default="configs/salience_detr_r50_4scale_12ep.py", metavar="FILE")
     add("--weights", metavar="FILE", help="checkpoint of the config's model (default: random)")
-    add("--size", type=int, nargs=2, default=(800, 1333), metavar=("HEIGHT", "WIDTH"))
     add("--device", default="cuda" if on_gpu else "cpu", choices=("cpu", "cuda"))
-    add("--batch-sizes", nargs="+", default=["1", "2", "4"], metavar="N", help="default: 1 2 4")
-    add("--modes", nargs="+", default=["eager", "amp"], metavar="MODE", help=f"some of {modes}")
-    add("--operator", nargs="+", default=["compiled"], metavar="NAME", help="compiled, reference")
+    batch_size = number(int, 1)
+    add("--batch-sizes", nargs="+", type=batch_size, default=[1, 2, 4], metavar="N")
+    modes_help = f"some of {', '.join(MODES)} (default: eager amp)"
+    modes = ["eager", "amp"]
+    add("--modes", nargs="+", choices=MODES, default=modes, metavar="MODE", help=modes_help)
+    add("--operator", nargs="+", choices=OPERATORS, default=["compiled"])
     add("--dtype", default="bfloat16", choices=("bfloat16", "float16"), help="of the amp modes")
-    add("--repeats", type=int, default=20 if on_gpu else 5, metavar="N", help="timed calls")
-    add("--warmup", type=int, default=3 if on_gpu else 1, metavar="N", help="calls before them")
-    add("--compare", nargs="+", default=[], metavar="NAME", help=f"all, or some of {others}")
+    repeats = 20 if on_gpu else 5
+    add("--repeats", type=number(int, 1), default=repeats, metavar="N", help="timed calls")
+    warmup = 3 if on_gpu else 1
+    add("--warmup", type=number(int, 0), default=warmup, metavar="N", help="calls before them")
+    others = ("all", *OTHER_DETECTORS)
+    compare_help = f"some of {', '.join(others)} (default: none)"
+    add("--compare", nargs="+", choices=others, default=[], metavar="NAME", help=compare_help)
     add("--compare-batch", action="store_true", help="compare at all batch sizes, not at 1 only")
     add("--json", type=Path, metavar="FILE", help="write all results to FILE")
     add("--markdown", type=Path, metavar="FILE", help="write the tables to FILE")
-    add("opts", nargs="*", metavar="key=value", help="overrides of the config")
-    args = parser.parse_intermixed_args(argv)
-
-    # Options that take several words also take the overrides that follow them.
-    for option in ("batch_sizes", *CHOICES):
-        words = getattr(args, option)
-        args.opts += [word for word in words if "=" in word]
-        setattr(args, option, [word for word in words if "=" not in word])
-    return args
-
-
-def check_args(args: argparse.Namespace) -> None:
-    """Raise ConfigError or OSError for an option that cannot be used, before the long work."""
-    for option, known in CHOICES.items():
-        for word in getattr(args, option):
-            if word not in known:
-                raise ConfigError(f"--{option} {word!r} is unknown; use {', '.join(known)}")
-    for option in ("modes", "operator"):
-        if not getattr(args, option):
-            raise ConfigError(f"--{option} names none; use some of {', '.join(CHOICES[option])}")
-
-    for word in args.batch_sizes:
-        if not word.isdecimal() or int(word) < 1:
-            raise ConfigError(f"--batch-sizes {word!r} is not a number of images from 1 on")
-    for option, least in (("repeats", 1), ("warmup", 0)):
-        if getattr(args, option) < least:
-            raise ConfigError(f"--{option} is {getattr(args, option)}; it must be at least {least}")
-    if min(args.size) < 1:
-        raise ConfigError(f"--size is {args.size[0]} {args.size[1]}; use at least one pixel a side")
-
-    check_result_path(args.json, "--json")
-    check_result_path(args.markdown, "--markdown")
-    resolve_device(args.device)
+    return parser.parse(argv)
 
 
 def make_settings(args: argparse.Namespace) -> Settings:
@@ -103,7 +66,11 @@ def make_settings(args: argparse.Namespace) -> Settings:
         ConfigError, CheckpointError, ValueError, OSError: an option, the config or the weights
             cannot be used.
     """
-    check_args(args)
+    # Before the long work.
+    check_result_path(args.json, "--json")
+    check_result_path(args.markdown, "--markdown")
+    resolve_device(args.device)
+
     compare = args.compare
     if "all" in compare:
         compare = OTHER_DETECTORS
@@ -119,7 +86,7 @@ def make_settings(args: argparse.Namespace) -> Settings:
         dtype=args.dtype,
         modes=tuple(dict.fromkeys(args.modes)),
         operators=tuple(dict.fromkeys(args.operator)),
-        batch_sizes=tuple(sorted({1, *map(int, args.batch_sizes)})),
+        batch_sizes=tuple(sorted({1, *args.batch_sizes})),
         compare=tuple(dict.fromkeys(compare)),
         compare_batch=args.compare_batch,
         warmup=args.warmup,
@@ -157,13 +124,9 @@ def make_benchmark(settings: Settings) -> Benchmark:
     return benchmark
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        benchmark = make_benchmark(make_settings(args))
-    except (ConfigError, CheckpointError, ValueError, OSError) as error:
-        print_error(error)
-        return 2
+def run(args: argparse.Namespace) -> int:
+    """Measure, and print and write the results."""
+    benchmark = make_benchmark(make_settings(args))
 
     # After an interrupt, too: what was measured so far is printed and written.
     finished = run_benchmark(benchmark)
@@ -173,6 +136,10 @@ def main(argv: list[str] | None = None) -> int:
         if file:
             write_text(file, text)
     return 0 if finished else 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -23,11 +23,14 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 from torch import Tensor
-from torch.utils.benchmark import timer  # waits for the GPU, if there is one
 from tqdm import tqdm
 
+from salience_detr.benchmark.report import machine
+from salience_detr.benchmark.timing import time_calls
+from salience_detr.command_line import Parser, number, run_program
 from salience_detr.layers import ms_deform_attn as attention
 from salience_detr.layers.operator import is_compiled_for
+from salience_detr.utils.files import check_result_path, write_text
 
 # Levels of a padded 800x1333 image at strides 8 to 64, and 128 for the models of 5 levels.
 LEVELS = ((100, 167), (50, 84), (25, 42), (13, 21), (7, 11))
@@ -145,11 +148,6 @@ def peak_mebibytes(step: Callable[[], object], device: str) -> float:
     return peak / 2**20
 
 
-@torch.no_grad()
-def call(implementation: Callable[..., Tensor], inputs: list[Tensor]) -> Tensor:
-    return implementation(*inputs)
-
-
 def make_steps(inputs: list[Tensor]) -> dict[tuple[str, str], Callable[[], object]]:
     """Return functions of forward and backward passes by (implementation, direction)."""
     leaves = [x.clone().requires_grad_(x.is_floating_point()) for x in inputs]
@@ -162,7 +160,7 @@ def make_steps(inputs: list[Tensor]) -> dict[tuple[str, str], Callable[[], objec
         grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
 
         # The graph is kept, so that a backward pass can be timed again and again.
-        steps[name, "forward"] = partial(call, implementation, inputs)
+        steps[name, "forward"] = partial(torch.no_grad()(implementation), *inputs)
         steps[name, "backward"] = partial(
             torch.autograd.grad, output, differentiated, grad, retain_graph=True
         )
@@ -175,11 +173,9 @@ def measure(shape: Shape, device: str, dtype: torch.dtype, repeats: int) -> list
     milliseconds: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
     for turn in range(repeats + 1):
         for key, step in steps.items():
-            start = timer()
-            step()
-            elapsed = (timer() - start) * 1e3
+            times = time_calls(step, 1)
             if turn > 0:
-                milliseconds[key].append(elapsed)
+                milliseconds[key] += times
 
     # Disturbances only ever add time, so minima are compared.
     rows = []
@@ -202,38 +198,36 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
     dtypes = ("float64", "float32", "float16", "bfloat16")
     numbers = range(len(SHAPES))
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--device", default=default_device, choices=("cpu", "cuda"))
     add("--dtype", default="float32", choices=dtypes)
-    add("--repeats", type=int, default=7, help="timed turns (default: 7)")
+    add("--repeats", type=number(int, 1), default=7, help="timed turns (default: 7)")
     add("--shapes", nargs="*", type=int, choices=numbers, default=numbers, help="(default: all)")
     add("--json", type=Path, metavar="FILE", help="write the rows to FILE")
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Print a table of all shapes, passes and implementations, and write its rows."""
+    check_result_path(args.json, "--json")
     if not is_compiled_for(args.device):
         remedy = "python ops/build.py builds it, or says why it cannot"
-        print(f"error: the operator is not compiled for {args.device}; {remedy}", file=sys.stderr)
-        return 1
+        raise ValueError(f"the operator is not compiled for {args.device}; {remedy}")
 
     rows = []
     for index in tqdm(args.shapes, desc="shapes"):
         rows += measure(SHAPES[index], args.device, getattr(torch, args.dtype), args.repeats)
 
-    device = f"{torch.get_num_threads()} CPU threads"
-    if args.device == "cuda":
-        device = torch.cuda.get_device_name()
-    print(f"{args.dtype} on {device}, PyTorch {torch.__version__}, {args.repeats} turns")
+    circumstances = f"PyTorch {torch.__version__}, {args.repeats} turns"
+    print(f"{args.dtype} on {machine(args.device)}, {circumstances}")
     print(tabulate(rows, headers="keys", floatfmt=".2f", tablefmt="github"))
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
-    return 0
+        write_text(args.json, json.dumps(rows, indent=1))
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(run, parse_args(argv))
 
 
 if __name__ == "__main__":

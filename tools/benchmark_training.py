@@ -10,12 +10,11 @@ same images in a process of its own.
 from __future__ import annotations
 
 import argparse
-import itertools
+import math
 import multiprocessing
 import resource
 import statistics
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
@@ -25,12 +24,14 @@ from omegaconf import DictConfig
 from tabulate import tabulate
 from tqdm import tqdm
 
-from salience_detr.config import ConfigError, load_config, resolve_amp, resolve_device
-from salience_detr.data import DatasetError, batches
+from salience_detr.benchmark.report import machine
+from salience_detr.benchmark.timing import time_calls
+from salience_detr.command_line import Parser, number, run_program
+from salience_detr.config import load_config, resolve_amp, resolve_device
+from salience_detr.data import batches
 from salience_detr.engine.own_data import add_data_arguments, use_own_data
 from salience_detr.engine.train import build_model, build_optimizer, compile_model
 from salience_detr.engine.trainer import Trainer
-from salience_detr.utils.errors import print_error
 
 AMP = "train.amp.enabled=True"
 ENCODER = "model.encoder.use_checkpoint=True"
@@ -51,17 +52,15 @@ NUM_LOADED = 200  # images that the loader alone is timed with
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-
+    parser = Parser(description=__doc__)
+    parser.add_config()
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE")
-    add("--steps", type=int, default=5, help="steps to time, after one that is not timed")
+    steps_help = "steps to time, after one that is not timed"
+    add("--steps", type=number(int, 1), default=5, help=steps_help)
     add("--only", action="append", choices=VARIANTS, help="repeatable (default: all but compile)")
-    add("opts", nargs="*", metavar="key=value", help="overrides of the config")
     add_data_arguments(parser)
 
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse(argv)
     args.only = args.only or [name for name in VARIANTS if name != "compile"]
     return args
 
@@ -94,19 +93,14 @@ def time_training(args: argparse.Namespace, overrides: list[str]) -> tuple[float
         accumulate=config.train.accumulate,
     )
 
-    times = []
     with EventStorage() as trainer.storage:
-        for trainer.iter in range(args.steps + 1):
-            start = time.perf_counter()
-            trainer.run_step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
+        time_calls(trainer.run_step, 1)
+        milliseconds = time_calls(trainer.run_step, args.steps)
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**20
-    return statistics.median(times[1:]), peak
+    return statistics.median(milliseconds) / 1e3, peak
 
 
 def time_loading(args: argparse.Namespace, workers: int) -> float:
@@ -116,20 +110,14 @@ def time_loading(args: argparse.Namespace, workers: int) -> float:
     stream = batches(instantiate(config.dataloader.train), 0)
     next(stream)  # starts the workers
 
-    start = time.perf_counter()
-    num_images = 0
-    for batch in itertools.islice(stream, -(-NUM_LOADED // batch_size)):
-        num_images += len(batch)
-    return num_images / (time.perf_counter() - start)
+    num_batches = math.ceil(NUM_LOADED / batch_size)
+    milliseconds = time_calls(lambda: next(stream), num_batches)
+    return num_batches * batch_size * 1e3 / sum(milliseconds)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        batch_size = make_config(args, []).dataloader.train.total_batch_size
-    except (ConfigError, DatasetError) as error:
-        print_error(error)
-        return 2
+def run(args: argparse.Namespace) -> None:
+    """Print a table of the variants, and one of the loader alone."""
+    batch_size = make_config(args, []).dataloader.train.total_batch_size
 
     # Neither memory nor compiled code of one variant reaches the next.
     rows = []
@@ -140,17 +128,17 @@ def main(argv: list[str] | None = None) -> int:
             seconds, peak = pool.submit(time_training, args, overrides).result()
         rows.append((name, batch_size / seconds, seconds, peak))
 
-    device = f"{torch.get_num_threads()} CPU threads"
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-
-    print(f"{args.config_file}, batch {batch_size}, {device}, PyTorch {torch.__version__}\n")
+    circumstances = f"{machine('auto')}, PyTorch {torch.__version__}"
+    print(f"{args.config_file}, batch {batch_size}, {circumstances}\n")
     headers = ["training", "images/s", "s/step", "peak memory (MiB)"]
     print(tabulate(rows, headers, floatfmt=("", ".2f", ".2f", ".0f"), tablefmt="github"), "\n")
 
     rates = [(workers, time_loading(args, workers)) for workers in (0, 1, 2)]
     print(tabulate(rates, ("loader workers", "images/s"), floatfmt=".0f", tablefmt="github"))
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from salience_detr.command_line import Parser, number, run_program
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.preparation.layouts import Split, find_splits
 from salience_detr.data.preparation.repair import repair
@@ -34,9 +35,7 @@ from salience_detr.utils.files import write_text
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("json", nargs="?", type=Path, help="annotations")
     add("images", nargs="?", type=Path, help="folder of their images")
@@ -44,15 +43,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data-dir", type=Path, metavar="DIR", help="instead: folder with both in a usual layout")
     add("--fix", type=Path, metavar="OUT.json", help="write the (first) set, repaired")
     add("--show", type=int, default=5, metavar="N", help="examples of each kind of problem")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that read images")
+    workers = os.cpu_count() or 1
+    add("--workers", type=number(int, 0), default=workers, help="processes that read images")
     args = parser.parse_args(argv)
 
     if (args.data_dir is None) == (args.json is None) or bool(args.json) != bool(args.images):
         parser.error("give JSON and IMAGES, or --data-dir")
     if args.data_dir and args.val:
         parser.error("--val goes with JSON and IMAGES; --data-dir finds both sets")
-    if args.workers < 0:
-        parser.error(f"--workers is {args.workers}; it must be at least 0")
     return args
 
 
@@ -104,26 +102,26 @@ def write_repaired(results: list[ValidationResult], path: Path) -> None:
     print(f"\n{path}: {summary or 'nothing to fix'}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        results = {}
-        for name, split in select_splits(args).items():
-            results[name] = validate(split.json_file, split.image_root, workers=args.workers)
-        if len(results) == 2:
-            find_leaks(results["train"], results["val"])
+def run(args: argparse.Namespace) -> int:
+    """Print the problems, repair if asked to, and return the exit code."""
+    results = {}
+    for name, split in select_splits(args).items():
+        results[name] = validate(split.json_file, split.image_root, workers=args.workers)
+    if len(results) == 2:
+        find_leaks(results["train"], results["val"])
 
-        for result in results.values():
-            print_result(result, args.show)
-        if args.fix:
-            write_repaired(list(results.values()), args.fix)
-    except (DatasetError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for result in results.values():
+        print_result(result, args.show)
+    if args.fix:
+        write_repaired(list(results.values()), args.fix)
 
     num_errors = sum(result.num_errors for result in results.values())
     print(f"\n{num_errors or 'no'} errors")
     return 1 if num_errors else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(run, parse_args(argv))
 
 
 if __name__ == "__main__":

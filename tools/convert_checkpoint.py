@@ -25,12 +25,11 @@ from salience_detr.checkpoint import (
 from salience_detr.checkpoint.backbone_conversion import describe
 from salience_detr.checkpoint.files import find_state_dict
 from salience_detr.checkpoint.reference_conversion import dropped_names, is_reference_checkpoint
+from salience_detr.command_line import Parser, run_program
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("input", metavar="IN", help="a published or own checkpoint (.pth), or its URL")
     add("output", metavar="OUT", type=Path, help="file to write, .safetensors or .pth")
@@ -85,17 +84,15 @@ def print_summary(state: dict[str, Tensor], left_out: list[str], output: Path) -
     print(f"\nwritten: {output} ({output.stat().st_size / 1e6:.1f} MB)")
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        state, left_out = convert(args)
-        save_weights(state, args.output)
-    except (CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
+def run(args: argparse.Namespace) -> None:
+    """Write the converted weights, and print a summary."""
+    state, left_out = convert(args)
+    save_weights(state, args.output)
     print_summary(state, left_out, args.output)
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(run, parse_args(argv))
 
 
 if __name__ == "__main__":

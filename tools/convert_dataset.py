@@ -10,6 +10,7 @@ writes OUTPUT/annotations/instances_SPLIT.json for each split, and prints where 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from salience_detr.command_line import Parser, number, run_program
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.preparation.conversion import Conversion
 from salience_detr.data.preparation.voc import convert_voc, find_splits, images_without_xml
@@ -48,9 +50,7 @@ class ConvertedSplit:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     formats = parser.add_subparsers(dest="format", required=True)
 
     voc = formats.add_parser("voc", help="XML files")
@@ -66,13 +66,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     yolo = formats.add_parser("yolo", help="text files")
     yolo.add_argument("source", type=Path, help="data.yaml, or the folder that it is in")
 
+    workers = os.cpu_count() or 1
     for add in (voc.add_argument, yolo.add_argument):
         add("--output", type=Path, required=True, metavar="DIR")
-        add("--workers", type=int, default=os.cpu_count() or 1, help="processes that read")
-    args = parser.parse_args(argv)
-    if args.workers < 0:
-        parser.error(f"--workers is {args.workers}; it must be at least 0")
-    return args
+        add("--workers", type=number(int, 0), default=workers, help="processes that read")
+    return parser.parse_args(argv)
 
 
 def voc_splits(args: argparse.Namespace) -> Iterator[ConvertedSplit]:
@@ -81,8 +79,7 @@ def voc_splits(args: argparse.Namespace) -> Iterator[ConvertedSplit]:
     images = args.images or args.source / "JPEGImages"
     for folder in (annotations, images):
         if not folder.is_dir():
-            remedy = "name it with --annotations or --images"
-            raise DatasetError(f"there is no folder {folder}; {remedy}")
+            raise DatasetError(f"there is no folder {folder}: use --annotations or --images")
 
     convert = partial(
         convert_voc, annotations, images,
@@ -133,22 +130,21 @@ def write_split(split: ConvertedSplit, output: Path) -> list[str]:
     return [f"--{option}-json", str(path), f"--{option}-images", str(split.image_root)]
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Convert all splits, and print train_net.py's arguments for them."""
     convert = {"voc": voc_splits, "yolo": yolo_splits}[args.format]
     train_arguments = {}
-    try:
-        for split in convert(args):
-            train_arguments[split.name] = write_split(split, args.output)
-    except (DatasetError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for split in convert(args):
+        train_arguments[split.name] = write_split(split, args.output)
 
     if "val" in train_arguments:
         train_arguments.pop("test", None)
-    words = [word for arguments in train_arguments.values() for word in arguments]
+    words = itertools.chain(*train_arguments.values())
     print(f"train_net.py takes them with {shlex.join(words)}")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(run, parse_args(argv))
 
 
 if __name__ == "__main__":

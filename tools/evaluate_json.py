@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from salience_detr.command_line import Parser, number, print_passed_over, run_program
 from salience_detr.evaluation.comparison import (
     SCORE_THRESHOLD,
     find_image_folder,
@@ -23,20 +24,16 @@ from salience_detr.evaluation.comparison import (
 )
 from salience_detr.evaluation.results import (
     METRICS,
-    ResultsError,
     class_precisions,
     evaluate,
     load_results,
     summary,
 )
-from salience_detr.utils.errors import print_error
 from salience_detr.utils.files import check_output_dir
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("results", type=Path, metavar="RESULTS.json")
     add("annotations", type=Path, metavar="ANNOTATIONS.json")
@@ -46,20 +43,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--show-dir", type=Path, metavar="DIR", help="draw ground truth and detections into DIR")
     add("--images", type=Path, metavar="DIR", help="(default: looked for beside ANNOTATIONS)")
     score_help = f"lowest score of drawn detections (default: {SCORE_THRESHOLD})"
-    add("--score-threshold", type=float, metavar="S", help=score_help)
-    add("--show-count", type=int, metavar="N", help="draw the first N images (default: all)")
+    add("--score-threshold", type=number(float, 0, 1), metavar="S", help=score_help)
+    count_help = "draw the first N images (default: all)"
+    add("--show-count", type=number(int, 1), metavar="N", help=count_help)
     args = parser.parse_args(argv)
 
     # The default is set below, so that a given score can be told from none.
-    for option in ("images", "score_threshold", "show_count"):
-        if args.show_dir is None and getattr(args, option) is not None:
-            parser.error(f"--{option.replace('_', '-')} goes with --show-dir DIR")
+    drawing_flags = {args.images, args.score_threshold, args.show_count}
+    if args.show_dir is None and drawing_flags != {None}:
+        parser.error("--images, --score-threshold and --show-count go with --show-dir DIR")
     if args.score_threshold is None:
         args.score_threshold = SCORE_THRESHOLD
-    if not 0 <= args.score_threshold <= 1:
-        parser.error(f"--score-threshold is {args.score_threshold:g}; it lies between 0 and 1")
-    if args.show_count is not None and args.show_count < 1:
-        parser.error(f"--show-count is {args.show_count}; it must be at least 1")
     return args
 
 
@@ -97,18 +91,11 @@ def run(args: argparse.Namespace) -> None:
             limit=args.show_count,
         )
         print(f"{drawn} images drawn in {args.show_dir}: ground truth left, detections right")
-        if notes:
-            print(f"{len(notes)} images were skipped:", *notes, sep="\n  ", file=sys.stderr)
+        print_passed_over(notes, "images")
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        run(args)
-    except (ResultsError, OSError) as error:
-        print_error(error)
-        return 2
-    return 0
+    return run_program(run, parse_args(argv))
 
 
 if __name__ == "__main__":

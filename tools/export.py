@@ -24,15 +24,13 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from salience_detr.benchmark.timing import time_calls
-from salience_detr.checkpoint import CheckpointError
-from salience_detr.config import ConfigError, is_override
+from salience_detr.command_line import Parser, run_program
 from salience_detr.data import DatasetError
 from salience_detr.data.images import ImageReadError, read_image
 from salience_detr.data.surface import generate_surface_defects
 from salience_detr.export import (
     DetectorInfo,
     ExportedDetector,
-    ExportError,
     OnnxDetector,
     PackagedDetector,
 )
@@ -56,15 +54,12 @@ HEADERS = (
     "largest difference of scores",
     "of boxes (px)",
 )
-USER_ERRORS = (CheckpointError, ConfigError, ExportError, ImageReadError, OSError, ValueError)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
+    parser.add_config()
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="LazyConfig file of the model")
     add("--weights", metavar="FILE", help="checkpoint (default: random weights)")
     add("--output", required=True, type=Path, metavar="FILE", help="ends in .onnx or .pt2")
     add("--compile", action="store_true", help="compile a .pt2 for this processor (minutes)")
@@ -73,13 +68,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--simplify", action="store_true", help="run onnxslim over the ONNX graph")
     verify_help = "compare with PyTorch on these images (default: images of the test set)"
     add("--verify", nargs="*", metavar="IMAGE", help=verify_help)
-    add("opts", nargs="*", metavar="key=value", help="overrides of the config")
-    args = parser.parse_intermixed_args(argv)
-
-    # --verify also takes the overrides that follow it.
-    if args.verify:
-        args.opts += [x for x in args.verify if is_override(x)]
-        args.verify = [x for x in args.verify if x not in args.opts]
+    args = parser.parse(argv)
 
     if args.output.suffix not in ENDINGS:
         parser.error(f"--output {args.output} must end in {' or '.join(ENDINGS)}")
@@ -156,41 +145,40 @@ def report(
     return differences
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Return 0, 1 if the exported model detects something else, or 2 for a user's error."""
-    args = parse_args(argv)
-    try:
-        # Everything that can be wrong with the arguments, before the work of minutes.
-        check_result_path(args.output, "--output")
-        if args.output.suffix == ".onnx":
-            check_export(args.opset)
-        given_images = [read_image(path) for path in args.verify or []]
+def run(args: argparse.Namespace) -> int:
+    """Export and verify; return 1 if the exported model detects something else."""
+    # Everything that can be wrong with the arguments, before the work of minutes.
+    check_result_path(args.output, "--output")
+    if args.output.suffix == ".onnx":
+        check_export(args.opset)
+    images = [read_image(path) for path in args.verify or []]
+    origin = "the given images"
 
-        predictor = Predictor(args.config_file, args.weights, device="cpu", overrides=args.opts)
-        exported = write(predictor, args)
-        mebibytes = args.output.stat().st_size / 2**20
-        print(f"{args.output}: {mebibytes:.1f} MiB, {len(exported.class_names)} classes")
-        if args.verify is None:
-            return 0
+    predictor = Predictor(args.config_file, args.weights, device="cpu", overrides=args.opts)
+    exported = write(predictor, args)
+    mebibytes = args.output.stat().st_size / 2**20
+    print(f"{args.output}: {mebibytes:.1f} MiB, {len(exported.class_names)} classes")
+    if args.verify is None:
+        return 0
 
-        images, origin = given_images, "the given images"
-        if not images:
-            images, origin = test_images(predictor)
-        differences = report(predictor, exported, images, origin)
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not images:
+        images, origin = test_images(predictor)
+    differences = report(predictor, exported, images, origin)
 
     score = max(x.score for x in differences)
     box = max(x.box for x in differences)
     unmatched = sum(x.unmatched for x in differences)
-    print(f"\nlargest differences: {score:.1e} in score, {box:.1e} px in boxes; ", end="")
-    print(f"{unmatched} detections differ")
+    largest = f"largest differences: {score:.1e} in score, {box:.1e} px in boxes"
+    print(f"\n{largest}; {unmatched} detections differ")
 
     # Random weights rank many tokens nearly equal, so that rounding decides more of them.
     uncertain_part = UNCERTAIN_PART if args.weights else UNCERTAIN_PART_OF_RANDOM
     is_rounding = all(x.is_rounding(uncertain_part=uncertain_part) for x in differences)
     return 0 if is_rounding else 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -139,8 +139,7 @@ def verify_sha256(path: Path, expected: str) -> None:
     """Raise SourceError unless the file hashes to ``expected``."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != expected:
-        reason = "it is not the file that was tested"
-        raise SourceError(f"{path.name} has sha256 {digest}, not {expected}; {reason}")
+        raise SourceError(f"{path.name} has sha256 {digest}: it is not the file that was tested")
 
 
 def extract_package(wheel: Path, folder: Path) -> None:
@@ -179,10 +178,7 @@ def last_line(output: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.parse_args(argv)
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
     try:
         print(install())
     except SourceError as error:

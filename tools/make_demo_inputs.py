@@ -14,27 +14,30 @@ from pathlib import Path
 
 import numpy as np
 
+from salience_detr.command_line import Parser, run_program
 from salience_detr.data.surface import render_surface
 from salience_detr.inference.video import VideoWriter
-from salience_detr.utils.errors import print_error
+
+FPS = 10  # of the video
+SEED = 7  # of the plate
 
 
-def make_video(path: Path, *, seconds: float, fps: int, side: int, seed: int) -> None:
+def make_video(path: Path, *, seconds: float, side: int) -> None:
     """Write the video that a camera, ``side`` pixels wide and high, takes of a moving plate."""
     # A point of the plate crosses the window within two seconds.
-    num_frames = round(seconds * fps)
-    pixels_per_frame = max(1, side // (2 * fps))
+    num_frames = round(seconds * FPS)
+    pixels_per_frame = max(1, side // (2 * FPS))
     length = side + num_frames * pixels_per_frame
 
     # Segments of the size that the model was trained on, side by side, each with its own light.
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     num_segments = math.ceil(length / side)
     segments = [render_surface(rng, side, side).image for _ in range(num_segments)]
     plate = np.concatenate(segments, axis=1)
 
     # The ending names the format, so it stays last; an interrupted video is made anew.
     temporary = path.with_name(f"{path.stem}.part{path.suffix}")
-    with VideoWriter(temporary, fps=fps) as video:
+    with VideoWriter(temporary, fps=FPS) as video:
         for i in range(num_frames):
             left = i * pixels_per_frame
             video.write(plate[:, left : left + side])
@@ -42,41 +45,34 @@ def make_video(path: Path, *, seconds: float, fps: int, side: int, seed: int) ->
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR")
     add("--images", type=Path, metavar="DIR", help="folder to take JPEG images from")
     add("--num-images", type=int, default=8)
     add("--seconds", type=float, default=4, help="length of the video")
-    add("--fps", type=int, default=10, help="frames per second")
     add("--size", type=int, default=320, help="side of the video in pixels")
-    add("--seed", type=int, default=7, help="of the plate")
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    images: list[Path] = []
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-        if args.images:
-            images = sorted(args.images.glob("*.jpg"))[: args.num_images]
-        for image in images:
-            shutil.copy(image, args.output)
+def run(args: argparse.Namespace) -> None:
+    """Copy the images, and make the video."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    images = []
+    if args.images:
+        images = sorted(args.images.glob("*.jpg"))[: args.num_images]
+    for image in images:
+        shutil.copy(image, args.output)
 
-        # The video is the same each time, so one of an earlier run is kept.
-        video = args.output / "conveyor.mp4"
-        if not video.is_file():
-            make_video(video, seconds=args.seconds, fps=args.fps, side=args.size, seed=args.seed)
-    except (OSError, ValueError) as error:
-        print_error(error)
-        return 2
-
+    # The video is the same each time, so one of an earlier run is kept.
+    video = args.output / "conveyor.mp4"
+    if not video.is_file():
+        make_video(video, seconds=args.seconds, side=args.size)
     print(f"{len(images)} images and a video in {args.output}")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(run, parse_args(argv))
 
 
 if __name__ == "__main__":

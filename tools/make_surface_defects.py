@@ -13,9 +13,8 @@ import os
 import sys
 from pathlib import Path
 
-from salience_detr.data import DatasetError
+from salience_detr.command_line import Parser, run_program
 from salience_detr.data.surface.dataset import SPLITS, generate_surface_defects
-from salience_detr.utils.errors import print_error
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -33,9 +32,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     # The folder in which the configs look for the data.
     output = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "surface_defects"
 
@@ -79,16 +76,7 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        generate(args)
-    except (DatasetError, OSError) as error:
-        print_error(error)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return run_program(generate, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ from typing import TypeAlias
 import numpy as np
 from detectron2.data import MetadataCatalog
 from matplotlib.figure import Figure
+from scipy.ndimage import median_filter
 
+from salience_detr.command_line import Parser, number, run_program
 from salience_detr.config import ConfigError, load_config
 from salience_detr.data.datasets import as_list
 from salience_detr.evaluation.confusion import confusion_matrix, plot_confusion
@@ -30,7 +32,6 @@ from salience_detr.evaluation.results import (
     evaluate,
     load_results,
 )
-from salience_detr.utils.errors import print_error
 
 Lines: TypeAlias = list[dict[str, float]]  # of metrics.json
 
@@ -41,16 +42,14 @@ MAX_LABELED_CLASSES = 20
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="output folder of train_net.py")
     add("--output", type=Path, metavar="DIR", help="for the images (default: RUN/plots)")
     add("--results", type=Path, metavar="FILE", help="detections (default: those in RUN)")
     add("--annotations", type=Path, metavar="FILE", help="(default: those of RUN/config.yaml)")
-    add("--score-threshold", type=float, default=0.3, help="for the confusion matrix (0.3)")
+    score = number(float, 0, 1)
+    add("--score-threshold", type=score, default=0.3, help="for the confusion matrix (0.3)")
     return parser.parse_args(argv)
 
 
@@ -81,15 +80,6 @@ def series(lines: Lines, name: str) -> tuple[np.ndarray, np.ndarray]:
     return iterations, values
 
 
-def smooth(values: np.ndarray) -> np.ndarray:
-    """Return the running median over :data:`SMOOTHING` values, or fewer at the ends."""
-    half = SMOOTHING // 2
-    medians = []
-    for i in range(len(values)):
-        medians.append(np.median(values[max(0, i - half) : i + half + 1]))
-    return np.array(medians)
-
-
 def save(figure: Figure, path: Path, xlabel: str, ylabel: str) -> None:
     """Add a grid, labels and a legend to a figure, and save it."""
     axes = figure.axes[0]
@@ -107,9 +97,7 @@ def save(figure: Figure, path: Path, xlabel: str, ylabel: str) -> None:
 
 def label_of(run: str, label: str, runs: dict[str, Lines]) -> str:
     """Return the label of a curve, with the name of its run if there are several."""
-    if len(runs) > 1:
-        return f"{run}: {label}"
-    return label
+    return f"{run}: {label}" if len(runs) > 1 else label
 
 
 def plot_losses(runs: dict[str, Lines], path: Path) -> None:
@@ -126,7 +114,7 @@ def plot_losses(runs: dict[str, Lines], path: Path) -> None:
         for name in names:
             iterations, values = series(lines, name)
             label = label_of(run, name.removeprefix("loss_groups/"), runs)
-            axes.plot(iterations, smooth(values), label=label)
+            axes.plot(iterations, median_filter(values, SMOOTHING), label=label)
     save(figure, path, "iteration", "loss")
 
 
@@ -207,13 +195,13 @@ def find_annotations(run: Path) -> Path:
     Raises:
         ResultsError: it is not known.
     """
-    # Data sets that the config registers by a file have its path; others are in the catalog.
     remedy = "name the annotation file with --annotations"
     try:
         dataset = load_config(run / "config.yaml").dataloader.test.dataset
     except ConfigError as error:
         raise ResultsError(f"{error}; {remedy}") from error
 
+    # Data sets that the config registers by a file have its path; others are in the catalog.
     name = as_list(dataset.names)[0]
     path = dataset.get("json_file") or MetadataCatalog.get(name).get("json_file")
     if not path:
@@ -246,24 +234,23 @@ def plot_detections(args: argparse.Namespace, output: Path) -> list[Path]:
     return [*written, output / "confusion.png"]
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Draw all images that the runs have metrics for, and print their paths."""
     output = args.output or args.runs[0] / "plots"
-    try:
-        runs = dict(zip(run_names(args.runs), map(read_metrics, args.runs), strict=True))
-        output.mkdir(parents=True, exist_ok=True)
-        plot_losses(runs, output / "losses.png")
-        written = [output / "losses.png"]
-        if plot_ap(runs, output / "ap.png"):
-            written.append(output / "ap.png")
-        if len(runs) == 1:
-            written += plot_detections(args, output)
-    except (ResultsError, OSError) as error:
-        print_error(error)
-        return 2
+    runs = dict(zip(run_names(args.runs), map(read_metrics, args.runs), strict=True))
+    output.mkdir(parents=True, exist_ok=True)
+    plot_losses(runs, output / "losses.png")
+    written = [output / "losses.png"]
 
+    if plot_ap(runs, output / "ap.png"):
+        written.append(output / "ap.png")
+    if len(runs) == 1:
+        written += plot_detections(args, output)
     print(*written, sep="\n")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -22,14 +22,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+from salience_detr.command_line import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 30
@@ -38,9 +37,7 @@ Results: TypeAlias = dict[str, object]
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write")
     action.add_argument("--compare", type=Path, nargs=2, metavar="FILE", help="two recordings")
@@ -186,7 +183,7 @@ class Recorder:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         results: Results = {}
         for image in self.validation_images():
-            outputs = session.run(None, onnx_inputs(session, image))
+            outputs = session.run(None, onnx_inputs(image))
             results[f"ONNX: {image.name}"] = [digest_of_array(output) for output in outputs]
         return results
 
@@ -195,20 +192,13 @@ class Recorder:
         return sorted(folder.glob("*.jpg"))[:NUM_IMAGES]
 
 
-def onnx_inputs(session: InferenceSession, path: Path) -> dict[str, np.ndarray]:
-    """Return the inputs of an exported model for one image, whatever version exported it."""
-    image = np.asarray(Image.open(path).convert("RGB"))
-    image = np.ascontiguousarray(image.transpose(2, 0, 1))  # (3, H, W)
+def onnx_inputs(path: Path) -> dict[str, np.ndarray]:
+    """Return the inputs of an exported model: a batch of one image, and its size."""
+    image = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32)
+    height, width = image.shape[:2]
 
-    # The model takes a batch of images, and may take their sizes.
-    inputs: dict[str, np.ndarray] = {}
-    for node in session.get_inputs():
-        dtype = np.uint8 if "uint8" in node.type else np.float32
-        if len(node.shape) == 4:
-            inputs[node.name] = image[None].astype(dtype)
-        else:
-            inputs[node.name] = np.array([image.shape[1:]], dtype=np.int64)
-    return inputs
+    images = np.ascontiguousarray(image.transpose(2, 0, 1)[None])  # (1, 3, H, W)
+    return {"images": images, "image_sizes": np.array([[height, width]])}
 
 
 def read_losses(output_dir: Path) -> dict[str, list[float]]:

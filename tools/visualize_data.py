@@ -20,12 +20,12 @@ from detectron2.structures import BoxMode
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from salience_detr.config import ConfigError, load_config
-from salience_detr.data import DatasetError, DataWorkerError, ImageReadError, batches, read_image
+from salience_detr.command_line import Parser, number, run_program
+from salience_detr.config import load_config
+from salience_detr.data import DatasetError, batches, read_image
 from salience_detr.data.datasets import class_names_of
 from salience_detr.engine.own_data import add_data_arguments, use_own_data
 from salience_detr.utils.drawing import class_colors, draw_boxes
-from salience_detr.utils.errors import print_error
 from salience_detr.utils.files import UsedPaths, write_image
 
 LOADERS = {"train": "train", "val": "test"}  # detectron2's names of the splits
@@ -49,21 +49,17 @@ class Sample:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
+    parser.add_config()
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE")
     add("--output", required=True, type=Path, metavar="DIR")
     add("--split", choices=LOADERS, default="train")
     add("--augmented", action="store_true", help="draw what the training loader yields")
-    add("--count", type=int, default=20, metavar="N", help="images, at most (default: 20)")
+    count = number(int, 1)
+    add("--count", type=count, default=20, metavar="N", help="images, at most (default: 20)")
     add_data_arguments(parser)
-    add("opts", nargs="*", metavar="key=value", help="overrides of the config")
 
-    args = parser.parse_intermixed_args(argv)
-    if args.count < 1:
-        parser.error(f"--count is {args.count}; it must be at least 1")
+    args = parser.parse(argv)
     if args.augmented and args.split == "val":
         parser.error("--augmented goes with --split train: validation images are not augmented")
     return args
@@ -133,18 +129,12 @@ def draw_samples(args: argparse.Namespace) -> None:
 
         write_image(used.unused_path(args.output / f"{sample.name}.jpg"), drawing)
 
-
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        draw_samples(args)
-    except (ConfigError, DatasetError, DataWorkerError, ImageReadError, OSError) as error:
-        print_error(error)
-        return 2
-
     source = "as the training loader yields them" if args.augmented else "as they are annotated"
     print(f"{args.output}: {source}")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(draw_samples, parse_args(argv))
 
 
 if __name__ == "__main__":

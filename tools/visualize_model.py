@@ -15,19 +15,23 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from salience_detr.checkpoint import CheckpointError
-from salience_detr.config import ConfigError, is_override
+from salience_detr.command_line import (
+    INTERRUPTED,
+    Parser,
+    number,
+    print_passed_over,
+    run_program,
+)
 from salience_detr.data.images import ImageReadError, read_image
 from salience_detr.inference.inputs import collect_inputs, is_video
 from salience_detr.predictor import Predictor
-from salience_detr.utils.errors import one_line, print_error
+from salience_detr.utils.errors import one_line
 from salience_detr.utils.files import UsedPaths, check_output_dir, write_image
 from salience_detr.visualization import (
     QueryStatistics,
@@ -54,60 +58,29 @@ PARTS = [*ENDINGS, "queries"]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
+    parser.add_detector()
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="LazyConfig file of the model")
-    add("--weights", required=True, metavar="FILE", help=".pth or .safetensors")
     add("--input", required=True, nargs="+", metavar="PATH", help="images, folders or patterns")
     add("--output", required=True, type=Path, metavar="DIR", help="folder of the drawings")
     parts_help = f"some of: {', '.join(PARTS)} (default: all)"
-    add("--parts", nargs="+", default=PARTS, metavar="PART", help=parts_help)
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=parts_help)
     query_help = "query of sampling and cam, from 0 (default: those of the best detections)"
-    add("--query", type=int, metavar="N", help=query_help)
-    add("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
-    add("opts", nargs="*", metavar="key=value", help="overrides of the config")
-    args = parser.parse_intermixed_args(argv)
-
-    # A list of paths or parts swallows the overrides that follow it.
-    for name in ("input", "parts"):
-        words = getattr(args, name)
-        args.opts += [x for x in words if is_override(x)]
-        setattr(args, name, [x for x in words if not is_override(x)])
-        if not getattr(args, name):
-            parser.error(f"--{name} needs at least one word")
-
-    for part in args.parts:
-        if part not in PARTS:
-            parser.error(f"--parts {part} is unknown; use some of {', '.join(PARTS)}")
-    if args.query is not None and args.query < 0:
-        parser.error(f"--query is {args.query}; queries are numbered from 0")
-    return args
+    add("--query", type=number(int, 0), metavar="N", help=query_help)
+    return parser.parse(argv)
 
 
-@dataclass
-class DrawingWriter:
-    """Writer of drawings into a folder.
+def write_drawings(
+    folder: Path, stem: str, drawings: dict[str, np.ndarray], used: UsedPaths
+) -> None:
+    """Write (H, W, 3) RGB drawings by their endings; all get the same number if one is taken."""
 
-    Attributes:
-        folder: the folder.
-        used: paths of the inputs and of earlier drawings, which are not overwritten.
-    """
+    def paths_of(stem: str) -> list[Path]:
+        return [folder / f"{stem}{ending}" for ending in drawings]
 
-    folder: Path
-    used: UsedPaths
-
-    def write(self, stem: str, drawings: dict[str, np.ndarray]) -> None:
-        """Write (H, W, 3) RGB drawings by their endings; the stem gets a number if it is taken."""
-        # All drawings of an image get the same number.
-        endings = list(drawings)
-        stem = self.used.unused_stem(stem, lambda stem: self.paths(stem, endings))
-        for path, drawing in zip(self.paths(stem, endings), drawings.values(), strict=True):
-            write_image(path, drawing)
-
-    def paths(self, stem: str, endings: list[str]) -> list[Path]:
-        return [self.folder / f"{stem}{ending}" for ending in endings]
+    paths = paths_of(used.unused_stem(stem, paths_of))
+    for path, drawing in zip(paths, drawings.values(), strict=True):
+        write_image(path, drawing)
 
 
 def draw_parts(
@@ -172,7 +145,8 @@ def visualize(
     Raises:
         OSError: a drawing cannot be written.
     """
-    writer = DrawingWriter(args.output, UsedPaths(images))
+    # Neither inputs nor earlier drawings are overwritten.
+    used = UsedPaths(images)
     num_drawn = 0
     interrupted = False
     statistics = []
@@ -189,7 +163,7 @@ def visualize(
                 notes.append(f"cannot look inside on {path}: {one_line(error)}")
                 continue
 
-            writer.write(path.stem, drawings)
+            write_drawings(args.output, path.stem, drawings, used)
             num_drawn += 1
             if image_statistics is not None:
                 statistics.append(image_statistics)
@@ -198,41 +172,30 @@ def visualize(
 
     if statistics:
         plot = plot_query_statistics(QueryStatistics.joined(statistics))
-        writer.write("queries", {".png": plot})
+        write_drawings(args.output, "queries", {".png": plot}, used)
     return num_drawn, interrupted
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line, and return 0, 1 if no image could be read, or 2 on a wrong call."""
-    args = parse_args(argv)
-    try:
-        images, notes = find_images(args.input)
-        check_output_dir(args.output, option="--output")
-        predictor = Predictor(
-            args.config_file, args.weights, device=args.device, overrides=args.opts
-        )
-        num_queries = predictor.model.num_queries
-        if args.query is not None and args.query >= num_queries:
-            raise ValueError(
-                f"--query is {args.query}, but the model has {num_queries}, numbered from 0"
-            )
-    except (CheckpointError, ConfigError, OSError, ValueError) as error:
-        print_error(error)
-        return 2
+def run(args: argparse.Namespace) -> int:
+    """Draw the images, and return the exit code: 1 if none could be read."""
+    images, notes = find_images(args.input)
+    check_output_dir(args.output, option="--output")
+    predictor = Predictor(args.config_file, args.weights, device=args.device, overrides=args.opts)
+    num_queries = predictor.model.num_queries
+    if args.query is not None and args.query >= num_queries:
+        raise ValueError(f"--query is {args.query}, but the model has {num_queries}, from 0 on")
 
-    try:
-        num_drawn, interrupted = visualize(predictor, images, args, notes)
-    except OSError as error:
-        print(f"error: cannot write to {args.output}: {error.strerror or error}", file=sys.stderr)
-        return 2
-
+    num_drawn, interrupted = visualize(predictor, images, args, notes)
     print(f"{num_drawn} images looked into, drawn in {args.output}")
-    if notes:
-        print(f"{len(notes)} inputs were skipped:", *notes, sep="\n  ", file=sys.stderr)
+    print_passed_over(notes)
     if interrupted:
-        print("interrupted: what was done until then is written", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
     return 0 if num_drawn else 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(run, parse_args(argv))
 
 
 if __name__ == "__main__":

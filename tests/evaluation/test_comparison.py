@@ -272,11 +272,11 @@ def test_the_command_line_draws_and_says_what_it_left_out(data, tmp_path, capsys
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--images", "x"], "--images goes with --show-dir"),
-        (["--show-dir", "x", "--show-count", "0"], "--show-count is 0; it must be at least 1"),
+        (["--images", "x"], "--images, --score-threshold and --show-count go with --show-dir"),
+        (["--show-dir", "x", "--show-count", "0"], "--show-count: it is 0, and must be at least 1"),
         (
             ["--show-dir", "x", "--score-threshold", "nan"],
-            "--score-threshold is nan; it lies between 0 and 1",
+            "--score-threshold: it is nan, and must be between 0 and 1",
         ),
     ],
 )

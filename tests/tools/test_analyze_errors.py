@@ -116,7 +116,7 @@ def test_a_mistake_is_one_line(files, tmp_path, capsys):
     assert "set --output" in lines[2]
     with pytest.raises(SystemExit):
         main([*files, "--worst", "0"])
-    assert "--worst is 0; it lies between 1 and 400" in capsys.readouterr().err
+    assert "--worst: it is 0, and must be between 1 and 400" in capsys.readouterr().err
 
 
 def test_texts_stay_as_they_are_and_missing_numbers_are_dashes():

@@ -13,7 +13,6 @@ from tools.plot_metrics import (
     read_metrics,
     run_names,
     series,
-    smooth,
 )
 
 
@@ -45,13 +44,6 @@ def test_runs_can_be_compared_in_one_image(finished_run, tmp_path):
     assert main([str(finished_run), str(other), "--output", str(tmp_path / "both")]) == 0
     assert sorted(path.name for path in (tmp_path / "both").iterdir()) == ["ap.png", "losses.png"]
     assert series(read_metrics(other), "total_loss")[0].tolist() == [1, 2]
-
-
-def test_curves_are_smoothed_by_a_running_median():
-    values = np.zeros(60)
-    values[30] = 1e6  # a spike is no trend
-    assert not smooth(values).any()
-    np.testing.assert_allclose(smooth(np.arange(60.0))[12:48], np.arange(12, 48))
 
 
 def test_what_is_missing_is_named(tmp_path, finished_run, capsys):

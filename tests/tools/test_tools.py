@@ -15,6 +15,7 @@ from torch import nn
 
 from salience_detr.benchmark.flops import STAGES, count_flops
 from salience_detr.config import load_config
+from salience_detr.evaluation.results import ResultsError
 from salience_detr.inference.video import VideoReader
 from tools import (
     analyze_model,
@@ -160,7 +161,7 @@ def test_average_precision_of_a_results_file(tmp_path, capsys, bbox, row):
 def test_results_that_cannot_be_evaluated_are_named(tmp_path, content, message):
     results = tmp_path / "results.json"
     results.write_text(content)
-    with pytest.raises(evaluate_json.ResultsError, match=message):
+    with pytest.raises(ResultsError, match=message):
         evaluate_json.load_results(results, annotation_file(tmp_path))
 
 

@@ -1,0 +1,122 @@
+"""Command lines of the programs: parser, shared flags, errors in one line, and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from salience_detr.checkpoint import CheckpointError
+from salience_detr.data import DataWorkerError, ImageReadError
+from salience_detr.utils.errors import print_error
+
+Number = TypeVar("Number", int, float)
+
+# ConfigError, DatasetError, ExportError and ResultsError are ValueErrors. ImportErrors name a
+# package that is not installed.
+USER_ERRORS = (
+    CheckpointError, DataWorkerError, ImageReadError, ImportError, OSError, ValueError
+)  # fmt: skip
+INTERRUPTED = "interrupted: the results until then are written"
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser of a program's command line, with the flags that programs share.
+
+    A description keeps its line breaks, and an error is one line.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see --help\n")
+
+    def add_config(self, **options: Any) -> None:
+        """Add --config-file, whose options may be changed, and the overrides of the config."""
+        help_text = "a LazyConfig file: configs/*.py"
+        defaults = {"required": True, "metavar": "FILE", "help": help_text}
+        self.add_argument("--config-file", **defaults | options)
+        self.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
+
+    def add_detector(self, **options: Any) -> None:
+        """Add what a detector is loaded from: the config, see above, its weights and a device."""
+        self.add_config(**options)
+        add = self.add_argument
+        add("--weights", required=True, metavar="FILE", help="checkpoint or exported model")
+        add("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
+
+    def add_size(self) -> None:
+        """Add --size of the images that a model is measured on."""
+        metavar = ("HEIGHT", "WIDTH")
+        size = {"type": number(int, 1), "nargs": 2, "metavar": metavar, "default": (800, 1333)}
+        self.add_argument("--size", **size, help="in pixels (default: 800 1333)")
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parse a command line whose overrides may stand anywhere, after a list of paths too."""
+        words = sys.argv[1:] if argv is None else argv
+        overrides = []
+        others = []
+
+        # argparse would add an override to the list before it. A flag's first word is none.
+        for previous, word in zip(["", *words], words, strict=False):
+            if is_override(word) and not previous.startswith("-"):
+                overrides.append(word)
+            else:
+                others.append(word)
+
+        args = self.parse_intermixed_args(others)
+        args.opts += overrides
+        return args
+
+
+def is_override(word: str) -> bool:
+    """Return whether a word of a command line is key=value rather than a flag or a path."""
+    key, equals, _ = word.partition("=")
+    is_key = equals and "/" not in key and not key.startswith("-")
+    return bool(is_key) and not os.path.exists(word)
+
+
+def number(
+    kind: Callable[[str], Number], least: float, largest: float = math.inf
+) -> Callable[[str], Number]:
+    """Return the type of a flag, for argparse, that is a number between two limits."""
+
+    def convert(word: str) -> Number:
+        value = kind(word)
+        if not least <= value <= largest:
+            limits = f"between {least} and {largest}"
+            if largest == math.inf:
+                limits = f"at least {least}"
+            raise argparse.ArgumentTypeError(f"it is {word}, and must be {limits}")
+        return value
+
+    # argparse names it where the word is no number.
+    convert.__name__ = kind.__name__
+    return convert
+
+
+def run_program(
+    program: Callable[[argparse.Namespace], int | None], args: argparse.Namespace
+) -> int:
+    """Run a program and return its exit code, 0 for None.
+
+    It is 2 after an error of the user, which is printed in one line, and 130 after Ctrl-C.
+    """
+    try:
+        return program(args) or 0
+    except USER_ERRORS as error:
+        print_error(error)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def print_passed_over(messages: Sequence[str], noun: str = "inputs") -> None:
+    """Print on stderr what was passed over, if anything was."""
+    if messages:
+        print(f"{len(messages)} {noun} were passed over:", *messages, sep="\n  ", file=sys.stderr)
