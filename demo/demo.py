@@ -24,11 +24,11 @@ from pathlib import Path
 
 from detectron2.utils import comm
 
-from salience_detr.command_line import INTERRUPTED, USER_ERRORS, Parser, print_passed_over
+from salience_detr.command_line import INTERRUPTED, Parser, print_passed_over, run_program
 from salience_detr.config import resolve_device
 from salience_detr.inference.class_filter import only_classes
 from salience_detr.inference.detection_run import DetectionRun, Ending, Summary
-from salience_detr.inference.distributed import LostProcessError, join_torchrun, run_distributed
+from salience_detr.inference.distributed import join_torchrun, run_distributed
 from salience_detr.inference.inputs import collect_inputs
 from salience_detr.inference.loading import load_detector
 from salience_detr.inference.outputs import OutputFolder
@@ -36,7 +36,6 @@ from salience_detr.inference.result_files import ResultFiles, earlier_parts
 from salience_detr.inference.tiling import TiledDetector
 from salience_detr.inference.tracking import MIN_SCORE, Tracker
 from salience_detr.predictor import Detector
-from salience_detr.utils.errors import print_error
 from salience_detr.utils.files import check_output_dir, check_result_path
 from salience_detr.utils.signals import StopSignals
 
@@ -136,20 +135,18 @@ def prepare(args: argparse.Namespace) -> tuple[list[Path], list[str], Detector]:
     return sources, missing, build_detector(args)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line.
+def run(args: argparse.Namespace) -> int:
+    """Detect on all inputs in this process, or with torchrun's others, and report.
 
     Returns:
         0 after detection on at least one input, 1 if no input could be read or an output could not
-        be written, 2 after an error of the user, 130 after an interruption.
+        be written, 130 after an interruption.
+
+    Raises:
+        USER_ERRORS: see :func:`prepare` and :func:`run_distributed`.
     """
-    args = parse_args(argv)
-    with join_torchrun():
-        try:
-            sources, missing, detector = prepare(args)
-        except USER_ERRORS as error:
-            print_error(error)
-            return 2
+    with join_torchrun(), StopSignals() as stop_signals:
+        sources, missing, detector = prepare(args)
 
         # Only the parts of an earlier run exist at this point.
         parts = earlier_parts(args.json, args.csv)
@@ -159,24 +156,18 @@ def main(argv: list[str] | None = None) -> int:
         folder = OutputFolder(
             args.output, detector.classes, salience=args.salience, crops=args.save_crops
         )
-        with StopSignals() as stop_signals:
-            run = DetectionRun(
-                detector,
-                folder,
-                folder.plan(sources),
-                ResultFiles(detector.classes, args.json, args.csv),
-                stop_signals,
-                score_threshold=args.score_threshold,
-                track=args.track,
-                num_threads=min(4, os.cpu_count() or 1),
-                show_progress=comm.is_main_process(),
-            )
-
-            try:
-                summary = run_distributed(run, camera=args.webcam)
-            except (OSError, LostProcessError) as error:
-                print_error(error)
-                return 2
+        detection_run = DetectionRun(
+            detector,
+            folder,
+            folder.plan(sources),
+            ResultFiles(detector.classes, args.json, args.csv),
+            stop_signals,
+            score_threshold=args.score_threshold,
+            track=args.track,
+            num_threads=min(4, os.cpu_count() or 1),
+            show_progress=comm.is_main_process(),
+        )
+        summary = run_distributed(detection_run, camera=args.webcam)
 
     # Under torchrun, only the first process reports.
     return 0 if summary is None else report(summary, missing, args)
@@ -197,6 +188,10 @@ def report(summary: Summary, missing: Sequence[str], args: argparse.Namespace) -
         print(INTERRUPTED, file=sys.stderr)
         return 130
     return 0 if summary.num_completed and summary.ending == Ending.DONE else 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -35,25 +35,30 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see --help\n")
 
-    def add_config(self, **options: Any) -> None:
-        """Add --config-file, whose options may be changed, and the overrides of the config."""
-        help_text = "a LazyConfig file: configs/*.py"
-        defaults = {"required": True, "metavar": "FILE", "help": help_text}
-        self.add_argument("--config-file", **defaults | options)
-        self.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
+    def add_config(
+        self,
+        *,
+        help: str = "a LazyConfig file: configs/*.py",
+        required: bool = True,
+        **options: Any,
+    ) -> None:
+        """Add --config-file, with the options of ``add_argument``, and the config's overrides."""
+        add = self.add_argument
+        add("--config-file", metavar="FILE", help=help, required=required, **options)
+        add("opts", nargs="*", metavar="key=value", help="overrides of the config")
 
     def add_detector(self, **options: Any) -> None:
-        """Add what a detector is loaded from: the config, see above, its weights and a device."""
+        """Add what a detector is loaded from: config (see above), weights and device."""
         self.add_config(**options)
         add = self.add_argument
         add("--weights", required=True, metavar="FILE", help="checkpoint or exported model")
         add("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
 
     def add_size(self) -> None:
-        """Add --size of the images that a model is measured on."""
-        metavar = ("HEIGHT", "WIDTH")
-        size = {"type": number(int, 1), "nargs": 2, "metavar": metavar, "default": (800, 1333)}
-        self.add_argument("--size", **size, help="in pixels (default: 800 1333)")
+        """Add --size, of the images that a model is measured on."""
+        pixels = number(int, 1)
+        size = ("HEIGHT", "WIDTH")
+        self.add_argument("--size", type=pixels, nargs=2, default=(800, 1333), metavar=size)
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse a command line whose overrides may stand anywhere, after a list of paths too."""
@@ -61,9 +66,11 @@ class Parser(argparse.ArgumentParser):
         overrides = []
         others = []
 
-        # argparse would add an override to the list before it. A flag's first word is none.
+        # argparse would add an override to the list before it.
         for previous, word in zip(["", *words], words, strict=False):
-            if is_override(word) and not previous.startswith("-"):
+            flag = self._option_string_actions.get(previous)
+            is_value = flag is not None and flag.nargs is None
+            if is_override(word) and not is_value:
                 overrides.append(word)
             else:
                 others.append(word)
@@ -87,6 +94,7 @@ def number(
 
     def convert(word: str) -> Number:
         value = kind(word)
+
         if not least <= value <= largest:
             limits = f"between {least} and {largest}"
             if largest == math.inf:

@@ -84,6 +84,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("annotations", type=Path, metavar="ANNOTATIONS.json")
     add("--images", type=Path, metavar="DIR", help="(default: looked for beside ANNOTATIONS)")
     add("--output", type=Path, metavar="DIR", help="(default: the folder errors beside RESULTS)")
+
     worst = number(int, 1, MAX_WORST)
     add("--worst", type=worst, default=16, metavar="N", help="images on the sheet (default: 16)")
     score = number(float, 0, 1)
@@ -103,6 +104,7 @@ def analyze(results: Results, args: argparse.Namespace) -> tuple[dict[str, Any],
         is nothing to measure; and the images with errors, worst first.
     """
     thresholds = {"score_threshold": args.score_threshold, "iou_threshold": args.iou_threshold}
+
     evaluation = evaluate(results)
     images = find_errors(results, **thresholds)
     ranking = rank_by_errors(images)
@@ -140,6 +142,7 @@ def markdown(content: dict[str, Any]) -> str:
     """Return a report as a Markdown text with tables."""
     settings = content["settings"]
     confusion = content["confusion"]
+
     sections = [
         f"# Errors of {settings['results']}",
         f"Against {settings['annotations']}: {content['pictures']} images. AP and AR, in percent, "
@@ -191,6 +194,7 @@ def table(rows: Sequence[Mapping[str, Cell]], keys: Sequence[str] = ()) -> str:
 
     keys = keys or list(rows[0])
     headers = [escape(LABELS.get(key, key)) for key in keys]
+
     cells = []
     for row in rows:
         cells.append([escape(row[key]) for key in keys])
@@ -221,6 +225,7 @@ def confusion_table(matrix: np.ndarray, names: list[str]) -> str:
     confused = matrix[:-1, :-1].copy()
     np.fill_diagonal(confused, 0)
     order = np.argsort(-confused, axis=None, kind="stable")[:NUM_CONFUSIONS]
+
     rows = []
     for true, detected in np.column_stack(np.unravel_index(order, confused.shape)):
         count = int(confused[true, detected])

@@ -199,6 +199,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     dtypes = ("float64", "float32", "float16", "bfloat16")
     numbers = range(len(SHAPES))
     parser = Parser(description=__doc__)
+
     add = parser.add_argument
     add("--device", default=default_device, choices=("cpu", "cuda"))
     add("--dtype", default="float32", choices=dtypes)

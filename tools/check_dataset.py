@@ -43,6 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data-dir", type=Path, metavar="DIR", help="instead: folder with both in a usual layout")
     add("--fix", type=Path, metavar="OUT.json", help="write the (first) set, repaired")
     add("--show", type=int, default=5, metavar="N", help="examples of each kind of problem")
+
     workers = os.cpu_count() or 1
     add("--workers", type=number(int, 0), default=workers, help="processes that read images")
     args = parser.parse_args(argv)

@@ -16,6 +16,7 @@ import argparse
 import statistics
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,18 +43,10 @@ from salience_detr.export.verification import (
     Difference,
     verify,
 )
-from salience_detr.predictor import Detector, Predictor
+from salience_detr.predictor import Predictor
 from salience_detr.utils.files import check_result_path
 
 ENDINGS = (".onnx", ".pt2")
-HEADERS = (
-    "image",
-    "detections",
-    "not in both",
-    "their highest score",
-    "largest difference of scores",
-    "of boxes (px)",
-)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -63,6 +56,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--weights", metavar="FILE", help="checkpoint (default: random weights)")
     add("--output", required=True, type=Path, metavar="FILE", help="ends in .onnx or .pt2")
     add("--compile", action="store_true", help="compile a .pt2 for this processor (minutes)")
+
     opset_help = f"ONNX opset, up to {LAST_OPSET} (default: {DEFAULT_OPSET})"
     add("--opset", type=int, default=DEFAULT_OPSET, help=opset_help)
     add("--simplify", action="store_true", help="run onnxslim over the ONNX graph")
@@ -115,11 +109,6 @@ def write(predictor: Predictor, args: argparse.Namespace) -> ExportedDetector:
     return PackagedDetector(args.output)
 
 
-def latency(detector: Detector, image: np.ndarray) -> float:
-    """Return the median milliseconds of 5 detections, after one that warms up."""
-    return statistics.median(time_calls(lambda: detector(image), 6)[1:])
-
-
 def report(
     predictor: Predictor, exported: ExportedDetector, images: list[np.ndarray], origin: str
 ) -> list[Difference]:
@@ -130,16 +119,27 @@ def report(
     labels += [f"{label} in a batch" for label in labels]
 
     rows = []
-    for label, d in zip(labels, differences, strict=True):
-        rows.append((label, d.detections, d.unmatched, d.unmatched_score, d.score, d.box))
+    for label, difference in zip(labels, differences, strict=True):
+        row = {
+            "image": label,
+            "detections": difference.detections,
+            "not in both": difference.unmatched,
+            "their highest score": difference.unmatched_score,
+            "largest difference of scores": difference.score,
+            "of boxes (px)": difference.box,
+        }
+        rows.append(row)
     print(f"\nagainst PyTorch on {origin}:")
     formats = ("", "", "", ".3f", ".1e", ".1e")
-    print(tabulate(rows, headers=HEADERS, floatfmt=formats, tablefmt="github"))
+    print(tabulate(rows, headers="keys", floatfmt=formats, tablefmt="github"))
 
     times = []
     detectors = {"PyTorch": predictor, type(exported).__name__: exported}
     for name, detector in tqdm(detectors.items(), desc="timing"):
-        times.append((name, latency(detector, images[0])))
+        # The first of the detections warms up.
+        milliseconds = time_calls(partial(detector, images[0]), 6)[1:]
+        times.append((name, statistics.median(milliseconds)))
+
     print(f"\none image of {labels[0]}, reading and resizing included, median of 5:")
     print(tabulate(times, headers=("", "ms"), floatfmt=".1f", tablefmt="github"))
     return differences

@@ -33,6 +33,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
+
     # The folder in which the configs look for the data.
     output = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "surface_defects"
 
@@ -41,6 +42,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--splits", nargs="+", choices=SPLITS, default=SPLITS)
     add("--num-train", type=int, default=4000, help="images to train on (default: %(default)s)")
     add("--num-val", type=int, default=300, help="images to validate on (default: %(default)s)")
+
     size_help = "side or HEIGHTxWIDTH in pixels (default: 320)"
     add("--size", type=image_size, default=(320, 320), help=size_help)
     add("--seed", type=int, default=0)

@@ -48,6 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output", type=Path, metavar="DIR", help="for the images (default: RUN/plots)")
     add("--results", type=Path, metavar="FILE", help="detections (default: those in RUN)")
     add("--annotations", type=Path, metavar="FILE", help="(default: those of RUN/config.yaml)")
+
     score = number(float, 0, 1)
     add("--score-threshold", type=score, default=0.3, help="for the confusion matrix (0.3)")
     return parser.parse_args(argv)

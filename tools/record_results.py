@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -72,7 +73,7 @@ class Recorder:
         if neu_det is not None:
             self.environment["NEU_DET"] = str(neu_det.resolve())
 
-    def run(self, program: str, *arguments: str) -> None:
+    def run(self, program: str, *arguments: str | Path) -> None:
         """Run a program of the checkout.
 
         Raises:
@@ -96,31 +97,25 @@ class Recorder:
     def record(self) -> Results:
         """Run everything and return the results by name."""
         self.run("tools/make_surface_defects.py", "--num-train", "240")
-
-        tiny = "configs/surface_defects_tiny.py"
-        tiny_weights = "demo/surface_defects_tiny.safetensors"
-        results = self.record_training("surface_defects_tiny", tiny)
-        results |= self.record_evaluation("surface_defects_tiny", tiny, tiny_weights)
-        results |= self.record_demo(tiny, tiny_weights)
-        results |= self.record_export(tiny, tiny_weights)
+        results = self.record_training("surface_defects_tiny")
+        results |= self.record_evaluation("surface_defects_tiny")
+        results |= self.record_demo("surface_defects_tiny")
+        results |= self.record_export("surface_defects_tiny")
 
         if self.neu_det is None:
             print("NEU-DET is left out: name its folder with --neu-det")
             return results
+        results |= self.record_training("neu_det_r18")
+        return results | self.record_evaluation("neu_det_r18")
 
-        neu = "configs/neu_det_r18.py"
-        results |= self.record_training("neu_det_r18", neu)
-        results |= self.record_evaluation("neu_det_r18", neu, "demo/neu_det_r18.safetensors")
-        return results
-
-    def record_training(self, name: str, config: str) -> Results:
+    def record_training(self, name: str) -> Results:
         """Train for some steps in one run, and again in two, of which the second resumes."""
         whole = self.scratch / name / "whole"
-        self.train(config, whole, max_iter=STEPS)
+        self.train(name, whole, max_iter=STEPS)
 
         parts = self.scratch / name / "parts"
-        self.train(config, parts, max_iter=STEPS // 2)
-        self.train(config, parts, "--resume", max_iter=STEPS)
+        self.train(name, parts, max_iter=STEPS // 2)
+        self.train(name, parts, "--resume", max_iter=STEPS)
         return {
             f"{name}: losses": read_losses(whole),
             f"{name}: weights": digest_of_weights(whole / "model_final.pth"),
@@ -128,7 +123,7 @@ class Recorder:
             f"{name}: weights, resumed": digest_of_weights(parts / "model_final.pth"),
         }
 
-    def train(self, config: str, output_dir: Path, *flags: str, max_iter: int) -> None:
+    def train(self, name: str, output_dir: Path, *flags: str, max_iter: int) -> None:
         # Every step is logged; an evaluation and previews would only take time.
         overrides = [
             f"train.output_dir={output_dir}",
@@ -138,45 +133,40 @@ class Recorder:
             "train.eval_period=1000",
             "train.previews=0",
         ]
-        self.run("train_net.py", "--config-file", config, *flags, *overrides)
 
-    def record_evaluation(self, name: str, config: str, weights: str) -> Results:
+        self.run("train_net.py", "--config-file", f"configs/{name}.py", *flags, *overrides)
+
+    def record_evaluation(self, name: str) -> Results:
         """Evaluate shipped weights, and take the AP as it is printed."""
         output_dir = self.scratch / name / "evaluation"
-        arguments = ["--eval-only", "--weights", weights, f"train.output_dir={output_dir}"]
-        self.run("train_net.py", "--config-file", config, *arguments)
+        output = f"train.output_dir={output_dir}"
+        self.run("train_net.py", *shipped_model(name), "--eval-only", output)
 
         # detectron2 marks these lines for copying into a spreadsheet.
-        table = []
-        for line in (output_dir / "log.txt").read_text().splitlines():
-            _, mark, values = line.partition("copypaste: ")
-            if mark:
-                table.append(values)
-        return {f"{name}: AP of the shipped weights": table}
+        log = (output_dir / "log.txt").read_text()
+        return {f"{name}: AP of the shipped weights": re.findall("copypaste: (.*)", log)}
 
-    def record_demo(self, config: str, weights: str) -> Results:
+    def record_demo(self, name: str) -> Results:
         """Detect on validation images and on a video."""
         inputs = self.scratch / "inputs"
-        self.run("tools/make_demo_inputs.py", "--output", str(inputs), "--seconds", "1")
+        self.run("tools/make_demo_inputs.py", "--output", inputs, "--seconds", "1")
         for image in self.validation_images():
             shutil.copy(image, inputs)
 
         path = self.scratch / "predictions.json"
-        arguments = ["--config-file", config, "--weights", weights, "--input", str(inputs)]
-        outputs = ["--output", str(self.scratch / "detections"), "--json", str(path)]
-        self.run("demo/demo.py", *arguments, *outputs)
+        outputs = ["--output", self.scratch / "detections", "--json", path]
+        self.run("demo/demo.py", *shipped_model(name), *outputs, "--input", inputs)
 
         # The scratch folder has another name each time.
         content = json.loads(path.read_text().replace(str(inputs), "inputs"))
         return {"demo: detections": content}
 
-    def record_export(self, config: str, weights: str) -> Results:
+    def record_export(self, name: str) -> Results:
         """Export to ONNX, and run ONNX Runtime on validation images."""
         import onnxruntime  # of the extra "onnx"
 
         path = self.scratch / "model.onnx"
-        arguments = ["--config-file", config, "--weights", weights, "--output", str(path)]
-        self.run("tools/export.py", *arguments)
+        self.run("tools/export.py", *shipped_model(name), "--output", path)
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -190,6 +180,11 @@ class Recorder:
     def validation_images(self) -> list[Path]:
         folder = self.scratch / "datasets" / "surface_defects" / "val"
         return sorted(folder.glob("*.jpg"))[:NUM_IMAGES]
+
+
+def shipped_model(name: str) -> list[str]:
+    """Return the arguments that name a config and the weights in demo/."""
+    return ["--config-file", f"configs/{name}.py", "--weights", f"demo/{name}.safetensors"]
 
 
 def onnx_inputs(path: Path) -> dict[str, np.ndarray]:

@@ -63,6 +63,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--input", required=True, nargs="+", metavar="PATH", help="images, folders or patterns")
     add("--output", required=True, type=Path, metavar="DIR", help="folder of the drawings")
+
     parts_help = f"some of: {', '.join(PARTS)} (default: all)"
     add("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=parts_help)
     query_help = "query of sampling and cam, from 0 (default: those of the best detections)"
@@ -122,12 +123,14 @@ def find_images(patterns: list[str]) -> tuple[list[Path], list[str]]:
         OSError: there is no image.
     """
     files, notes = collect_inputs(patterns)
+
     images = []
     for path in files:
         if is_video(path):
             notes.append(f"{path} is a video; demo/demo.py takes those")
         else:
             images.append(path)
+
     if not images:
         raise FileNotFoundError("; ".join(notes))
     return images, notes
@@ -181,6 +184,7 @@ def run(args: argparse.Namespace) -> int:
     images, notes = find_images(args.input)
     check_output_dir(args.output, option="--output")
     predictor = Predictor(args.config_file, args.weights, device=args.device, overrides=args.opts)
+
     num_queries = predictor.model.num_queries
     if args.query is not None and args.query >= num_queries:
         raise ValueError(f"--query is {args.query}, but the model has {num_queries}, from 0 on")
@@ -188,6 +192,7 @@ def run(args: argparse.Namespace) -> int:
     num_drawn, interrupted = visualize(predictor, images, args, notes)
     print(f"{num_drawn} images looked into, drawn in {args.output}")
     print_passed_over(notes)
+
     if interrupted:
         print(INTERRUPTED, file=sys.stderr)
         return 130

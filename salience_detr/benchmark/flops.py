@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections import Counter
@@ -109,6 +108,10 @@ def count_flops(model: nn.Module, height: int, width: int) -> ModelCost:
         macs.set_op_handle(name, attention_macs)
         activations.set_op_handle(name, attention_activations)
 
+    for analysis in (macs, activations):
+        analysis.unsupported_ops_warnings(False)
+        analysis.uncalled_modules_warnings(False)
+
     # Both analyses trace the model when they are first asked.
     with countable_operators():
         macs_by_module = macs.by_module()
@@ -139,20 +142,15 @@ def count_flops(model: nn.Module, height: int, width: int) -> ModelCost:
 
 @contextmanager
 def countable_operators() -> Iterator[None]:
-    """Run attention by operators that fvcore knows, without fvcore's warnings."""
-    logger = logging.getLogger("fvcore")
-    level = logger.level
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-
+    """Run attention by operators that fvcore knows."""
     # The fast path of nn.MultiheadAttention is one operator, and so is our compiled one.
-    logger.setLevel(logging.ERROR)
+    fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with patch.object(ms_deform_attn, "is_compiled_for", lambda _: False):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        logger.setLevel(level)
 
 
 def attention_macs(inputs: list, outputs: list) -> Counter[str]:

@@ -51,8 +51,8 @@ class Settings:
         modes: some of :data:`MODES`.
         operators: implementations of the deformable attention, some of :data:`OPERATORS`.
         batch_sizes: in rising order, from 1 on.
-        compare: names in :data:`salience_detr.benchmark.other_detectors.OTHER_DETECTORS`.
-        compare_batch: measure these at all batch sizes, not at the first only.
+        compare: names in :data:`salience_detr.benchmark.other_detectors.OTHER_DETECTORS`, which
+            are measured with single images.
         warmup: calls before the timed ones.
         repeats: timed calls at each batch size.
     """
@@ -68,7 +68,6 @@ class Settings:
     operators: tuple[str, ...]
     batch_sizes: tuple[int, ...]
     compare: tuple[str, ...]
-    compare_batch: bool
     warmup: int
     repeats: int
 
@@ -190,7 +189,7 @@ def measure(settings: Settings, measurement: Measurement) -> None:
     """Add timings and stages to a measurement; a failure keeps those before it."""
     variant = measurement.variant
     batch_sizes = settings.batch_sizes
-    if variant.detector != OURS and not settings.compare_batch:
+    if variant.detector != OURS:
         batch_sizes = batch_sizes[:1]
 
     # A batch that does not fit into memory may end the process, so the smaller ones come first.

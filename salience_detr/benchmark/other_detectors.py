@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 
 import torch
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
+from torchvision.models import get_model_builder
 
 from salience_detr.modeling.salience_detr import padding_mask
 
@@ -31,21 +32,15 @@ class TorchvisionDetector(nn.Module):
         return to_instances(images, self.detector(images))
 
 
-class ImageProcessor(Protocol):
-    """The part of transformers' image processors that turns a model's outputs into detections."""
-
-    def post_process_object_detection(
-        self, outputs: object, threshold: float, target_sizes: list[tuple[int, int]]
-    ) -> list[dict[str, Tensor]]: ...
-
-
 class TransformersDetector(nn.Module):
-    """A detector of transformers, with its image processor."""
+    """A detector of transformers, with the method of its image processor that reads its outputs."""
 
-    def __init__(self, detector: nn.Module, processor: ImageProcessor) -> None:
+    def __init__(
+        self, detector: nn.Module, post_process: Callable[..., list[dict[str, Tensor]]]
+    ) -> None:
         super().__init__()
         self.detector = detector
-        self.processor = processor
+        self.post_process = post_process
 
     def forward(self, batched_inputs: list[dict]) -> list[dict[str, Instances]]:
         """See :meth:`salience_detr.modeling.SalienceDETR.forward`; evaluation only."""
@@ -54,10 +49,7 @@ class TransformersDetector(nn.Module):
 
         # Their masks are True at valid pixels, ours at padding.
         outputs = self.detector(pixel_values=batch.tensor, pixel_mask=~padding_mask(batch))
-
-        results = self.processor.post_process_object_detection(
-            outputs, threshold=0.0, target_sizes=batch.image_sizes
-        )
+        results = self.post_process(outputs, threshold=0.0, target_sizes=batch.image_sizes)
         return to_instances(images, results)
 
 
@@ -80,22 +72,17 @@ def to_instances(
     return outputs
 
 
-Builder = Callable[[tuple[int, int], int], nn.Module]
-
-
-def torchvision_builder(name: str) -> Builder:
-    """Return a function that builds a detector of torchvision."""
-
-    def build(size: tuple[int, int], num_classes: int) -> nn.Module:
-        from torchvision.models import detection
-
+def build_torchvision(name: str, size: tuple[int, int], num_classes: int) -> nn.Module:
+    """Build a detector of torchvision."""
+    detector = get_model_builder(name)(
+        weights=None,
+        weights_backbone=None,
         # torchvision counts the background as a class, and would resize images to its own size.
-        make = getattr(detection, name)
-        sizes = {"min_size": min(size), "max_size": max(size)}
-        random = {"weights": None, "weights_backbone": None}
-        return TorchvisionDetector(make(num_classes=num_classes + 1, **sizes, **random))
-
-    return build
+        num_classes=num_classes + 1,
+        min_size=min(size),
+        max_size=max(size),
+    )
+    return TorchvisionDetector(detector)
 
 
 def deformable_detr(size: tuple[int, int], num_classes: int) -> nn.Module:
@@ -113,7 +100,8 @@ def deformable_detr(size: tuple[int, int], num_classes: int) -> nn.Module:
         num_labels=num_classes,
     )
     detector = transformers.DeformableDetrForObjectDetection(config)
-    return TransformersDetector(detector, transformers.DeformableDetrImageProcessor())
+    processor = transformers.DeformableDetrImageProcessor()
+    return TransformersDetector(detector, processor.post_process_object_detection)
 
 
 def rt_detr(size: tuple[int, int], num_classes: int) -> nn.Module:
@@ -122,7 +110,8 @@ def rt_detr(size: tuple[int, int], num_classes: int) -> nn.Module:
 
     config = transformers.RTDetrConfig(num_labels=num_classes)
     detector = transformers.RTDetrForObjectDetection(config)
-    return TransformersDetector(detector, transformers.RTDetrImageProcessor())
+    processor = transformers.RTDetrImageProcessor()
+    return TransformersDetector(detector, processor.post_process_object_detection)
 
 
 @dataclass(frozen=True)
@@ -139,7 +128,7 @@ class OtherDetector:
 
     label: str
     package: str
-    build: Builder
+    build: Callable[[tuple[int, int], int], nn.Module]
     compiled_stages: tuple[str, ...]
     uses_nms: bool = False
 
@@ -154,9 +143,9 @@ TWO_STAGE = (
 )
 TRANSFORMER = ("detector.model.backbone", "detector.model.encoder", "detector.model.decoder")
 
-retinanet = torchvision_builder("retinanet_resnet50_fpn_v2")
-fcos = torchvision_builder("fcos_resnet50_fpn")
-faster_rcnn = torchvision_builder("fasterrcnn_resnet50_fpn_v2")
+retinanet = partial(build_torchvision, "retinanet_resnet50_fpn_v2")
+fcos = partial(build_torchvision, "fcos_resnet50_fpn")
+faster_rcnn = partial(build_torchvision, "fasterrcnn_resnet50_fpn_v2")
 OTHER_DETECTORS = {
     "retinanet": OtherDetector("RetinaNet R50 v2", "torchvision", retinanet, DENSE, uses_nms=True),
     "fcos": OtherDetector("FCOS R50", "torchvision", fcos, DENSE, uses_nms=True),

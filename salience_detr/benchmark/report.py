@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import textwrap
 from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
@@ -100,9 +101,7 @@ def remarks(benchmark: Benchmark, measurement: Measurement) -> str:
 
     # A bar would end the cell of the Markdown table.
     text = "; ".join(reasons).replace("|", "/")
-    if len(text) > LONGEST_REMARK:
-        text = text[: LONGEST_REMARK - 3] + "..."
-    return text
+    return textwrap.shorten(text, LONGEST_REMARK, placeholder="...")
 
 
 def stage_rows(benchmark: Benchmark) -> list[Row]:
@@ -127,6 +126,7 @@ def stage_rows(benchmark: Benchmark) -> list[Row]:
         for measurement in ours:
             row[f"{measurement.variant.label} (ms)"] = measurement.stages.get(stage)
         rows.append(row)
+
     return rows
 
 
@@ -196,6 +196,7 @@ def explanations(benchmark: Benchmark) -> list[str]:
 
     if settings.compare or len(settings.operators) > 1:
         lines.append("of ours: median over that of the config's model in the same mode.")
+
     others = [OTHER_DETECTORS[name] for name in settings.compare]
     with_nms = [other.label for other in others if other.uses_nms]
     if with_nms:
@@ -230,6 +231,7 @@ def as_markdown(benchmark: Benchmark) -> str:
     """Return the tables with their circumstances and explanations."""
     settings = benchmark.settings
     parts = ["; ".join(circumstances(settings).values())]
+
     rows = detector_rows(benchmark)
     if rows:
         parts.append(table(rows))
@@ -245,6 +247,7 @@ def as_markdown(benchmark: Benchmark) -> str:
 def as_json(benchmark: Benchmark) -> str:
     """Return all results, the milliseconds of each call included."""
     settings = benchmark.settings
+
     costs = {}
     for name, cost in benchmark.costs.items():
         if isinstance(cost, ModelCost):
@@ -257,15 +260,16 @@ def as_json(benchmark: Benchmark) -> str:
     for measurement in benchmark.measurements:
         timings = []
         for timing in measurement.timings:
-            derived = {"median": timing.median, "p95": timing.p95}
-            rate = {"images_per_second": timing.images_per_second}
-            timings.append(asdict(timing) | derived | rate)
+            row = asdict(timing) | {"median": timing.median, "p95": timing.p95}
+            timings.append(row | {"images_per_second": timing.images_per_second})
 
-        entry = measurement.variant._asdict()
-        entry["label"] = detector_label(settings, measurement.variant.detector)
-        entry["timings"] = timings
-        entry["stages"] = measurement.stages
-        entry["failure"] = measurement.failure
+        entry = {
+            **measurement.variant._asdict(),
+            "label": detector_label(settings, measurement.variant.detector),
+            "timings": timings,
+            "stages": measurement.stages,
+            "failure": measurement.failure,
+        }
         measurements.append(entry)
 
     content = {

@@ -97,10 +97,7 @@ def resident_bytes(field: str) -> int | None:
 
     The resource module's peak would include that of the process which started this one.
     """
-    if not STATUS.is_file():
-        return None
-
-    match = re.search(rf"{field}:\s*(\d+) kB", STATUS.read_text())
-    if match is None:
-        return None
-    return int(match[1]) * 1024
+    match = None
+    if STATUS.is_file():
+        match = re.search(rf"{field}:\s*(\d+) kB", STATUS.read_text())
+    return int(match[1]) * 1024 if match else None

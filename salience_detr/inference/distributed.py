@@ -21,7 +21,7 @@ from salience_detr.inference.result_files import merge_csv, merge_json
 TIMEOUT = timedelta(days=30)  # one process may have far more to do than another
 
 
-class LostProcessError(RuntimeError):
+class LostProcessError(ConnectionError):
     """Another process ended before the results were merged."""
 
 
