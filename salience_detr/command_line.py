@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         """Add what a detector is loaded from: config (see above), weights and device."""
         self.add_config(**options)
         add = self.add_argument
-        add("--weights", required=True, metavar="FILE", help="checkpoint or exported model")
+        add("--weights", required=True, metavar="FILE", help="checkpoint, or exported model")
         add("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
 
     def add_size(self) -> None:
