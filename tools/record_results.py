@@ -154,8 +154,9 @@ class Recorder:
             shutil.copy(image, inputs)
 
         path = self.scratch / "predictions.json"
-        outputs = ["--output", self.scratch / "detections", "--json", path]
-        self.run("demo/demo.py", *shipped_model(name), *outputs, "--input", inputs)
+        model = shipped_model(name)
+        output = self.scratch / "detections"
+        self.run("demo/demo.py", *model, "--input", inputs, "--output", output, "--json", path)
 
         # The scratch folder has another name each time.
         content = json.loads(path.read_text().replace(str(inputs), "inputs"))
