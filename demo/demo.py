@@ -24,7 +24,7 @@ from pathlib import Path
 
 from detectron2.utils import comm
 
-from salience_detr.command_line import INTERRUPTED, Parser, print_passed_over, run_program
+from salience_detr.command_line import INTERRUPTED, Parser, print_skipped, run_program
 from salience_detr.config import resolve_device
 from salience_detr.inference.class_filter import only_classes
 from salience_detr.inference.detection_run import DetectionRun, Ending, Summary
@@ -182,7 +182,7 @@ def report(summary: Summary, missing: Sequence[str], args: argparse.Namespace) -
 
     for warning in summary.warnings.values():
         print(warning, file=sys.stderr)
-    print_passed_over([*missing, *summary.failures.values()])
+    print_skipped([*missing, *summary.failures.values()])
 
     if summary.ending == Ending.INTERRUPTED:
         print(INTERRUPTED, file=sys.stderr)

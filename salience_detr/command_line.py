@@ -124,7 +124,7 @@ def run_program(
         return 130
 
 
-def print_passed_over(messages: Sequence[str], noun: str = "inputs") -> None:
-    """Print on stderr what was passed over, if anything was."""
+def print_skipped(messages: Sequence[str], noun: str = "inputs") -> None:
+    """Print on stderr what was skipped, if anything was."""
     if messages:
-        print(f"{len(messages)} {noun} were passed over:", *messages, sep="\n  ", file=sys.stderr)
+        print(f"{len(messages)} {noun} were skipped:", *messages, sep="\n  ", file=sys.stderr)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from salience_detr.command_line import Parser, number, print_passed_over, run_program
+from salience_detr.command_line import Parser, number, print_skipped, run_program
 from salience_detr.evaluation.comparison import (
     SCORE_THRESHOLD,
     find_image_folder,
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
             limit=args.show_count,
         )
         print(f"{drawn} images drawn in {args.show_dir}: ground truth left, detections right")
-        print_passed_over(notes, "images")
+        print_skipped(notes, "images")
 
 
 def main(argv: list[str] | None = None) -> int:

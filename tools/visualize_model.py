@@ -25,7 +25,7 @@ from salience_detr.command_line import (
     INTERRUPTED,
     Parser,
     number,
-    print_passed_over,
+    print_skipped,
     run_program,
 )
 from salience_detr.data.images import ImageReadError, read_image
@@ -191,7 +191,7 @@ def run(args: argparse.Namespace) -> int:
 
     num_drawn, interrupted = visualize(predictor, images, args, notes)
     print(f"{num_drawn} images looked into, drawn in {args.output}")
-    print_passed_over(notes)
+    print_skipped(notes)
 
     if interrupted:
         print(INTERRUPTED, file=sys.stderr)
