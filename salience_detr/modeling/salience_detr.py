@@ -139,6 +139,7 @@ class SalienceDETR(nn.Module):
         # Numbers, not buffers: a float32 buffer turned to float64 would not hold them exactly.
         self.pixel_mean = tuple(pixel_mean)
         self.pixel_std = tuple(pixel_std)
+        self._pixel_statistics: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
         nn.init.normal_(self.query_embedding)
 
@@ -234,13 +235,12 @@ class SalienceDETR(nn.Module):
             padded_size: (height, width); by default the smallest common multiple of
                 ``size_divisibility``.
         """
-        mean = torch.tensor(self.pixel_mean, dtype=self.dtype, device=self.device)
-        std = torch.tensor(self.pixel_std, dtype=self.dtype, device=self.device)
+        mean, std = self.pixel_statistics()
 
         images = []
         for x in batched_inputs:
             image = x["image"].to(self.device, self.dtype)
-            images.append((image - mean[:, None, None]) / std[:, None, None])
+            images.append((image - mean) / std)
 
         batch = ImageList.from_tensors(images, self.size_divisibility)
         if padded_size is None:
@@ -250,6 +250,19 @@ class SalienceDETR(nn.Module):
         height, width = batch.tensor.shape[-2:]
         padding = [0, padded_size[1] - width, 0, padded_size[0] - height]
         return ImageList(F.pad(batch.tensor, padding), batch.image_sizes)
+
+    def pixel_statistics(self) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation, (3, 1, 1), made once per device and dtype."""
+        key = (self.device, self.dtype)
+
+        if key not in self._pixel_statistics:
+            # Tensors made in inference mode could not be used in training.
+            with torch.inference_mode(False):
+                mean = torch.tensor(self.pixel_mean, dtype=self.dtype, device=self.device)
+                std = torch.tensor(self.pixel_std, dtype=self.dtype, device=self.device)
+            self._pixel_statistics[key] = (mean[:, None, None], std[:, None, None])
+
+        return self._pixel_statistics[key]
 
     def prepare_targets(self, batched_inputs: list[dict[str, Any]]) -> list[DetectionTargets]:
         """Return the ground truth of each image, boxes normalized by its unpadded size."""
