@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from salience_detr.utils.errors import one_line
 
 SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 POSITIVE_KEYS = (
@@ -22,12 +24,7 @@ POSITIVE_KEYS = (
     "train.accumulate",
     "train.checkpointer.max_to_keep",
 )
-AMP_DTYPES = {
-    "bf16": torch.bfloat16,
-    "bfloat16": torch.bfloat16,
-    "fp16": torch.float16,
-    "float16": torch.float16,
-}
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ConfigError(ValueError):
@@ -111,7 +108,7 @@ def apply_override(config: DictConfig, override: str) -> None:
     try:
         LazyConfig.apply_overrides(config, [override.removeprefix("+")])
     except Exception as error:  # of hydra's parser or of omegaconf, which have no common class
-        reason = first_line(error)
+        reason = one_line(error)
         raise ConfigError(f"the override {override!r} cannot be applied: {reason}") from error
 
     after = OmegaConf.select(config, key)
@@ -152,9 +149,7 @@ def parameters_of(target: str | Callable[..., object]) -> Mapping[str, inspect.P
     Raises:
         ImportError: there is none of that name.
     """
-    function = target
-    if isinstance(function, str):
-        function = locate(function)
+    function = locate(target) if isinstance(target, str) else target
     return inspect.signature(function).parameters
 
 
@@ -178,13 +173,12 @@ def walk(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     if isinstance(node, DictConfig):
         node = OmegaConf.to_container(node)  # plain dicts and lists
 
-    items: Iterable[tuple[object, object]] = ()
-    if isinstance(node, dict):
-        items = node.items()
-    elif isinstance(node, list):
-        items = enumerate(node)
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
+        return
 
-    for name, value in items:
+    for name, value in node.items():
         if name != "_target_":
             yield f"{prefix}{name}", value
             yield from walk(value, f"{prefix}{name}.")
@@ -196,9 +190,9 @@ def resolve_device(device: str) -> torch.device:
     Raises:
         ConfigError: there is no such device.
     """
-    if device == "auto" and torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
     if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
 
     # The name of a device may be right, and still no such device be there.
@@ -206,15 +200,9 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError, TypeError) as error:
-        message = f"the device {device!r} cannot be used ({first_line(error)})"
+        message = f"the device {device!r} cannot be used ({one_line(error)})"
         raise ConfigError(f"{message}; use auto, cpu, cuda or cuda:N") from error
     return resolved
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type if it has none."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0]
 
 
 def resolve_amp(amp: DictConfig, device: torch.device) -> torch.dtype | None:

@@ -74,6 +74,7 @@ def torchvision_convnext_table(source: Collection[str]) -> Iterator[Rename]:
             Rename("block.5", "mlp.fc2", LAYER),
             Rename("layer_scale", "gamma", change=Tensor.flatten),
         )
+
     for stage in range(1, 4):
         yield Rename(f"features.{2 * stage}.*", f"body.stages_{stage}.downsample.*", LAYER)
 
@@ -91,6 +92,7 @@ def torchvision_swin_table(source: Collection[str]) -> Iterator[Rename]:
             Rename("mlp.0", "mlp.fc1", LAYER),
             Rename("mlp.3", "mlp.fc2", LAYER),
         )
+
     for stage in range(3):
         theirs = f"features.{2 * stage + 2}"
         yield from inside(theirs, f"layers.{stage}.downsample", *SWIN_DOWNSAMPLE)
@@ -241,6 +243,7 @@ def convert_backbone(
     # A TimmBackbone of the same family keeps timm's names.
     if not any(rename.ours in own for rename in renames):
         renames = list(timm_renames(source, own))
+
     if not renames:
         raise CheckpointError(
             f"the file looks like {describe(source)}, which are no weights of this model or of "

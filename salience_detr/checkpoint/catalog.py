@@ -53,6 +53,7 @@ def timm_weights_url(name: str) -> str:
 
     if known and known.hf_hub_id:
         return hf_hub_url(known.hf_hub_id, known.hf_hub_filename or "model.safetensors")
+
     if known and known.url:
         return str(known.url)
 

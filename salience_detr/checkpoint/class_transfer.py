@@ -57,6 +57,7 @@ def transfer_classes(
 
     num_file_classes = len(state[names[0]])
     num_own_classes = len(own[names[0]])
+
     rows: dict[int, int] = {}
     if match:
         if file_classes is None and num_file_classes == len(COCO_CLASSES):
@@ -66,6 +67,7 @@ def transfer_classes(
                 f"{source} does not say what its {num_file_classes} classes are called; "
                 "train without train.match_classes"
             )
+
         rows = matching_rows(file_classes, model_classes)
     elif num_file_classes == num_own_classes:
         return dict(state)
@@ -78,6 +80,7 @@ def transfer_classes(
     if rows:
         kept = shorten([model_classes[row] for row in rows])
         outcome = f"kept the rows of {len(rows)} with the same name: {kept}"
+
     numbers = f"{num_file_classes} classes in the file, {num_own_classes} in the model"
     logger.info("%s: %s; %s", source, numbers, outcome)
     return {**state, **adapted}
@@ -86,6 +89,7 @@ def transfer_classes(
 def matching_rows(file_classes: Sequence[str], model_classes: Sequence[str]) -> dict[int, int]:
     """Return the row in the file of each of the model's classes that has the same name there."""
     file_rows = {name.casefold(): row for row, name in enumerate(file_classes)}
+
     rows = {}
     for row, name in enumerate(model_classes):
         if name.casefold() in file_rows:

@@ -38,6 +38,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         local = PathManager.get_local_path(str(path))
     except OSError as error:
         raise CheckpointError(f"cannot get the checkpoint {path}: {error}") from error
+
     if not Path(local).is_file():
         raise CheckpointError(f"there is no checkpoint file {path}")
 
@@ -51,6 +52,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
                 f"{path} holds Python objects besides tensors and is not loaded, since reading it "
                 "could run code; save its state dict alone and load that"
             ) from error
+
         raise CheckpointError(
             f"{path} cannot be read, it is truncated or not a checkpoint; get it again "
             f"({type(error).__name__})"
@@ -71,6 +73,7 @@ def find_state_dict(content: Mapping[str, Any], path: str | Path) -> Mapping[str
     state = content[key] if key else content
     if not isinstance(state, Mapping) or not state:
         raise CheckpointError(f"{path} holds no state dict of a model")
+
     if key == "ema":
         remedy = "tools/convert_checkpoint.py --raw keeps the trained weights instead"
         logger.info("%s: taking the EMA of the weights; %s", path, remedy)

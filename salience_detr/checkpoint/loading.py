@@ -47,6 +47,7 @@ def load_weights(model: nn.Module, path: str | Path) -> list[str]:
         remedy = "to detect something, the weights of a trained Salience DETR are needed"
         if find_format(file_state):
             remedy = f"which is the backbone only; training can start from it, but {remedy}"
+
         looks = describe(file_state)
         raise CheckpointError(f"{path} is of another model: it looks like {looks}; {remedy}")
 
@@ -166,5 +167,6 @@ def load_state_dict_strictly(model: nn.Module, state: Mapping[str, Any], *, sour
         remedy = f"set model.num_classes={num_classes} to load it"
         numbers = f"the file has {num_classes} classes, the model {len(own[bias])}"
         problems.insert(0, f"{numbers}: {remedy}")
+
     reasons = "; ".join(problems)
     raise CheckpointError(f"{source} does not fit {type(model).__name__}; {reasons}")

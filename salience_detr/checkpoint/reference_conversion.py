@@ -156,6 +156,7 @@ def convert_reference_checkpoint(
     rows = torch.tensor(list(category_ids))
     for name in filter(CLASS_ROWS.fullmatch, converted):
         num_rows = len(converted[name])
+
         if num_rows <= max(category_ids):
             raise CheckpointError(
                 f"{name} has {num_rows} class rows, but category_ids goes up to "

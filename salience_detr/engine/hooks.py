@@ -147,7 +147,7 @@ class EvaluationHook(hooks.EvalHook):
     def run(self, finished: int) -> None:
         """Evaluate the state after so many steps."""
         results = self._func()
-        if results and comm.is_main_process():
+        if results:
             # An evaluation that is made up for belongs to the step before.
             storage = self.trainer.storage
             current_iter = storage.iter

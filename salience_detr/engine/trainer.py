@@ -83,6 +83,7 @@ class Trainer(SimpleTrainer):
             )
 
         super().__init__(model, data_loader, optimizer)
+        self._data_loader_iter_obj: Iterator[Batch] | None = None
         self.clip_grad_norm = clip_grad_norm
         self.amp_dtype = amp_dtype
         self.accumulate = accumulate

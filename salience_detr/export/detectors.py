@@ -97,7 +97,6 @@ class OnnxDetector(ExportedDetector):
             reason = one_line(error)[:200]
             raise ExportError(f"{path} is not an ONNX file that can be run: {reason}") from error
 
-        check_names(self.session, path)
         metadata = self.session.get_modelmeta().custom_metadata_map
         super().__init__(DetectorInfo.from_json(metadata.get(METADATA_KEY), path), **options)
 
@@ -117,6 +116,7 @@ def choose_providers(device: str, available: list[str]) -> list[Any]:
     cpu = "CPUExecutionProvider"
     cuda = "CUDAExecutionProvider"
     kind, _, number = device.partition(":")
+
     if kind not in ("auto", "cpu", "cuda") or not (number or "0").isdigit():
         raise ExportError(f"the device {device!r} is unknown to ONNX Runtime; use auto, cpu, cuda")
     if kind == "cuda" and cuda not in available:
@@ -130,17 +130,6 @@ def choose_providers(device: str, available: list[str]) -> list[Any]:
     if not number and torch.cuda.is_available():
         number = str(torch.cuda.current_device())
     return [(cuda, {"device_id": int(number or 0)}), cpu]
-
-
-def check_names(session: Any, path: str | Path) -> None:
-    """Raise ExportError if a graph has other inputs or outputs than a model of this project."""
-    inputs = [x.name for x in session.get_inputs()]
-    outputs = [x.name for x in session.get_outputs()]
-    if set(inputs) != set(INPUTS) or not set(OUTPUTS) <= set(outputs):
-        raise ExportError(
-            f"{path} is not a model of this project: its inputs are {', '.join(inputs)} and its "
-            f"outputs {', '.join(outputs[:6])}; export one with tools/export.py"
-        )
 
 
 class PackagedDetector(ExportedDetector):
@@ -168,6 +157,7 @@ class PackagedDetector(ExportedDetector):
             self.graph, text = load(str(path))
         except Exception as error:  # a damaged file can fail in any way
             raise ExportError(f"{path} cannot be loaded: {one_line(error)[:200]}") from error
+
         super().__init__(DetectorInfo.from_json(text, path), **options)
 
     @torch.inference_mode()

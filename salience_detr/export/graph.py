@@ -81,6 +81,7 @@ class DetectionGraph(nn.Module):
         scores, index = logits.sigmoid().flatten(1).topk(self.num_detections, dim=1)
         query = (index // self.model.num_classes)[..., None].expand(-1, -1, 4)
         absolute = (box_cxcywh_to_xyxy(boxes) * scale).gather(1, query)
+
         salience = merge_salience(encoding.selection.score_maps)
         return absolute, scores, index % self.model.num_classes, salience
 
@@ -98,6 +99,7 @@ class DetectionGraph(nn.Module):
         divisor = self.model.size_divisibility
         height = (images.shape[-2] + divisor - 1) // divisor * divisor
         width = (images.shape[-1] + divisor - 1) // divisor * divisor
+
         missing = [0, width - images.shape[-1], 0, height - images.shape[-2]]
         normalized = F.pad((images - self.pixel_mean) / self.pixel_std, missing)
 
@@ -115,6 +117,7 @@ class DetectionGraph(nn.Module):
         """
         proposals = encoding.proposals
         valid = proposals.valid_mask
+
         query = self.model.query_embedding.expand(valid.shape[0], -1, -1)
         padding = ~valid[:, None].expand(-1, valid.shape[1], -1)
         predictions = self.model.decoder(
@@ -241,6 +244,7 @@ class GraphQuerySelection(QuerySelection):
         candidates = ranking.indices[:, : self.num_candidates]
         valid = values > -torch.inf
         candidates = candidates.masked_fill(~valid, 0)
+
         kept = self.suppress(values, candidates, tokens) & valid
 
         # Kept candidates are written at their rank, the others at one more place, which is cut off.
@@ -261,6 +265,7 @@ class GraphQuerySelection(QuerySelection):
         batch, count = candidates.shape
         height, width = tokens.spatial_shapes_list[0]  # the finest level, none is larger
         side = torch.sym_max(height, width) + 3
+
         points = (tokens.token_xy + tokens.token_level[:, None] * side)[candidates]
         number = torch.arange(batch, device=scores.device)[:, None]
         shift = number * side * len(tokens.spatial_shapes_list)
@@ -288,9 +293,12 @@ class GridSampleAttention(MultiScaleDeformableAttention):
         """Attend as ``ms_deform_attn_fused`` does; ``spatial_shapes`` are L pairs of numbers."""
         batch, _, heads, channels = value.shape
         queries = reference_points.shape[1]
+
+        # Images and heads become one batch dimension, as grid_sample needs it.
         weights = attention_logits.flatten(-2).softmax(-1).view_as(attention_logits)
         maps = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B * M, C, S)
         levels = maps.split([height * width for height, width in spatial_shapes], dim=2)
+
         output = value.new_zeros(batch * heads, channels, queries)
         for level, (height, width) in enumerate(spatial_shapes):
             # As sampling_locations_from_offsets, level by level.
@@ -306,6 +314,7 @@ class GridSampleAttention(MultiScaleDeformableAttention):
             grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * M, Q, P, 2)
             feature_map = levels[level].unflatten(2, (height, width))
             samples = F.grid_sample(feature_map, grid, align_corners=False)
+
             weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B * M, Q, P)
             output = output + (samples * weight[:, None]).sum(-1)
         return output.view(batch, heads * channels, queries).transpose(1, 2)

@@ -74,7 +74,10 @@ class DetectorInfo:
             ExportError: if the file has no such entry, or one of another version.
         """
         if not text:
-            raise ExportError(f"{source} does not say what its classes are; use tools/export.py")
+            raise ExportError(
+                f"{source} is not a model of this project: it does not say what its classes are; "
+                "export one with tools/export.py"
+            )
 
         content: dict[str, Any] = json.loads(text)
         if content.pop("version") != VERSION:

@@ -50,10 +50,12 @@ def export_onnx(
     import onnx
 
     model = to_onnx(program, opset)
+
     if simplify:
         import onnxslim
 
         model = onnxslim.slim(model)
+
     name_axes(model)
     onnx.helper.set_model_props(model, {METADATA_KEY: info.to_json()})
     model.producer_name = "salience_detr"

@@ -34,6 +34,7 @@ def export_program(predictor: Predictor) -> ExportedProgram:
     """
     if predictor.model.device.type != "cpu":
         raise ExportError("a model is exported on the CPU; give the Predictor device='cpu'")
+
     options = inspect.signature(torch.export.export).parameters
     if "prefer_deferred_runtime_asserts_over_guards" not in options:
         raise ExportError(
@@ -48,6 +49,7 @@ def export_program(predictor: Predictor) -> ExportedProgram:
     batch = Dim("batch")
     free_height = Dim("height", min=MIN_SIDE, max=MAX_SIDE)
     free_width = Dim("width", min=MIN_SIDE, max=MAX_SIDE)
+
     with torch.no_grad(), quiet():
         program = torch.export.export(
             DetectionGraph(predictor.model).eval(),
@@ -59,6 +61,7 @@ def export_program(predictor: Predictor) -> ExportedProgram:
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
+
     admit_small_batches(program)
     return program
 

@@ -60,6 +60,7 @@ class GraphSwinLayer(BasicLayer):
 
         if self.downsample is None:
             return x, height, width, x, height, width
+
         smaller = self.downsample(x, height, width)
         return x, height, width, smaller, (height + 1) // 2, (width + 1) // 2
 

@@ -66,6 +66,7 @@ def compare(expected: Instances, actual: Instances) -> Difference:
     score_gaps = (expected.scores[:, None] - actual.scores).abs()
     fits = expected.pred_classes[:, None] == actual.pred_classes
     fits &= (box_gaps <= tolerance) & (score_gaps <= SCORE_TOLERANCE)
+
     costs = torch.where(fits, box_gaps / tolerance + score_gaps / SCORE_TOLERANCE, torch.inf)
 
     # Each detection takes the nearest one that is left.
@@ -78,6 +79,7 @@ def compare(expected: Instances, actual: Instances) -> Difference:
     left = sorted(set(range(len(boxes))) - set(pairs.keys()))
     right = sorted(set(range(len(other_boxes))) - set(pairs.values()))
     unmatched = torch.cat([expected.scores[left], actual.scores[right]])
+
     if len(boxes) == len(other_boxes) > 0:
         end = torch.minimum(expected.scores.min(), actual.scores.min())
         unmatched = unmatched[unmatched > end + SCORE_TOLERANCE]

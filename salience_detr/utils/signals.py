@@ -45,7 +45,6 @@ class StopSignals:
         self.patience = patience
         self.received: signal.Signals | None = None
         self._received_at = 0.0
-        self._is_ignoring = False
         self._previous: dict[signal.Signals, Handler] = {}
 
     def __enter__(self) -> StopSignals:
@@ -62,9 +61,6 @@ class StopSignals:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Note a signal, or raise KeyboardInterrupt."""
-        if self._is_ignoring:
-            return
-
         if not self.defer:
             raise KeyboardInterrupt
 
@@ -90,7 +86,8 @@ class StopSignals:
 
     def ignore(self) -> None:
         """Ignore signals from now on: little is left to do, and torchrun repeats its signals."""
-        self._is_ignoring = True
+        for number in self._previous:
+            signal.signal(number, signal.SIG_IGN)
 
 
 class ForwardedSignals(StopSignals):

@@ -118,12 +118,6 @@ def test_files_that_are_no_models_of_ours_are_described(kind, tmp_path):
             kind(tmp_path / name)
 
 
-def test_an_onnx_file_of_another_model_names_its_inputs(tmp_path):
-    other_onnx(tmp_path / "other.onnx")
-    with pytest.raises(ExportError, match=r"its inputs are x .* tools/export\.py"):
-        OnnxDetector(tmp_path / "other.onnx")
-
-
 def test_an_onnx_file_without_our_entry_is_described(exported, tmp_path):
     model = onnx.load(exported / "model.onnx")
     del model.metadata_props[:]
