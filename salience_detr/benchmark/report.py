@@ -41,14 +41,13 @@ def detector_rows(benchmark: Benchmark) -> list[Row]:
 
 
 def detector_row(benchmark: Benchmark, measurement: Measurement) -> Row:
+    """Return the costs, times and memory of a variant; None for what could not be measured."""
     settings = benchmark.settings
     variant = measurement.variant
-    total = stage_costs(benchmark, variant.detector).get("total")
     row: Row = {
         "detector": detector_label(settings, variant.detector),
         "mode": variant.label,
-        "parameters (M)": total and total.parameters,
-        "GMACs": total and total.gmacs,
+        **cost_cells(stage_costs(benchmark, variant.detector).get("total")),
         "median (ms)": None,
         "p95 (ms)": None,
     }
@@ -71,6 +70,13 @@ def detector_row(benchmark: Benchmark, measurement: Measurement) -> Row:
 
     row["remarks"] = remarks(benchmark, measurement)
     return row
+
+
+def cost_cells(cost: StageCost | None) -> Row:
+    """Return the cells of a cost, empty where it is unknown."""
+    if cost is None:
+        return {"parameters (M)": None, "GMACs": None}
+    return {"parameters (M)": cost.parameters, "GMACs": cost.gmacs}
 
 
 def stage_costs(benchmark: Benchmark, detector: str) -> dict[str, StageCost]:
@@ -117,12 +123,7 @@ def stage_rows(benchmark: Benchmark) -> list[Row]:
 
     rows = []
     for stage in (*stages, "total"):
-        stage_cost = costs.get(stage)
-        row: Row = {
-            "stage": stage,
-            "parameters (M)": stage_cost and stage_cost.parameters,
-            "GMACs": stage_cost and stage_cost.gmacs,
-        }
+        row: Row = {"stage": stage, **cost_cells(costs.get(stage))}
         for measurement in ours:
             row[f"{measurement.variant.label} (ms)"] = measurement.stages.get(stage)
         rows.append(row)

@@ -60,6 +60,7 @@ from torchvision.ops import box_area
 SAME = 0.5
 COVERED = 0.7
 MIN_RELATIVE_SCORE = 0.5
+CUT_WEIGHT = 0.5
 
 LEFT, TOP, RIGHT, BOTTOM = range(4)  # columns of boxes and of their sides
 INWARDS = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)  # from each side of a tile
@@ -227,8 +228,8 @@ def drop_doubles(detections: Instances) -> Instances:
     one = one[is_same]
     other = other[is_same]
 
-    # The score of a detection that is cut counts half.
-    weights = torch.where(detections.cut.any(dim=1), MIN_RELATIVE_SCORE, 1.0)
+    # A detection that is cut shows less of the object: its score counts less.
+    weights = torch.where(detections.cut.any(dim=1), CUT_WEIGHT, 1.0)
     rank = (weights * detections.scores).argsort(descending=True, stable=True).argsort()
     winner = torch.where(rank[one] < rank[other], one, other)
     loser = one + other - winner

@@ -263,15 +263,11 @@ def closest_window(
     corners = boxes.reshape(-1, 2)
     center = (corners.min(axis=0) + corners.max(axis=0)) / 2
 
-    # Distances from the center, relative to the window's shape: of each point, and the largest
-    # that the boxes and nine tenths of the attention need.
-    points = all_points(sampling)
-    weights = np.concatenate([x.weights.ravel() for x in sampling])
-    distances = (np.abs(points - center) / shape).max(axis=1)
-    order = np.argsort(distances)
-    covered = int(np.searchsorted(np.cumsum(weights[order]), 0.9 * weights.sum()))
+    # Distances from the center are measured in sides of the window's shape.
     box_distance = (np.abs(corners - center) / shape).max()
-    reach = max(distances[order][covered], box_distance)
+    distances = (np.abs(all_points(sampling) - center) / shape).max(axis=1)
+    weights = np.concatenate([x.weights.ravel() for x in sampling])
+    reach = max(box_distance, weighted_quantile(distances, weights, 0.9))
 
     # At least 4 pixels wide, so that a box without area can be seen.
     half = np.maximum(shape * 1.15 * reach, 2)
@@ -282,3 +278,10 @@ def closest_window(
     center = np.where(2 * half >= size, size / 2, np.clip(center, half, size - half))
     x0, y0, x1, y1 = np.concatenate([center - half, center + half]).tolist()
     return x0, y0, x1, y1
+
+
+def weighted_quantile(values: np.ndarray, weights: np.ndarray, share: float) -> float:
+    """Return the smallest value up to which the values have this share of the (n,) weights."""
+    order = np.argsort(values)
+    sums = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(sums, share * weights.sum())])
