@@ -21,7 +21,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from salience_detr import command_line
 from salience_detr.checkpoint import load_weights
-from salience_detr.command_line import Parser, number, run_program
+from salience_detr.cli.arguments import Parser, number, run_program
 from salience_detr.config import ConfigError, load_config
 from salience_detr.engine.launch import launch
 from salience_detr.engine.own_data import add_data_arguments, use_own_data

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from detectron2.utils import comm
 
-from salience_detr.command_line import INTERRUPTED, Parser, print_skipped, run_program
+from salience_detr.cli.arguments import INTERRUPTED, Parser, print_skipped, run_program
 from salience_detr.config import resolve_device
 from salience_detr.inference.class_filter import only_classes
 from salience_detr.inference.detection_run import DetectionRun, Ending, Summary

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from salience_detr.command_line import Parser, run_program
+from salience_detr.cli.arguments import Parser, run_program
 from salience_detr.data.images import to_rgb
 from salience_detr.detections import Detections
 from salience_detr.inference.loading import load_detector

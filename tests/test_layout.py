@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1] / "salience_detr"
 
 # From the top down: a folder or module may import those below it, never those above it.
 FLOORS = [
-    "command_line",
+    "cli",
     "benchmark",
     "engine",
     "inference",

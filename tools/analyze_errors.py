@@ -21,7 +21,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from tabulate import tabulate
 
-from salience_detr.command_line import Parser, number, run_program
+from salience_detr.cli.arguments import Parser, number, run_program
 from salience_detr.evaluation.comparison import (
     QUALITY,
     SCORE_THRESHOLD,

@@ -16,7 +16,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from salience_detr.benchmark.flops import ModelCost, StageCost, count_flops
-from salience_detr.command_line import Parser, run_program
+from salience_detr.cli.arguments import Parser, run_program
 from salience_detr.config import load_config
 
 HEADERS = ("parameters (M)", "GMACs", "activations (M)")

@@ -25,7 +25,7 @@ from salience_detr.benchmark.measurements import build as build_detector
 from salience_detr.benchmark.measurements import run as run_benchmark
 from salience_detr.benchmark.other_detectors import OTHER_DETECTORS
 from salience_detr.benchmark.report import as_json, as_markdown
-from salience_detr.command_line import Parser, number, run_program
+from salience_detr.cli.arguments import Parser, number, run_program
 from salience_detr.config import resolve_device
 from salience_detr.utils.files import check_result_path, write_text
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from salience_detr.benchmark.report import machine
 from salience_detr.benchmark.timing import time_calls
-from salience_detr.command_line import Parser, number, run_program
+from salience_detr.cli.arguments import Parser, number, run_program
 from salience_detr.layers import ms_deform_attn as attention
 from salience_detr.layers.operator import is_compiled_for
 from salience_detr.utils.files import check_result_path, write_text

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from salience_detr.benchmark.report import machine
 from salience_detr.benchmark.timing import time_calls
-from salience_detr.command_line import Parser, number, run_program
+from salience_detr.cli.arguments import Parser, number, run_program
 from salience_detr.config import load_config, resolve_amp, resolve_device
 from salience_detr.data import batches
 from salience_detr.engine.own_data import add_data_arguments, use_own_data

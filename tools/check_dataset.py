@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from salience_detr.command_line import Parser, number, run_program
+from salience_detr.cli.arguments import Parser, number, run_program
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.preparation.layouts import Split, find_splits
 from salience_detr.data.preparation.repair import repair

@@ -25,7 +25,7 @@ from salience_detr.checkpoint import (
 from salience_detr.checkpoint.backbone_conversion import describe
 from salience_detr.checkpoint.files import find_state_dict
 from salience_detr.checkpoint.reference_conversion import dropped_names, is_reference_checkpoint
-from salience_detr.command_line import Parser, run_program
+from salience_detr.cli.arguments import Parser, run_program
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from salience_detr.command_line import Parser, number, run_program
+from salience_detr.cli.arguments import Parser, number, run_program
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.preparation.conversion import Conversion
 from salience_detr.data.preparation.voc import convert_voc, find_splits, images_without_xml

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from salience_detr.command_line import Parser, number, print_skipped, run_program
+from salience_detr.cli.arguments import Parser, number, print_skipped, run_program
 from salience_detr.evaluation.comparison import (
     SCORE_THRESHOLD,
     find_image_folder,

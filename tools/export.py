@@ -25,7 +25,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from salience_detr.benchmark.timing import time_calls
-from salience_detr.command_line import Parser, run_program
+from salience_detr.cli.arguments import Parser, run_program
 from salience_detr.data import DatasetError
 from salience_detr.data.images import ImageReadError, read_image
 from salience_detr.data.surface import generate_surface_defects

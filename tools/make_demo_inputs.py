@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from salience_detr.command_line import Parser, run_program
+from salience_detr.cli.arguments import Parser, run_program
 from salience_detr.data.surface import render_surface
 from salience_detr.inference.video import VideoWriter
 

@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from salience_detr.command_line import Parser, run_program
+from salience_detr.cli.arguments import Parser, run_program
 from salience_detr.data.surface.dataset import SPLITS, generate_surface_defects
 
 

@@ -22,7 +22,7 @@ from detectron2.data import MetadataCatalog
 from matplotlib.figure import Figure
 from scipy.ndimage import median_filter
 
-from salience_detr.command_line import Parser, number, run_program
+from salience_detr.cli.arguments import Parser, number, run_program
 from salience_detr.config import ConfigError, load_config
 from salience_detr.data.datasets import as_list
 from salience_detr.evaluation.confusion import confusion_matrix, plot_confusion

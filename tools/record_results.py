@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from salience_detr.command_line import Parser
+from salience_detr.cli.arguments import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 30

@@ -20,7 +20,7 @@ from detectron2.structures import BoxMode
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from salience_detr.command_line import Parser, number, run_program
+from salience_detr.cli.arguments import Parser, number, run_program
 from salience_detr.config import load_config
 from salience_detr.data import DatasetError, batches, read_image
 from salience_detr.data.datasets import class_names_of

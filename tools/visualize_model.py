@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from salience_detr.command_line import (
+from salience_detr.cli.arguments import (
     INTERRUPTED,
     Parser,
     number,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from salience_detr.command_line import Parser, number, run_program
+from salience_detr.cli.arguments import Parser, number, run_program
 
 
 @pytest.fixture
