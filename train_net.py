@@ -64,7 +64,7 @@ def make_config(args: argparse.Namespace) -> DictConfig:
     Raises:
         ConfigError, DatasetError: see :func:`load_config` and :func:`use_own_data`.
     """
-    config = load_config(args.config_file, args.opts)
+    config = load_config(args.config_file, args.opts, trust=args.trust_config)
     overridden = {word.partition("=")[0].lstrip("+") for word in args.opts}
 
     needed = ["val"]

@@ -91,6 +91,7 @@ def build_detector(args: argparse.Namespace) -> Detector:
         score_threshold=score_threshold,
         batch_size=batch_size,
         overrides=args.opts,
+        trust_config=args.trust_config,
     )
 
     # Classes are filtered on each tile, where the limit of detections applies.

@@ -254,7 +254,11 @@ def serve(args: argparse.Namespace, folder: str) -> None:
         raise ImportError("the page needs gradio: pip install 'salience_detr[web]'") from error
 
     detector = load_detector(
-        args.config_file, args.weights, device=args.device, overrides=args.opts
+        args.config_file,
+        args.weights,
+        device=args.device,
+        overrides=args.opts,
+        trust_config=args.trust_config,
     )
     model = f"{Path(args.weights).name} · {', '.join(detector.class_names)}"
     blocks = build_blocks(Page(detector), model)

@@ -13,6 +13,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from salience_detr.utils.errors import one_line
+from salience_detr.utils.safe_yaml import UntrustedError, check_content, read_yaml
 
 SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 POSITIVE_KEYS = (
@@ -24,28 +25,43 @@ POSITIVE_KEYS = (
     "train.accumulate",
     "train.checkpointer.max_to_keep",
 )
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# A run needs them; other texts may be null.
+TEXT_KEYS = ("train.output_dir", "train.device", "train.best_metric")
+AMP_DTYPES = {
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+}
 
 
 class ConfigError(ValueError):
     """A config or an override that cannot be used."""
 
 
-def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
+def load_config(
+    config_file: str | Path, overrides: Sequence[str] = (), *, trust: bool = False
+) -> DictConfig:
     """Load a LazyConfig file and apply ``key=value`` overrides; ``+key=value`` adds a key.
 
+    A .py file is code, and is run. A .yaml file is data: what it, or an override of it, calls is
+    limited to known packages, so that neither loading nor building it runs other code.
+
+    Args:
+        config_file: a .py, .yaml or .yml file.
+        overrides: changes of it.
+        trust: let a .yaml file call whatever it names, as a .py file does.
+
     Raises:
-        ConfigError: the file does not exist or does not fit this version, or an override is not of
-            this form or has a key that does not exist (the nearest is named).
+        ConfigError: the file does not exist, names what it may not call or does not fit this
+            version, or an override is not of this form or has a key that does not exist (the
+            nearest is named).
     """
     if not Path(config_file).is_file():
         raise ConfigError(f"there is no config file {config_file}; the project's are in configs/")
 
-    try:
-        config = LazyConfig.load(str(config_file))
-    except Exception as error:  # the file is code, which may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"the config file {config_file} cannot be loaded: {reason}") from error
+    is_data = not trust and Path(config_file).suffix in (".yaml", ".yml")
+    config = read_config(config_file, is_data)
 
     missing = [key for key in SECTIONS if key not in config]
     if missing:
@@ -54,6 +70,8 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> DictC
 
     for override in overrides:
         apply_override(config, override)
+        if is_data:
+            check_trusted(config, config_file)
 
     # Here, because some would fail only after hours, and others with a message of a library.
     for key in POSITIVE_KEYS:
@@ -61,6 +79,45 @@ def load_config(config_file: str | Path, overrides: Sequence[str] = ()) -> DictC
         if value is not None and not value >= 1:
             raise ConfigError(f"{key} is {value}; it must be at least 1")
     return config
+
+
+def read_config(config_file: str | Path, is_data: bool) -> DictConfig:
+    """Read a config file, as data or as code.
+
+    Raises:
+        ConfigError: it cannot be read, or names what data may not call.
+    """
+    try:
+        if is_data:
+            return OmegaConf.create(read_yaml(config_file), flags={"allow_objects": True})
+        config = LazyConfig.load(str(config_file))
+    except UntrustedError as error:
+        raise untrusted(config_file, error) from error
+    except Exception as error:  # the file is code, which may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"the config file {config_file} cannot be loaded: {reason}") from error
+
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"the config file {config_file} holds no settings by name")
+    return config
+
+
+def check_trusted(config: DictConfig, config_file: str | Path) -> None:
+    """Check that a config of a YAML file calls nothing but what data may call.
+
+    Raises:
+        ConfigError: naming what it calls.
+    """
+    try:
+        check_content(OmegaConf.to_container(config))
+    except UntrustedError as error:
+        raise untrusted(config_file, error) from error
+
+
+def untrusted(config_file: str | Path, error: UntrustedError) -> ConfigError:
+    """Return the error of a YAML config that is more than data."""
+    remedy = "if you trust whoever wrote it, add --trust-config"
+    return ConfigError(f"the config file {config_file} is not used: {error}; {remedy}")
 
 
 def check_targets(config: DictConfig, config_file: str | Path) -> None:
@@ -96,7 +153,7 @@ def apply_override(config: DictConfig, override: str) -> None:
     Raises:
         ConfigError: see :func:`load_config`.
     """
-    word, equals, _ = override.partition("=")
+    word, equals, value = override.partition("=")
     key = word.removeprefix("+")
     if not equals or not key:
         raise ConfigError(f"the override {override!r} is not of the form key=value")
@@ -112,23 +169,40 @@ def apply_override(config: DictConfig, override: str) -> None:
         raise ConfigError(f"the override {override!r} cannot be applied: {reason}") from error
 
     after = OmegaConf.select(config, key)
-    if not fits(before, after):
-        kinds = f"{type(after).__name__} where the config has a {type(before).__name__}"
-        raise ConfigError(f"the override {override!r} sets a {kinds}, {before!r:.60}")
+    is_free_text = isinstance(before, str) and key not in TEXT_KEYS
+    if is_free_text and isinstance(after, bool | int | float):
+        OmegaConf.update(config, key, value)  # such as the name of a project, 5
+        return
+
+    wanted = wanted_kind(key, before, after)
+    if wanted:
+        raise ConfigError(f"the override {override!r} does not fit: {key} is {wanted}")
 
 
-def fits(before: object, after: object) -> bool:
-    """Return whether a value may replace another one, by their types.
+def wanted_kind(key: str, before: object, after: object) -> str:
+    """Return what kind of value a key takes if the new one is of another kind, else "".
 
-    A string may become a list or null, and null may become anything.
+    Args:
+        key: dotted key, for the remedy.
+        before: value in the config; null may become anything.
+        after: value to replace it. Free texts may become a list or null.
     """
-    if isinstance(before, str):
-        return not isinstance(after, (bool, int, float))
-    if type(before) is float:
-        return type(after) in (int, float)  # lr=1 is meant as 1.0
-    if isinstance(before, (bool, int, DictConfig, ListConfig)):
-        return type(after) is type(before)
-    return True
+    if key in TEXT_KEYS and not isinstance(after, str):
+        return f"a text, such as {before}"
+    if isinstance(before, bool) and not isinstance(after, bool):
+        return "true or false"
+    if type(before) is int and type(after) is not int:
+        return f"a whole number, such as {before}"
+    if isinstance(before, float) and type(after) not in (int, float):
+        return f"a number, such as {before}"  # lr=1 is meant as 1.0
+    if isinstance(before, ListConfig) and not isinstance(after, ListConfig):
+        return f"a list: set {key}=[...]"
+
+    if isinstance(before, DictConfig) and not isinstance(after, DictConfig):
+        names = [str(name) for name in before if name != "_target_"]
+        name = "enabled" if "enabled" in names else "".join(names[:1])
+        return f"a group of settings: set {key}.{name}={after if name == 'enabled' else '...'}"
+    return ""
 
 
 def has_key(config: DictConfig, key: str) -> bool:

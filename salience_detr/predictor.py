@@ -195,6 +195,7 @@ class Predictor(ModelDetector):
         score_threshold: detections with lower scores are left out.
         batch_size: maximum number of images that are computed together.
         overrides: ``key=value`` changes of the config.
+        trust_config: let a .yaml config call whatever it names; a .py config is code anyway.
 
     Raises:
         ConfigError, CheckpointError: the config or the weights cannot be used.
@@ -211,6 +212,7 @@ class Predictor(ModelDetector):
         score_threshold: float = 0.0,
         batch_size: int = 8,
         overrides: Sequence[str] = (),
+        trust_config: bool = False,
     ) -> None:
         dtype_name = str(dtype).removeprefix("torch.")
         if dtype_name not in DTYPES:
@@ -218,7 +220,9 @@ class Predictor(ModelDetector):
 
         self.autocast_dtype = DTYPES[dtype_name]
 
-        self.config = config if isinstance(config, DictConfig) else load_config(config, overrides)
+        if not isinstance(config, DictConfig):
+            config = load_config(config, overrides, trust=trust_config)
+        self.config = config
         self.model: SalienceDETR = instantiate(self.config.model).to(resolve_device(device)).eval()
 
         # A checkpoint may know the names of its classes where the data set isn't at hand.

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 from detectron2.config import LazyConfig
 
-from salience_detr.config import ConfigError, load_config
+from salience_detr.config import ConfigError, load_config, resolve_amp
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_overrides_change_typed_values(micro_config):
@@ -99,11 +104,41 @@ def test_a_saved_config_of_an_earlier_version_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "override", ["train.max_iter=abc", "train.amp=true", "train.output_dir=5", "optimizer.lr=fast"]
+    ("override", "wanted"),
+    [
+        ("train.max_iter=abc", "a whole number, such as 6"),
+        ("train.max_iter=true", "a whole number"),
+        ("train.max_iter=null", "a whole number"),
+        ("train.amp=true", "a group of settings: set train.amp.enabled=True"),
+        ("train.ema=true", "a group of settings: set train.ema.enabled=True"),
+        ("train.checkpointer=5", "a group of settings: set train.checkpointer.period=..."),
+        ("train.ema.enabled=1", "true or false"),
+        ("train.ema.enabled=null", "true or false"),
+        ("optimizer.lr=fast", "a number, such as 0.0004"),
+        ("optimizer.betas=0.9", r"a list: set optimizer.betas=\[...\]"),
+        ("train.output_dir=5", "a text, such as ./output"),
+        ("train.output_dir=null", "a text"),
+        ("train.best_metric=null", "a text, such as bbox/AP"),
+        ("train.device=null", "a text, such as auto"),
+    ],
 )
-def test_an_override_of_another_type_is_an_error(micro_config, override):
-    with pytest.raises(ConfigError, match=f"the override '{override}' sets a "):
+def test_an_override_of_another_kind_is_an_error_with_the_kind(micro_config, override, wanted):
+    key = override.partition("=")[0]
+    message = f"the override '{override}' does not fit: {key} is {wanted}"
+    with pytest.raises(ConfigError, match=message):
         load_config(micro_config, [override])
+
+
+@pytest.mark.parametrize("value", ["5", "1e3", "007", "true"])
+def test_a_number_is_a_free_text(micro_config, value):
+    assert load_config(micro_config, [f"train.wandb.project={value}"]).train.wandb.project == value
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "bfloat16"])
+def test_dtypes_have_torchs_names_and_short_ones(micro_config, dtype):
+    words = ["train.amp.enabled=True", f"train.amp.dtype={dtype}"]
+    amp = load_config(micro_config, words).train.amp
+    assert resolve_amp(amp, torch.device("cpu")) == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -111,3 +146,51 @@ def test_an_override_of_another_type_is_an_error(micro_config, override):
 )
 def test_integers_for_floats_and_null_are_no_other_type(micro_config, override):
     load_config(micro_config, [override])
+
+
+@pytest.fixture
+def saved(micro_config, tmp_path):
+    """Write a run's config.yaml and return a function that loads it with changes in its text."""
+    path = tmp_path / "config.yaml"
+    LazyConfig.save(load_config(micro_config), str(path))
+    content = path.read_text()
+
+    def load(before="", after="", overrides=(), **options):
+        assert before in content
+        path.write_text(content.replace(before, after) if before else content + after)
+        return load_config(path, overrides, **options)
+
+    return load
+
+
+@pytest.mark.parametrize("recipe", sorted(Path(ROOT, "configs").glob("*.py")), ids=lambda x: x.stem)
+def test_the_config_that_a_run_writes_is_data(recipe, tmp_path):
+    config = load_config(recipe)
+    LazyConfig.save(config, str(tmp_path / "config.yaml"))
+    assert load_config(tmp_path / "config.yaml") == LazyConfig.load(str(tmp_path / "config.yaml"))
+
+
+def test_a_yaml_config_calls_only_known_packages(saved):
+    target = "salience_detr.modeling.neck.ChannelMapper"
+    with pytest.raises(ConfigError, match=r"model\.neck\._target_: .*os\.system; .*--trust-config"):
+        saved(target, "os.system")
+
+
+def test_an_override_of_a_yaml_config_calls_only_known_packages(saved):
+    for override in ("model.neck._target_=os.system", "+train.x={_target_: os.system}"):
+        with pytest.raises(ConfigError, match=r"os\.system; .*--trust-config"):
+            saved(overrides=[override])
+
+
+def test_a_trusted_yaml_config_calls_anything(saved, tmp_path):
+    after = f"note: !!python/object/apply:pathlib.Path [{tmp_path}]\n"
+    with pytest.raises(ConfigError, match=r"may not hold !!python/object/apply:pathlib\.Path;"):
+        saved(after=after)
+    assert saved(after=after, trust=True).note == tmp_path
+
+
+def test_a_yaml_config_that_is_no_config_is_one_line(saved, tmp_path):
+    for content in ("", "- 1\n", "a: [", "\x00", "[" * 5000, "a: &a [*a]"):
+        (tmp_path / "other.yaml").write_text(content)
+        with pytest.raises(ConfigError, match=r"the config file .*other\.yaml is not used: "):
+            load_config(tmp_path / "other.yaml")

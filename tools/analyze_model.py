@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> None:
     height, width = args.size
     totals: list[StageCost] = []
     for config_file in tqdm(args.config_file, desc="models", disable=len(args.config_file) == 1):
-        model = instantiate(load_config(config_file, args.opts).model)
+        config = load_config(config_file, args.opts, trust=args.trust_config)
+        model = instantiate(config.model)
         cost = count_flops(model, height, width)
         print(f"{config_file} at {height}x{width}")
         print_cost(cost)

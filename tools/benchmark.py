@@ -80,6 +80,7 @@ def make_settings(args: argparse.Namespace) -> Settings:
     settings = Settings(
         config_file=args.config_file,
         overrides=tuple(args.opts),
+        trust_config=args.trust_config,
         weights=args.weights,
         num_classes=80,
         size=tuple(args.size),

@@ -66,7 +66,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def make_config(args: argparse.Namespace, overrides: list[str]) -> DictConfig:
-    config = load_config(args.config_file, [*args.opts, *overrides])
+    overrides = [*args.opts, *overrides]
+    config = load_config(args.config_file, overrides, trust=args.trust_config)
     use_own_data(config, args)
     return config
 

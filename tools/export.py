@@ -154,7 +154,13 @@ def run(args: argparse.Namespace) -> int:
     images = [read_image(path) for path in args.verify or []]
     origin = "the given images"
 
-    predictor = Predictor(args.config_file, args.weights, device="cpu", overrides=args.opts)
+    predictor = Predictor(
+        args.config_file,
+        args.weights,
+        device="cpu",
+        overrides=args.opts,
+        trust_config=args.trust_config,
+    )
     exported = write(predictor, args)
     mebibytes = args.output.stat().st_size / 2**20
     print(f"{args.output}: {mebibytes:.1f} MiB, {len(exported.class_names)} classes")

@@ -51,6 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     score = number(float, 0, 1)
     add("--score-threshold", type=score, default=0.3, help="for the confusion matrix (0.3)")
+    parser.add_trust()
     return parser.parse_args(argv)
 
 
@@ -190,7 +191,7 @@ def find_results(run: Path) -> Path | None:
     return None
 
 
-def find_annotations(run: Path) -> Path:
+def find_annotations(run: Path, *, trust: bool) -> Path:
     """Find the annotation file of a run's validation set.
 
     Raises:
@@ -198,7 +199,7 @@ def find_annotations(run: Path) -> Path:
     """
     remedy = "name the annotation file with --annotations"
     try:
-        dataset = load_config(run / "config.yaml").dataloader.test.dataset
+        dataset = load_config(run / "config.yaml", trust=trust).dataloader.test.dataset
     except ConfigError as error:
         raise ResultsError(f"{error}; {remedy}") from error
 
@@ -221,7 +222,8 @@ def plot_detections(args: argparse.Namespace, output: Path) -> list[Path]:
     if results_file is None:
         return []
 
-    results = load_results(results_file, args.annotations or find_annotations(run))
+    annotations = args.annotations or find_annotations(run, trust=args.trust_config)
+    results = load_results(results_file, annotations)
     if not results.detections:
         return []
 

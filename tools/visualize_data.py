@@ -107,7 +107,7 @@ def draw_samples(args: argparse.Namespace) -> None:
         ConfigError, DatasetError, DataWorkerError, ImageReadError, OSError: the config, the data or
             the output folder cannot be used.
     """
-    config = load_config(args.config_file, args.opts)
+    config = load_config(args.config_file, args.opts, trust=args.trust_config)
     use_own_data(config, args, needed=(args.split,))
     loader = config.dataloader[LOADERS[args.split]]
     samples = read_augmented(loader) if args.augmented else read_annotated(loader.dataset)

@@ -183,7 +183,13 @@ def run(args: argparse.Namespace) -> int:
     """Draw the images, and return the exit code: 1 if none could be read."""
     images, notes = find_images(args.input)
     check_output_dir(args.output, option="--output")
-    predictor = Predictor(args.config_file, args.weights, device=args.device, overrides=args.opts)
+    predictor = Predictor(
+        args.config_file,
+        args.weights,
+        device=args.device,
+        overrides=args.opts,
+        trust_config=args.trust_config,
+    )
 
     num_queries = predictor.model.num_queries
     if args.query is not None and args.query >= num_queries:

@@ -55,6 +55,7 @@ class Settings:
             are measured with single images.
         warmup: calls before the timed ones.
         repeats: timed calls at each batch size.
+        trust_config: see :func:`load_config`.
     """
 
     config_file: str
@@ -70,6 +71,7 @@ class Settings:
     compare: tuple[str, ...]
     warmup: int
     repeats: int
+    trust_config: bool = False
 
 
 class Variant(NamedTuple):
@@ -347,7 +349,8 @@ def build(settings: Settings, name: str) -> nn.Module:
     if name != OURS:
         return OTHER_DETECTORS[name].build(settings.size, settings.num_classes).eval()
 
-    model: nn.Module = instantiate(load_config(settings.config_file, settings.overrides).model)
+    config = load_config(settings.config_file, settings.overrides, trust=settings.trust_config)
+    model: nn.Module = instantiate(config.model)
     if settings.weights is not None:
         load_weights(model, settings.weights)
     return model.eval()

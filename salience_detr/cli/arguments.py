@@ -46,6 +46,12 @@ class Parser(argparse.ArgumentParser):
         add = self.add_argument
         add("--config-file", metavar="FILE", help=help, required=required, **options)
         add("opts", nargs="*", metavar="key=value", help="overrides of the config")
+        self.add_trust()
+
+    def add_trust(self) -> None:
+        """Add --trust-config, of every program that loads a config."""
+        trust_help = "let a .yaml config call whatever it names; a .py config is code anyway"
+        self.add_argument("--trust-config", action="store_true", help=trust_help)
 
     def add_detector(self, **options: Any) -> None:
         """Add what a detector is loaded from: config (see above), weights and device."""

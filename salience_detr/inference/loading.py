@@ -20,6 +20,7 @@ def load_detector(
     score_threshold: float = 0.0,
     batch_size: int = 8,
     overrides: Sequence[str] = (),
+    trust_config: bool = False,
 ) -> Detector:
     """Load a Predictor, or the detector of an exported model if the weights end in .onnx or .pt2.
 
@@ -32,6 +33,7 @@ def load_detector(
         score_threshold: detections with lower scores are left out.
         batch_size: maximum number of images that are computed together.
         overrides: ``key=value`` changes of the config.
+        trust_config: let a .yaml config call whatever it names.
 
     Raises:
         ConfigError: a checkpoint has no config, or an exported model cannot follow a setting.
@@ -48,9 +50,8 @@ def load_detector(
                 f"the checkpoint {weights} needs the config that it was trained with "
                 "(--config-file); only exported models, .onnx and .pt2, do without"
             )
-        return Predictor(
-            config, weights, device=device, dtype=dtype, overrides=overrides, **settings
-        )
+        settings |= {"overrides": overrides, "trust_config": trust_config}
+        return Predictor(config, weights, device=device, dtype=dtype, **settings)
 
     # An exported model is fixed: refuse the settings that only its export could have followed.
     if config is not None or overrides:
