@@ -122,7 +122,7 @@ def test_arguments_that_name_pickled_files_are_refused(name):
 )
 def test_tags_that_run_code_are_refused_with_the_line(content, tmp_path):
     (tmp_path / "a.yaml").write_text("b: 1\n" + content)
-    with pytest.raises(UntrustedError, match="^line 2: "):
+    with pytest.raises(UntrustedError, match=r"^line 2: "):
         read_yaml(tmp_path / "a.yaml")
 
 
