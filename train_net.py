@@ -19,8 +19,8 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch.multiprocessing import ProcessExitedException
 
-from salience_detr import command_line
 from salience_detr.checkpoint import load_weights
+from salience_detr.cli import arguments
 from salience_detr.cli.arguments import Parser, number, run_program
 from salience_detr.config import ConfigError, load_config
 from salience_detr.engine.launch import launch
@@ -30,7 +30,7 @@ from salience_detr.engine.trainer import FetchError
 from salience_detr.evaluation.coco_evaluation import check_show_dir, evaluate, show_evaluation
 from salience_detr.utils.errors import print_error
 
-USER_ERRORS = (*command_line.USER_ERRORS, FloatingPointError)
+USER_ERRORS = (*arguments.USER_ERRORS, FloatingPointError)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
