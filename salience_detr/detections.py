@@ -78,8 +78,8 @@ class ClassTable:
 class Detections(Instances):
     """Detections on one image, as detectron2's Instances that know their classes and their image.
 
-    The fields are ``pred_boxes`` (absolute xyxy in the frame of the image, not clipped), ``scores``
-    and ``pred_classes``, in descending order of scores, on the CPU.
+    The fields are ``pred_boxes`` (absolute xyxy in the frame of the image, clipped to it and never
+    without area), ``scores`` and ``pred_classes``, in descending order of scores, on the CPU.
 
     Args:
         instances: the detections.

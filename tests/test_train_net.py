@@ -93,7 +93,7 @@ def test_a_killed_run_resumes_exactly(full_run, micro_config, surface_data, tmp_
         process.wait()
 
     # What a kill in the middle of a write leaves behind.
-    (output / "model_0000005.pth.tmp").write_bytes(b"half")
+    (output / "model_0000005.pth.0123abcd.tmp").write_bytes(b"half")
     (output / "model_final.pth").unlink(missing_ok=True)
 
     assert run(micro_config, output, "--resume") == 0

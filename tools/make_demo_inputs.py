@@ -10,6 +10,7 @@ import argparse
 import math
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +36,14 @@ def make_video(path: Path, *, seconds: float, side: int) -> None:
     segments = [render_surface(rng, side, side).image for _ in range(num_segments)]
     plate = np.concatenate(segments, axis=1)
 
-    # The ending names the format, so it stays last; an interrupted video is made anew.
-    temporary = path.with_name(f"{path.stem}.part{path.suffix}")
-    with VideoWriter(temporary, fps=FPS) as video:
-        for i in range(num_frames):
-            left = i * pixels_per_frame
-            video.write(plate[:, left : left + side])
-    temporary.replace(path)
+    # The name's ending says the format. A video that is interrupted leaves nothing.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        with VideoWriter(temporary, fps=FPS) as video:
+            for i in range(num_frames):
+                left = i * pixels_per_frame
+                video.write(plate[:, left : left + side])
+        temporary.replace(path)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -141,7 +141,7 @@ class TrainingCheckpointer(Checkpointer):
                 does not fit the run.
         """
         # Leftovers of a write that was killed.
-        for leftover in self.output_dir.glob("*.pth.tmp"):
+        for leftover in self.output_dir.glob("*.pth*.tmp"):
             leftover.unlink(missing_ok=True)
 
         # A file may be broken where the machine went down: the next one is tried.

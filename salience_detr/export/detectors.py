@@ -15,6 +15,7 @@ from torch import Tensor
 
 from salience_detr.export.graph import INPUTS, OUTPUTS
 from salience_detr.export.info import METADATA_KEY, DetectorInfo, ExportError
+from salience_detr.modeling.postprocess import clip_detections
 from salience_detr.predictor import ModelDetector, ModelInput, salience_maps
 from salience_detr.utils.errors import one_line
 
@@ -47,7 +48,7 @@ class ExportedDetector(ModelDetector):
 
         results = []
         for i, x in enumerate(inputs):
-            # Boxes are in pixels of the resized image; a score of 0 is padding.
+            # Boxes are in pixels of the resized image; a score of 0 is no detection.
             height, width = x["height"], x["width"]
             rows, columns = sizes[i].tolist()
             scale = torch.tensor([width / columns, height / rows]).repeat(2)
@@ -58,7 +59,8 @@ class ExportedDetector(ModelDetector):
                 scores=scores[i][is_detection],
                 pred_classes=labels[i][is_detection],
             )
-            results.append((instances, heat[i]))
+            # Scaling may round a box beyond the image.
+            results.append((clip_detections(instances), heat[i]))
         return results
 
 

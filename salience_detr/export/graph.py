@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from salience_detr.export import swin
-from salience_detr.layers.box_ops import box_cxcywh_to_xyxy
+from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, clip_boxes
 from salience_detr.layers.ms_deform_attn import MultiScaleDeformableAttention
 from salience_detr.modeling import SalienceDETR
 from salience_detr.modeling.encoder import BackgroundEmbedding, SalienceEncoderLayer
@@ -66,8 +66,9 @@ class DetectionGraph(nn.Module):
 
         Returns:
             ``boxes``: (B, n, 4) float32, absolute xyxy in pixels of ``images``, by falling score,
-            not clipped;
-            ``scores``: (B, n) float32, 0 where there are fewer than n detections;
+            clipped to the image;
+            ``scores``: (B, n) float32. The last ones are 0 where there are fewer than n detections,
+            or where boxes have no area in the image: leave them out;
             ``labels``: (B, n) int64;
             ``salience``: (B, ceil(H / 32) * 32 / s, ceil(W / 32) * 32 / s) float32 in [0, 1], where
             s is the stride of the finest level.
@@ -80,10 +81,17 @@ class DetectionGraph(nn.Module):
         scale = image_sizes.flip(-1).repeat(1, 2)[:, None].to(boxes.dtype)  # (w, h, w, h)
         scores, index = logits.sigmoid().flatten(1).topk(self.num_detections, dim=1)
         query = (index // self.model.num_classes)[..., None].expand(-1, -1, 4)
-        absolute = (box_cxcywh_to_xyxy(boxes) * scale).gather(1, query)
+        absolute = clip_boxes((box_cxcywh_to_xyxy(boxes) * scale).gather(1, query), scale)
+        labels = index % self.model.num_classes
+
+        # Shapes are fixed: detections without area cannot be dropped, but come last, with score 0.
+        has_area = (absolute[..., 2:] > absolute[..., :2]).all(-1)
+        scores, order = torch.where(has_area, scores, 0.0).sort(dim=1, descending=True, stable=True)
+        absolute = absolute.gather(1, order[..., None].expand(-1, -1, 4))
+        labels = labels.gather(1, order)
 
         salience = merge_salience(encoding.selection.score_maps)
-        return absolute, scores, index % self.model.num_classes, salience
+        return absolute, scores, labels, salience
 
     @property
     def num_detections(self) -> int:

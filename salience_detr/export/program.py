@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,8 +108,12 @@ def compile_package(program: ExportedProgram, path: Path, info: DetectorInfo) ->
     AOTInductor takes a C++ compiler and a few minutes.
     """
     metadata = {METADATA_KEY: info.to_json()}
-    with written_whole(path) as temporary, quiet():
-        package = temporary.with_suffix(".pt2")  # AOTInductor accepts no other suffix
+    with (
+        written_whole(path) as temporary,
+        tempfile.TemporaryDirectory(dir=path.parent) as folder,
+        quiet(),
+    ):
+        package = Path(folder) / "model.pt2"  # AOTInductor accepts no other suffix
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(package),

@@ -83,7 +83,7 @@ class ResultFiles:
 
     Under torchrun, each process writes its own part of them, see :func:`part_path`.
 
-    CSV rows are written at once to ``NAME.tmp``, which is renamed at the end. Boxes are absolute
+    CSV rows are written at once to ``NAME.*.tmp``, which is renamed at the end. Boxes are absolute
     xyxy in pixels; ``class_id`` is the data set's category id, as in the JSON file.
 
     Args:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from salience_detr.data.images import ImageLike, to_rgb
 from salience_detr.detections import Detections
 from salience_detr.inference.merging import Grid, merge
+from salience_detr.modeling.postprocess import clip_detections
 from salience_detr.predictor import Detector, PredictorOutput
 
 Tile = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the image
@@ -144,7 +145,9 @@ class TiledDetector(Detector):
             scores=merged.scores,
             pred_classes=merged.classes,
         )
-        return instances, salience
+
+        # A box far from the upper left may lose its area in float32.
+        return clip_detections(instances), salience
 
     def _view_of_whole(self, detections: Detections, grid: Grid) -> Instances:
         """Return the detections on the whole image, or on a smaller copy of it, that count."""
@@ -164,14 +167,15 @@ def view_of_tile(detections: Detections, grid: Grid, number: int) -> Instances:
     """Return the detections on tile ``number``, in the frame of the image."""
     tile = grid.tiles[number]
     boxes = detections.pred_boxes.tensor + tile[:2].repeat(2)
-    boxes = boxes.clamp(tile[:2].repeat(2), tile[2:].repeat(2))
     return make_view(detections, boxes, tile, grid.cut_sides(boxes, tile), number)
 
 
 def make_view(
     detections: Detections, boxes: Tensor, tile: Tensor, cut: Tensor, number: int
 ) -> Instances:
-    """Return the non-empty detections on a view, with the fields that ``merging`` needs.
+    """Return the detections on a view, clipped to it, with the fields that ``merging`` needs.
+
+    Boxes without area are left out.
 
     Args:
         detections: detections on the view.
@@ -180,6 +184,7 @@ def make_view(
         cut: (N, 4) bool, the sides on which the boxes are cut.
         number: number of the view.
     """
+    boxes = boxes.clamp(tile[:2].repeat(2), tile[2:].repeat(2))
     view = Instances(
         (0, 0),  # not used; views of different sizes are concatenated
         boxes=boxes,

@@ -29,6 +29,11 @@ def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
+def clip_boxes(boxes: Tensor, frame: Tensor) -> Tensor:
+    """Clip (..., 4) xyxy boxes to images whose (w, h, w, h) ``frame`` broadcasts to the boxes."""
+    return torch.minimum(boxes.clamp(min=0), frame)
+
+
 def box_area(boxes: Tensor) -> Tensor:
     """Return the (...) areas of (..., 4) xyxy boxes; a box that is inside out has none."""
     sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)

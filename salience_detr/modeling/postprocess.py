@@ -8,7 +8,7 @@ from __future__ import annotations
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from salience_detr.layers.box_ops import box_cxcywh_to_xyxy
+from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, clip_boxes
 
 
 def select_detections(
@@ -27,8 +27,8 @@ def select_detections(
         max_detections: how many pairs at most.
 
     Returns:
-        Instances with ``pred_boxes`` (absolute xyxy, not clipped to the image), ``scores`` and
-        ``pred_classes``, by falling score.
+        Instances with ``pred_boxes`` (absolute xyxy, not clipped to the image yet, see
+        :func:`clip_detections`), ``scores`` and ``pred_classes``, by falling score.
     """
     num_classes = pred_logits.shape[1]
     scores = pred_logits.to(pred_boxes.dtype).sigmoid().flatten()
@@ -44,3 +44,21 @@ def select_detections(
         scores=scores,
         pred_classes=index % num_classes,
     )
+
+
+def clip_detections(instances: Instances) -> Instances:
+    """Return the detections with boxes clipped to the image, less those without area in it.
+
+    This is the second half of detectron2's ``detector_postprocess``, whose first half, the scaling,
+    :func:`select_detections` does. No other detections take the place of the dropped ones.
+    """
+    height, width = instances.image_size
+    boxes = instances.pred_boxes.tensor
+
+    # Boxes.clip would fail where a box is NaN; such a box is dropped.
+    clipped = Boxes(clip_boxes(boxes, boxes.new_tensor([width, height, width, height])))
+    has_area = clipped.nonempty()
+
+    result = instances[has_area]
+    result.pred_boxes = clipped[has_area]
+    return result

@@ -23,7 +23,7 @@ from salience_detr.modeling.denoising import DenoisingGenerator, DenoisingQuerie
 from salience_detr.modeling.distributed import mean_over_processes
 from salience_detr.modeling.encoder import SalienceEncoder
 from salience_detr.modeling.feature_fusion import FeatureFusion
-from salience_detr.modeling.postprocess import select_detections
+from salience_detr.modeling.postprocess import clip_detections, select_detections
 from salience_detr.modeling.query_selection import Proposals, QuerySelection
 from salience_detr.modeling.salience import SalienceFilter, SalienceSelection
 from salience_detr.modeling.salience_loss import SalienceCriterion
@@ -215,8 +215,8 @@ class SalienceDETR(nn.Module):
 
         Returns:
             ``{"instances": Instances}`` for each image, with ``pred_boxes`` (absolute xyxy in the
-            frame of ``height`` and ``width``, not clipped), ``scores`` and ``pred_classes``, by
-            falling score.
+            frame of ``height`` and ``width``, clipped to it), ``scores`` and ``pred_classes``, by
+            falling score; boxes without area are left out.
         """
         images = self.preprocess_image(batched_inputs)
         encoding = self.encode(images.tensor, padding_mask(images))
@@ -384,13 +384,13 @@ class SalienceDETR(nn.Module):
             image_size = (x.get("height", height), x.get("width", width))
             valid = proposals.valid_mask[i]
 
-            instances = select_detections(
+            selected = select_detections(
                 predictions.pred_logits[-1, i][valid],
                 predictions.pred_boxes[-1, i][valid],
                 image_size,
                 max_detections=self.max_detections,
             )
-            results.append({"instances": instances})
+            results.append({"instances": clip_detections(selected)})
 
         return results
 

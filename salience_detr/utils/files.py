@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
+import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +17,20 @@ import numpy as np
 
 MAX_JPEG_SIDE = 65500  # OpenCV's limit, in pixels
 
+# What file systems answer to a name: too long, with forbidden bytes, or that of a folder.
+NAME_ERRORS = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR}
+
+
+class FileNameError(OSError):
+    """Error of a file that cannot be written for its name; others in the folder can."""
+
 
 @contextmanager
 def written_whole(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
     """Give a temporary path to write to, which replaces ``path`` if the block succeeds.
 
-    A write that fails leaves what was there before.
+    A write that fails leaves what was there before. The temporary path lies in the same folder. Its
+    name is random, and the file is new, so that nobody can prepare another one in its place.
 
     Args:
         path: path of the file.
@@ -27,7 +38,8 @@ def written_whole(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
             for.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_path(path)
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
 
@@ -40,13 +52,21 @@ def written_whole(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def temporary_path(path: Path) -> Path:
+    """Return an unused random path beside ``path``, whose name may have the greatest length."""
+    # Fifty characters are at most 200 bytes; file systems allow 255.
+    return path.with_name(f"{path.name[:50]}.{secrets.token_hex(8)}.tmp")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text in UTF-8; the file is complete or not there."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_image(path: Path, image: np.ndarray, *, quality: int = 95) -> None:
+def write_image(
+    path: Path, image: np.ndarray, *, quality: int = 95, full_color: bool = True
+) -> None:
     """Write an (H, W, 3) uint8 RGB image in the format of the path's ending, and make its folder.
 
     The encoder is OpenCV's, which writes PNG files ten times as fast as PIL's. The file is complete
@@ -56,9 +76,12 @@ def write_image(path: Path, image: np.ndarray, *, quality: int = 95) -> None:
         path: path of the file.
         image: the pixels.
         quality: quality of a JPEG file, from 0 to 100.
+        full_color: whether a JPEG file has the color of each pixel, so that thin lines stay sharp,
+            or one for four pixels, as photographs have.
 
     Raises:
         ValueError: the image is too large for a JPEG file.
+        FileNameError: the file system does not take its name.
         OSError: it cannot be written.
     """
     is_jpeg = path.suffix.lower() in {".jpg", ".jpeg"}
@@ -68,7 +91,12 @@ def write_image(path: Path, image: np.ndarray, *, quality: int = 95) -> None:
             f"{image.shape[1]} x {image.shape[0]}; write a PNG file"
         )
 
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if is_jpeg else []
+    options = []
+    if is_jpeg:
+        options += [cv2.IMWRITE_JPEG_QUALITY, quality]
+    if is_jpeg and full_color:
+        options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+
     is_encoded, data = cv2.imencode(path.suffix, image[..., ::-1], options)
     if not is_encoded:
         raise OSError(f"cannot write the image {path}: OpenCV cannot encode it")
@@ -79,7 +107,8 @@ def write_image(path: Path, image: np.ndarray, *, quality: int = 95) -> None:
         with written_whole(path, sync=False) as temporary:
             temporary.write_bytes(data.data)
     except OSError as error:
-        raise OSError(f"cannot write the image {path}: {error.strerror or error}") from error
+        kind = FileNameError if error.errno in NAME_ERRORS else OSError
+        raise kind(f"cannot write the image {path}: {error.strerror or error}") from error
 
 
 class UsedPaths:
@@ -135,11 +164,10 @@ def check_output_dir(
         OSError: the folder cannot be made, or written to, or has too little room.
     """
     path = Path(output_dir)
-    probe = path / f".write_test.{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path, prefix=".write_test.") as probe:
+            probe.write(b"x")
     except OSError as error:
         raise OSError(
             f"the output folder {path} cannot be written to ({error.strerror}); set {option}"

@@ -98,7 +98,7 @@ def test_a_half_written_checkpoint_is_skipped(make, tmp_path):
     checkpointer.save_periodic(2)
     newest = tmp_path / "model_0000002.pth"
     newest.write_bytes(newest.read_bytes()[:700])
-    (tmp_path / "model_0000003.pth.tmp").write_bytes(b"half")
+    (tmp_path / "model_0000003.pth.0123abcd.tmp").write_bytes(b"half")
 
     assert make().resume() == 1
 

@@ -13,7 +13,13 @@ from PIL import Image
 
 from demo import demo
 from salience_detr import Predictor
-from salience_detr.export import DetectorInfo, ExportError, OnnxDetector, PackagedDetector
+from salience_detr.export import (
+    DetectorInfo,
+    ExportedDetector,
+    ExportError,
+    OnnxDetector,
+    PackagedDetector,
+)
 from salience_detr.export.onnx import export_onnx
 from salience_detr.export.program import export_program
 from salience_detr.export.verification import compare
@@ -47,6 +53,32 @@ def test_a_batch_of_different_sizes_has_the_same_detections_and_salience(predict
         difference = compare(expected.detections, found.detections)
         assert difference.unmatched == 0 and difference.score < 1e-5
         np.testing.assert_allclose(found.salience, expected.salience, atol=1e-4)
+
+
+def assert_inside(detections):
+    height, width = detections.image_size
+    boxes = detections.pred_boxes.tensor
+    assert boxes.min() >= 0 and (boxes <= torch.tensor([width, height] * 2)).all()
+    assert detections.pred_boxes.nonempty().all()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 333), (37, 91), (1, 300), (1, 1)])
+def test_no_box_reaches_out_of_the_image(predictor, detector, size):
+    for found in (predictor(new_image(*size)), detector(new_image(*size))):
+        assert len(found)
+        assert_inside(found)
+
+
+def test_boxes_without_area_and_of_score_0_are_left_out(predictor):
+    class Fake(ExportedDetector):
+        def run(self, images, image_sizes):
+            boxes = torch.tensor([[[-1.0, 0, 9, 9], [5, 5, 5, 9], [1, 1, 3, 3]]])
+            scores = torch.tensor([[0.9, 0.8, 0.0]])
+            return boxes, scores, torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, 8, 8)
+
+    found = Fake(DetectorInfo.from_predictor(predictor))(new_image(64, 64))
+    assert found.scores.tolist() == pytest.approx([0.9])
+    assert_inside(found)
 
 
 def test_names_and_ids_of_the_classes_come_from_the_file(predictor, detector):

@@ -44,6 +44,24 @@ def test_queries_that_a_small_image_lacks_are_masked(predictor):
     assert torch.equal(labels[0, :count], expected.pred_classes)
 
 
+def test_boxes_are_clipped_and_those_without_area_come_last_with_score_0(predictor, monkeypatch):
+    # Of 40 x 60 pixels in 64 x 64: reaches over the left side and the lower one, has no width, whole.
+    boxes = torch.tensor([[0.1, 0.9, 0.4, 0.4], [0.5, 0.5, 0.0, 0.2], [0.5, 0.5, 0.5, 0.5]])
+    logits = torch.full((1, 3, predictor.model.num_classes), -20.0)
+    logits[0, :, 1] = torch.tensor([2.0, 3.0, 1.0])
+    graph = DetectionGraph(predictor.model)
+    monkeypatch.setattr(graph, "decode", lambda encoding: (logits, boxes[None]))
+    monkeypatch.setattr(DetectionGraph, "num_detections", 3)
+
+    with torch.no_grad():
+        found, scores, labels, _ = graph(torch.zeros(1, 3, 64, 64), torch.tensor([[40, 60]]))
+
+    torch.testing.assert_close(found[0, 0], torch.tensor([0.0, 28, 18, 40]))
+    torch.testing.assert_close(found[0, 1], torch.tensor([15.0, 10, 45, 30]))
+    assert scores[0].tolist() == pytest.approx([0.8808, 0.7311, 0], abs=1e-4)
+    assert labels[0].tolist() == [1, 1, 1]
+
+
 def test_the_copy_shares_its_weights_and_leaves_the_model_as_it_was(predictor):
     graph = DetectionGraph(predictor.model)
     kinds = {type(module) for module in predictor.model.modules()}

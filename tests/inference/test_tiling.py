@@ -207,6 +207,22 @@ def test_small_objects_of_the_whole_image_do_not_count():
     assert boxes_of(detections) == [(10, 60, 70, 90, 2), (70, 10, 110, 30, 0)]
 
 
+def test_boxes_that_reach_out_of_a_tile_or_the_image_are_clipped():
+    class Overshooting(RectangleDetector):
+        def find(self, image):
+            instances, salience = super().find(image)
+            instances.pred_boxes.tensor += torch.tensor([-30.0, -30.0, 30.0, 30.0])
+            return instances, salience
+
+    image = paint(150, 250, (0, 0, 20, 20, 0), (230, 130, 250, 150, 1), (120, 60, 130, 70, 2))
+    found = TiledDetector(Overshooting(), tile=100)(image)
+
+    boxes = found.pred_boxes.tensor
+    assert {0, 1, 2} == set(found.pred_classes.tolist())
+    assert boxes.min() == 0 and (boxes <= torch.tensor([250.0, 150, 250, 150])).all()
+    assert found.pred_boxes.nonempty().all()
+
+
 def test_tiles_are_computed_in_batches():
     detector = RectangleDetector(batch_size=4)
     TiledDetector(detector, tile=100, overlap=0, with_whole=False).batch([paint(200, 300)])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from salience_detr.layers.heads import bbox_head, class_head
@@ -16,7 +19,7 @@ from salience_detr.modeling.encoder import (
 )
 from salience_detr.modeling.feature_fusion import FeatureFusion, RepVGGBlock
 from salience_detr.modeling.neck import ChannelMapper
-from salience_detr.modeling.postprocess import select_detections
+from salience_detr.modeling.postprocess import clip_detections, select_detections
 from salience_detr.modeling.query_selection import QuerySelection
 from salience_detr.modeling.salience import SalienceFilter
 from salience_detr.modeling.token_pyramid import TokenPyramidBuilder, flatten_maps
@@ -275,3 +278,28 @@ def test_detections_are_the_best_pairs_in_pixels_of_the_wanted_frame():
     assert found.pred_boxes.tensor[0].tolist() == pytest.approx([80, 30, 120, 70])
     assert found.pred_boxes.tensor[1].tolist() == pytest.approx([-20, 0, 60, 20])  # not clipped
     assert found.image_size == (100, 200)
+
+
+def test_boxes_are_clipped_as_detectron2_clips_and_those_without_area_are_dropped():
+    # Over the left side, whole, outside on the right, a line, and without a number.
+    boxes = [[-20, 0, 60, 20], [80, 30, 120, 70], [200, 0, 230, 9], [5, 9, 5, 9], [np.nan] * 4]
+    instances = Instances(
+        (100, 200), pred_boxes=Boxes(torch.tensor(boxes)), scores=torch.arange(5, 0, -1)
+    )
+
+    found = clip_detections(instances)
+
+    assert found.pred_boxes.tensor.tolist() == [[0, 0, 60, 20], [80, 30, 120, 70]]
+    assert found.scores.tolist() == [5, 4]
+    assert instances.pred_boxes.tensor[0, 0] == -20  # the argument stays
+    expected = detector_postprocess(instances[:4], 100, 200)
+    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+
+
+def test_no_other_detection_takes_the_place_of_a_dropped_one():
+    boxes = torch.tensor([[1.0, 0.5, 0.0, 0.2], [0.5, 0.5, 0.2, 0.2], [0.5, 0.5, 0.3, 0.3]])
+    logits = torch.tensor([[2.0], [1.0], [1.0]])  # the first has no area, the others tie
+
+    selected = select_detections(logits, boxes, (10, 10), max_detections=2)
+
+    assert len(selected) == 2 and len(clip_detections(selected)) == 1

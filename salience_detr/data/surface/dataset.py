@@ -267,7 +267,7 @@ def _write_image(
     """Draw and write the image with this index, and return its boxes by category id."""
     sample = render(index)
     name = f"{index + 1:06d}.jpg"
-    write_image(folder / name, sample.image, quality=95)
+    write_image(folder / name, sample.image, quality=95, full_color=False)
 
     height, width = sample.image.shape[:2]
     labels = ImageLabels(name, (width, height))
