@@ -45,7 +45,7 @@ def test_queries_that_a_small_image_lacks_are_masked(predictor):
 
 
 def test_boxes_are_clipped_and_those_without_area_come_last_with_score_0(predictor, monkeypatch):
-    # Of 40 x 60 pixels in 64 x 64: reaches over the left side and the lower one, has no width, whole.
+    # On 40 x 60 pixels: over the left side and the lower one, without width, and whole.
     boxes = torch.tensor([[0.1, 0.9, 0.4, 0.4], [0.5, 0.5, 0.0, 0.2], [0.5, 0.5, 0.5, 0.5]])
     logits = torch.full((1, 3, predictor.model.num_classes), -20.0)
     logits[0, :, 1] = torch.tensor([2.0, 3.0, 1.0])
