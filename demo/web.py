@@ -15,25 +15,29 @@ import base64
 import contextlib
 import html
 import json
+import logging
 import os
 import socket
 import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from salience_detr.cli.arguments import Parser, run_program
 from salience_detr.data.images import to_rgb
 from salience_detr.detections import Detections
+from salience_detr.inference.inputs import image_size
 from salience_detr.inference.loading import load_detector
 from salience_detr.inference.result_files import CocoResults
 from salience_detr.predictor import Detector
@@ -43,11 +47,15 @@ from salience_detr.utils.drawing import (
     draw_salience,
     resize_between,
 )
-from salience_detr.utils.errors import one_line
+from salience_detr.utils.errors import one_line, print_error
 from salience_detr.utils.signals import StopSignals
 
 if TYPE_CHECKING:
     import gradio
+
+# Limits of an upload. A file of a few kilobytes may hold an image that fills the memory.
+MAX_FILE_BYTES = 200 * 2**20
+MAX_PIXELS = 100_000_000
 
 # Range of the longer side of a shown image: labels are legible, and the page loads quickly.
 SHOWN_SIDES = (900, 1600)
@@ -90,15 +98,19 @@ class Page:
         self.names = detector.class_names
         self.colors = detector.classes.colors or class_colors(len(self.names))
 
-    def look(self, path: str) -> tuple[Seen | str, np.ndarray | None]:
+    def look(self, path: str | None) -> tuple[Seen | str, np.ndarray | None]:
         """Detect on the image in a file.
 
         Returns:
             The state for :meth:`show` and the drawn salience, or an error message and None.
         """
+        if path is None:
+            return "there is no image; drop one on the page", None
+
         start = time.perf_counter()
         name = Path(path).name
         try:
+            check_num_pixels(path)
             image = to_rgb(path)
             output = next(self.detector.stream([image]))
             seconds = time.perf_counter() - start
@@ -170,6 +182,16 @@ class Page:
         )
 
 
+def check_num_pixels(path: str) -> None:
+    """Raise ValueError for an image of too many pixels, by its header, before it is decoded."""
+    width, height = image_size(Path(path))
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"the image {path} has {width} x {height} pixels, and the page takes up to "
+            f"{MAX_PIXELS:,}; use demo/demo.py, with --tile for small objects"
+        )
+
+
 def clip_threshold(payload: float | None) -> float:
     """Return a threshold from 0 to 1; an empty field counts as 0."""
     return min(max(payload or 0.0, 0.0), 1.0)
@@ -182,7 +204,18 @@ def build_blocks(page: Page, model: str) -> gradio.Blocks:
     # Deletes files older than KEEP_SECONDS, six times as often.
     caching = (KEEP_SECONDS // 6, KEEP_SECONDS)
     image = partial(gr.Image, format="jpeg", interactive=False, elem_classes="image")
-    with gr.Blocks(title="Salience DETR", analytics_enabled=False, delete_cache=caching) as blocks:
+
+    class Blocks(gr.Blocks):
+        """Blocks that report an event that fails, such as one with wrong inputs, in one line."""
+
+        async def process_api(self, *args: Any, **options: Any) -> dict[str, Any]:
+            try:
+                return await super().process_api(*args, **options)
+            except Exception as error:  # gradio would print a traceback
+                print_error(error)
+                raise gr.Error(one_line(error), print_exception=False) from error
+
+    with Blocks(title="Salience DETR", analytics_enabled=False, delete_cache=caching) as blocks:
         gr.HTML(f"<h1>Salience DETR</h1>{html.escape(model)}")
         seen = gr.State(None, time_to_live=KEEP_SECONDS)
 
@@ -221,6 +254,17 @@ def build_blocks(page: Page, model: str) -> gradio.Blocks:
     return blocks
 
 
+class ServerErrors(logging.Filter):
+    """Filter that turns the traceback of a request that the server cannot answer into one line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], Exception):
+            record.msg = f"a request failed: {one_line(record.exc_info[1])}"
+            record.args = None
+            record.exc_info = None
+        return True
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_detector(required=False, help="LazyConfig file of a checkpoint")
@@ -253,6 +297,10 @@ def serve(args: argparse.Namespace, folder: str) -> None:
     except ImportError as error:
         raise ImportError("the page needs gradio: pip install 'salience_detr[web]'") from error
 
+    # PIL refuses images of twice this number, those inside of icons too.
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
     detector = load_detector(
         args.config_file,
         args.weights,
@@ -263,12 +311,15 @@ def serve(args: argparse.Namespace, folder: str) -> None:
     model = f"{Path(args.weights).name} · {', '.join(detector.class_names)}"
     blocks = build_blocks(Page(detector), model)
 
+    # Uvicorn prints the traceback of a request that names no event, or a file without a name.
+    logging.getLogger("uvicorn.error").addFilter(ServerErrors())
+
     # The default theme would load its fonts from another server.
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     _, address, _ = blocks.launch(
         server_name=args.host, server_port=port, share=False, prevent_thread_lock=True, quiet=True,
         footer_links=[], run_history=False, state_session_capacity=MAX_VISITORS,
-        css=CSS, theme=theme,
+        max_file_size=MAX_FILE_BYTES, css=CSS, theme=theme,
     )  # fmt: skip
 
     # gradio serves in a thread; the signal's KeyboardInterrupt comes here.

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from types import SimpleNamespace
 
 import cv2
@@ -189,6 +190,94 @@ def test_a_failure_of_the_model_is_a_message(page, image, monkeypatch):
     monkeypatch.setattr(page.detector, "_infer", fail)
     _, summary, _ = page.show(page.look(image)[0], 0.5, [])
     assert "out of memory" in summary
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(page, tmp_path, monkeypatch):
+    # 20,000 x 20,000 zeros in PNG take 400 kB.
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(web_program, "to_rgb", lambda path: pytest.fail("it was decoded"))
+
+    seen, salience = page.look(str(tmp_path / "bomb.png"))
+
+    assert seen.startswith("the image bomb.png has 20000 x 20000 pixels, and the page takes up to")
+    assert "demo/demo.py" in seen and salience is None and page.detector.calls == 0
+
+
+def test_an_image_at_the_limit_of_pixels_is_taken(page, image, monkeypatch):
+    monkeypatch.setattr(web_program, "MAX_PIXELS", 100 * 50)
+    assert not isinstance(page.look(image)[0], str)
+    monkeypatch.setattr(web_program, "MAX_PIXELS", 100 * 50 - 1)
+    assert "has 100 x 50 pixels" in page.look(image)[0]
+
+
+def test_no_image_is_a_message(page):
+    seen, salience = page.look(None)
+    assert "there is no image" in page.show(seen, 0.5, [])[1] and salience is None
+
+
+@pytest.fixture
+def served(page, tmp_path, monkeypatch):
+    """Serve the page of a fixed detector from this process; returns its address."""
+    gradio = pytest.importorskip("gradio")
+    monkeypatch.setattr(web_program, "MAX_FILE_BYTES", 100_000)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    monkeypatch.setattr(web_program, "load_detector", lambda *args, **options: page.detector)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+
+    launched = []
+    launch = gradio.Blocks.launch
+
+    def note_launch(blocks, **options):
+        result = launch(blocks, **options)
+        launched.append((blocks, result[1]))
+        return result
+
+    # As if a signal came as soon as the page is up; the server's thread goes on.
+    def interrupt(*words, **options):
+        if words[0].startswith("Salience DETR at"):
+            raise KeyboardInterrupt
+        print(*words, **options)
+
+    monkeypatch.setattr(gradio.Blocks, "launch", note_launch)
+    monkeypatch.setattr(web_program, "print", interrupt, raising=False)
+    args = web_program.parse_args(["--weights", "fixed", "--port", "0"])
+    with warnings.catch_warnings():
+        web_program.serve(args, str(tmp_path))
+        [(blocks, address)] = launched
+        yield address
+        blocks.close()
+
+
+def test_no_request_prints_a_traceback(served, capfd):
+    httpx = pytest.importorskip("httpx")
+    # The server closes a connection after an error.
+    client = httpx.Client(base_url=served, timeout=30, headers={"Connection": "close"})
+    file = {"meta": {"_type": "gradio.FileData"}}
+
+    # Of wrong types, other files of the machine, a class that is not there, and no event at all.
+    for name, data in (
+        ("look", [None]),
+        ("look", ["abc"]),
+        ("look", [{"a": 1}]),
+        ("look", []),
+        ("look", [{"path": "/etc/passwd", **file}]),
+        ("look", [{"path": "", **file}]),
+        ("show", [None, None, None]),
+        ("show", [None, "high", []]),
+        ("show", [None, 0.5, ["no class"]]),
+        ("show", [None, [1], 3]),
+        ("absent", [None]),
+    ):
+        client.post(f"gradio_api/run/{name}", json={"data": data, "session_hash": "visitor"})
+    client.post("gradio_api/run/predict", json={"data": [None], "fn_index": 99})
+    client.post("gradio_api/upload", files={"files": ("", b"x")})
+    client.post("gradio_api/run/look", content=b"{")
+
+    assert client.post("gradio_api/upload", files={"files": ("a.png", b"x" * 99_000)}).is_success
+    large = client.post("gradio_api/upload", files={"files": ("a.png", b"x" * 101_000)})
+    assert large.status_code == 413 and "maximum allowed size" in large.text
+    printed = "".join(capfd.readouterr())
+    assert "Traceback" not in printed and "error: " in printed
 
 
 def test_a_checkpoint_needs_a_config_and_an_export_takes_none(micro_config):
