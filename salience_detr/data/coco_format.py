@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
@@ -165,6 +165,23 @@ def entry_fault(kind: str, entry: object, *, without: Iterable[str] = ()) -> str
 def repeated(values: Iterable[Hashable]) -> dict[Any, int]:
     """Count the values that occur more than once."""
     return {value: count for value, count in Counter(values).items() if count > 1}
+
+
+def distinct_names(categories: Sequence[Entry]) -> list[str]:
+    """Return the name of each category; a name that several have is followed by the id of each.
+
+    Two categories called "nick", of the ids 2 and 3, become "nick (id 2)" and "nick (id 3)", so
+    that tables, metrics and checkpoints keep them apart.
+    """
+    keys = [(category["id"], category["name"]) for category in categories]
+    names = {key: key[1] for key in keys}
+
+    # A name with an id may be another category's own name.
+    while twice := repeated(names.values()):
+        for key, name in names.items():
+            if name in twice:
+                names[key] = f"{name} (id {key[0]})"
+    return [names[key] for key in keys]
 
 
 def first_fault(content: Content, path: Path) -> str | None:

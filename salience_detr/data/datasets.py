@@ -17,6 +17,7 @@ from salience_detr.data.coco_format import (
     Content,
     DatasetError,
     Entry,
+    distinct_names,
     first_fault,
     image_path,
     is_ignored,
@@ -220,13 +221,16 @@ def ensure_class_names(name: str) -> None:
 
 
 def set_class_names(name: str, categories: list[Entry]) -> None:
-    """Number the classes of a registered data set from 0 on, by rising category id."""
+    """Number the classes of a registered data set from 0 on, by rising category id.
+
+    Names that several categories have get their ids.
+    """
     ordered = sorted(categories, key=itemgetter("id"))
     ids = [category["id"] for category in ordered]
 
     # detectron2's names: its evaluators look there, too.
     metadata = MetadataCatalog.get(name)
-    metadata.thing_classes = [category["name"] for category in ordered]
+    metadata.thing_classes = distinct_names(ordered)
     metadata.thing_dataset_id_to_contiguous_id = {x: label for label, x in enumerate(ids)}
 
 

@@ -22,6 +22,7 @@ from salience_detr.evaluation.results import (
     ImageResults,
     Results,
     ResultsError,
+    category_names,
 )
 from salience_detr.utils.drawing import Color, class_colors, draw_boxes, resize_between
 from salience_detr.utils.files import UsedPaths, write_image
@@ -80,6 +81,7 @@ def draw_entries(
         coco: knows annotated sizes and class names.
     """
     canvas = image.copy()
+    names = dict(zip(sorted(coco.cats), category_names(coco), strict=True))
     boxes = []
     labels = []
 
@@ -87,7 +89,7 @@ def draw_entries(
     pairs = sorted(zip(entries, colors, strict=True), key=lambda pair: drawing_rank(pair[0]))
     for entry, color in pairs:
         box = drawn_box(entry, image, coco)
-        label = coco.cats[entry["category_id"]]["name"]
+        label = names[entry["category_id"]]
         if "score" in entry:
             label += f" {entry['score']:.0%}"
         if entry.get("iscrowd"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from salience_detr.evaluation.results import Results
+from salience_detr.evaluation.results import Results, category_names
 from salience_detr.utils.files import written_whole
 
 
@@ -55,8 +55,7 @@ def confusion_matrix(
         (K + 1, K + 1) counts, true class by detected class, and the K class names. The last row
         counts detections of background, the last column boxes that no detection took.
     """
-    categories = results.coco.loadCats(sorted(results.coco.getCatIds()))
-    index = {category["id"]: i for i, category in enumerate(categories)}
+    index = {category_id: i for i, category_id in enumerate(sorted(results.coco.getCatIds()))}
     matrix = np.zeros((len(index) + 1, len(index) + 1), dtype=np.int64)
 
     for image in results.by_image(score_threshold):
@@ -80,7 +79,7 @@ def confusion_matrix(
         np.add.at(matrix[-1], detected[~is_match & ~in_crowd], 1)
         np.add.at(matrix[:, -1], true[is_missed], 1)
 
-    return matrix, [category["name"] for category in categories]
+    return matrix, category_names(results.coco)
 
 
 def plot_confusion(matrix: np.ndarray, names: list[str], path: Path) -> None:

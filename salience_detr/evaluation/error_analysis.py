@@ -30,6 +30,7 @@ from salience_detr.evaluation.results import (
     ImageResults,
     Results,
     box_overlaps,
+    category_names,
     evaluate,
     summary,
 )
@@ -217,12 +218,13 @@ def class_rows(evaluation: COCOeval, images: Sequence[ImageErrors]) -> list[Row]
             outcomes[detection["category_id"]][outcome] += 1
 
     rows = []
-    for k, category in enumerate(evaluation.cocoGt.loadCats(evaluation.params.catIds)):
-        counts = outcomes[category["id"]]
-        count = num_boxes[category["id"]]
+    classes = zip(evaluation.params.catIds, category_names(evaluation.cocoGt), strict=True)
+    for k, (category_id, name) in enumerate(classes):
+        counts = outcomes[category_id]
+        count = num_boxes[category_id]
         correct = counts[Outcome.CORRECT]
 
-        row: Row = {"class": category["name"], "boxes": count}
+        row: Row = {"class": name, "boxes": count}
         row["AP"] = average_precision(evaluation, k)
         row["AP50"] = average_precision(evaluation, k, iou=0)
         # The IoU thresholds are 0.5, 0.55, ...

@@ -16,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from salience_detr.data.coco_format import (
     DatasetError,
+    distinct_names,
     entry_fault,
     first_fault,
     prepare_for_evaluation,
@@ -198,6 +199,11 @@ def make_coco(content: dict[str, Any]) -> COCO:
     return coco
 
 
+def category_names(coco: COCO) -> list[str]:
+    """Return the names of the categories by rising id; names that several have get their ids."""
+    return distinct_names(coco.loadCats(sorted(coco.getCatIds())))
+
+
 def check_entries(kind: str, entries: Any, results_file: Path) -> None:
     """Raise ResultsError unless a results file has a list of valid "images" or "detections"."""
     if not isinstance(entries, list):
@@ -277,5 +283,5 @@ def class_precisions(evaluation: COCOeval) -> dict[str, np.ndarray]:
     precision = evaluation.eval["precision"]
     precision = np.where(precision > -1, precision, np.nan)
 
-    names = [category["name"] for category in evaluation.cocoGt.loadCats(evaluation.params.catIds)]
+    names = category_names(evaluation.cocoGt)
     return {name: precision[:, :, k, 0, -1] for k, name in enumerate(names)}

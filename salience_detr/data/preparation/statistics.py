@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from salience_detr.data.coco_format import Entry
+from salience_detr.data.coco_format import Entry, distinct_names
 from salience_detr.data.preparation.validation import UNKNOWN_SIZE, ValidationResult, check_box
 
 # Sides of COCO's small and medium objects, in pixels.
@@ -28,12 +28,13 @@ def class_table(result: ValidationResult) -> list[Row]:
         by_category[annotation["category_id"]].append(annotation)
 
     rows = []
-    for category in result.usable("categories"):
+    categories = result.usable("categories")
+    for category, name in zip(categories, distinct_names(categories), strict=True):
         annotations = by_category[category["id"]]
         areas = box_sizes(annotations).prod(axis=1)
         counts, _ = np.histogram(areas, bins=(0, SMALL**2, MEDIUM**2, np.inf))
         row = {
-            "class": category["name"],
+            "class": name,
             "id": category["id"],
             "boxes": len(annotations),
             "images": len({annotation["image_id"] for annotation in annotations}),

@@ -186,7 +186,8 @@ def check_categories(result: ValidationResult) -> None:
             result.add("category without boxes", f"{category['name']} (id {category['id']})")
 
     for name in repeated(category["name"] for category in categories):
-        result.add("category name twice", name)
+        ids = [str(category["id"]) for category in categories if category["name"] == name]
+        result.add("category name twice", f"{name} (ids {', '.join(ids)})")
 
 
 def check_images(result: ValidationResult) -> None:
