@@ -95,8 +95,8 @@ def do_test(args: argparse.Namespace, config: DictConfig) -> None:
         save_config(config)
 
     model = build_model(config)
-    load_weights(model, config.train.init_checkpoint)
-    evaluate(config, model.eval())
+    class_names = load_weights(model, config.train.init_checkpoint)
+    evaluate(config, model.eval(), class_names=class_names)
 
     if args.show_dir is not None and comm.is_main_process():
         show_evaluation(config, args.show_dir)

@@ -28,6 +28,7 @@ from salience_detr.data.preparation.validation import (
     ERRORS,
     WARNINGS,
     ValidationResult,
+    compare_categories,
     find_leaks,
     validate,
 )
@@ -110,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
         results[name] = validate(split.json_file, split.image_root, workers=args.workers)
     if len(results) == 2:
         find_leaks(results["train"], results["val"])
+        compare_categories(results["train"], results["val"])
 
     for result in results.values():
         print_result(result, args.show)

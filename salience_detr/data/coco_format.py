@@ -58,8 +58,13 @@ def read_json(path: Path, *, keep: bool = False) -> Content:
     return content
 
 
-def read_coco(path: Path, *, keep: bool = False) -> Content:
+def read_coco(path: Path, *, keep: bool = False, lists: Sequence[str] = LISTS) -> Content:
     """Return the content of a file with COCO's three lists, whose entries are not yet checked.
+
+    Args:
+        path: of the file.
+        keep: see :func:`read_json`.
+        lists: those that it must have; COCO's test sets have no annotations.
 
     Raises:
         DatasetError: the file is missing, not valid JSON, or lacks a list.
@@ -69,6 +74,8 @@ def read_coco(path: Path, *, keep: bool = False) -> Content:
 
     content = read_json(path, keep=keep)
     for key in LISTS:
+        if key not in lists and key not in content:
+            continue
         if not isinstance(content.get(key), list):
             raise DatasetError(
                 f"{path} has no list {key!r}; COCO's format needs {', '.join(LISTS)}"
@@ -192,7 +199,7 @@ def first_fault(content: Content, path: Path) -> str | None:
     """
     # References can only be checked between entries that are valid by themselves.
     for kind in LISTS:
-        fault = list_fault(kind, content[kind], path)
+        fault = list_fault(kind, content.get(kind, []), path)
         if fault is not None:
             return fault
 
@@ -206,7 +213,7 @@ def first_fault(content: Content, path: Path) -> str | None:
             f"{path} has image ids that are numbers and others that are texts; make all of one kind"
         )
 
-    for annotation in content["annotations"]:
+    for annotation in content.get("annotations", []):
         where = f"annotation {annotation['id']} in {path}"
         image_id = annotation["image_id"]
         category_id = annotation["category_id"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any, TypeAlias
 
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
+from detectron2.utils import comm
 
 from salience_detr.data.coco_format import (
     Content,
@@ -24,6 +26,8 @@ from salience_detr.data.coco_format import (
     read_coco,
     read_json,
 )
+from salience_detr.data.own_records import complete_records, to_coco
+from salience_detr.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +48,8 @@ class CocoLoader:
     def __call__(self) -> list[Record]:
         """Return the records in detectron2's format, by rising image id.
 
-        Masks and keypoints are neither read nor checked.
+        Masks and keypoints are neither read nor checked. The records of a file without a list of
+        annotations have no key "annotations".
 
         Raises:
             DatasetError: the file is missing, or has a mistake.
@@ -55,7 +60,7 @@ class CocoLoader:
 
         # Masks would take most of the memory, and nothing uses them.
         annotations: dict[int | str, list[Record]] = defaultdict(list)
-        for annotation in content["annotations"]:
+        for annotation in content.get("annotations", []):
             entry = {
                 "bbox": annotation["bbox"],
                 "bbox_mode": BoxMode.XYWH_ABS,
@@ -71,8 +76,10 @@ class CocoLoader:
                 "height": int(image["height"]),
                 "width": int(image["width"]),
                 "image_id": image["id"],
-                "annotations": annotations[image["id"]],
             }
+            # COCO's test sets have none.
+            if "annotations" in content:
+                record["annotations"] = annotations[image["id"]]
             records.append(record)
         return records
 
@@ -87,11 +94,12 @@ def register_coco_dataset(name: str, json_file: str | Path, image_root: str | Pa
     """
     if name in DatasetCatalog.list():
         metadata = MetadataCatalog.get(name)
-        if (metadata.json_file, metadata.image_root) == (str(json_file), str(image_root)):
+        known = (metadata.get("json_file"), metadata.get("image_root"))
+        if known == (str(json_file), str(image_root)):
             return
         raise DatasetError(
-            f"a data set {name!r} is registered already, for {metadata.json_file}; "
-            "choose another name"
+            f"a data set {name!r} is registered already, for {known[0] or 'a function'}; "
+            "choose another name, or set the dataset's json_file=null to take that one"
         )
 
     DatasetCatalog.register(name, CocoLoader(name, Path(image_root)))
@@ -122,17 +130,26 @@ def load_dataset(
     Raises:
         DatasetError: the data set is unknown, or its file cannot be read or has a mistake.
     """
+    names = as_list(names)
     if json_file and image_root:
-        register_coco_dataset(str(names), json_file, image_root)
+        if len(names) > 1:
+            raise DatasetError(
+                f"{json_file} is one data set, but there are {len(names)} names "
+                f"({', '.join(names)}); set the dataset's json_file=null to take registered ones"
+            )
+        register_coco_dataset(names[0], json_file, image_root)
 
     records: list[Record] = []
-    for name in as_list(names):
-        records += load_registered(name)
+    for name in names:
+        loaded = load_registered(name)
+        if is_train and not any("annotations" in record for record in loaded):
+            raise DatasetError(f"the data set {name!r} has no annotations to train on")
+        records += loaded
     if is_train:
         records = clean_annotations(records)
 
     # Classes are known once the data are loaded.
-    check_same_classes(as_list(names))
+    check_same_classes(names)
     return records
 
 
@@ -150,13 +167,42 @@ def load_registered(name: str) -> list[Record]:
         )
 
     try:
+        if isinstance(DatasetCatalog[name], CocoLoader):
+            return get_detection_dataset_dicts(name, filter_empty=False)
+
         # Of data that others registered; their loaders may end in a bare KeyError.
-        is_checked = isinstance(DatasetCatalog[name], CocoLoader)
-        if not is_checked and MetadataCatalog.get(name).get("json_file"):
+        if has_own_file(name):
             read_checked(name)
-        return get_detection_dataset_dicts(name, filter_empty=False)
+        return complete_records(name, get_detection_dataset_dicts(name, filter_empty=False))
     except (LookupError, TypeError, AttributeError, AssertionError, OSError, ValueError) as error:
         raise DatasetError(f"data set {name!r}: {error}") from error
+
+
+def has_own_file(name: str) -> bool:
+    """Return whether a data set has an annotation file that was not derived from its records."""
+    metadata = MetadataCatalog.get(name)
+    json_file = metadata.get("json_file")
+    return bool(json_file) and json_file != metadata.get("derived_json_file")
+
+
+def derive_annotation_file(name: str, folder: Path) -> None:
+    """Write the annotation file of a data set that has none, as evaluators need it, anew.
+
+    detectron2's COCOEvaluator would write one itself, but take that of an earlier run for it.
+
+    Raises:
+        DatasetError: the records cannot be evaluated on.
+        OSError: the file cannot be written.
+    """
+    metadata = MetadataCatalog.get(name)
+    path = metadata.get("derived_json_file") or str(folder / f"{name}_coco_format.json")
+    content = to_coco(name, load_registered(name))
+    if comm.get_local_rank() == 0:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_text(Path(path), json.dumps(content))
+
+    comm.synchronize()
+    metadata.set(json_file=path, derived_json_file=path)
 
 
 def read_checked(name: str) -> Content:
@@ -173,7 +219,7 @@ def read_checked(name: str) -> Content:
         remedy = metadata.get("how_to_get", remedy)
         raise DatasetError(f"there is no annotation file {path}; {remedy}")
 
-    content = read_coco(path)
+    content = read_coco(path, lists=("images", "categories"))
     fault = first_fault(content, path)
     if fault is not None:
         raise DatasetError(
@@ -216,7 +262,7 @@ def ensure_class_names(name: str) -> None:
     """
     metadata = MetadataCatalog.get(name)
     path = Path(metadata.get("json_file", ""))
-    if not metadata.get("thing_classes") and path.is_file():
+    if not metadata.get("thing_classes") and has_own_file(name) and path.is_file():
         set_class_names(name, read_json(path).get("categories", []))
 
 

@@ -10,7 +10,7 @@ import itertools
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.mapper import Record
+from salience_detr.data.sampling import SampledBatchSampler
 from salience_detr.utils.signals import stop_with_parent
 
 Records: TypeAlias = list[Record]
@@ -230,14 +231,17 @@ def build_train_loader(
     num_workers: int = 2,
     seed: int = 0,
     aspect_ratio_grouping: bool = False,
+    sampler: Iterable[int] | None = None,
 ) -> DataLoader:
     """Build the loader of this process, for its part of ``total_batch_size`` images per iteration.
 
     The stream is the same for any number of processes and workers. With ``aspect_ratio_grouping`` a
-    batch holds either upright or wide images, which need less padding than both together.
+    batch holds either upright or wide images, which need less padding than both together. One of
+    detectron2's training samplers may take the place of the random permutations.
 
     Raises:
-        DatasetError: there are no images.
+        DatasetError: there are no images, or the sampler is not for them.
+        ValueError: ``total_batch_size`` is no multiple of the number of processes.
     """
     if not dataset:
         raise DatasetError("the training data set holds no images; check its annotation file")
@@ -246,7 +250,7 @@ def build_train_loader(
     if aspect_ratio_grouping:
         groups = np.array([x["width"] > x["height"] for x in dataset])
 
-    sampler = StreamBatchSampler(
+    batch_sampler: Sampler[list[tuple[int, int]]] = StreamBatchSampler(
         size=len(dataset),
         total_batch_size=total_batch_size,
         seed=seed,
@@ -254,10 +258,19 @@ def build_train_loader(
         world_size=comm.get_world_size(),
         groups=groups,
     )
+    if sampler is not None:
+        batch_sampler = SampledBatchSampler(
+            sampler=sampler,
+            size=len(dataset),
+            batch_size=total_batch_size // comm.get_world_size(),
+            rank=comm.get_rank(),
+            world_size=comm.get_world_size(),
+            groups=groups,
+        )
 
     return DataLoader(
         SeededDataset(dataset, mapper, num_workers, seed),
-        batch_sampler=sampler,
+        batch_sampler=batch_sampler,
         num_workers=num_workers,
         collate_fn=list,
         persistent_workers=num_workers > 0,

@@ -215,22 +215,23 @@ class DataOrder:
         settings: by name.
     """
 
-    def __init__(self, settings: dict[str, int]) -> None:
+    def __init__(self, settings: dict[str, int | str]) -> None:
         self.settings = settings
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, int | str]:
         return self.settings
 
-    def load_state_dict(self, saved: dict[str, int]) -> None:
+    def load_state_dict(self, saved: dict[str, int | str]) -> None:
         """Compare the saved settings with those of this run.
 
         Raises:
             ValueError: naming what differs, with both values.
         """
         differences = []
-        for key, value in self.settings.items():
-            if saved.get(key) != value:
-                differences.append(f"{key} was {saved.get(key)}, is {value}")
+        for key in self.settings | saved:
+            before, now = saved.get(key), self.settings.get(key)
+            if before != now:
+                differences.append(f"{key} was {before}, is {now}")
 
         if differences:
             raise ValueError("; ".join(differences))

@@ -9,8 +9,15 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from salience_detr.config import ConfigError
-from salience_detr.data.coco_format import LARGEST, DatasetError, entry_fault, read_coco
+from salience_detr.data.coco_format import (
+    LARGEST,
+    DatasetError,
+    distinct_names,
+    entry_fault,
+    read_coco,
+)
 from salience_detr.data.preparation.layouts import Split, find_splits
+from salience_detr.data.split_classes import Classes, check_splits
 
 # A warm-up that suits COCO would be all of the training on little data.
 LONGEST_WARMUP = 0.1
@@ -64,18 +71,20 @@ def use_own_data(
             raise ConfigError(f"no {name} data: add --{name}-json FILE --{name}-images DIR")
 
     # The data set is registered under the name of its file when it is loaded.
-    categories = {}
+    classes = {}
     for name, split in splits.items():
-        categories[name] = read_categories(split.json_file, keep=name in needed)
+        categories = read_categories(split.json_file, keep=name in needed)
+        classes[name] = Classes.from_categories(str(split.json_file), categories)
         dataset = config.dataloader["train" if name == "train" else "test"].dataset
         dataset.names = str(split.json_file)
         dataset.json_file = str(split.json_file)
         dataset.image_root = str(split.image_root)
 
-    if len(splits) == 2:
-        check_equal(splits, categories)
+    # An evaluation goes by the names alone.
+    if len(splits) == 2 and "train" in needed:
+        check_splits(classes["train"], classes["val"])
     if "model.num_classes" not in overridden:
-        config.model.num_classes = len(next(iter(categories.values())))
+        config.model.num_classes = len(next(iter(classes.values())).names)
 
     # An evaluation has no schedule.
     if "train" in needed:
@@ -108,7 +117,8 @@ def read_categories(json_file: Path, *, keep: bool) -> dict[int, str]:
     Raises:
         DatasetError: the file is missing or has no categories.
     """
-    categories = read_coco(json_file, keep=keep)["categories"]
+    content = read_coco(json_file, keep=keep, lists=("images", "categories"))
+    categories = content["categories"]
     for number, category in enumerate(categories):
         fault = entry_fault("categories", category)
         if fault is not None:
@@ -116,20 +126,8 @@ def read_categories(json_file: Path, *, keep: bool) -> dict[int, str]:
 
     if not categories:
         raise DatasetError(f"{json_file} has no categories")
-    return {category["id"]: category["name"] for category in categories}
-
-
-def check_equal(splits: dict[str, Split], categories: dict[str, dict[int, str]]) -> None:
-    """Raise DatasetError if the two splits do not have the same categories with the same ids."""
-    differences = []
-    for name, other in (("train", "val"), ("val", "train")):
-        extra = sorted(categories[name].items() - categories[other].items())
-        if extra:
-            differences.append(f"{extra} only in {splits[name].json_file}")
-
-    if differences:
-        reasons = "; ".join(differences)
-        raise DatasetError(f"the splits have different categories: {reasons}; give both the same")
+    names = distinct_names(categories)
+    return {category["id"]: name for category, name in zip(categories, names, strict=True)}
 
 
 def fit_schedule(

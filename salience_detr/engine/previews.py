@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +12,27 @@ from detectron2.structures import BoxMode
 from omegaconf import DictConfig
 from torch import nn
 
-from salience_detr.data.datasets import class_names_of
+from salience_detr.data.datasets import as_list, class_names_of
 from salience_detr.data.images import read_image
 from salience_detr.modeling import SalienceDETR
 from salience_detr.predictor import detect_with_salience, prepare_input
 from salience_detr.utils.drawing import class_colors, draw_boxes, draw_detections, draw_salience
 
 SCORE_THRESHOLD = 0.3
+UNKNOWN_COLOR = (150, 150, 150)
 
 
-def preview_images(config: DictConfig, model: nn.Module) -> dict[str, np.ndarray]:
+def preview_images(
+    config: DictConfig, model: nn.Module, class_names: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
     """Draw ground truth, detections and salience, side by side, of some images of the test set.
 
-    They are always the same ``train.previews`` images, spread evenly over the set.
+    They are always the same ``train.previews`` images, spread evenly over the (first) set.
+
+    Args:
+        config: of the run.
+        model: to draw the detections of.
+        class_names: names of the model's classes; by default those of the test set.
 
     Returns:
         (H, 3 * W, 3) uint8 RGB images by the stem of their file; none for models without salience.
@@ -31,11 +41,18 @@ def preview_images(config: DictConfig, model: nn.Module) -> dict[str, np.ndarray
         return {}
 
     test = config.dataloader.test
-    records = instantiate(test.dataset)
+    dataset = copy.copy(test.dataset)
+    dataset.names = as_list(dataset.names)[0]
+    records = instantiate(dataset)
     count = min(config.train.previews, len(records))
     mapper = instantiate(test.mapper)
-    class_names = class_names_of(test.dataset.names)
+
+    # A class has one color, even where the test set numbers it otherwise.
+    true_names = class_names_of(dataset.names)
+    class_names = list(class_names or true_names)
     colors = class_colors(len(class_names))
+    color_of = dict(zip(class_names, colors, strict=True))
+    true_colors = [color_of.get(name, UNKNOWN_COLOR) for name in true_names]
 
     # The model goes on in the mode it was in.
     was_training = model.training
@@ -47,7 +64,7 @@ def preview_images(config: DictConfig, model: nn.Module) -> dict[str, np.ndarray
         instances, salience = detect_with_salience(model, [prepare_input(mapper, image)])[0]
         detections = instances[instances.scores >= SCORE_THRESHOLD]
         panels = [
-            draw_ground_truth(image, record, class_names, colors),
+            draw_ground_truth(image, record, true_names, true_colors),
             draw_detections(image, detections, class_names=class_names, colors=colors),
             draw_salience(image, salience),
         ]
@@ -69,7 +86,7 @@ def draw_ground_truth(
     colors: list[tuple[int, int, int]],
 ) -> np.ndarray:
     """Draw the annotated boxes of a record in detectron2's format on its (H, W, 3) RGB image."""
-    entries = record["annotations"]
+    entries = record.get("annotations", [])
     boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in entries]
     labels = [class_names[x["category_id"]] for x in entries]
     return draw_boxes(image, boxes, labels, [colors[x["category_id"]] for x in entries])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from detectron2.engine import HookBase, hooks
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.logger import log_first_n, setup_logger
 from omegaconf import DictConfig
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -20,7 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from salience_detr.checkpoint import start_from
 from salience_detr.config import ConfigError, resolve_amp, resolve_device
-from salience_detr.data.datasets import check_class_count, check_files, class_names_of
+from salience_detr.data.datasets import as_list, check_class_count, check_files, class_names_of
+from salience_detr.data.loader import seeded
+from salience_detr.data.sampling import SampledBatchSampler
+from salience_detr.data.split_classes import Classes, check_splits, describe_difference
 from salience_detr.engine.checkpointing import DataOrder, TrainingCheckpointer, cut_metrics
 from salience_detr.engine.hooks import (
     BestCheckpoint,
@@ -35,7 +39,7 @@ from salience_detr.engine.previews import preview_images
 from salience_detr.engine.sync_batch_norm import use_cpu_sync_batch_norm
 from salience_detr.engine.trainer import FetchError, Trainer
 from salience_detr.engine.writers import build_writers, wandb_run
-from salience_detr.evaluation.coco_evaluation import evaluate_with_ema
+from salience_detr.evaluation.coco_evaluation import best_metric_of, evaluate_with_ema
 from salience_detr.layers.activation_checkpointing import checkpoints_batch_norm
 from salience_detr.utils.files import check_output_dir
 
@@ -83,8 +87,10 @@ def train(config: DictConfig, *, resume: bool) -> None:
     """
     # Mistakes in the data end the run before anything is built.
     check_test_set(config)
-    loader = instantiate(config.dataloader.train)
+    with seeded(config.train.seed):  # of a sampler that draws its own seed
+        loader = instantiate(config.dataloader.train)
     check_class_count(config.dataloader.train.dataset.names, config.model.get("num_classes"))
+    check_test_classes(config)
 
     # The EMA is a copy of the model as it is before stages are compiled.
     model = build_model(config)
@@ -130,12 +136,36 @@ def check_test_set(config: DictConfig) -> None:
     """Find before the first step what an evaluation would stop at hours later.
 
     Raises:
-        DatasetError: the annotations have a mistake, an image is missing, or the classes are not
-            the model's.
+        DatasetError: the annotations have a mistake, or an image is missing.
     """
-    dataset = config.dataloader.test.dataset
-    check_files(instantiate(dataset))
-    check_class_count(dataset.names, config.model.get("num_classes"))
+    # Each by itself, as it is evaluated.
+    for name in as_list(config.dataloader.test.dataset.names):
+        dataset = copy.copy(config.dataloader.test.dataset)
+        dataset.names = name
+        check_files(instantiate(dataset))
+
+
+def check_test_classes(config: DictConfig) -> None:
+    """Compare the classes of the test sets with those of the training set, by name.
+
+    Both are loaded. A test set that has fewer classes is fine, and said.
+
+    Raises:
+        DatasetError: a test set has classes that the training set lacks, or other ids for them; or
+            another number of classes than the model, where names are unknown.
+    """
+    num_classes = config.model.get("num_classes")
+    train_classes = Classes.of_dataset(as_list(config.dataloader.train.dataset.names)[0])
+    for name in as_list(config.dataloader.test.dataset.names):
+        test_classes = Classes.of_dataset(name)
+        if not train_classes.names or not test_classes.names:
+            check_class_count(name, num_classes)
+            continue
+
+        check_splits(train_classes, test_classes)
+        difference = describe_difference(train_classes.names, test_classes)
+        if difference is not None:
+            log_first_n(logging.INFO, difference, key="message")
 
 
 def build_model(config: DictConfig) -> nn.Module:
@@ -230,12 +260,16 @@ def build_checkpointer(
     """Build the checkpointer of all that the run needs to go on exactly."""
     # A run that is resumed with another order of the data would not be the same run.
     loader = config.dataloader.train
-    order = {
+    order: dict[str, int | str] = {
         "train.seed": config.train.seed,
         "total_batch_size": loader.total_batch_size,
         "number of images": len(trainer.data_loader.dataset),
         "aspect_ratio_grouping": int(loader.get("aspect_ratio_grouping", False)),
     }
+    batch_sampler = trainer.data_loader.batch_sampler
+    if isinstance(batch_sampler, SampledBatchSampler):
+        order["sampler"] = batch_sampler.description
+
     checkpointer = TrainingCheckpointer(
         model,
         config.train.output_dir,
@@ -317,7 +351,7 @@ def build_hooks(
     output_dir = settings.output_dir
     run_hooks: list[HookBase] = []
     ema_model = None
-    best_metric = settings.best_metric
+    best_metric = best_metric_of(config)
     if ema is not None:
         run_hooks.append(EMAHook(ema, model))
         ema_model = ema.module
@@ -328,12 +362,13 @@ def build_hooks(
 
     # The evaluation writes at once, so it has the writers as well.
     writers = build_writers(output_dir, settings.max_iter, start)
-    evaluate = partial(evaluate_with_ema, config, model, ema_model)
+    class_names = checkpointer.class_names
+    evaluate = partial(evaluate_with_ema, config, model, ema_model, class_names)
     best = BestCheckpoint(checkpointer, best_metric)
     run_hooks.append(EvaluationHook(settings.eval_period, evaluate, best=best, writers=writers))
 
     if comm.is_main_process() and settings.previews > 0:
-        draw = partial(preview_images, config, ema_model or model)
+        draw = partial(preview_images, config, ema_model or model, class_names)
         run_hooks.append(PreviewHook(draw, settings.eval_period, output_dir))
 
     # A run shorter than the period is logged at its end.

@@ -4,51 +4,94 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import instantiate
-from detectron2.data import MetadataCatalog
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n
 from omegaconf import DictConfig
 from torch import nn
 
 from salience_detr.config import ConfigError
+from salience_detr.data.split_classes import Classes, check_known, class_map, describe_difference
 from salience_detr.data.coco_format import prepare_for_evaluation
-from salience_detr.data.datasets import as_list, check_class_count
+from salience_detr.data.datasets import (
+    as_list,
+    check_class_count,
+    derive_annotation_file,
+    has_own_file,
+)
 from salience_detr.data.loader import WatchedLoader
+from salience_detr.evaluation.by_name import ByNameEvaluator
 from salience_detr.evaluation.comparison import write_comparisons
-from salience_detr.evaluation.results import load_results, make_coco
+from salience_detr.evaluation.results import category_names, load_results, make_coco
 from salience_detr.utils.files import check_output_dir
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate(config: DictConfig, model: nn.Module, *, suffix: str = "") -> dict[str, Any]:
-    """Run the model over ``dataloader.test`` with ``dataloader.evaluator``.
+def evaluate(
+    config: DictConfig, model: nn.Module, *, class_names: Sequence[str] = (), suffix: str = ""
+) -> dict[str, Any]:
+    """Run the model over the data sets of ``dataloader.test`` with ``dataloader.evaluator``.
 
     Every process calls this and takes its share of the images. The detections are written in COCO's
-    results format to the evaluator's output folder, whose name gets the suffix.
+    results format to the evaluator's output folder, whose name gets the suffix; with several data
+    sets each has a folder below it.
+
+    Args:
+        config: of the run.
+        model: to evaluate.
+        class_names: names of the model's classes. A data set may have fewer of them, or another
+            order; without names its classes are taken for the model's, in order.
+        suffix: added to the name of the output folder.
 
     Returns:
-        ``{"bbox": {"AP": ..., "AP50": ..., ...}}``, in percent, on process 0; nothing elsewhere.
+        ``{"bbox": {"AP": ..., "AP50": ..., ...}}``, in percent, on process 0; nothing elsewhere. Of
+        several data sets a dict of such results by name.
+
+    Raises:
+        DatasetError: a data set cannot be read, or has classes that the model lacks.
     """
+    names = as_list(config.dataloader.test.dataset.names)
+    if len(names) == 1:
+        return evaluate_dataset(config, names[0], model, class_names, suffix)
+
+    results = {}
+    for name in names:
+        logger.info("evaluating on %s:", name)
+        folder = name.replace("/", "_")
+        results[name] = evaluate_dataset(config, name, model, class_names, f"{suffix}/{folder}")
+    return results
+
+
+def evaluate_dataset(
+    config: DictConfig, name: str, model: nn.Module, class_names: Sequence[str], suffix: str
+) -> dict[str, Any]:
+    """Run the model over one data set, see :func:`evaluate`."""
+    settings = copy.deepcopy(config.dataloader)
+    settings.test.dataset.names = name
+    if "dataset_name" in settings.evaluator:
+        settings.evaluator.dataset_name = name
+    if settings.evaluator.get("output_dir"):
+        settings.evaluator.output_dir = f"{settings.evaluator.output_dir}{suffix}"
+
     # The names of the classes are known once the data are loaded.
-    loader = instantiate(config.dataloader.test)
-    check_class_count(config.dataloader.test.dataset.names, config.model.get("num_classes"))
+    loader = instantiate(settings.test)
+    model_classes = compare_classes(name, class_names, config.model.get("num_classes"))
+    evaluator = build_evaluator(settings.evaluator, name)
 
-    settings = copy.copy(config.dataloader.evaluator)
-    if suffix and settings.get("output_dir"):
-        settings.output_dir = f"{settings.output_dir}{suffix}"
-    evaluator = instantiate(settings)
-
-    # COCO's evaluation needs the area of each annotation, and whether it is a crowd.
-    ground_truth = getattr(evaluator, "_coco_api", None)
-    if ground_truth is not None:
-        prepare_for_evaluation(ground_truth.dataset.get("annotations", []))
-        evaluator._coco_api = make_coco(ground_truth.dataset)
+    data_classes = Classes.of_dataset(name)
+    mapping = class_map(model_classes, data_classes)
+    if mapping is not None:
+        difference = describe_difference(model_classes, data_classes)
+        log_first_n(logging.INFO, str(difference), key="message")
+        evaluator = ByNameEvaluator(evaluator, mapping)
 
     results = inference_on_dataset(model, WatchedLoader(loader), evaluator)
 
@@ -57,21 +100,75 @@ def evaluate(config: DictConfig, model: nn.Module, *, suffix: str = "") -> dict[
     return results or {}
 
 
+def compare_classes(name: str, class_names: Sequence[str], num_classes: int | None) -> list[str]:
+    """Return the names of the model's classes, which are the data set's where they are unknown.
+
+    Raises:
+        DatasetError: the data set has classes that the model lacks, or another number of them and
+            the names of the model's are unknown.
+    """
+    data_classes = Classes.of_dataset(name)
+    if not class_names or not data_classes.names:
+        check_class_count(name, num_classes)
+        return list(data_classes.names)
+
+    check_known(class_names, data_classes, "the model")
+    return list(class_names)
+
+
+def build_evaluator(settings: DictConfig, name: str) -> DatasetEvaluator:
+    """Build the evaluator of a data set, whose annotation file is derived if it has none."""
+    if settings.get("output_dir") and not has_own_file(name):
+        derive_annotation_file(name, Path(settings.output_dir))
+    evaluator = instantiate(settings)
+
+    ground_truth = getattr(evaluator, "_coco_api", None)
+    if ground_truth is None:
+        return evaluator
+
+    # COCO's evaluation needs the area of each annotation, and whether it is a crowd.
+    content = ground_truth.dataset
+    prepare_for_evaluation(content.get("annotations", []))
+    evaluator._coco_api = make_coco(content)
+    if "annotations" not in content:
+        logger.info("%s has no annotations: the detections are written, without AP", name)
+
+    # Loaders of others keep one row of metrics for two classes of the same name.
+    class_names = category_names(evaluator._coco_api)
+    metadata = vars(evaluator._metadata)
+    if len(class_names) == len(metadata.get("thing_classes", ())):
+        evaluator._metadata = Metadata(**{**metadata, "thing_classes": class_names})
+    return evaluator
+
+
 def evaluate_with_ema(
-    config: DictConfig, model: nn.Module, ema: nn.Module | None
+    config: DictConfig, model: nn.Module, ema: nn.Module | None, class_names: Sequence[str] = ()
 ) -> dict[str, float]:
     """Evaluate a model and, if there is one, the moving average of its weights.
 
     Returns:
-        Metrics by name: ``bbox/AP`` of the model, ``ema/bbox/AP`` of the average, and so on.
+        Metrics by name: ``bbox/AP`` of the model, ``ema/bbox/AP`` of the average, and so on; of
+        several data sets ``NAME/bbox/AP``.
     """
-    metrics = flat_metrics(evaluate(config, model))
+    metrics = flat_metrics(evaluate(config, model, class_names=class_names))
 
     if ema is not None:
         logger.info("evaluating the EMA of the weights:")
-        for name, value in flat_metrics(evaluate(config, ema, suffix="_ema")).items():
+        results = evaluate(config, ema, class_names=class_names, suffix="_ema")
+        for name, value in flat_metrics(results).items():
             metrics[f"ema/{name}"] = value
     return metrics
+
+
+def best_metric_of(config: DictConfig) -> str:
+    """Return the metric of ``train.best_metric``; of several data sets that of the first."""
+    metric = config.train.best_metric
+    names = as_list(config.dataloader.test.dataset.names)
+    if len(names) == 1 or any(metric.startswith(f"{name}/") for name in names):
+        return metric
+
+    logger.info("model_best is the best on %s, the first of %d test sets", names[0], len(names))
+    return f"{names[0]}/{metric}"
 
 
 def flat_metrics(results: dict[str, Any]) -> dict[str, float]:
@@ -103,15 +200,28 @@ def show_evaluation(config: DictConfig, show_dir: Path) -> None:
         ResultsError, OSError: detections or annotations cannot be read, or a drawing cannot be
             written.
     """
-    name = as_list(config.dataloader.test.dataset.names)[0]
+    names = as_list(config.dataloader.test.dataset.names)
+    output_dir = Path(config.dataloader.evaluator.output_dir)
+    if len(names) == 1:
+        show_dataset(names[0], output_dir, show_dir)
+        return
+
+    for name in names:
+        folder = name.replace("/", "_")
+        show_dataset(name, output_dir / folder, show_dir / folder)
+
+
+def show_dataset(name: str, output_dir: Path, show_dir: Path) -> None:
+    """Draw the images of one data set, see :func:`show_evaluation`."""
     metadata = MetadataCatalog.get(name)
-    results_file = Path(config.dataloader.evaluator.output_dir) / "coco_instances_results.json"
+    results_file = output_dir / "coco_instances_results.json"
     if not results_file.is_file() or not metadata.get("json_file"):
         raise ConfigError(
             f"--show-dir needs detections in COCO's format, but there is no {results_file}"
         )
 
-    results = load_results(results_file, Path(metadata.json_file))
+    lists = ("images", "categories")  # COCO's test sets have no annotations
+    results = load_results(results_file, Path(metadata.json_file), lists=lists)
     drawn, notes = write_comparisons(results, Path(metadata.get("image_root", ".")), show_dir)
     logger.info("%d images drawn in %s: ground truth left, detections right", drawn, show_dir)
     for note in notes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -15,6 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from salience_detr.data.coco_format import (
+    LISTS,
     DatasetError,
     distinct_names,
     entry_fault,
@@ -124,16 +126,23 @@ def box_overlaps(
     return np.asarray(mask.iou(boxes, truth, [x["iscrowd"] for x in annotations]))
 
 
-def load_results(results_file: Path, annotation_file: Path) -> Results:
+def load_results(
+    results_file: Path, annotation_file: Path, *, lists: Sequence[str] = LISTS
+) -> Results:
     """Read detections and annotations, and check that they belong together.
 
     Detections that ``demo.py --json`` wrote are of some images only; they are evaluated on these.
+
+    Args:
+        results_file: detections.
+        annotation_file: images, categories and annotations in COCO's format.
+        lists: those of COCO's lists that it must have; to draw images, no annotations are needed.
 
     Raises:
         ResultsError: a file cannot be read or used; the message says which, and what is wrong.
     """
     content = read_results(results_file)
-    truth = read_annotations(annotation_file)
+    truth = {"annotations": [], **read_annotations(annotation_file, lists)}
     detections: Any = content
     ids: dict[ImageId, ImageId] = {image["id"]: image["id"] for image in truth["images"]}
 
@@ -172,14 +181,14 @@ def read_results(path: Path) -> Any:
         raise ResultsError(f"{path} is not valid JSON ({error}); it may be truncated") from error
 
 
-def read_annotations(path: Path) -> dict[str, Any]:
+def read_annotations(path: Path, lists: Sequence[str]) -> dict[str, Any]:
     """Read an annotation file in COCO's format.
 
     Raises:
         ResultsError: the file cannot be read, or has a mistake.
     """
     try:
-        content = read_coco(path)
+        content = read_coco(path, lists=lists)
     except DatasetError as error:
         raise ResultsError(str(error)) from error
 

@@ -15,7 +15,9 @@ from typing import Any
 from salience_detr.data.coco_format import (
     LISTS,
     Content,
+    DatasetError,
     Entry,
+    distinct_names,
     entry_fault,
     image_path,
     is_box,
@@ -26,19 +28,20 @@ from salience_detr.data.coco_format import (
 from salience_detr.data.images import UNREADABLE, read_image
 from salience_detr.data.preparation.files import map_files
 from salience_detr.data.preparation.frames import Size, read_size
+from salience_detr.data.split_classes import Classes, check_splits, describe_difference
 
 # Kinds of problems that training would stop at or get wrong ...
 ERRORS = (
     "missing image", "unreadable image", "wrong size", "unusable entry", "duplicate image id",
     "duplicate annotation id", "duplicate category id", "malformed box", "box without area",
     "box outside the image", "unknown category", "unknown image", "nothing to train on",
-    "image in both sets",
+    "image in both sets", "different categories in both sets",
 )  # fmt: skip
 # ... and kinds that may be intended.
 WARNINGS = (
     "box reaching out of the image", "annotation id 0", "image without boxes",
     "category without boxes", "category name twice", "image of nearly one color",
-    "image twice in the set",
+    "image twice in the set", "fewer categories than to train on",
 )  # fmt: skip
 # Rounding of annotation tools, in pixels.
 TOLERANCE = 0.01
@@ -272,6 +275,29 @@ def check_box(box: Any, size: Size) -> str | None:
     if max(-x, -y, x + width - image_width, y + height - image_height) > TOLERANCE:
         return "box reaching out of the image"
     return None
+
+
+def compare_categories(train: ValidationResult, val: ValidationResult) -> None:
+    """Add to the problems of ``val`` categories with which training would stop."""
+    train_classes = classes_of(train)
+    val_classes = classes_of(val)
+    try:
+        check_splits(train_classes, val_classes)
+    except DatasetError as error:
+        val.add("different categories in both sets", str(error))
+        return
+
+    difference = describe_difference(train_classes.names, val_classes)
+    if difference is not None:
+        val.add("fewer categories than to train on", difference)
+
+
+def classes_of(result: ValidationResult) -> Classes:
+    """Return the usable categories as classes."""
+    categories = result.usable("categories")
+    names = distinct_names(categories)
+    name_of = {category["id"]: name for category, name in zip(categories, names, strict=True)}
+    return Classes.from_categories(str(result.json_file), name_of)
 
 
 def find_leaks(train: ValidationResult, val: ValidationResult) -> None:

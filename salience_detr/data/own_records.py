@@ -1,0 +1,146 @@
+"""Records of data sets that users register by a function of their own, as detectron2's tutorial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.structures import BoxMode, PolygonMasks
+from pycocotools import mask
+
+from salience_detr.data.coco_format import Content, DatasetError, distinct_names, repeated
+from salience_detr.data.images import UNREADABLE
+from salience_detr.data.preparation.frames import read_size
+
+Record: TypeAlias = dict[str, Any]  # an image, or an annotation of one, in detectron2's format
+
+
+def complete_records(name: str, records: list[Record]) -> list[Record]:
+    """Return copies of a data set's records that have an id and a size.
+
+    Images without ``image_id`` get their number in the data set, as detectron2's conversion gives.
+    Those without ``height`` and ``width`` get the size of their file.
+
+    Raises:
+        DatasetError: a record has no file name or no readable size, or a box has a class that the
+            data set lacks.
+    """
+    class_names = MetadataCatalog.get(name).get("thing_classes")
+    completed = []
+    for number, record in enumerate(records):
+        where = f"record {number}"
+        if not record.get("file_name"):
+            raise DatasetError(f"{where} has no file_name; give each the path of its image")
+
+        record = {"image_id": number, **record, "file_name": str(record["file_name"])}
+        if "height" not in record or "width" not in record:
+            record["width"], record["height"] = file_size(record["file_name"], where)
+        if class_names:
+            check_classes(record.get("annotations", []), len(class_names), where)
+        completed.append(record)
+    return completed
+
+
+def file_size(file_name: str, where: str) -> tuple[int, int]:
+    """Return the (width, height) of an image file.
+
+    Raises:
+        DatasetError: the file cannot be read.
+    """
+    try:
+        return read_size(Path(file_name))[0]
+    except UNREADABLE as error:
+        raise DatasetError(f"{where} has no height and width, and no image: {error}") from error
+
+
+def check_classes(annotations: list[Record], num_classes: int, where: str) -> None:
+    """Raise DatasetError unless all classes are numbers of the data set's classes."""
+    for annotation in annotations:
+        category_id = annotation["category_id"]
+        if not 0 <= category_id < num_classes:
+            raise DatasetError(
+                f"{where} has a box with the category_id {category_id}; the classes of "
+                f"thing_classes are numbered from 0 to {num_classes - 1}"
+            )
+
+
+def to_coco(name: str, records: list[Record]) -> Content:
+    """Return complete records as the content of a file in COCO's format.
+
+    A data set without annotations, such as a test set, gives a file without them.
+
+    Args:
+        name: of the data set in detectron2's catalogs.
+        records: see :func:`complete_records`.
+
+    Raises:
+        DatasetError: several images have the same id.
+    """
+    for image_id in repeated(record["image_id"] for record in records):
+        raise DatasetError(
+            f"the data set {name!r} has several images with the image_id {image_id!r}; give each "
+            "its own, or none at all"
+        )
+
+    images = []
+    annotations = []
+    category_ids = category_ids_of(name, records)
+    for record in records:
+        image = {key: record[key] for key in ("file_name", "height", "width")}
+        images.append({"id": record["image_id"], **image})
+
+        for annotation in record.get("annotations", []):
+            box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS)
+            entry = {
+                "id": len(annotations) + 1,
+                "image_id": record["image_id"],
+                "category_id": category_ids[annotation["category_id"]],
+                "bbox": [float(x) for x in box],
+                "iscrowd": int(annotation.get("iscrowd", 0)),
+            }
+            entry["area"] = area_of(annotation, entry["bbox"])
+            annotations.append(entry)
+
+    content: Content = {"images": images, "categories": categories_of(name, category_ids)}
+    if any("annotations" in record for record in records):
+        content["annotations"] = annotations
+    return content
+
+
+def category_ids_of(name: str, records: list[Record]) -> list[int]:
+    """Return the id of each class: the data set's own, or the number of the class."""
+    metadata = MetadataCatalog.get(name)
+    id_to_class = metadata.get("thing_dataset_id_to_contiguous_id")
+    if id_to_class:
+        class_to_id = {class_index: category_id for category_id, class_index in id_to_class.items()}
+        return [class_to_id[i] for i in range(len(class_to_id))]
+
+    # Classes without names are as many as the boxes show.
+    used = [x["category_id"] for record in records for x in record.get("annotations", [])]
+    num_classes = len(metadata.get("thing_classes", ())) or max(used, default=-1) + 1
+    return list(range(num_classes))
+
+
+def categories_of(name: str, category_ids: list[int]) -> list[dict[str, Any]]:
+    """Return the categories of a data set; classes without a name are called by their number."""
+    names = list(MetadataCatalog.get(name).get("thing_classes", ())) or category_ids
+    categories = []
+    for category_id, class_name in zip(category_ids, names, strict=True):
+        categories.append({"id": category_id, "name": str(class_name)})
+
+    for category, distinct in zip(categories, distinct_names(categories), strict=True):
+        category["name"] = distinct
+    return categories
+
+
+def area_of(annotation: Record, box: list[float]) -> float:
+    """Return the area of the mask, as COCO's size classes take it, or else that of the box."""
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, list) and segmentation:
+        polygons = [np.asarray(polygon, dtype=float).ravel() for polygon in segmentation]
+        return float(PolygonMasks([polygons]).area()[0])
+    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], (bytes, str)):
+        return float(mask.area(segmentation))
+    return box[2] * box[3]
