@@ -49,7 +49,9 @@ class SampledBatchSampler(Sampler[list[tuple[int, int]]]):
     def __post_init__(self) -> None:
         name = type(self.sampler).__name__
         if not isinstance(self.sampler, Iterable) or isinstance(self.sampler, Sized):
-            raise DatasetError(f"dataloader.train.sampler is a {name}, no endless sampler; {REMEDY}")
+            raise DatasetError(
+                f"dataloader.train.sampler is a {name}, no endless sampler; {REMEDY}"
+            )
 
         # detectron2's attribute; its RepeatFactorTrainingSampler has the factors instead.
         factors = getattr(self.sampler, "_frac_part", range(self.size))
