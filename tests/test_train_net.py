@@ -496,13 +496,13 @@ def test_a_folder_with_another_runs_checkpoints_is_not_mixed_up(full_run, micro_
     assert "of an earlier run" in capsys.readouterr().err
 
 
-def test_a_missing_image_is_one_line_even_from_a_worker_of_two_processes(
+def test_an_unreadable_image_is_one_line_even_from_a_worker_of_two_processes(
     micro_config, surface_root, tmp_path
 ):
     root = tmp_path / "data"
     shutil.copytree(surface_root, root)
     for image in (root / "surface_defects" / "train").glob("*.jpg"):
-        image.unlink()
+        image.write_bytes(b"no image")
 
     words = command(
         micro_config, tmp_path / "out", "--num-gpus", "2", "dataloader.train.num_workers=1"

@@ -20,6 +20,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from salience_detr.cli.arguments import Parser, number, run_program
+from salience_detr.data.annotation_checks import Finding
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.preparation.layouts import Split, find_splits
 from salience_detr.data.preparation.repair import repair
@@ -91,17 +92,45 @@ def print_result(result: ValidationResult, num_shown: int) -> None:
             if len(problems) > num_shown:
                 print(f"    and {len(problems) - num_shown} more")
 
+    for kind, lines in result.notes.items():
+        for line in lines:
+            print(f"note: {kind}: {line}")
+
 
 def write_repaired(results: list[ValidationResult], path: Path) -> None:
-    """Write the first data set, repaired and without images of the others; print the changes."""
+    """Write the first data set, repaired and without images of the others; print the changes.
+
+    Raises:
+        DatasetError: no image would be left, or of some boxes none; or the boxes are corners.
+    """
     # An image in both sets stays in the second one.
     first, *others = results
     digests = {file.digest for other in others for file in other.files}
     content, changes = repair(first, without=digests)
 
+    if Finding.CORNERS.value in first.problems:
+        raise DatasetError(
+            f"{path} is not written: boxes of {first.json_file} look like corners, and clipping "
+            "them would hide it; write width and height into bbox first"
+        )
+
+    lost = [kind for kind in ("images", "annotations") if first.content[kind] and not content[kind]]
+    if lost or not content["images"]:
+        raise DatasetError(
+            f"no {'image' if 'images' in lost or not content['images'] else 'box'} of "
+            f"{first.json_file} would be left: {path} is not written; the problems above say why"
+        )
+
     write_text(path, json.dumps(content))
     summary = ", ".join(f"{count} {change}" for change, count in changes.items())
     print(f"\n{path}: {summary or 'nothing to fix'}")
+
+
+def require_boxes(results: dict[str, ValidationResult]) -> None:
+    """Make it an error if there is no box in the data to train on."""
+    if "train" in results:
+        problems = results["train"].problems
+        problems["nothing to train on"] += problems.pop(Finding.NO_BOXES.value, [])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -112,6 +141,9 @@ def run(args: argparse.Namespace) -> int:
     if len(results) == 2:
         find_leaks(results["train"], results["val"])
         compare_categories(results["train"], results["val"])
+    # A single file may be one to evaluate on.
+    if args.data_dir or args.val:
+        require_boxes(results)
 
     for result in results.values():
         print_result(result, args.show)

@@ -258,10 +258,22 @@ def prepare_for_evaluation(annotations: list[Entry]) -> None:
     """
     for annotation in annotations:
         annotation["iscrowd"] = int(is_ignored(annotation))
-        if annotation.get("area") is None:
-            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+        annotation["area"] = area_of(annotation)
 
     number_annotations(annotations)
+
+
+def area_of(annotation: Entry) -> float:
+    """Return the area of a valid annotation; without a positive one, that of its box.
+
+    Many files leave it out, and some exporters write 0 for all, which would make every box small.
+    """
+    area = annotation.get("area")
+    if area is not None and area > 0:
+        return area
+
+    width, height = annotation["bbox"][2:]
+    return max(width, 0) * max(height, 0)
 
 
 def number_annotations(annotations: list[Entry]) -> bool:
@@ -283,6 +295,14 @@ def image_path(image_root: Path, file_name: str) -> Path:
     """Return the path of an image; its entry may have Windows' separators."""
     path = image_root / file_name
     # On Linux and macOS, a backslash may also be part of a name.
-    if "\\" in file_name and not path.is_file():
+    if "\\" in file_name and not is_file(path):
         return image_root / file_name.replace("\\", "/")
     return path
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is a file; none has a name that the system does not allow."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

@@ -14,17 +14,24 @@ from typing import Any, TypeAlias
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n
 
+from salience_detr.data.annotation_checks import HARMLESS, check_content
 from salience_detr.data.coco_format import (
     Content,
     DatasetError,
     Entry,
     distinct_names,
     first_fault,
-    image_path,
     is_ignored,
     read_coco,
     read_json,
+)
+from salience_detr.data.image_files import (
+    FolderListing,
+    describe_folder,
+    describe_moved,
+    locate_images,
 )
 from salience_detr.data.own_records import complete_records, to_coco
 from salience_detr.utils.files import write_text
@@ -69,10 +76,14 @@ class CocoLoader:
             }
             annotations[annotation["image_id"]].append(entry)
 
+        located = locate_images(self.image_root, [x["file_name"] for x in content["images"]])
+        for line in describe_moved(located, self.image_root):
+            log_once(logging.WARNING, f"{self.name}: {line}")
+
         records = []
         for image in sorted(content["images"], key=itemgetter("id")):
             record = {
-                "file_name": str(image_path(self.image_root, image["file_name"])),
+                "file_name": str(located.paths[image["file_name"]]),
                 "height": int(image["height"]),
                 "width": int(image["width"]),
                 "image_id": image["id"],
@@ -118,8 +129,8 @@ def load_dataset(
     """Return the records of registered data sets in detectron2's format.
 
     Images without boxes are included. For training, boxes are clipped to their image, and boxes
-    without area and crowd regions are dropped; a warning says how many. Evaluation uses the
-    annotations as they are.
+    without area and crowd regions are dropped; a warning says how many, and it is an error if none
+    is left. Evaluation uses the annotations as they are.
 
     Args:
         names: a name, or several of data sets with the same classes.
@@ -208,6 +219,8 @@ def derive_annotation_file(name: str, folder: Path) -> None:
 def read_checked(name: str) -> Content:
     """Return the content of a registered data set's annotation file, which is valid.
 
+    What is suspicious about its boxes is logged.
+
     Raises:
         DatasetError: the file is missing, or has a mistake.
     """
@@ -225,7 +238,20 @@ def read_checked(name: str) -> Content:
         raise DatasetError(
             f"{fault}; tools/check_dataset.py lists all such mistakes, and repairs them with --fix"
         )
+
+    findings, fault = check_content(content, path)
+    if fault is not None:
+        raise DatasetError(fault)
+    for kind, lines in findings.items():
+        level = logging.INFO if kind in HARMLESS else logging.WARNING
+        for line in lines:
+            log_once(level, line)
     return content
+
+
+def log_once(level: int, message: str) -> None:
+    """Log a message, unless it was logged before: data are loaded anew for each evaluation."""
+    log_first_n(level, message, name=__name__, key="message")
 
 
 def as_list(names: str | Sequence[str]) -> list[str]:
@@ -281,7 +307,11 @@ def set_class_names(name: str, categories: list[Entry]) -> None:
 
 
 def clean_annotations(records: list[Record]) -> list[Record]:
-    """Return copies of the records with boxes to train on: absolute xyxy, clipped, with area."""
+    """Return copies of the records with boxes to train on: absolute xyxy, clipped, with area.
+
+    Raises:
+        DatasetError: there are images, but no such box.
+    """
     counts: Counter[str] = Counter()
     cleaned = []
     for record in records:
@@ -290,6 +320,7 @@ def clean_annotations(records: list[Record]) -> list[Record]:
             usable = clean_annotation(annotation, record["width"], record["height"], counts)
             if usable is not None:
                 annotations.append(usable)
+        counts["usable"] += len(annotations)
         cleaned.append({**record, "annotations": annotations})
 
     if counts["clipped"] or counts["dropped"]:
@@ -298,6 +329,13 @@ def clean_annotations(records: list[Record]) -> list[Record]:
             "%d boxes without area inside it were dropped",
             counts["clipped"],
             counts["dropped"],
+        )
+    if cleaned and not counts["usable"]:
+        raise DatasetError(
+            f"there is no box to learn in the training data: {len(records)} images have "
+            f"{counts['crowd']} crowd regions or boxes to ignore, {counts['dropped']} boxes "
+            "without area inside their image, and no others; annotate objects, or set iscrowd and "
+            "ignore to 0 where they are wrong"
         )
     return cleaned
 
@@ -310,9 +348,10 @@ def clean_annotation(
     Args:
         annotation: with a box in any of detectron2's formats; the copy has absolute xyxy.
         width, height: size of the image in pixels.
-        counts: of boxes that were "clipped" and "dropped"; it is added to.
+        counts: of "crowd" regions, and of boxes that were "clipped" and "dropped"; it is added to.
     """
     if annotation.get("iscrowd", 0):
+        counts["crowd"] += 1
         return None
 
     box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
@@ -330,20 +369,55 @@ def clean_annotation(
     return {**annotation, "bbox": clipped, "bbox_mode": BoxMode.XYXY_ABS}
 
 
-def check_files(records: Sequence[Record]) -> None:
-    """Raise DatasetError if images are missing; the message has their number and the first."""
+def check_files(records: Sequence[Record], dataset_names: str | Sequence[str] = ()) -> None:
+    """Raise DatasetError if images are missing; the message has their number and the first.
+
+    Args:
+        records: in detectron2's format.
+        dataset_names: the data sets they are from, whose folders are named in the message.
+    """
     missing = []
+    listing = FolderListing()
     for record in records:
         name = record["file_name"]
         # Images at addresses such as s3://... are fetched by path handlers when they are read.
-        if "://" not in name and not Path(name).is_file():
+        if "://" not in name and not listing.holds(Path(name)):
             missing.append(name)
 
     if missing:
+        metadata = [MetadataCatalog.get(name) for name in as_list(dataset_names)]
+        roots = sorted({x.image_root for x in metadata if x.get("image_root")})
+        content = "; ".join(describe_folder(Path(root)) for root in roots)
         raise DatasetError(
             f"{len(missing)} of {len(records)} images are missing, the first is {missing[0]}; "
-            "check the folder of the images, or remove them from the annotations with "
-            "tools/check_dataset.py --fix"
+            f"check the folder of the images{f' ({content})' if content else ''}, or remove them "
+            "from the annotations with tools/check_dataset.py --fix"
+        )
+
+
+def has_boxes(records: Sequence[Record]) -> bool:
+    """Return whether any image has a box that is no crowd region."""
+    annotations = (x for record in records for x in record.get("annotations", []))
+    return any(not annotation.get("iscrowd", 0) for annotation in annotations)
+
+
+def check_boxes_to_learn(records: Sequence[Record]) -> None:
+    """Raise DatasetError if no image has a box that can be learned."""
+    if not has_boxes(records):
+        raise DatasetError(
+            f"there is no box to learn in the {len(records)} images of the training data; annotate "
+            "objects in them"
+        )
+
+
+def warn_without_boxes(records: Sequence[Record], dataset_names: str | Sequence[str]) -> None:
+    """Log a warning if a data set to evaluate on has lists of annotations, but no boxes."""
+    is_annotated = any("annotations" in record for record in records)
+    if is_annotated and not has_boxes(records):
+        log_once(
+            logging.WARNING,
+            f"there are no boxes in {', '.join(as_list(dataset_names))}: its AP is nan, and a "
+            "training run keeps its last checkpoint as model_best",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -53,8 +54,11 @@ class PeriodicCheckpointHook(hooks.PeriodicCheckpointer):
 class BestCheckpoint:
     """Keeper of the checkpoint with the highest value of a metric, as ``model_best``.
 
-    ``model_best.json`` holds the value. It is not detectron2's BestCheckpointer, which forgets the
-    value when a run is resumed, and makes the best checkpoint the one to resume from.
+    ``model_best.json`` holds the value. Where the metric is never a number, as without boxes to
+    evaluate on, the last checkpoint counts as the best one.
+
+    It is not detectron2's BestCheckpointer, which forgets the value when a run is resumed, and
+    makes the best checkpoint the one to resume from.
     """
 
     def __init__(self, checkpointer: TrainingCheckpointer, metric: str) -> None:
@@ -70,20 +74,36 @@ class BestCheckpoint:
                 "train.best_metric: there is no %s; there are %s", self.metric, ", ".join(results)
             )
             return
-        if not value > self.best_value():  # NaN is never better
+        # NaN is no better than any number.
+        is_number = not math.isnan(value)
+        if is_number and not value > self.best_value():
+            return
+        if not is_number and self.best_value() > float("-inf"):
             return
 
         # The weights come first: a value without them would keep others from being saved.
         self.checkpointer.save("model_best", iteration=iteration, resumable=False)
-        record = {"metric": self.metric, "value": value, "iteration": iteration}
+        recorded = value if is_number else None
+        record = {"metric": self.metric, "value": recorded, "iteration": iteration}
         write_text(self.path, json.dumps(record))
-        logger.info("best %s so far: %.3f after %d iterations", self.metric, value, iteration)
+
+        if is_number:
+            logger.info("best %s so far: %.3f after %d iterations", self.metric, value, iteration)
+        else:
+            logger.warning(
+                "%s cannot be computed, as the validation data have no such boxes: model_best is "
+                "the last one, after %d iterations",
+                self.metric,
+                iteration,
+            )
 
     def best_value(self) -> float:
         """Return the best value so far; -inf if there is none."""
         if not self.path.is_file():
             return float("-inf")
-        return float(json.loads(self.path.read_text())["value"])
+
+        value = json.loads(self.path.read_text())["value"]
+        return float("-inf") if value is None else float(value)
 
 
 class EvaluationHook(hooks.EvalHook):

@@ -18,10 +18,18 @@ from omegaconf import DictConfig
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from salience_detr.checkpoint import start_from
 from salience_detr.config import ConfigError, resolve_amp, resolve_device
-from salience_detr.data.datasets import as_list, check_class_count, check_files, class_names_of
+from salience_detr.data.datasets import (
+    as_list,
+    check_boxes_to_learn,
+    check_class_count,
+    check_files,
+    class_names_of,
+    warn_without_boxes,
+)
 from salience_detr.data.loader import seeded
 from salience_detr.data.sampling import SampledBatchSampler
 from salience_detr.data.split_classes import Classes, check_splits, describe_difference
@@ -91,6 +99,7 @@ def train(config: DictConfig, *, resume: bool) -> None:
         loader = instantiate(config.dataloader.train)
     check_class_count(config.dataloader.train.dataset.names, config.model.get("num_classes"))
     check_test_classes(config)
+    check_training_set(config, loader)
 
     # The EMA is a copy of the model as it is before stages are compiled.
     model = build_model(config)
@@ -142,7 +151,9 @@ def check_test_set(config: DictConfig) -> None:
     for name in as_list(config.dataloader.test.dataset.names):
         dataset = copy.copy(config.dataloader.test.dataset)
         dataset.names = name
-        check_files(instantiate(dataset))
+        records = instantiate(dataset)
+        check_files(records, name)
+        warn_without_boxes(records, name)
 
 
 def check_test_classes(config: DictConfig) -> None:
@@ -166,6 +177,18 @@ def check_test_classes(config: DictConfig) -> None:
         difference = describe_difference(train_classes.names, test_classes)
         if difference is not None:
             log_first_n(logging.INFO, difference, key="message")
+
+
+def check_training_set(config: DictConfig, loader: DataLoader) -> None:
+    """Find before the first step what training would stop at, or learn nothing from.
+
+    Raises:
+        DatasetError: an image is missing, or there is no box to learn.
+    """
+    records = getattr(loader.dataset, "records", None)  # None for a loader of another kind
+    if records is not None:
+        check_files(records, config.dataloader.train.dataset.names)
+        check_boxes_to_learn(records)
 
 
 def build_model(config: DictConfig) -> nn.Module:

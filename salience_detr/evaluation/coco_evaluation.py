@@ -18,15 +18,16 @@ from omegaconf import DictConfig
 from torch import nn
 
 from salience_detr.config import ConfigError
-from salience_detr.data.split_classes import Classes, check_known, class_map, describe_difference
 from salience_detr.data.coco_format import prepare_for_evaluation
 from salience_detr.data.datasets import (
     as_list,
     check_class_count,
     derive_annotation_file,
     has_own_file,
+    warn_without_boxes,
 )
 from salience_detr.data.loader import WatchedLoader
+from salience_detr.data.split_classes import Classes, check_known, class_map, describe_difference
 from salience_detr.evaluation.by_name import ByNameEvaluator
 from salience_detr.evaluation.comparison import write_comparisons
 from salience_detr.evaluation.results import category_names, load_results, make_coco
@@ -83,6 +84,7 @@ def evaluate_dataset(
 
     # The names of the classes are known once the data are loaded.
     loader = instantiate(settings.test)
+    warn_without_boxes(getattr(loader.dataset, "records", ()), name)
     model_classes = compare_classes(name, class_names, config.model.get("num_classes"))
     evaluator = build_evaluator(settings.evaluator, name)
 

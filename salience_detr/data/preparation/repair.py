@@ -7,8 +7,16 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from salience_detr.data.coco_format import OPTIONAL, Entry, entry_fault, number_annotations
+from salience_detr.data.annotation_checks import find_duplicates, make_table
+from salience_detr.data.coco_format import (
+    OPTIONAL,
+    Entry,
+    area_of,
+    entry_fault,
+    number_annotations,
+)
 from salience_detr.data.preparation.frames import Box, Size, frame_transform
+from salience_detr.data.preparation.normalization import normalize
 from salience_detr.data.preparation.validation import (
     ImageFile,
     ValidationResult,
@@ -45,7 +53,12 @@ def repair(
     - Images are left out, with their boxes, that cannot be read, that share their id with another
       image, or whose boxes were drawn in an unknown frame.
     - Sizes become those of the images; boxes turn and scale with them.
-    - Boxes are clipped. They are left out if nothing remains or their class is unknown.
+    - Numbers that are texts, or have needless decimals, become numbers; see :func:`normalize`.
+    - Boxes that are missing become the extent of their mask.
+    - Boxes are clipped. They are left out if nothing remains or their class is unknown, and if the
+      same box is in the file before.
+    - Without a positive area, boxes get that of their sides.
+    - File names become those of the images where they lie.
     - Annotations get new ids if one is repeated or not a positive number.
 
     Everything else stays, further keys included.
@@ -54,7 +67,8 @@ def repair(
         result: validation of the data set.
         without: SHA-256 of images to leave out as well, such as those of a second set.
     """
-    changes: Counter[str] = Counter()
+    normalized, changes = normalize(result.content)
+    result = ValidationResult(result.json_file, normalized, result.files, result.moved)
     kept = select_images(result, without)
     changes["images left out"] = len(result.content["images"]) - len(kept)
 
@@ -76,10 +90,15 @@ def repair(
     annotations = []
     for image_id, image in kept.items():
         width, height = image.file.size
-        images.append({**image.entry, "width": width, "height": height})
-        changes["sizes corrected"] += images[-1] != image.entry
+        sized = {**image.entry, "width": width, "height": height}
+        changes["sizes corrected"] += sized != image.entry
+
+        name = image.entry["file_name"]
+        changes["file names corrected"] += name in result.moved
+        images.append({**sized, "file_name": result.moved.get(name, name)})
         annotations += repair_annotations(by_image[image_id], image, changes)
 
+    annotations = drop_duplicates(annotations, changes)
     if number_annotations(annotations):
         changes["annotation ids given anew"] = len(annotations)
 
@@ -147,8 +166,25 @@ def repair_annotations(
         for key, (is_valid, _) in OPTIONAL.items():
             if moved.get(key) is None or not is_valid(moved[key]):
                 moved.pop(key, None)
+
+        area = area_of(moved)
+        if area != moved.get("area"):
+            changes["areas computed"] += 1
+            moved["area"] = area
         repaired.append(moved)
     return repaired
+
+
+def drop_duplicates(annotations: list[Entry], changes: Counter[str]) -> list[Entry]:
+    """Return the annotations without those that are there before.
+
+    Args:
+        annotations: valid ones of all images.
+        changes: numbers of changes, which are added to.
+    """
+    duplicates = find_duplicates(make_table(annotations))
+    changes["boxes left out that were there twice"] += len(duplicates)
+    return [x for place, x in enumerate(annotations) if place not in duplicates]
 
 
 def repair_box(box: Any, image: KeptImage) -> list[float] | None:

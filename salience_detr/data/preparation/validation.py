@@ -12,6 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from salience_detr.data.annotation_checks import (
+    HARMLESS,
+    Finding,
+    describe_findings,
+    make_table,
+)
 from salience_detr.data.coco_format import (
     LISTS,
     Content,
@@ -19,15 +25,17 @@ from salience_detr.data.coco_format import (
     Entry,
     distinct_names,
     entry_fault,
-    image_path,
     is_box,
     is_id,
+    is_ignored,
     read_coco,
     repeated,
 )
+from salience_detr.data.image_files import LocatedImages, describe_folder, locate_images
 from salience_detr.data.images import UNREADABLE, read_image
 from salience_detr.data.preparation.files import map_files
 from salience_detr.data.preparation.frames import Size, read_size
+from salience_detr.data.preparation.normalization import certain_box, certain_entry
 from salience_detr.data.split_classes import Classes, check_splits, describe_difference
 
 # Kinds of problems that training would stop at or get wrong ...
@@ -35,14 +43,19 @@ ERRORS = (
     "missing image", "unreadable image", "wrong size", "unusable entry", "duplicate image id",
     "duplicate annotation id", "duplicate category id", "malformed box", "box without area",
     "box outside the image", "unknown category", "unknown image", "nothing to train on",
-    "image in both sets", "different categories in both sets",
+    "image in both sets", "different categories in both sets", Finding.FRACTIONS.value,
+    Finding.CORNERS.value,
 )  # fmt: skip
 # ... and kinds that may be intended.
 WARNINGS = (
     "box reaching out of the image", "annotation id 0", "image without boxes",
     "category without boxes", "category name twice", "image of nearly one color",
-    "image twice in the set", "fewer categories than to train on",
+    "image twice in the set", "fewer categories than to train on", "image with a name of elsewhere",
+    Finding.SOME_FRACTIONS.value, Finding.TWICE.value, Finding.NO_BOXES.value,
+    Finding.ZERO_AREA.value,
 )  # fmt: skip
+# ... and what needs no attention.
+NOTES = tuple(kind.value for kind in HARMLESS)
 # Rounding of annotation tools, in pixels.
 TOLERANCE = 0.01
 # Range of values, of 256, in which nothing can be seen: such as 12 bits in a file of 16 bits.
@@ -79,13 +92,18 @@ class ValidationResult:
         json_file: annotation file.
         content: images, annotations and categories as read.
         files: image file of each entry of ``content["images"]``.
+        moved: path relative to the folder of the images, by file name, of those that lie elsewhere
+            than their names say.
         problems: descriptions by kind (``ERRORS`` and ``WARNINGS``).
+        notes: descriptions by kind (``NOTES``).
     """
 
     json_file: Path
     content: Content
     files: list[ImageFile]
+    moved: dict[str, str] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def num_errors(self) -> int:
@@ -127,17 +145,20 @@ def validate(json_file: Path, image_root: Path, *, workers: int = 0) -> Validati
         DatasetError: the file is not JSON, or lacks one of the three lists.
     """
     content = read_coco(json_file)
-    paths = []
-    for entry in content["images"]:
-        # Any image without a usable name is missing, and its entry is reported.
-        name = entry.get("file_name") if isinstance(entry, dict) else None
-        paths.append(image_path(image_root, name) if isinstance(name, str) else Path())
+    entries = [entry if isinstance(entry, dict) else {} for entry in content["images"]]
+    names = [entry.get("file_name") for entry in entries]
+    located = locate_images(image_root, [name for name in names if isinstance(name, str)])
 
-    result = ValidationResult(json_file, content, map_files(read_file, paths, workers, "images"))
+    # Any image without a usable name is missing, and its entry is reported.
+    paths = [located.paths[name] if isinstance(name, str) else Path() for name in names]
+    files = map_files(read_file, paths, workers, "images")
+    result = ValidationResult(json_file, content, files, located.moved)
+
     check_entries(result)
     check_categories(result)
-    check_images(result)
+    check_images(result, located, image_root)
     check_boxes(result)
+    check_all_boxes(result)
     return result
 
 
@@ -166,7 +187,10 @@ def check_entries(result: ValidationResult) -> None:
         for number, entry in enumerate(result.content[kind]):
             problem = entry_fault(kind, entry, without=("bbox",))
             if problem is not None:
-                result.add("unusable entry", f"number {number} of {kind} {problem}")
+                repaired = certain_entry(kind, entry)
+                is_certain = entry_fault(kind, repaired, without=("bbox",)) is None
+                remedy = "; --fix makes it one" if is_certain else ""
+                result.add("unusable entry", f"number {number} of {kind} {problem}{remedy}")
             if isinstance(entry, dict) and is_id(entry.get("id")):
                 ids.append(entry["id"])
 
@@ -189,22 +213,25 @@ def check_categories(result: ValidationResult) -> None:
             result.add("category without boxes", f"{category['name']} (id {category['id']})")
 
     for name in repeated(category["name"] for category in categories):
-        ids = [str(category["id"]) for category in categories if category["name"] == name]
-        result.add("category name twice", f"{name} (ids {', '.join(ids)})")
+        ids = ", ".join(str(x["id"]) for x in categories if x["name"] == name)
+        result.add("category name twice", f"{name} (ids {ids}); give one another name")
 
 
-def check_images(result: ValidationResult) -> None:
+def check_images(result: ValidationResult, located: LocatedImages, image_root: Path) -> None:
     """Find images that are missing, unreadable, repeated, empty, or of another size."""
     with_boxes = result.values("annotations", "image_id")
     first_names: dict[str, str] = {}
     for entry, file in result.images():
         name = entry["file_name"]
         if file.problem == "missing":
-            result.add("missing image", name)
+            remark = located.missing.get(name)
+            result.add("missing image", f"{name}: {remark}" if remark else name)
             continue
         if file.problem:
             result.add("unreadable image", file.problem)
             continue
+        if name in located.moved:
+            result.add("image with a name of elsewhere", f"{name} is {located.moved[name]}")
 
         frame = box_frame(entry, file)
         if frame != file.size:
@@ -220,6 +247,9 @@ def check_images(result: ValidationResult) -> None:
             original = first_names[file.digest]
             result.add("image twice in the set", f"{name} is the same as {original}")
         first_names.setdefault(file.digest, name)
+
+    if result.problems.get("missing image"):
+        result.problems["missing image"][0] += f" ({describe_folder(image_root)})"
 
 
 def check_boxes(result: ValidationResult) -> None:
@@ -248,7 +278,27 @@ def check_boxes(result: ValidationResult) -> None:
         kind = check_box(box, (width, height))
         if kind is not None:
             sizes = f"{box!r:.80} in an image of {width}x{height}"
-            result.add(kind, f"{where} has the bbox {sizes}")
+            repaired = certain_box(annotation)
+            remedy = f"; --fix makes it {repaired}" if repaired != box else ""
+            result.add(kind, f"{where} has the bbox {sizes}{remedy}")
+
+
+def check_all_boxes(result: ValidationResult) -> None:
+    """Find what is wrong with the boxes as a whole, such as corners in place of sides."""
+    usable = [x for x in result.usable("annotations") if is_box(x.get("bbox"))]
+    frames = {entry["id"]: box_frame(entry, file) for entry, file in result.images()}
+
+    found = describe_findings(make_table(usable, frames), usable)
+    for kind, lines in found.items():
+        if kind in HARMLESS:
+            result.notes[kind.value] = lines
+        else:
+            result.problems[kind.value] += lines
+
+    if not result.content["annotations"]:
+        result.add(Finding.NO_BOXES.value, "there are no annotations")
+    elif usable and all(map(is_ignored, usable)):
+        result.add(Finding.NO_BOXES.value, f"all {len(usable)} boxes are crowd regions or ignored")
 
 
 def box_frame(entry: Entry, file: ImageFile) -> Size:

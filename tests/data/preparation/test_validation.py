@@ -75,7 +75,7 @@ def test_every_problem_is_found_once(everything_wrong, root, workers):
         "unknown image": 1, "unusable entry": 2,
         "annotation id 0": 1, "box reaching out of the image": 1, "category without boxes": 1,
         "category name twice": 1,
-        "image without boxes": 2, "image twice in the set": 2,
+        "image without boxes": 2, "image twice in the set": 2, "box twice in an image": 1,
     }  # fmt: skip
 
 
@@ -109,7 +109,8 @@ def test_a_repaired_set_has_no_errors_and_keeps_the_rest(everything_wrong, root,
 
 
 def test_an_image_in_both_sets_is_an_error(root, capsys):
-    train = write(root, "train", [image(1, "a.png"), image(2, "b.png")], [box(1, [1, 2, 3, 4])])
+    boxes = [box(1, [1, 2, 3, 4]), box(2, [1, 2, 3, 4], image=2)]
+    train = write(root, "train", [image(1, "a.png"), image(2, "b.png")], boxes)
     val = write(root, "val", [image(1, "same.png"), image(2, "c.png")], [box(1, [1, 2, 3, 4])])
     assert main([str(train), str(root), "--val", str(val), str(root), "--workers", "0"]) == 1
     assert "ERROR: image in both sets: 1\n    same.png is a.png of" in capsys.readouterr().out
@@ -123,23 +124,23 @@ def test_an_image_in_both_sets_is_an_error(root, capsys):
 def test_boxes_are_clipped_and_ids_and_settings_repaired(root):
     annotations = [
         box(0, [30, 20, 20, 20], area=7, note="kept"), box(5, [1, 2, 3, 4], area=None),
-        box(5, [1, 2, 3, 4], iscrowd="no"),
-        {**box(1, [1, 2, 3, 4]), "id": None},
+        box(5, [2, 2, 3, 4], iscrowd="no"),
+        {**box(1, [3, 2, 3, 4]), "id": None},
     ]  # fmt: skip
     content, done = repair(validate(write(root, "x", [image(1, "a.png")], annotations), root))
     assert content["annotations"] == [
-        box(1, [30, 20, 10, 10], area=100, note="kept"), *(box(i, [1, 2, 3, 4]) for i in (2, 3, 4)),
+        box(1, [30, 20, 10, 10], area=100, note="kept"),
+        *(box(i, [i - 1, 2, 3, 4], area=12) for i in (2, 3, 4)),
     ]  # fmt: skip
-    assert done == {"boxes clipped": 1, "annotation ids given anew": 4}
+    assert done == {"boxes clipped": 1, "areas computed": 3, "annotation ids given anew": 4}
 
 
 def test_one_image_listed_twice_under_its_id_stays_with_its_boxes(root):
     path = write(root, "x", [image(1, "a.png"), image(1, "a.png")], [box(1, [1, 2, 3, 4])])
     content, done = repair(validate(path, root))
-    assert content["images"] == [image(1, "a.png")] and content["annotations"] == [
-        box(1, [1, 2, 3, 4])
-    ]
-    assert done == {"images left out": 1}
+    assert content["images"] == [image(1, "a.png")]
+    assert content["annotations"] == [box(1, [1, 2, 3, 4], area=12)]
+    assert done == {"images left out": 1, "areas computed": 1}
 
 
 @pytest.mark.parametrize(
