@@ -9,6 +9,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read, or that does not fit the model."""
 
 
+class BrokenCheckpointError(CheckpointError):
+    """A checkpoint whose content no run can have written, or of which nothing can be used."""
+
+
 def shorten(names: Sequence[str], limit: int = 8) -> str:
     """Join the first names, and append the number of the others."""
     text = ", ".join(names[:limit])

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from salience_detr.checkpoint.errors import CheckpointError
+from salience_detr.checkpoint.validation import check_tensors
 from salience_detr.utils.files import written_whole
 
 logger = logging.getLogger(__name__)
@@ -67,19 +68,20 @@ def find_state_dict(content: Mapping[str, Any], path: str | Path) -> Mapping[str
     """Return the state dict of a model in a checkpoint, which others wrap in various ways.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if there is none, or if it holds more than dense tensors by name.
     """
     key = next((key for key in STATE_DICT_KEYS if key in content), None)
     state = content[key] if key else content
     if not isinstance(state, Mapping) or not state:
         raise CheckpointError(f"{path} holds no state dict of a model")
+    check_tensors(state, source=str(path))
 
     if key == "ema":
         remedy = "tools/convert_checkpoint.py --raw keeps the trained weights instead"
         logger.info("%s: taking the EMA of the weights; %s", path, remedy)
 
     # DistributedDataParallel puts all names below "module".
-    if all(str(name).startswith("module.") for name in state):
+    if all(name.startswith("module.") for name in state):
         return {name.removeprefix("module."): value for name, value in state.items()}
     return state
 

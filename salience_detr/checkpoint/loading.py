@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from salience_detr.checkpoint.backbone_conversion import convert_backbone, describe, find_format
 from salience_detr.checkpoint.class_transfer import transfer_classes
-from salience_detr.checkpoint.errors import CheckpointError, list_problems, shorten
+from salience_detr.checkpoint.errors import CheckpointError, shorten
 from salience_detr.checkpoint.files import find_state_dict, read_checkpoint
 from salience_detr.checkpoint.reference_conversion import (
     COCO_CATEGORY_IDS,
     convert_reference_checkpoint,
     is_reference_checkpoint,
 )
+from salience_detr.checkpoint.validation import load_state_dict_strictly
 
 logger = logging.getLogger(__name__)
 
@@ -130,43 +131,3 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor], *, source: str)
         len(converted),
         shorten(left_out) or "none",
     )
-
-
-def load_state_dict_strictly(model: nn.Module, state: Mapping[str, Any], *, source: str) -> None:
-    """Call ``model.load_state_dict``, but only if all names and shapes fit.
-
-    Args:
-        source: name of the file in the message.
-
-    Raises:
-        CheckpointError: if something does not fit. One message lists all of it.
-    """
-    own = model.state_dict()
-    shapes = {}
-    for name in own.keys() & state.keys():
-        theirs = tuple(state[name].shape)
-        ours = tuple(own[name].shape)
-        if theirs != ours:
-            shapes[name] = f"{name}: {theirs} in the file, {ours} in the model"
-
-    problems = list_problems(
-        {
-            "missing from the file": own.keys() - state.keys(),
-            "in the file but not in the model": state.keys() - own.keys(),
-            "of another shape": shapes.values(),
-        }
-    )
-    if not problems:
-        model.load_state_dict(dict(state))
-        return
-
-    # The number of classes is what most likely differs.
-    bias = "query_selection.class_head.bias"
-    if bias in shapes:
-        num_classes = len(state[bias])
-        remedy = f"set model.num_classes={num_classes} to load it"
-        numbers = f"the file has {num_classes} classes, the model {len(own[bias])}"
-        problems.insert(0, f"{numbers}: {remedy}")
-
-    reasons = "; ".join(problems)
-    raise CheckpointError(f"{source} does not fit {type(model).__name__}; {reasons}")

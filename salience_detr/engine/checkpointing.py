@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
-from salience_detr.checkpoint import CheckpointError, load_state_dict_strictly, read_checkpoint
+from salience_detr.checkpoint import CheckpointError, read_checkpoint
+from salience_detr.checkpoint.errors import BrokenCheckpointError
+from salience_detr.engine.resume_checks import check_state
 from salience_detr.utils.files import write_text, written_whole
 
 logger = logging.getLogger(__name__)
@@ -25,9 +27,9 @@ class TrainingCheckpointer(Checkpointer):
 
     It differs from fvcore's in four ways. A file is complete or not there, because it is written
     aside and renamed. Files are read as plain tensors, so that no code in them runs. A checkpoint
-    that lacks something, or does not fit, is an error. Of the periodic checkpoints the newest are
-    kept, after a resume too. (detectron2's DetectionCheckpointer adds the conversion of other
-    projects' weights, which ``salience_detr.checkpoint`` does here.)
+    that lacks something, or does not fit, is an error, and nothing of it is loaded. Of the periodic
+    checkpoints the newest are kept, after a resume too. (detectron2's DetectionCheckpointer adds
+    the conversion of other projects' weights, which ``salience_detr.checkpoint`` does here.)
 
     The files are ``model_ITERATION.pth``, ``model_best.pth`` and ``model_final.pth``;
     ``last_checkpoint`` names the one to resume from. Only process 0 writes.
@@ -79,17 +81,27 @@ class TrainingCheckpointer(Checkpointer):
         # An earlier file of this name stays until the new one is complete.
         path = self.output_dir / f"{name}.pth"
         try:
+            self.make_way(path)
             with written_whole(path) as temporary:
                 torch.save(state, temporary)
         except (OSError, RuntimeError) as error:  # torch.save raises either when the disk is full
             raise OSError(
-                f"cannot write the checkpoint {path} ({error}); earlier checkpoints are intact"
+                f"cannot write the checkpoint {path} ({error}); earlier checkpoints are intact: "
+                "go on with --resume when it can be written"
             ) from error
 
         if resumable:
             self.tag_last_checkpoint(path.name)
             self.prune(iteration)
         logger.info("saved %s after %d iterations", path, iteration)
+
+    def make_way(self, path: Path) -> None:
+        """Make the output folder if it was deleted, and rename a folder of the file's name."""
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            renamed = path.with_name(f"{path.name}.folder")
+            logger.warning("%s is a folder: it is renamed to %s", path, renamed.name)
+            path.rename(renamed)
 
     def save_periodic(self, iteration: int) -> None:
         """Write the checkpoint of this iteration."""
@@ -109,8 +121,8 @@ class TrainingCheckpointer(Checkpointer):
             path.unlink(missing_ok=True)
 
     def files(self) -> list[Path]:
-        """Return all checkpoints in the output folder."""
-        return list(self.output_dir.glob("model_*.pth"))
+        """Return all checkpoints in the output folder; folders and broken links are none."""
+        return [path for path in self.output_dir.glob("model_*.pth") if path.is_file()]
 
     def periodic_files(self) -> list[Path]:
         """Return the periodic checkpoints, those of the fewest iterations first."""
@@ -123,7 +135,7 @@ class TrainingCheckpointer(Checkpointer):
         Raises:
             FileExistsError: the folder holds checkpoints.
         """
-        earlier = [*self.files(), *self.output_dir.glob("model_best.json")]
+        earlier = [*self.output_dir.glob("model_*.pth"), *self.output_dir.glob("model_best.json")]
         if earlier:
             raise FileExistsError(
                 f"{self.output_dir} holds checkpoints of an earlier run ({earlier[0].name}, ...); "
@@ -144,21 +156,29 @@ class TrainingCheckpointer(Checkpointer):
         for leftover in self.output_dir.glob("*.pth*.tmp"):
             leftover.unlink(missing_ok=True)
 
+        for path in self.output_dir.glob("model_*.pth"):
+            if not path.is_file():
+                kind = "a folder" if path.is_dir() else "a broken link"
+                logger.warning("passing over %s: it is %s", path, kind)
+
         # A file may be broken where the machine went down: the next one is tried.
-        candidates = self.candidates()
-        for path in candidates:
+        reasons = []
+        for path in self.candidates():
             try:
-                checkpoint = self._load_file(str(path))
-            except CheckpointError as error:
+                checkpoint = read_run_checkpoint(path)
+                self.check(checkpoint, path, self.checkpointables)
+            except BrokenCheckpointError as error:
                 logger.warning("passing over %s", error)
+                reasons.append(str(error))
                 continue
 
-            self.restore(checkpoint, path)
+            self.restore(checkpoint, path, self.checkpointables)
             return int(checkpoint["iteration"])
 
-        if candidates:
+        if reasons:
             raise CheckpointError(
-                f"none of the checkpoints in {self.output_dir} can be read; start without --resume"
+                f"none of the checkpoints in {self.output_dir} can be read ({reasons[0]}); start "
+                "without --resume in another train.output_dir"
             )
         logger.info("no checkpoint in %s: starting from the beginning", self.output_dir)
         return 0
@@ -167,40 +187,122 @@ class TrainingCheckpointer(Checkpointer):
         """Return the checkpoints, the one to resume from first, then the newest."""
         paths = [*self.output_dir.glob("model_final.pth"), *self.periodic_files()]
 
-        # The last one saved need not be the newest: files may have been copied.
-        last = Path(self.get_checkpoint_file())
-        paths.sort(key=lambda path: (path == last, path.stat().st_mtime), reverse=True)
-        return paths
+        paths = [path for path in paths if path.is_file()]
+        paths.sort(key=lambda path: path.stat().st_mtime, reverse=True)
 
-    def restore(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """Load the model and all that was saved beside it.
+        # The last one saved need not be the newest: files may have been copied.
+        pointer = self.output_dir / "last_checkpoint"
+        if not pointer.is_file():
+            return paths
+
+        last = self.output_dir / pointer.read_text(errors="replace").strip()
+        if last not in paths:
+            logger.warning("%s names no checkpoint: taking the newest", pointer)
+            return paths
+        paths.remove(last)
+        return [last, *paths]
+
+    def has_checkpoint(self) -> bool:
+        """Return whether there is a checkpoint to resume from."""
+        return bool(self.candidates())
+
+    def get_checkpoint_file(self) -> str:
+        """Return the path of the checkpoint to resume from, "" if there is none."""
+        return str(next(iter(self.candidates()), ""))
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load a checkpoint as fvcore's ``Checkpointer.load``, but all of it or nothing.
+
+        Args:
+            path: of the file; "" loads nothing.
+            checkpointables: names of what to load beside the model; None loads everything.
+
+        Returns:
+            What else the file holds, such as the iteration.
 
         Raises:
+            CheckpointError: something is missing, or does not fit; nothing is loaded then.
+        """
+        if not path:
+            return {}
+
+        names = list(self.checkpointables) if checkpointables is None else checkpointables
+        wanted = {name: self.checkpointables[name] for name in names}
+        checkpoint = self._load_file(path)
+        self.check(checkpoint, Path(path), wanted)
+        self.restore(checkpoint, Path(path), wanted)
+        loaded = {"model", *self.checkpointables}
+        return {name: value for name, value in checkpoint.items() if name not in loaded}
+
+    def check(self, checkpoint: dict[str, Any], path: Path, wanted: Mapping[str, Any]) -> None:
+        """Check the model's state and those of other objects, before any of them is loaded.
+
+        Args:
+            checkpoint: content of the file.
+            path: of the file.
+            wanted: objects beside the model, by name.
+
+        Raises:
+            BrokenCheckpointError: no run can have written it.
             CheckpointError: something is missing, or does not fit this run.
         """
         # An EMA that is switched on or off is what most likely differs.
-        missing = sorted({"model", "iteration", *self.checkpointables} - checkpoint.keys())
-        if "ema" in checkpoint and "ema" not in self.checkpointables:
+        missing = sorted({"model", "iteration", *wanted} - checkpoint.keys())
+        if wanted and "ema" in checkpoint and "ema" not in self.checkpointables:
             raise CheckpointError(f"{path} holds an EMA: resume with train.ema.enabled=True")
         if missing == ["ema"]:
             raise CheckpointError(f"{path} holds no EMA: resume with train.ema.enabled=False")
         if missing:
             raise CheckpointError(f"{path} cannot be resumed: it holds no {', '.join(missing)}")
 
-        # Optimizer, schedule, loss scale, EMA and the order of the data follow the model.
-        load_state_dict_strictly(self.model, checkpoint["model"], source=str(path))
-        for key, checkpointable in self.checkpointables.items():
+        iteration = checkpoint["iteration"]
+        if type(iteration) is not int or iteration < 0:
+            raise BrokenCheckpointError(f"{path}: its iteration is {iteration!r:.60}")
+
+        for key, target in {"model": self.model, **wanted}.items():
             try:
-                checkpointable.load_state_dict(checkpoint[key])
+                check_state(target, checkpoint[key], source=f"the {key} in {path}")
+                if isinstance(target, DataOrder):
+                    target.load_state_dict(checkpoint[key])  # only compares
+            except ValueError as error:
+                raise misfit(key, path, error) from error
+
+    def restore(self, checkpoint: dict[str, Any], path: Path, wanted: Mapping[str, Any]) -> None:
+        """Load what :meth:`check` has checked.
+
+        Raises:
+            CheckpointError: it does not fit this run.
+        """
+        self.model.load_state_dict(checkpoint["model"])
+        for key, target in wanted.items():
+            try:
+                target.load_state_dict(checkpoint[key])
             except (ValueError, KeyError, RuntimeError) as error:
-                raise CheckpointError(
-                    f"the {key} in {path} does not fit this run ({error}); resume with its config, "
-                    "or start another run from it by train.init_checkpoint and train.output_dir"
-                ) from error
+                raise misfit(key, path, error) from error
         logger.info("resuming from %s after %d iterations", path, checkpoint["iteration"])
 
     def _load_file(self, f: str) -> dict[str, Any]:
         return read_checkpoint(f)
+
+
+def misfit(key: str, path: Path, error: Exception) -> CheckpointError:
+    """Return the error of a state that is of another run."""
+    return CheckpointError(
+        f"the {key} in {path} does not fit this run ({error}); resume with its config, "
+        "or start another run from it by train.init_checkpoint and train.output_dir"
+    )
+
+
+def read_run_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of a run.
+
+    Raises:
+        BrokenCheckpointError: it cannot be read.
+    """
+    try:
+        return read_checkpoint(path)
+    except CheckpointError as error:
+        raise BrokenCheckpointError(str(error)) from error
 
 
 def iteration_of(path: Path) -> int:

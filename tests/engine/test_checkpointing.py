@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import os
 
 import pytest
 import torch
+from detectron2.solver import LRMultiplier
+from fvcore.common.param_scheduler import ConstantParamScheduler
 from torch import nn
 
-from salience_detr.checkpoint import CheckpointError
+from salience_detr.checkpoint import CheckpointError, read_checkpoint
 from salience_detr.engine import checkpointing
-from salience_detr.engine.checkpointing import TrainingCheckpointer, cut_metrics
+from salience_detr.engine.checkpointing import DataOrder, TrainingCheckpointer, cut_metrics
 from salience_detr.utils.files import check_output_dir
 
 
@@ -144,3 +147,149 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def test_too_little_space_is_reported_before_training(tmp_path):
     with pytest.raises(OSError, match="MiB free, but the checkpoints need about"):
         check_output_dir(tmp_path, needed_bytes=2**60)
+
+
+def test_links_to_nothing_folders_and_empty_files_do_not_stop_a_resume(make, tmp_path, caplog):
+    make().save_periodic(2)
+    (tmp_path / "model_0000003.pth").symlink_to("nowhere.pth")
+    (tmp_path / "model_0000004.pth").mkdir()
+    (tmp_path / "model_0000005.pth").touch()
+    (tmp_path / "model_final.pth").symlink_to("nowhere.pth")
+    (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+
+    checkpointer = make(max_to_keep=1)
+    assert checkpointer.resume() == 2
+    assert "model_0000003.pth: it is a broken link" in caplog.text
+    assert "model_0000004.pth: it is a folder" in caplog.text
+
+    # The names are needed later.
+    for iteration in (3, 4, 5):
+        checkpointer.save_periodic(iteration)
+    assert make().resume() == 5
+    assert (tmp_path / "model_0000004.pth.folder").is_dir()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\n", b"../x.pth", b"model_best.pth", b"\x00"])
+def test_a_broken_pointer_is_told(make, tmp_path, content, caplog):
+    make().save_periodic(2)
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    assert make().resume() == 2
+    assert "last_checkpoint names no checkpoint: taking the newest" in caplog.text
+
+
+def change(path, *keys, value):
+    """Replace an entry of a saved checkpoint."""
+    content = read_checkpoint(path)
+    node = content
+    for key in keys[:-1]:
+        node = node[key]
+    node[keys[-1]] = value
+    torch.save(content, path)
+
+
+BROKEN = [
+    (["iteration"], "three"),
+    (["iteration"], -1),
+    (["iteration"], 2.5),
+    (["iteration"], True),
+    (["model"], [1, 2]),
+    (["model", "weight"], "text"),
+    (["model", "weight"], torch.full((2, 2), torch.nan)),
+    (["model", "bias"], torch.tensor([1.0, torch.inf])),
+    (["model", "weight"], torch.eye(2).to_sparse()),
+    (["model", "weight"], torch.empty(2, 2, device="meta")),
+    (["model", 5], torch.zeros(1)),
+    (["optimizer"], 5),
+    (["optimizer", "param_groups"], {}),
+    (["optimizer", "param_groups", 0, "lr"], "fast"),
+    (["optimizer", "param_groups", 0, "betas"], (0.9,)),
+    (["optimizer", "param_groups", 0, "params"], None),
+    (["optimizer", "param_groups", 0, "params"], [7, 8]),
+    (["optimizer", "state"], [1]),
+    (["optimizer", "state", 0], None),
+    (["optimizer", "state", 0, "step"], "five"),
+    (["optimizer", "state", 0, "exp_avg"], 3.0),
+    (["optimizer", "state", 0, "exp_avg"], torch.full((2, 2), torch.nan)),
+    (["scheduler"], {"optimizer": 5, "last_epoch": 2}),
+    (["scheduler", "last_epoch"], None),
+    (["scheduler", "base_lrs"], [0.1, 0.2]),
+    (["data_order"], "text"),
+]
+
+
+@pytest.fixture
+def trained(make):
+    """Make checkpointers of a model that was trained for a step: its optimizer has a state."""
+
+    def build():
+        checkpointer = make()
+        optimizer = checkpointer.checkpointables["optimizer"]
+        scheduler = LRMultiplier(optimizer, ConstantParamScheduler(1.0), 10)
+        checkpointer.add_checkpointable("scheduler", scheduler)
+        checkpointer.add_checkpointable("data_order", DataOrder({"seed": 1}))
+        checkpointer.model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        return checkpointer
+
+    return build
+
+
+@pytest.mark.parametrize(("keys", "value"), BROKEN)
+def test_a_checkpoint_that_no_run_has_written_is_passed_over(
+    trained, tmp_path, keys, value, caplog
+):
+    saved = trained()
+    saved.save_periodic(1)
+    saved.save_periodic(2)
+    change(tmp_path / "model_0000002.pth", *keys, value=value)
+
+    assert trained().resume() == 1
+    assert caplog.text.count("passing over") == 1 and "model_0000002.pth" in caplog.text
+
+
+MISFITS = [
+    (["model", "weight"], torch.zeros(3, 2), "weight: .3, 2. in the file"),
+    (["model", "weight"], torch.zeros(2, 2, dtype=torch.int64), "of another kind: weight"),
+    (["model", "other"], torch.zeros(2), "not in the model: other"),
+    (["optimizer", "state", 0, "exp_avg"], torch.zeros(5), "exp_avg of parameter 0 has the shape"),
+    (["optimizer", "param_groups", 0, "params"], [0, 1, 2], "3 parameters in 1 groups, this run 2"),
+    (["data_order", "seed"], 2, "seed was 2, is 1"),
+]
+
+
+@pytest.mark.parametrize("call", ["resume", "load"])
+@pytest.mark.parametrize(("keys", "value", "message"), MISFITS)
+def test_a_checkpoint_of_another_run_is_refused_and_nothing_is_loaded(
+    trained, tmp_path, keys, value, message, call
+):
+    trained().save_periodic(2)
+    path = tmp_path / "model_0000002.pth"
+    change(path, *keys, value=value)
+
+    checkpointer = trained()
+    before = copy.deepcopy([checkpointer.model.state_dict(), optimizer_of(checkpointer)])
+    with pytest.raises(CheckpointError, match=message):
+        checkpointer.resume() if call == "resume" else checkpointer.load(str(path))
+
+    after = [checkpointer.model.state_dict(), optimizer_of(checkpointer)]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def optimizer_of(checkpointer):
+    return checkpointer.checkpointables["optimizer"].state_dict()
+
+
+def test_fvcores_way_to_load_loads_the_model_alone_or_everything(trained, tmp_path):
+    saved = trained()
+    saved.save_periodic(2)
+
+    model_alone = trained()
+    before = copy.deepcopy(optimizer_of(model_alone))
+    path = str(tmp_path / "model_0000002.pth")
+    assert model_alone.resume_or_load(path, resume=False) == {"iteration": 2}
+    assert torch.equal(model_alone.model.weight, saved.model.weight)
+    torch.testing.assert_close(optimizer_of(model_alone), before, rtol=0, atol=0)
+
+    everything = trained()
+    assert everything.resume_or_load("", resume=True) == {"iteration": 2}
+    torch.testing.assert_close(optimizer_of(everything), optimizer_of(saved), rtol=0, atol=0)
