@@ -1,10 +1,12 @@
 #!/usr/bin/env python
-"""Convert annotations of Pascal VOC or YOLO to COCO's format.
+"""Convert annotations of Pascal VOC or YOLO to COCO's format, or split a file in that format.
 
 tools/convert_dataset.py voc VOCdevkit/VOC2007 --output data/voc
 tools/convert_dataset.py yolo data.yaml --output data/mine
+tools/convert_dataset.py coco instances_default.json images --val-fraction 0.2 --output data/mine
 
 writes OUTPUT/annotations/instances_SPLIT.json for each split, and prints where the images are.
+Nothing is written if no image or no box would be left.
 """
 
 from __future__ import annotations
@@ -15,38 +17,44 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from salience_detr.cli.arguments import Parser, number, run_program
-from salience_detr.data.coco_format import DatasetError
-from salience_detr.data.preparation.conversion import Conversion
-from salience_detr.data.preparation.voc import convert_voc, find_splits, images_without_xml
-from salience_detr.data.preparation.yolo import (
-    convert_yolo,
-    find_description,
-    find_labels,
-    label_candidates,
-    read_description,
+from salience_detr.data.coco_format import DatasetError, read_coco
+from salience_detr.data.preparation.conversion import (
+    Conversion,
+    ImageLabels,
+    assemble,
+    check_usable,
+    draw_labels,
 )
+from salience_detr.data.preparation.splitting import split_coco
+from salience_detr.data.preparation.voc import find_xml_files, read_voc
+from salience_detr.data.preparation.voc_layout import ImageIndex, find_folders, find_splits
+from salience_detr.data.preparation.yolo import common_folder, read_yolo
+from salience_detr.data.preparation.yolo_layout import find_description, read_description
 from salience_detr.utils.files import write_text
+
+SPLITS = ("train", "val", "test")
+# Part of a VOC data set that is drawn for validation where it has no splits.
+VOC_FRACTION = 0.2
 
 
 @dataclass(frozen=True)
-class ConvertedSplit:
-    """Split of a data set.
+class ConvertedDataset:
+    """Data set in COCO's format.
 
     Attributes:
-        name: "train", "val" or "test".
-        image_root: folder of the images.
-        conversion: its content in COCO's format.
+        conversions: content by split: "train", "val" or "test".
+        image_roots: folder of the images by split.
+        remarks: what else the user should know.
     """
 
-    name: str
-    image_root: Path
-    conversion: Conversion
+    conversions: dict[str, Conversion]
+    image_roots: dict[str, Path]
+    remarks: list[str] = field(default_factory=list)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -55,92 +63,185 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     voc = formats.add_parser("voc", help="XML files")
     add = voc.add_argument
-    add("source", type=Path, help="folder with Annotations, JPEGImages, ImageSets/Main/SPLIT.txt")
+    add("source", type=Path, help="folder of the data set; lists are in ImageSets/Main/SPLIT.txt")
     add("--annotations", type=Path, help="folder of the XML files (default: SOURCE/Annotations)")
     add("--images", type=Path, help="folder of the images (default: SOURCE/JPEGImages)")
     add("--classes", default="", help="A,B,... in the order of their ids (default: all, sorted)")
-    add("--val-fraction", type=float, default=0.2, help="part drawn for validation without lists")
     add("--zero-based", action="store_true", help="corners count from 0, not, as VOC's, from 1")
     add("--drop-difficult", action="store_true", help="leave out objects that are difficult")
 
     yolo = formats.add_parser("yolo", help="text files")
-    yolo.add_argument("source", type=Path, help="data.yaml, or the folder that it is in")
+    add = yolo.add_argument
+    add("source", type=Path, help="data.yaml, obj.data or classes.txt, or the folder with it")
+
+    coco = formats.add_parser("coco", help="JSON file in COCO's format, to be split")
+    coco.add_argument("source", type=Path, help="annotations")
+    coco.add_argument("images", type=Path, help="folder of the images")
 
     workers = os.cpu_count() or 1
-    for add in (voc.add_argument, yolo.add_argument):
+    for subparser in (voc, yolo, coco):
+        add = subparser.add_argument
+        default = f" (default: {VOC_FRACTION} without splits)" if subparser is voc else ""
+        add("--val-fraction", type=float, help=f"part drawn for validation{default}")
+        add("--split-by", metavar="REGEX", help="images stay together whose first group is equal")
         add("--output", type=Path, required=True, metavar="DIR")
+        add("--overwrite", action="store_true", help="replace an earlier conversion in --output")
         add("--workers", type=number(int, 0), default=workers, help="processes that read")
-    return parser.parse_args(argv)
+
+    args = parser.parse_args(argv)
+    if args.split_by is not None and not args.val_fraction:
+        parser.error(f"--split-by {args.split_by} goes with --val-fraction: add it")
+    return args
 
 
-def voc_splits(args: argparse.Namespace) -> Iterator[ConvertedSplit]:
-    """Convert the splits of a VOC data set; all get the same classes."""
-    annotations = args.annotations or args.source / "Annotations"
-    images = args.images or args.source / "JPEGImages"
-    for folder in (annotations, images):
-        if not folder.is_dir():
-            raise DatasetError(f"there is no folder {folder}: use --annotations or --images")
+def split(
+    splits: dict[str, list[ImageLabels]], args: argparse.Namespace
+) -> dict[str, list[ImageLabels]]:
+    """Draw a part of "train" for validation, if the user asks for it.
 
-    convert = partial(
-        convert_voc, annotations, images,
+    Raises:
+        DatasetError: there is a part for validation, or none to draw it from.
+    """
+    if args.val_fraction is None:
+        return splits
+    if "val" in splits or "train" not in splits:
+        raise DatasetError(
+            f"--val-fraction {args.val_fraction:g} splits a data set without a part for "
+            f"validation, but {args.source} has {' and '.join(splits)}: leave it out"
+        )
+    return {**splits, **draw_labels(splits["train"], args.val_fraction, args.split_by)}
+
+
+def convert_voc(args: argparse.Namespace) -> ConvertedDataset:
+    """Convert a VOC data set; all splits get the same classes."""
+    folders = find_folders(args.source, args.annotations, args.images)
+    all_files = find_xml_files(folders.annotations)
+    splits = find_splits(folders, all_files)
+    # Lists may name files that are not there.
+    files = sorted({*all_files, *itertools.chain(*splits.values())})
+
+    index = ImageIndex(folders.images)
+    labels = read_voc(
+        folders, files, index,
         zero_based=args.zero_based, drop_difficult=args.drop_difficult, workers=args.workers,
     )  # fmt: skip
-    classes = [name.strip() for name in args.classes.split(",") if args.classes]
+    split_labels = {name: [labels[path] for path in paths] for name, paths in splits.items()}
+
+    # 0 asks for no validation.
+    if not splits:
+        split_labels = {"train": list(labels.values())}
+        num_images = sum(image.size is not None for image in labels.values())
+        if args.val_fraction is None and round(VOC_FRACTION * num_images):
+            args.val_fraction = VOC_FRACTION
+    if args.val_fraction != 0:
+        split_labels = split(split_labels, args)
+
     # A class may be missing from a split.
-    if not classes:
-        classes = [category["name"] for category in convert().content["categories"]]
+    classes = [name.strip() for name in args.classes.split(",") if name.strip()]
+    occurring = set().union(*(image.classes for image in labels.values()))
+    names = dict(enumerate(classes or sorted(map(str, occurring)), 1))
+    category_ids = {name: category_id for category_id, name in names.items()}
+    conversions = {
+        name: assemble(images_labels, category_ids, names)
+        for name, images_labels in split_labels.items()
+    }
 
-    splits = find_splits(args.source, annotations, args.val_fraction)
-    for name, files in splits.items():
-        yield ConvertedSplit(name, images, convert(classes=classes, files=files))
-
-    unknown = images_without_xml(annotations, images)
+    remarks = []
+    used = {image.file_name for image in labels.values()}
+    unknown = [str(file) for file in index.files if str(file) not in used]
     if unknown:
-        print(f"{len(unknown)} images have no .xml file and are in no set ({unknown[0]}, ...)")
+        example = folders.images / unknown[0]
+        remarks.append(f"{len(unknown)} images have no .xml file and are in no set ({example}, ...)")
+    return ConvertedDataset(conversions, dict.fromkeys(conversions, folders.images), remarks)
 
 
-def yolo_splits(args: argparse.Namespace) -> Iterator[ConvertedSplit]:
-    """Convert the splits of a YOLO data set."""
-    description = read_description(find_description(args.source))
-    for name, images in description.splits.items():
-        # The names of the images are relative to the folder that all of them are in.
-        folders = {str(image.parent) for image in images}
-        root = Path(os.path.commonpath(folders)) if folders else args.source
-        conversion = convert_yolo(images, root, description, workers=args.workers)
+def convert_yolo(args: argparse.Namespace) -> ConvertedDataset:
+    """Convert a YOLO data set, whose category ids are YOLO's indices, from 0."""
+    root = args.source if args.source.is_dir() else args.source.parent
+    description = read_description(find_description(args.source), root)
 
-        # Without any labels the folders are probably wrong; a test part may have none.
-        if name != "test" and not any(map(find_labels, images)):
-            places = " and ".join(map(str, label_candidates(images[0])))
-            raise DatasetError(
-                f"none of the {len(images)} images of {name} has a file of labels; "
-                f"for {images[0]} looked for {places}"
-            )
-        yield ConvertedSplit(name, root, conversion)
+    # The names of the images are relative to the folder that all of them are in.
+    roots = {name: common_folder(images) for name, images in description.splits.items()}
+    splits = split(read_yolo(description, roots, workers=args.workers), args)
+    if len(splits) > len(roots):
+        roots["val"] = roots["train"]
+
+    category_ids = {index: index for index in description.names}
+    conversions = {
+        name: assemble(labels, category_ids, description.names) for name, labels in splits.items()
+    }
+    return ConvertedDataset(conversions, roots, description.remarks)
 
 
-def write_split(split: ConvertedSplit, output: Path) -> list[str]:
-    """Write and report a split, and return train_net.py's arguments for it."""
-    path = output / "annotations" / f"instances_{split.name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(split.conversion.content))
+def convert_coco(args: argparse.Namespace) -> ConvertedDataset:
+    """Split a data set in COCO's format; categories, ids and all else stay."""
+    if not args.images.is_dir():
+        raise DatasetError(f"there is no folder of images {args.images}")
+    if args.val_fraction is None:
+        raise DatasetError(f"{args.source} is in COCO's format: add --val-fraction 0.2 to split it")
 
-    print(f"{path}: {split.conversion.report()}")
-    # Without a validation part the test part takes its place.
-    option = split.name.replace("test", "val")
-    return [f"--{option}-json", str(path), f"--{option}-images", str(split.image_root)]
+    content = read_coco(args.source)
+    parts = split_coco(content, args.source, args.val_fraction, args.split_by)
+    conversions = {name: Conversion(part) for name, part in zip(SPLITS, parts, strict=False)}
+    return ConvertedDataset(conversions, dict.fromkeys(conversions, args.images))
+
+
+CONVERTERS: dict[str, Callable[[argparse.Namespace], ConvertedDataset]] = {
+    "voc": convert_voc,
+    "yolo": convert_yolo,
+    "coco": convert_coco,
+}
+
+
+def output_paths(output: Path) -> dict[str, Path]:
+    """Return the annotation file of each split."""
+    return {name: output / "annotations" / f"instances_{name}.json" for name in SPLITS}
+
+
+def write(dataset: ConvertedDataset, output: Path) -> None:
+    """Write and report the splits, and print train_net.py's arguments for them."""
+    # Splits of an earlier conversion would be taken for parts of this one.
+    paths = output_paths(output)
+    for path in paths.values():
+        path.unlink(missing_ok=True)
+
+    train_arguments: dict[str, list[str]] = {}
+    for name, conversion in dataset.conversions.items():
+        path = paths[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(conversion.content))
+        print(f"{path}: {conversion.report()}")
+
+        # Without a validation part the test part takes its place.
+        option = name.replace("test", "val")
+        images = str(dataset.image_roots[name])
+        train_arguments[name] = [f"--{option}-json", str(path), f"--{option}-images", images]
+
+    for remark in dataset.remarks:
+        print(remark)
+    if "val" in train_arguments:
+        train_arguments.pop("test", None)
+        if not dataset.conversions["val"].content["annotations"]:
+            print("warning: the part for validation has no boxes, so that nothing can be measured")
+    elif "test" not in train_arguments:
+        train_arguments["val"] = ["--val-fraction", str(VOC_FRACTION)]
+
+    words = itertools.chain(*train_arguments.values())
+    print(f"train_net.py takes them with {shlex.join(words)}")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Convert all splits, and print train_net.py's arguments for them."""
-    convert = {"voc": voc_splits, "yolo": yolo_splits}[args.format]
-    train_arguments = {}
-    for split in convert(args):
-        train_arguments[split.name] = write_split(split, args.output)
+    """Convert all splits, and write them if something is left of each."""
+    earlier = [path for path in output_paths(args.output).values() if path.exists()]
+    if earlier and not args.overwrite:
+        raise DatasetError(
+            f"{earlier[0]} is there already: add --overwrite to replace the earlier conversion, or "
+            "choose another --output"
+        )
 
-    if "val" in train_arguments:
-        train_arguments.pop("test", None)
-    words = itertools.chain(*train_arguments.values())
-    print(f"train_net.py takes them with {shlex.join(words)}")
+    dataset = CONVERTERS[args.format](args)
+    check_usable(dataset.conversions)
+    write(dataset, args.output)
 
 
 def main(argv: list[str] | None = None) -> int:

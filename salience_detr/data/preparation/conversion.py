@@ -12,7 +12,7 @@ UTF-16, and drops all boxes of a file with one bad line. Neither reports what it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,17 @@ from typing import Any
 
 import numpy as np
 
+from salience_detr.data.coco_format import Content, DatasetError
 from salience_detr.data.images import UNREADABLE
 from salience_detr.data.preparation.files import map_files
 from salience_detr.data.preparation.frames import Box, Size, read_size
+from salience_detr.data.preparation.splitting import draw_val
 
 # Problems that a report lists.
 NUM_LISTED = 20
+# Annotation tools round: a box that reaches this many pixels out of its image is not counted.
+ROUNDING = 0.1
+CLIPPED = "boxes reached out of their image and were clipped"
 
 
 class UnusableError(ValueError):
@@ -42,12 +47,35 @@ class ImageLabels:
         boxes: name or index of the class, and (x, y, width, height) in pixels of the EXIF-corrected
             image, of each box.
         problems: descriptions of what was left out.
+        counts: number of times that something was changed or assumed, by its description.
     """
 
     file_name: str = ""
     size: tuple[int, int] | None = None
     boxes: list[tuple[str | int, Box]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def classes(self) -> set[str | int]:
+        """Names or indices of the classes of its boxes."""
+        return {label for label, _ in self.boxes}
+
+    def add_box(self, label: str | int, box: Box) -> None:
+        """Add an (x0, y0, x1, y1) box in pixels of the EXIF-corrected image, clipped to it.
+
+        Raises:
+            UnusableError: no area is left.
+        """
+        assert self.size is not None
+        clipped = clip_box(box, self.size)
+        if clipped is None:
+            raise UnusableError("outside the image or without area")
+
+        width, height = self.size
+        if max(-box[0], -box[1], box[2] - width, box[3] - height) > ROUNDING:
+            self.counts[CLIPPED] += 1
+        self.boxes.append((label, clipped))
 
 
 @dataclass(frozen=True)
@@ -57,10 +85,12 @@ class Conversion:
     Attributes:
         content: images, annotations, categories.
         problems: descriptions of what was left out, with the file.
+        counts: number of times that something was changed or assumed, by its description.
     """
 
-    content: dict[str, list[dict[str, Any]]]
-    problems: list[str]
+    content: Content
+    problems: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
 
     def report(self) -> str:
         """Return the numbers of images and boxes, boxes per class, and problems as text."""
@@ -72,6 +102,7 @@ class Conversion:
         lines = [f"{len(images)} images ({num_empty} without boxes), {len(annotations)} boxes"]
         for category in self.content["categories"]:
             lines.append(f"  {category['name']}: {box_counts[category['id']]}")
+        lines += [f"  {count} {description}" for description, count in self.counts.items()]
 
         if self.problems:
             lines.append(f"left out ({len(self.problems)}):")
@@ -134,11 +165,13 @@ def assemble(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     problems: list[str] = []
+    counts: Counter[str] = Counter()
     file_names: set[str] = set()
 
     for labels in images_labels:
         # Images that are left out leave their problems.
         problems += labels.problems
+        counts += labels.counts
         if labels.size is None:
             continue
 
@@ -169,4 +202,38 @@ def assemble(
             annotations.append(annotation)
 
     content = {"images": images, "annotations": annotations, "categories": categories}
-    return Conversion(content, problems)
+    return Conversion(content, problems, counts)
+
+
+def draw_labels(
+    images_labels: Sequence[ImageLabels], fraction: float, split_by: str | None
+) -> dict[str, list[ImageLabels]]:
+    """Split images into "train" and "val"; see :func:`splitting.draw_val`.
+
+    Images that are left out stay in "train", whose report lists their problems.
+    """
+    usable = [labels for labels in images_labels if labels.size is not None]
+    names = [labels.file_name for labels in usable]
+    drawn = draw_val(names, [labels.classes for labels in usable], fraction, split_by)
+
+    val = [usable[index] for index in sorted(drawn)]
+    in_val = set(map(id, val))
+    return {"train": [x for x in images_labels if id(x) not in in_val], "val": val}
+
+
+def check_usable(conversions: Mapping[str, Conversion]) -> None:
+    """Check that something is left of each split of a data set.
+
+    Raises:
+        DatasetError: a split has no image, or lost all of its boxes; or there are none to learn.
+    """
+    for name, conversion in conversions.items():
+        reason = ""
+        if conversion.problems:
+            reason = f"; {len(conversion.problems)} problems, the first: {conversion.problems[0]}"
+
+        if not conversion.content["images"]:
+            raise DatasetError(f"no image of {name} is left, nothing is written{reason}")
+        is_needed = name == "train" or len(conversions) == 1 or bool(reason)
+        if is_needed and not conversion.content["annotations"]:
+            raise DatasetError(f"no box of {name} is left, nothing is written{reason}")

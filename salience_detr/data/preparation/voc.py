@@ -2,173 +2,203 @@
 
 from __future__ import annotations
 
-import os
-import random
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PureWindowsPath
-from typing import Any
+from pathlib import Path, PurePosixPath
 
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.preparation.conversion import (
-    Conversion,
     ImageLabels,
     UnusableError,
-    assemble,
-    clip_box,
     read_image_size,
-    read_labels,
 )
-from salience_detr.data.preparation.files import IMAGE_SUFFIXES, find_files, first_file
+from salience_detr.data.preparation.files import find_files, map_files
 from salience_detr.data.preparation.frames import Box, frame_transform
+from salience_detr.data.preparation.voc_layout import XML, ImageHints, ImageIndex, VocFolders
 
-XML = {".xml"}
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
-# Names of the lists in ImageSets/Main, per split; the first that is there counts.
-SPLIT_LISTS = {"train": ("train", "trainval"), "val": ("val",), "test": ("test",)}
+# Descriptions of what a conversion did, for its report.
+CORNER_AT_ZERO = "boxes have a corner at 0: if corners count from 0, add --zero-based"
+OTHER_NAME = "XML files name another file than the image of their own name, which was taken"
+OTHER_ENDING = "XML files fit images of several endings and name none: the first was taken"
 
 
-def convert_voc(
-    annotations: Path,
-    images: Path,
+@dataclass(frozen=True)
+class VocFile:
+    """Content of an XML file.
+
+    Attributes:
+        path: of the file.
+        hints: what it tells of its image.
+        size: (width, height) that it gives, if it gives one.
+        objects: name and (xmin, ymin, xmax, ymax), as written, of each object.
+        problems: descriptions of what was left out.
+        is_usable: the file could be read.
+    """
+
+    path: Path
+    hints: ImageHints
+    size: tuple[int, int] | None = None
+    objects: list[tuple[str, Box]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    is_usable: bool = True
+
+
+@dataclass(frozen=True)
+class MatchedFile:
+    """XML file and its image.
+
+    Attributes:
+        file: XML file.
+        image: its image.
+        file_name: of the image, relative to the folder of the images.
+        counts: of what was assumed, by description.
+    """
+
+    file: VocFile
+    image: Path
+    file_name: str
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def read_voc(
+    folders: VocFolders,
+    files: Sequence[Path],
+    index: ImageIndex,
     *,
-    classes: Sequence[str] = (),
-    files: Sequence[Path] | None = None,
     zero_based: bool = False,
     drop_difficult: bool = False,
     workers: int = 0,
-) -> Conversion:
-    """Convert XML files to a COCO data set, whose category ids count from 1.
+) -> dict[Path, ImageLabels]:
+    """Read the objects of XML files; parts of an object, such as a person's hand, are skipped.
 
     Args:
-        annotations: folder of the XML files, searched with all below it.
-        images: folder of the images.
-        classes: names in the order of their ids; by default those that occur, sorted.
-        files: XML files of the split; by default all.
+        folders: of the data set.
+        files: XML files.
+        index: of the images.
         zero_based: corners count from 0 and are exclusive; VOC's count from 1 and are inclusive.
         drop_difficult: leave out objects that are marked difficult.
         workers: processes that read; 0 reads in this one.
 
+    Returns:
+        Labels by XML file; those that are left out have no size.
+
     Raises:
         DatasetError: there are no XML files.
     """
-    if files is None:
-        files = find_files(annotations, XML)
     if not files:
-        raise DatasetError(f"there are no .xml files in {annotations}, or none in the split")
+        raise DatasetError(f"there are no .xml files in {folders.annotations}")
 
-    read = partial(
-        read_voc, image_root=images, zero_based=zero_based, drop_difficult=drop_difficult
-    )
-    images_labels = read_labels(read, files, workers)
-
-    occurring: set[Any] = set()
-    for labels in images_labels:
-        occurring.update(label for label, _ in labels.boxes)
-    names = dict(enumerate(classes or sorted(occurring), 1))
-    category_ids = {name: category_id for category_id, name in names.items()}
-    return assemble(images_labels, category_ids, names)
-
-
-def images_without_xml(annotations: Path, images: Path) -> list[Path]:
-    """Find images without an XML file, of which it is unknown whether they show nothing."""
-    stems = {path.stem for path in find_files(annotations, XML)}
-    return [path for path in find_files(images) if path.stem not in stems]
-
-
-def find_splits(source: Path, annotations: Path, val_fraction: float) -> dict[str, list[Path]]:
-    """Find the XML files of each split.
-
-    The splits are those of VOC's lists or, where there are none, "train" and "val" drawn with a
-    fixed seed.
-
-    Args:
-        source: folder of the data set, with ImageSets/Main.
-        annotations: folder of the XML files.
-        val_fraction: part that is drawn for "val".
-
-    Raises:
-        DatasetError: the fraction is not in [0, 1).
-    """
-    splits = {}
-    folder = source / "ImageSets" / "Main"
-    for split, names in SPLIT_LISTS.items():
-        path = first_file(folder / f"{name}.txt" for name in names)
-        if path is not None:
-            splits[split] = read_list(path, annotations)
-    if splits:
-        return splits
-
-    if not 0 <= val_fraction < 1:
-        raise DatasetError(f"--val-fraction is {val_fraction}; it lies in [0, 1)")
-
-    # The same files are drawn each time; those of a split stay in the order of their names.
-    files = find_files(annotations, XML)
-    drawn = set(random.Random(0).sample(files, round(val_fraction * len(files))))
-    splits["train"] = [path for path in files if path not in drawn]
-    if drawn:
-        splits["val"] = sorted(drawn, key=lambda path: path.with_suffix("").as_posix())
-    return splits
-
-
-def read_list(path: Path, annotations: Path) -> list[Path]:
-    """Read a split's list of XML files.
-
-    A line names a file with or without an ending. It may hold spaces, or a second word such as
-    VOC's 1 and -1: the reading counts for which there is a file.
-    """
-    files = []
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
-        if not line.strip():
+    parse = partial(parse_file, root=folders.annotations, drop_difficult=drop_difficult)
+    labels: dict[Path, ImageLabels] = {}
+    matched = []
+    for file in map_files(parse, files, workers, "annotations"):
+        if not file.is_usable:
+            labels[file.path] = ImageLabels(problems=file.problems)
             continue
+        try:
+            matched.append(match_image(file, index))
+        except UnusableError as error:
+            labels[file.path] = ImageLabels(problems=[f"{file.path}: {error}"])
 
-        # "my image 1.jpg", "my image 1" and "000012 -1" are all in use.
-        candidates = []
-        for name in (line.strip(), line.split()[0]):
-            candidates.append(annotations / f"{name}.xml")
-            candidates.append(annotations / f"{os.path.splitext(name)[0]}.xml")
-        files.append(first_file(candidates) or candidates[2])
-    return files
+    read = partial(read_boxes, zero_based=zero_based)
+    images_labels = map_files(read, matched, workers, "images")
+    labels.update(zip((match.file.path for match in matched), images_labels, strict=True))
+    return {path: labels[path] for path in files}
 
 
-def read_voc(path: Path, image_root: Path, zero_based: bool, drop_difficult: bool) -> ImageLabels:
-    """Read the objects of one XML file; parts of an object, such as a person's hand, are skipped.
+def find_xml_files(annotations: Path) -> list[Path]:
+    """Find the XML files of a folder and below it."""
+    return find_files(annotations, XML)
+
+
+def parse_file(path: Path, root: Path, drop_difficult: bool) -> VocFile:
+    """Parse an XML file; one that cannot be used holds the problem.
 
     Args:
         path: XML file.
-        image_root: folder of the images.
-        zero_based: see :func:`convert_voc`.
-        drop_difficult: see :func:`convert_voc`.
+        root: folder of the XML files.
+        drop_difficult: leave out objects that are marked difficult.
+    """
+    relative = PurePosixPath(path.relative_to(root).as_posix())
+    try:
+        element = parse_xml(path)
+    except UnusableError as error:
+        return VocFile(path, ImageHints(relative), problems=[str(error)], is_usable=False)
+
+    hints = ImageHints(
+        relative,
+        filename=element.findtext("filename", ""),
+        folder=element.findtext("folder", ""),
+        path=element.findtext("path", ""),
+    )
+    file = VocFile(path, hints, read_annotated_size(element))
+    for item in element.iter("object"):
+        try:
+            file.objects.append(parse_object(item, drop_difficult))
+        except UnusableError as error:
+            file.problems.append(f"{path}: {error}")
+    return file
+
+
+def match_image(file: VocFile, index: ImageIndex) -> MatchedFile:
+    """Find the image of an XML file.
 
     Raises:
-        UnusableError: the file or its image is missing or broken, or their sizes do not fit.
+        UnusableError: there is none, or several could be meant.
     """
-    root = parse_xml(path)
-    image = find_image(image_root, path, root.findtext("filename"))
-    size, orientation = read_image_size(image)
+    image, others = index.find(file.hints)
+    match = MatchedFile(file, image, image.relative_to(index.root).as_posix())
 
-    # The size in the file tells on which copy of the image the boxes were drawn.
-    annotated_size = read_annotated_size(root) or size
-    transform = frame_transform(annotated_size, size, orientation)
-    if transform is None:
-        sizes = "{}x{} but {}x{}".format(*annotated_size, *size)
-        raise UnusableError(f"{path}: the sizes of file and image do not fit, {sizes}")
+    name = file.hints.image_name.lower()
+    if others:
+        match.counts[OTHER_ENDING] += 1
+    if name and name not in (image.name.lower(), image.stem.lower()):
+        match.counts[OTHER_NAME] += 1
+    return match
 
-    labels = ImageLabels(image.relative_to(image_root).as_posix(), size)
-    for item in root.iter("object"):
+
+def read_boxes(match: MatchedFile, zero_based: bool) -> ImageLabels:
+    """Return the labels of an image with the boxes of its XML file.
+
+    Args:
+        match: XML file and image.
+        zero_based: see :func:`read_voc`.
+    """
+    file = match.file
+    labels = ImageLabels(match.file_name, problems=list(file.problems), counts=match.counts)
+    try:
+        size, orientation = read_image_size(match.image)
+
+        # The size in the file tells on which copy of the image the boxes were drawn.
+        annotated_size = file.size or size
+        transform = frame_transform(annotated_size, size, orientation)
+        if transform is None:
+            sizes = "{}x{} but {}x{}".format(*annotated_size, *size)
+            raise UnusableError(f"the sizes of file and image do not fit, {sizes}")
+    except UnusableError as error:
+        labels.problems.append(f"{file.path}: {error}")
+        return labels
+
+    labels.size = size
+    for name, corners in file.objects:
+        # VOC's pixels count from 1, and the last one belongs to the box.
+        x0, y0, x1, y1 = corners
+        drawn = corners if zero_based else (x0 - 1, y0 - 1, x1, y1)
         try:
-            name, corners = parse_object(item, drop_difficult)
-            # VOC's pixels count from 1, and the last one belongs to the box.
-            x0, y0, x1, y1 = corners
-            drawn = corners if zero_based else (x0 - 1, y0 - 1, x1, y1)
-            box = clip_box(transform(drawn), size)
-            if box is None:
-                raise UnusableError(f"{name} has the box {list(corners)}, outside or empty")
-            labels.boxes.append((name, box))
+            if x0 > x1 or y0 > y1:
+                raise UnusableError("its first corner is beyond its last")
+            labels.add_box(name, transform(drawn))
         except UnusableError as error:
-            labels.problems.append(f"{path}: {error}")
+            labels.problems.append(f"{file.path}: {name} has the box {list(corners)}, {error}")
+            continue
+
+        if not zero_based and min(x0, y0) == 0:
+            labels.counts[CORNER_AT_ZERO] += 1
     return labels
 
 
@@ -195,19 +225,25 @@ def parse_xml(path: Path) -> ElementTree.Element:
     """Read an XML file.
 
     Raises:
-        UnusableError: the file is missing, not XML, or of an unknown encoding.
+        UnusableError: the file is missing, not XML of this kind, or of an unknown encoding.
     """
     try:
         data = path.read_bytes()
         # Python decodes more encodings than the parser.
         declared = re.match(rb"""<\?xml[^>]*encoding=["']([\w.-]+)["'][^>]*\?>""", data)
-        if declared is None:
-            return ElementTree.fromstring(data)
-        return ElementTree.fromstring(data[declared.end() :].decode(declared[1].decode()))
+        if declared is not None:
+            element = ElementTree.fromstring(data[declared.end() :].decode(declared[1].decode()))
+        else:
+            element = ElementTree.fromstring(data)
     except FileNotFoundError as error:
         raise UnusableError(f"{path}: there is no such file") from error
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
         raise UnusableError(f"{path}: not valid XML ({error})") from error
+
+    # CVAT's XML for images, for example, has all images in one file.
+    if element.tag != "annotation":
+        raise UnusableError(f"{path}: no VOC file: it begins with <{element.tag}>")
+    return element
 
 
 def read_annotated_size(root: ElementTree.Element) -> tuple[int, int] | None:
@@ -221,29 +257,3 @@ def read_annotated_size(root: ElementTree.Element) -> tuple[int, int] | None:
     if width <= 0 or height <= 0:
         return None
     return width, height
-
-
-def find_image(image_root: Path, xml_file: Path, named: str | None) -> Path:
-    """Find the image of an XML file: the one of the same stem, or else the one that it names.
-
-    Raises:
-        UnusableError: neither is in the folder of the images.
-    """
-    candidates = []
-    for suffix in sorted(IMAGE_SUFFIXES):
-        candidates.append(image_root / f"{xml_file.stem}{suffix}")
-        candidates.append(image_root / f"{xml_file.stem}{suffix.upper()}")
-
-    # A name must not lead out of the folder.
-    if named:
-        inside = image_root / named
-        if inside.resolve().is_relative_to(image_root.resolve()):
-            candidates.append(inside)
-        # The name may hold folders of the annotator's computer.
-        candidates.append(image_root / PureWindowsPath(named).name)
-
-    image = first_file(candidates)
-    if image is None:
-        name = named or xml_file.stem
-        raise UnusableError(f"{xml_file}: there is no image {name} in {image_root}")
-    return image
