@@ -18,6 +18,7 @@ from salience_detr.data.coco_format import (
 )
 from salience_detr.data.preparation.layouts import Split, find_splits
 from salience_detr.data.split_classes import Classes, check_splits
+from salience_detr.engine.validation_split import split_for_validation
 
 # A warm-up that suits COCO would be all of the training on little data.
 LONGEST_WARMUP = 0.1
@@ -34,6 +35,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     for split, purpose in (("train", "to train on"), ("val", "to evaluate on")):
         group.add_argument(f"--{split}-json", metavar="FILE", help=f"annotations {purpose}")
         group.add_argument(f"--{split}-images", metavar="DIR", help="folder of their images")
+
+    fraction_help = "draw this part of the training images for validation, such as 0.2"
+    group.add_argument("--val-fraction", type=float, metavar="F", help=fraction_help)
+    group_help = "with --val-fraction: images stay together whose names have an equal first group"
+    group.add_argument("--split-by", metavar="REGEX", help=group_help)
 
     group.add_argument(
         "--epochs", type=float, metavar="N", help="passes over the data (default: the config's)"
@@ -62,13 +68,18 @@ def use_own_data(
         DatasetError, ConfigError: the files are not there or not right, or flags are missing.
     """
     splits = chosen_splits(args)
+    if args.val_fraction is not None or args.split_by is not None:
+        splits = split_for_validation(config, args, splits)
     if not splits:
         if args.epochs is not None:
             raise ConfigError("--epochs goes with --data-dir or --train-json; set train.max_iter")
         return
     for name in needed:
         if name not in splits:
-            raise ConfigError(f"no {name} data: add --{name}-json FILE --{name}-images DIR")
+            remedy = f"add --{name}-json FILE --{name}-images DIR"
+            if name == "val" and "train" in splits:
+                remedy += f", or --val-fraction 0.2 to split {splits['train'].json_file}"
+            raise ConfigError(f"no {name} data: {remedy}")
 
     # The data set is registered under the name of its file when it is loaded.
     classes = {}

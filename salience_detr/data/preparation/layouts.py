@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
-from salience_detr.data.coco_format import DatasetError, image_path, read_json
+from salience_detr.data.coco_format import LISTS, DatasetError, image_path, read_json
 
-# Names under which the splits are found.
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
+# Names under which the splits are found, also in capitals.
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "test"),
+}
 # Relative to the data folder; {s} is the name of the split. COCO, plain, Roboflow, CVAT.
 ANNOTATIONS = (
     "annotations/instances_{s}.json", "annotations/instances_{s}2017.json", "annotations/{s}.json",
@@ -17,6 +21,10 @@ ANNOTATIONS = (
     "{s}.json",
 )  # fmt: skip
 IMAGES = ("images/{s}", "images/{s}2017", "{s}/images", "{s}2017", "{s}", "images", ".")
+# Folders, relative to the data folder, that are searched for a single file of another name.
+SINGLE_FILES = ("*.json", "*/*.json")
+# Files that describe a data set in YOLO's layout.
+YOLO_FILES = ("*.yaml", "*.yml", "*.data", "*.names", "classes.txt")
 # Number of images that are looked for to find their folder.
 SAMPLE = 20
 OPTIONS = (
@@ -40,6 +48,8 @@ class Split:
 def find_splits(data_dir: str | Path) -> dict[str, Split]:
     """Find the splits "train" and "val" of a folder, or the one of them that it has.
 
+    A single annotation file of another name, such as CVAT's instances_default.json, is "train".
+
     Raises:
         DatasetError: there is no such folder, no split is in it, or a split's images are not found.
     """
@@ -50,15 +60,69 @@ def find_splits(data_dir: str | Path) -> dict[str, Split]:
     # The first layout that fits counts, in the order of the names, then of the patterns.
     splits = {}
     for split, names in SPLITS.items():
-        candidates = [(name, root / x.format(s=name)) for name in names for x in ANNOTATIONS]
-        for name, json_file in candidates:
-            if json_file.is_file():
+        for name in names:
+            json_file = first_path(root, (pattern.format(s=name) for pattern in ANNOTATIONS))
+            if json_file is not None:
                 splits[split] = Split(json_file, find_image_root(json_file, root, name))
                 break
+    if splits:
+        return splits
 
-    if not splits:
-        raise DatasetError(f"no annotations in COCO's format are in {root}; {suggest_step(root)}")
-    return splits
+    candidates = find_coco_files(root)
+    if len(candidates) == 1:
+        json_file = candidates[0]
+        name = json_file.stem.removeprefix("instances_")
+        return {"train": Split(json_file, find_image_root(json_file, root, name))}
+
+    if candidates:
+        names = ", ".join(path.relative_to(root).as_posix() for path in candidates[:5])
+        raise DatasetError(
+            f"{root} holds {len(candidates)} files in COCO's format ({names}), none of which has "
+            f"the name of a split; name those to use with {OPTIONS}"
+        )
+    raise DatasetError(f"no annotations in COCO's format are in {root}; {suggest_step(root)}")
+
+
+def first_path(root: Path, names: Iterable[str]) -> Path | None:
+    """Return the first file of some names below a folder; capitals and small letters are alike."""
+    for name in names:
+        for path in spellings(root, name):
+            if path.is_file():
+                return path
+    return None
+
+
+def spellings(root: Path, name: str) -> Iterator[Path]:
+    """Yield what is at a path below a folder, itself first, then in other capitals."""
+    first, _, rest = name.partition("/")
+    if not root.is_dir():
+        return
+
+    same = [other for other in os.listdir(root) if other.lower() == first.lower()]
+    for other in sorted(same, key=lambda other: (other != first, other)):
+        if rest:
+            yield from spellings(root / other, rest)
+        else:
+            yield root / other
+
+
+def find_coco_files(root: Path) -> list[Path]:
+    """Find the files in COCO's format in a folder and the folders in it."""
+    return [path for path in find_json_files(root) if is_coco_file(path)]
+
+
+def find_json_files(root: Path) -> list[Path]:
+    """Find the JSON files in a folder and the folders in it."""
+    return sorted({path for pattern in SINGLE_FILES for path in root.glob(pattern)})
+
+
+def is_coco_file(path: Path) -> bool:
+    """Return whether a JSON file holds COCO's lists; results and settings do not."""
+    try:
+        content = read_json(path)
+    except DatasetError:
+        return False
+    return all(isinstance(content.get(key), list) for key in LISTS)
 
 
 def find_image_root(json_file: Path, data_dir: Path, name: str) -> Path:
@@ -74,18 +138,26 @@ def find_image_root(json_file: Path, data_dir: Path, name: str) -> Path:
     Raises:
         DatasetError: no usual folder holds any.
     """
+    folders = [json_file.parent]
+    for pattern in IMAGES:
+        places = [data_dir] if pattern == "." else spellings(data_dir, pattern.format(s=name))
+        folders += [path for path in places if path.is_dir()]
+
     # Missing images must not hide the folder: the one with most of them is taken.
     file_names = first_file_names(read_json(json_file, keep=True).get("images"))
-    folders = [json_file.parent, *(data_dir / pattern.format(s=name) for pattern in IMAGES)]
-    num_found = [count_images(folder, file_names) for folder in folders]
+    last_parts = [PureWindowsPath(file_name).name for file_name in file_names]
 
-    if not any(num_found):
-        tried = ", ".join(str(folder) for folder in folders)
-        raise DatasetError(
-            f"the images of {json_file} ({', '.join(file_names[:3]) or 'none'}, ...) are in none "
-            f"of {tried}; move them there, or name the file and its folder ({OPTIONS})"
-        )
-    return folders[num_found.index(max(num_found))]
+    # The names may hold folders of another computer.
+    for names in (file_names, last_parts):
+        num_found = [count_images(folder, names) for folder in folders]
+        if any(num_found):
+            return folders[num_found.index(max(num_found))]
+
+    tried = ", ".join(map(str, dict.fromkeys(folders)))
+    raise DatasetError(
+        f"the images of {json_file} ({', '.join(file_names[:3]) or 'none'}, ...) are in none "
+        f"of {tried}; move them there, or name the file and its folder ({OPTIONS})"
+    )
 
 
 def first_file_names(images: object) -> list[str]:
@@ -106,10 +178,15 @@ def count_images(folder: Path, file_names: Iterable[str]) -> int:
 def suggest_step(root: Path) -> str:
     """Return the next step for a folder in which nothing was found, as the end of a message."""
     command = "convert it with tools/convert_dataset.py {} {} --output DIR"
-    if any(root.glob("*.yaml")) or any(root.rglob("labels")):
+    is_yolo = any(any(root.glob(pattern)) for pattern in YOLO_FILES) or any(root.rglob("labels"))
+    if is_yolo:
         return f"it looks like YOLO's layout: {command.format('yolo', root)}"
-
-    if any(root.rglob("Annotations/*.xml")) or any(root.glob("*.xml")):
+    if any(root.rglob("*.xml")):
         return f"it looks like Pascal VOC's layout: {command.format('voc', root)}"
 
-    return "looked for " + ", ".join(pattern.format(s="train") for pattern in ANNOTATIONS)
+    looked_for = "looked for " + ", ".join(pattern.format(s="train") for pattern in ANNOTATIONS)
+    others = [path.relative_to(root).as_posix() for path in find_json_files(root)]
+    if others:
+        some = ", ".join(others[:5])
+        return f"{looked_for}; of {some}, none has the lists {', '.join(LISTS)}"
+    return looked_for
