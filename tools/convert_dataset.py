@@ -151,7 +151,9 @@ def convert_voc(args: argparse.Namespace) -> ConvertedDataset:
     unknown = [str(file) for file in index.files if str(file) not in used]
     if unknown:
         example = folders.images / unknown[0]
-        remarks.append(f"{len(unknown)} images have no .xml file and are in no set ({example}, ...)")
+        remarks.append(
+            f"{len(unknown)} images have no .xml file and are in no set ({example}, ...)"
+        )
     return ConvertedDataset(conversions, dict.fromkeys(conversions, folders.images), remarks)
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from salience_detr.config import ConfigError
-from salience_detr.data.coco_format import Content, read_coco
+from salience_detr.data.coco_format import read_coco
 from salience_detr.data.preparation.layouts import Split
 from salience_detr.data.preparation.splitting import describe_split, split_coco
 from salience_detr.utils.files import write_text
@@ -73,7 +71,7 @@ def split_for_validation(
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
             write_text(path, text)
-        print(f"{source.json_file} was split: {describe(parts)}; see {folder}")
+        print(f"{source.json_file} was split: {describe_split(*parts)}; see {folder}")
     return {path.stem: Split(path, source.image_root) for path in texts}
 
 
@@ -82,16 +80,3 @@ def read_text(path: Path) -> str | None:
     if not path.is_file():
         return None
     return path.read_text(encoding="utf-8")
-
-
-def describe(parts: list[Content]) -> str:
-    """Describe the two parts of a data set; see :func:`describe_split`."""
-    shown = []
-    for part in parts:
-        classes: dict[Any, set[int]] = defaultdict(set)
-        for annotation in part["annotations"]:
-            classes[annotation["image_id"]].add(annotation["category_id"])
-        shown.append([classes[image["id"]] for image in part["images"]])
-
-    names = {category["id"]: category["name"] for category in parts[0]["categories"]}
-    return describe_split(*shown, names)

@@ -75,9 +75,9 @@ def find_splits(data_dir: str | Path) -> dict[str, Split]:
         return {"train": Split(json_file, find_image_root(json_file, root, name))}
 
     if candidates:
-        names = ", ".join(path.relative_to(root).as_posix() for path in candidates[:5])
+        some = ", ".join(path.relative_to(root).as_posix() for path in candidates[:5])
         raise DatasetError(
-            f"{root} holds {len(candidates)} files in COCO's format ({names}), none of which has "
+            f"{root} holds {len(candidates)} files in COCO's format ({some}), none of which has "
             f"the name of a split; name those to use with {OPTIONS}"
         )
     raise DatasetError(f"no annotations in COCO's format are in {root}; {suggest_step(root)}")

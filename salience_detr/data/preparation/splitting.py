@@ -35,7 +35,9 @@ class Group:
     in_val: bool | None = None
 
 
-def split_coco(content: Content, path: Path, fraction: float, split_by: str | None) -> list[Content]:
+def split_coco(
+    content: Content, path: Path, fraction: float, split_by: str | None
+) -> tuple[Content, Content]:
     """Split the content of an annotation file into those of training and validation.
 
     Both have all categories, and whatever else the file holds.
@@ -65,7 +67,7 @@ def split_coco(content: Content, path: Path, fraction: float, split_by: str | No
     drawn = draw_val(names, classes, fraction, split_by)
 
     val_ids = {images[index]["id"] for index in drawn}
-    return [select_images(content, val_ids, in_val) for in_val in (False, True)]
+    return select_images(content, val_ids, False), select_images(content, val_ids, True)
 
 
 def select_images(content: Content, val_ids: Collection[Any], in_val: bool) -> Content:
@@ -148,9 +150,7 @@ def group_keys(names: Sequence[str], split_by: str | None) -> list[tuple[bool, s
     try:
         pattern = re.compile(split_by)
     except re.error as error:
-        raise DatasetError(
-            f"--split-by {split_by!r} is no regular expression ({error})"
-        ) from error
+        raise DatasetError(f"--split-by {split_by!r} is no regular expression ({error})") from error
     if not pattern.groups:
         raise DatasetError(
             f"--split-by {split_by!r} has no group: put the part of the name that is common to "
@@ -206,8 +206,8 @@ def stratify(groups: Sequence[Group], fraction: float) -> None:
 def balance(groups: Sequence[Group], num_val: int, fraction: float) -> None:
     """Move groups to the other side until the number of images for validation fits.
 
-    Classes that lie furthest from their part move first. No class leaves a side on which it is;
-    where there are more classes than images for validation, training keeps them.
+    Classes that lie furthest from their part move first. A class stays on both sides while others
+    can move.
     """
     in_all: Counter[Hashable] = Counter()
     in_val: Counter[Hashable] = Counter()
@@ -221,19 +221,17 @@ def balance(groups: Sequence[Group], num_val: int, fraction: float) -> None:
         return sum(in_val[x] / in_all[x] - fraction for x in group.classes) / len(group.classes)
 
     num_missing = num_val - sum(len(group.members) for group in groups if group.in_val)
-    if num_missing > 0:
-        candidates = [group for group in groups if not group.in_val]
-        move_groups(sorted(candidates, key=excess), num_missing, in_all - in_val)
-    else:
-        candidates = [group for group in groups if group.in_val]
-        candidates.sort(key=excess, reverse=True)
-        num_over = move_groups(candidates, -num_missing, in_val)
-        left = [group for group in candidates if group.in_val]
-        move_groups(left, num_over)
+    is_over = num_missing < 0
+    candidates = [group for group in groups if group.in_val == is_over]
+    candidates.sort(key=excess, reverse=is_over)
 
-    # Of classes that occur once each, one must be missing from training.
-    if not any(group.in_val for group in groups):
-        min(groups, key=lambda group: len(group.members)).in_val = True
+    num_left = move_groups(candidates, abs(num_missing), in_val if is_over else in_all - in_val)
+    move_groups([group for group in candidates if group.in_val == is_over], num_left)
+
+    # Of a few large groups, all may be on the side that they fit better.
+    for in_val_side in (True, False):
+        if not any(group.in_val == in_val_side for group in groups):
+            min(groups, key=lambda group: len(group.members)).in_val = in_val_side
 
 
 def move_groups(
@@ -263,25 +261,16 @@ def move_groups(
     return num_images
 
 
-def describe_split(
-    train_classes: Sequence[Collection[Hashable]],
-    val_classes: Sequence[Collection[Hashable]],
-    names: dict[Any, str],
-) -> str:
-    """Return the numbers of images of the two parts, and classes that one lacks, as text.
+def describe_split(train: Content, val: Content) -> str:
+    """Return the numbers of images of the two parts, and the classes that one lacks, as text."""
+    names = {category["id"]: category["name"] for category in train["categories"]}
+    shown = {x["category_id"] for part in (train, val) for x in part["annotations"]}
 
-    Args:
-        train_classes: classes that each image for training shows.
-        val_classes: classes that each image for validation shows.
-        names: of the classes.
-    """
-    parts = {"training": train_classes, "validation": val_classes}
-    words = []
-    shown = {label for classes in parts.values() for labels in classes for label in labels}
-    for purpose, classes in parts.items():
-        text = f"{len(classes)} images for {purpose}"
-        missing = shown.difference(*classes)
+    descriptions = []
+    for purpose, part in (("training", train), ("validation", val)):
+        description = f"{len(part['images'])} images for {purpose}"
+        missing = shown - {annotation["category_id"] for annotation in part["annotations"]}
         if missing:
-            text += f" (without {', '.join(sorted(names[label] for label in missing))})"
-        words.append(text)
-    return " and ".join(words)
+            description += f" (without {', '.join(sorted(names[x] for x in missing))})"
+        descriptions.append(description)
+    return " and ".join(descriptions)

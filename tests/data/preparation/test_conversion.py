@@ -11,15 +11,9 @@ from PIL import Image
 
 from salience_detr.data import load_dataset, register_coco_dataset
 from salience_detr.data.coco_format import DatasetError
-from salience_detr.data.preparation.files import find_files
-from salience_detr.data.preparation.voc import convert_voc
-from salience_detr.data.preparation.yolo import (
-    YoloDescription,
-    convert_yolo,
-    label_candidates,
-    read_description,
-)
-from tools.convert_dataset import main
+from salience_detr.data.preparation.yolo import label_candidates
+from salience_detr.data.preparation.yolo_layout import read_description
+from tools.convert_dataset import convert_voc, convert_yolo, main, parse_args
 
 
 def write_image(path, size=(100, 50), orientation=None):
@@ -59,6 +53,11 @@ def voc(tmp_path):
     return tmp_path
 
 
+def from_voc(root, *flags):
+    words = ["voc", str(root), "--val-fraction", "0", "--output", "x", "--workers", "0", *flags]
+    return convert_voc(parse_args(words)).conversions["train"]
+
+
 def boxes_of(conversion):
     names = {x["id"]: x["name"] for x in conversion.content["categories"]}
     files = {x["id"]: x["file_name"] for x in conversion.content["images"]}
@@ -69,7 +68,7 @@ def boxes_of(conversion):
 
 
 def test_voc_corners_count_from_one_and_include_the_last_pixel(voc):
-    conversion = convert_voc(voc / "Annotations", voc / "JPEGImages")
+    conversion = from_voc(voc)
     assert boxes_of(conversion) == [
         ("a.jpg", "pit", [0, 0, 100, 50]),
         ("a.jpg", "dent", [10, 20, 20, 20]),
@@ -85,9 +84,7 @@ def test_voc_corners_count_from_one_and_include_the_last_pixel(voc):
 
 
 def test_voc_corners_may_count_from_zero_and_difficult_objects_be_dropped(voc):
-    conversion = convert_voc(
-        voc / "Annotations", voc / "JPEGImages", zero_based=True, drop_difficult=True
-    )
+    conversion = from_voc(voc, "--zero-based", "--drop-difficult")
     assert boxes_of(conversion)[0] == ("a.jpg", "pit", [1, 1, 99, 49])
     assert "dent" not in [name for file, name, _ in boxes_of(conversion) if file == "a.jpg"]
 
@@ -98,7 +95,7 @@ def test_broken_voc_files_are_reported_and_the_others_kept(voc):
     (voc / "JPEGImages" / "f.jpg").write_bytes(b"no image")
     write_xml(voc / "Annotations" / "f.xml", [])
     write_xml(voc / "Annotations" / "c.xml", [("pit", "left", 1, 2, 3, 0)])
-    conversion = convert_voc(voc / "Annotations", voc / "JPEGImages")
+    conversion = from_voc(voc)
     assert [x["file_name"] for x in conversion.content["images"]] == ["a.jpg", "b.jpg", "c.jpg"]
     problems = "\n".join(conversion.problems)
     for words in (
@@ -109,7 +106,7 @@ def test_broken_voc_files_are_reported_and_the_others_kept(voc):
     ):
         assert words in problems
     with pytest.raises(DatasetError, match=r"no \.xml files"):
-        convert_voc(voc / "JPEGImages", voc / "JPEGImages")
+        from_voc(voc / "JPEGImages")
 
 
 @pytest.fixture
@@ -128,10 +125,9 @@ def yolo(tmp_path):
     return tmp_path
 
 
-def from_yolo(root, **options):
-    images = root / "images" / "train"
-    description = YoloDescription({0: "pit", 1: "dent"}, {}, **options)
-    return convert_yolo(find_files(images), images, description)
+def from_yolo(root):
+    words = ["yolo", str(root), "--output", "x", "--workers", "0"]
+    return convert_yolo(parse_args(words)).conversions["train"]
 
 
 def test_yolo_centers_and_polygons_become_boxes(yolo):
@@ -245,7 +241,9 @@ def test_labels_without_image_and_keypoints_and_odd_encodings(yolo):
     (labels / "classes.txt").write_text("pit\ndent\n")
     (labels / "a.txt").write_text("1.0 0.5 0.5 0.2 0.4 0.9 0.9 1\n", encoding="utf-8-sig")
     (labels / "b.txt").write_text("0 0.5 0.5 0.2 0.4 0.9 0.9 1\n", encoding="utf-16")
-    conversion = from_yolo(yolo, has_keypoints=True)
+    with open(yolo / "data.yaml", "a") as file:
+        file.write("kpt_shape: [1, 3]")
+    conversion = from_yolo(yolo)
     assert [x[1:] for x in boxes_of(conversion)] == [
         ("dent", [40, 15, 20, 20]),
         ("pit", [40, 15, 20, 20]),
@@ -259,7 +257,7 @@ def test_voc_boxes_follow_the_size_that_the_file_gives(voc):
     write_xml(voc / "Annotations" / "a.xml", [("pit", 11, 6, 30, 20, 0)], extra=size(100, 50))
     write_xml(voc / "Annotations" / "b.xml", [("pit", 21, 11, 60, 40, 0)], extra=size(200, 100))
     write_xml(voc / "Annotations" / "c.xml", [("pit", 11, 6, 30, 20, 0)], extra=size(90, 20))
-    conversion = convert_voc(voc / "Annotations", voc / "JPEGImages")
+    conversion = from_voc(voc)
     assert boxes_of(conversion) == [
         ("a.jpg", "pit", [30, 10, 15, 20]),
         ("b.jpg", "pit", [10, 5, 20, 15]),
@@ -279,7 +277,7 @@ def test_voc_files_are_for_the_image_of_their_own_name(voc):
     )
     (voc / "Annotations" / "sub" / "d.XML").rename(voc / "Annotations" / "d.XML")
     write_xml(voc / "Annotations" / "e.xml", [("pit", 1, 1, 9, 9, 0)], filename="/etc/hostname")
-    conversion = convert_voc(voc / "Annotations", voc / "JPEGImages")
+    conversion = from_voc(voc)
     assert [x["file_name"] for x in conversion.content["images"]] == [
         "a.jpg",
         "b.jpg",
@@ -297,7 +295,7 @@ def test_voc_files_of_any_encoding_are_read(voc):
     )
     (voc / "Annotations" / "a.xml").write_bytes(text.format("GB2312").encode("gb2312"))
     (voc / "Annotations" / "b.xml").write_bytes(text.format("klingon").encode())
-    conversion = convert_voc(voc / "Annotations", voc / "JPEGImages")
+    conversion = from_voc(voc)
     assert boxes_of(conversion) == [("a.jpg", "凹坑", [0, 0, 9, 9])]
     assert (
         len(conversion.problems) == 1
