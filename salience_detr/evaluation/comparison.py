@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 from tqdm import tqdm
 
 from salience_detr.data.coco_format import image_path
+from salience_detr.data.image_files import describe_folder, locate_images
 from salience_detr.data.images import ImageReadError, read_image
 from salience_detr.data.mapper import DetectionMapper
 from salience_detr.data.preparation.layouts import IMAGES, SAMPLE, count_images
@@ -188,14 +189,16 @@ def write_comparisons(
     coco = results.coco
     images = results.by_image(score_threshold)
     names = [coco.imgs[x.image_id]["file_name"] for x in images]
-    paths = drawing_paths(names, image_root, output)
+    files = locate_images(image_root, names).paths
+    paths = drawing_paths([str(files[name].absolute()) for name in names], image_root, output)
     # All images have paths, so that a limit doesn't change the name of a drawing.
     chosen = list(zip(images, paths, strict=True))[:limit]
 
     notes = []
     for image, path in tqdm(chosen, desc="drawing", unit="image"):
         try:
-            pixels = read_annotated_image(coco.imgs[image.image_id], image_root)
+            entry = coco.imgs[image.image_id]
+            pixels = read_annotated_image(entry, files[entry["file_name"]])
         except ImageReadError as error:
             notes.append(str(error))
             continue
@@ -204,16 +207,15 @@ def write_comparisons(
     return len(chosen) - len(notes), notes
 
 
-def read_annotated_image(entry: dict[str, Any], image_root: Path) -> np.ndarray:
-    """Read the (H, W, 3) uint8 RGB image of an entry of the annotations.
+def read_annotated_image(entry: dict[str, Any], path: Path) -> np.ndarray:
+    """Read the (H, W, 3) uint8 RGB image of an entry of the annotations from its file.
 
     Raises:
         ImageReadError: the image cannot be read, or is not of the annotated size.
     """
-    path = str(image_path(image_root, entry["file_name"]))
-    image = read_image(path)
+    image = read_image(str(path))
 
-    DetectionMapper.check_size(image, {**entry, "file_name": path})
+    DetectionMapper.check_size(image, {**entry, "file_name": str(path)})
     return image
 
 
@@ -252,10 +254,11 @@ def find_image_folder(annotation_file: Path, coco: COCO, folder: Path | None = N
     if folder is not None:
         if not folder.is_dir():
             raise ResultsError(f"there is no folder of images {folder} (--images)")
-        if not count_images(folder, names):
+        located = locate_images(folder, names)
+        if len(located.missing) == len(set(names)):
             raise ResultsError(
                 f"none of the images of {annotation_file} ({names[0]}, ...) is in {folder} "
-                "(--images)"
+                f"(--images): {describe_folder(folder)}"
             )
         return folder
 
@@ -289,6 +292,8 @@ def draw_worst_images(
         (H, W, 3) uint8 RGB, None if no image could be drawn; and a message for each image that
         could not be read.
     """
+    names = [coco.imgs[errors.image.image_id]["file_name"] for errors in ranking]
+    files = locate_images(image_root, names).paths
     tiles: list[tuple[str, np.ndarray]] = []
     notes = []
     with tqdm(total=min(count, len(ranking)), desc="worst images", unit="image") as bar:
@@ -298,7 +303,7 @@ def draw_worst_images(
 
             entry = coco.imgs[errors.image.image_id]
             try:
-                image = read_annotated_image(entry, image_root)
+                image = read_annotated_image(entry, files[entry["file_name"]])
             except ImageReadError as error:
                 notes.append(str(error))
                 continue

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -236,27 +237,51 @@ def match_demo_images(
         ResultsError: an image is not in the annotations, or its name is there or here twice.
     """
     check_entries("images", images, results_file)
-    by_name: dict[str, list[ImageId]] = {}
+    by_name: dict[str, list[dict[str, Any]]] = {}
     for entry in annotated:
-        by_name.setdefault(Path(entry["file_name"]).name, []).append(entry["id"])
+        by_name.setdefault(parts_of(entry["file_name"])[-1], []).append(entry)
 
     ids: dict[ImageId, ImageId] = {}
+    taken: dict[ImageId, str] = {}
     for image in images:
-        name = Path(image["file_name"]).name
-        matches = by_name.get(name, [])
+        name = image["file_name"]
+        matches = best_matches(name, by_name.get(parts_of(name)[-1], []))
 
         # Frames of a video have the video's name, which an image may have, too.
         if len(matches) != 1 or "frame" in image:
             raise ResultsError(
-                f"{results_file}: the image {image['file_name']} is {len(matches)} times in the "
-                "annotations by its name, and must be once; evaluate detections of the data set's "
-                "own images"
+                f"{results_file}: the image {name} is {len(matches)} times in the annotations by "
+                "its name, and must be once; evaluate detections of the data set's own images"
             )
-        if matches[0] in ids.values():
-            raise ResultsError(f"{results_file} has two images called {name}; keep one of them")
+        image_id = matches[0]["id"]
+        if image_id in taken:
+            raise ResultsError(
+                f"{results_file} has two images called {matches[0]['file_name']} in the "
+                f"annotations ({taken[image_id]} and {name}); keep one of them"
+            )
 
-        ids[image["id"]] = matches[0]
+        taken[image_id] = name
+        ids[image["id"]] = image_id
     return ids
+
+
+def parts_of(file_name: str) -> list[str]:
+    """Return the parts of a path, which may have Windows' separators."""
+    return [part for part in file_name.replace("\\", "/").split("/") if part] or [""]
+
+
+def best_matches(name: str, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the annotated images whose names end with the most parts of a path.
+
+    Frames of several folders may have the same name: their folders tell them apart.
+    """
+    lengths = []
+    for entry in entries:
+        pairs = zip(reversed(parts_of(name)), reversed(parts_of(entry["file_name"])), strict=False)
+        lengths.append(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+    longest = max(lengths, default=0)
+    return [x for x, length in zip(entries, lengths, strict=True) if length == longest]
 
 
 def evaluate(results: Results) -> COCOeval:

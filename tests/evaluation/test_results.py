@@ -182,3 +182,17 @@ def test_a_demo_file_with_two_images_of_one_name_is_refused(tmp_path):
 
     with pytest.raises(ResultsError, match=r"two images called x\.jpg"):
         match_demo_images(images, annotated, tmp_path / "detections.json")
+
+
+def test_frames_of_one_name_in_several_folders_are_matched_by_their_folders(tmp_path):
+    names = ["data/cam2/0001.jpg", "data/cam1/0001.jpg"]
+    images = [{"id": i, "file_name": name, "height": 9, "width": 9} for i, name in enumerate(names)]
+    annotated = [
+        {"id": 7, "file_name": "cam1/0001.jpg"},
+        {"id": 8, "file_name": "cam2\\0001.jpg"},
+    ]
+    assert match_demo_images(images, annotated, tmp_path / "detections.json") == {0: 8, 1: 7}
+
+    elsewhere = [{"id": 0, "file_name": "cam3/0001.jpg", "height": 9, "width": 9}]
+    with pytest.raises(ResultsError, match="is 2 times in the annotations"):
+        match_demo_images(elsewhere, annotated, tmp_path / "detections.json")
