@@ -11,10 +11,13 @@ torchrun --nproc-per-node 8 train_net.py --config-file F
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from detectron2.config import instantiate
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch.multiprocessing import ProcessExitedException
@@ -23,6 +26,8 @@ from salience_detr.checkpoint import load_weights
 from salience_detr.cli import arguments
 from salience_detr.cli.arguments import Parser, number, run_program
 from salience_detr.config import ConfigError, load_config
+from salience_detr.data.classes import ClassList
+from salience_detr.data.datasets import as_list, dataset_classes
 from salience_detr.engine.launch import launch
 from salience_detr.engine.own_data import add_data_arguments, use_own_data
 from salience_detr.engine.train import build_model, save_config, setup_run, train
@@ -44,6 +49,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--resume", action="store_true", help="continue the run in train.output_dir")
     add("--eval-only", action="store_true", help="evaluate the weights")
     add("--weights", metavar="FILE", help="to start from or evaluate: train.init_checkpoint")
+    names_help = "with --eval-only: do not compare the classes of the weights and the data set"
+    add("--ignore-class-names", action="store_true", help=names_help)
     add("--show-dir", type=Path, metavar="DIR", help="with --eval-only: draw the detections here")
     gpus_help = "processes per machine, on the CPU without GPUs"
     add("--num-gpus", type=number(int, 1), default=1, help=gpus_help)
@@ -55,6 +62,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse(argv)
     if args.show_dir is not None and not args.eval_only:
         parser.error(f"--show-dir {args.show_dir} draws what --eval-only finds: add --eval-only")
+    if args.ignore_class_names and not args.eval_only:
+        parser.error("--ignore-class-names goes with --eval-only; training compares by name")
     return args
 
 
@@ -89,17 +98,63 @@ def do_test(args: argparse.Namespace, config: DictConfig) -> None:
     if args.show_dir is not None:
         check_show_dir(config, args.show_dir)
 
+    classes = evaluated_classes(config)
+
     # The config of a training run in this folder stays.
     output_dir = Path(config.train.output_dir)
     if comm.is_main_process() and not (output_dir / "config.yaml").is_file():
         save_config(config)
 
     model = build_model(config)
-    class_names = load_weights(model, config.train.init_checkpoint)
+    row_classes = load_weights(
+        model,
+        config.train.init_checkpoint,
+        classes=classes,
+        ignore_class_names=args.ignore_class_names,
+    )
+
+    # Without names, the classes of each test set are taken for the model's, in order.
+    class_names: Sequence[str] = ()
+    if row_classes is not None and not args.ignore_class_names:
+        class_names = row_classes.names
     evaluate(config, model.eval(), class_names=class_names)
 
     if args.show_dir is not None and comm.is_main_process():
         show_evaluation(config, args.show_dir)
+
+
+def evaluated_classes(config: DictConfig) -> ClassList | None:
+    """Load the test sets, and give the model of the config as many classes, in place.
+
+    Returns:
+        The classes of the test sets; None if they are unknown, or if several sets have different
+        ones: these are evaluated with all classes of the weights.
+
+    Raises:
+        DatasetError: a data set is not usable.
+    """
+    # Each by itself, as it is evaluated. The names of its classes are known once it is loaded.
+    found = []
+    for name in as_list(config.dataloader.test.dataset.names):
+        dataset = copy.copy(config.dataloader.test.dataset)
+        dataset.names = name
+        instantiate(dataset)
+        found.append(dataset_classes(name))
+
+    classes = found[0]
+    if classes is None or any(other != classes for other in found):
+        return None
+
+    num_classes = config.model.get("num_classes")
+    if num_classes not in (None, len(classes)):
+        logging.getLogger("salience_detr").warning(
+            "model.num_classes=%d, as the data set has (not %d): %s",
+            len(classes),
+            num_classes,
+            classes,
+        )
+        config.model.num_classes = len(classes)
+    return classes
 
 
 def main(args: argparse.Namespace, config: DictConfig | None) -> None:

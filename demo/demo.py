@@ -51,6 +51,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output", required=True, type=Path, metavar="DIR", help="folder of the drawings")
 
     add("--score-threshold", type=float, default=0.5, help="lowest score (default: %(default)s)")
+    names_help = "do not compare the classes of the weights with the data set's"
+    add("--ignore-class-names", action="store_true", help=names_help)
     add("--classes", nargs="+", metavar="CLASS", help="names, or category ids of the data set")
     add("--tile", type=int, metavar="SIZE", help="detect on overlapping squares of SIZE pixels")
     add("--tile-overlap", type=float, metavar="PART", help="overlap of tiles (default: 0.2)")
@@ -92,6 +94,7 @@ def build_detector(args: argparse.Namespace) -> Detector:
         batch_size=batch_size,
         overrides=args.opts,
         trust_config=args.trust_config,
+        ignore_class_names=args.ignore_class_names,
     )
 
     # Classes are filtered on each tile, where the limit of detections applies.

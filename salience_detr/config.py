@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from salience_detr.utils.errors import one_line
 from salience_detr.utils.safe_yaml import UntrustedError, check_content, read_yaml
+
+logger = logging.getLogger(__name__)
 
 SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 POSITIVE_KEYS = (
@@ -67,6 +70,7 @@ def load_config(
     if missing:
         raise ConfigError(f"{config_file} defines no {', '.join(missing)} (see configs/*.py)")
     check_targets(config, config_file)
+    drop_old_keys(config, config_file)
 
     for override in overrides:
         apply_override(config, override)
@@ -145,6 +149,17 @@ def check_targets(config: DictConfig, config_file: str | Path) -> None:
         for name in node:
             if name != "_target_" and name not in parameters:
                 raise ConfigError(f"{config_file}: {key}: {target} takes no {name}; {remedy}")
+
+
+def drop_old_keys(config: DictConfig, config_file: str | Path) -> None:
+    """Delete keys of earlier versions that nothing reads any more, and say so."""
+    if "match_classes" in config.train:
+        del config.train.match_classes
+        logger.warning(
+            "%s: train.match_classes is gone and not used: the rows of classes with the same name "
+            "are always kept",
+            config_file,
+        )
 
 
 def apply_override(config: DictConfig, override: str) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from detectron2.data import Metadata
 from detectron2.structures import Instances
 from torch import Tensor
 
+from salience_detr.data.classes import CategoryId, ClassList
 from salience_detr.utils.drawing import Color, draw_detections
 
 logger = logging.getLogger(__name__)
@@ -28,43 +28,31 @@ class ClassTable:
     """
 
     names: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    category_ids: tuple[CategoryId, ...]
     colors: tuple[Color, ...] | None = None
 
     @classmethod
-    def from_metadata(
-        cls, metadata: Metadata, num_classes: int, names: Sequence[str] = ()
+    def build(
+        cls, classes: ClassList | None, num_classes: int, colors: tuple[Color, ...] | None = None
     ) -> ClassTable:
-        """Build the table of a data set; classes without a name are called by their index.
+        """Build the table of a model's classes; without names they are called by their index.
 
         Args:
-            metadata: detectron2's metadata of the data set.
+            classes: classes of the model's rows, None if they are unknown.
             num_classes: number of classes of the model.
-            names: class names that the weights were trained with, if known; they come before
-                those of the data set.
+            colors: RGB of each class, None if the data set has no colors.
         """
-        # Names of the weights, or else of the data set, or else numbers.
-        known = list(metadata.get("thing_classes", []))
-        if names and known and list(names) != known:
+        numbers = tuple(range(num_classes))
+        if classes is None:
+            return cls(tuple(map(str, numbers)), numbers, colors)
+
+        if classes.category_ids is None:
             logger.warning(
-                "the weights were trained for %s, the data set has %s; "
-                "check that both belong together",
-                ", ".join(names),
-                ", ".join(known),
+                "the weights do not hold the category ids of their classes; the ids in results are "
+                "0 to %d",
+                num_classes - 1,
             )
-        known = list(names) or known
-        unnamed = [str(i) for i in range(len(known), num_classes)]
-
-        # detectron2 maps the ids of the annotations to class indices; here it is the other way.
-        id_to_class = metadata.get("thing_dataset_id_to_contiguous_id", {})
-        class_to_id = {class_index: category_id for category_id, class_index in id_to_class.items()}
-        category_ids = tuple(class_to_id.get(i, i) for i in range(num_classes))
-
-        colors = metadata.get("thing_colors", None)
-        if colors is not None:
-            colors = tuple(tuple(color) for color in colors)
-
-        return cls(tuple([*known, *unnamed][:num_classes]), category_ids, colors)
+        return cls(classes.names, classes.category_ids or numbers, colors)
 
     @property
     def categories(self) -> list[dict[str, Any]]:

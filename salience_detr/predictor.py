@@ -22,6 +22,7 @@ from torch import Tensor
 
 from salience_detr.checkpoint import load_weights
 from salience_detr.config import ConfigError, load_config, resolve_device
+from salience_detr.data.classes import ClassList, classes_of
 from salience_detr.data.datasets import as_list, ensure_class_names, register_coco_dataset
 from salience_detr.data.images import ImageLike, as_batch, to_rgb
 from salience_detr.data.mapper import DetectionMapper
@@ -196,9 +197,13 @@ class Predictor(ModelDetector):
         batch_size: maximum number of images that are computed together.
         overrides: ``key=value`` changes of the config.
         trust_config: let a .yaml config call whatever it names; a .py config is code anyway.
+        ignore_class_names: do not compare the classes of the weights with those of the config's
+            test set. They are compared where its annotation file is at hand: the rows of the
+            weights are put into its order.
 
     Raises:
-        ConfigError, CheckpointError: the config or the weights cannot be used.
+        ConfigError, CheckpointError: the config or the weights cannot be used, or the weights lack
+            classes of the test set.
         ValueError: the threshold or the batch size is out of range.
     """
 
@@ -213,6 +218,7 @@ class Predictor(ModelDetector):
         batch_size: int = 8,
         overrides: Sequence[str] = (),
         trust_config: bool = False,
+        ignore_class_names: bool = False,
     ) -> None:
         dtype_name = str(dtype).removeprefix("torch.")
         if dtype_name not in DTYPES:
@@ -225,11 +231,21 @@ class Predictor(ModelDetector):
         self.config = config
         self.model: SalienceDETR = instantiate(self.config.model).to(resolve_device(device)).eval()
 
-        # A checkpoint may know the names of its classes where the data set isn't at hand.
-        class_names = [] if weights is None else load_weights(self.model, weights)
+        # Registered classes are compared only if the data set itself is at hand: the config of one
+        # data set may serve for the weights of another.
         metadata = dataset_metadata(self.config)
+        data_classes = classes_of(metadata)
+        classes = data_classes
+        if weights is not None:
+            classes = load_weights(
+                self.model,
+                weights,
+                classes=data_classes,
+                ignore_class_names=ignore_class_names or not is_at_hand(metadata),
+            )
+
         super().__init__(
-            ClassTable.from_metadata(metadata, self.model.num_classes, class_names),
+            class_table(classes, metadata, self.model.num_classes),
             instantiate(self.config.dataloader.test.mapper),
             size_divisibility=self.model.size_divisibility,
             score_threshold=score_threshold,
@@ -255,6 +271,25 @@ def dataset_metadata(config: DictConfig) -> Metadata:
 
     ensure_class_names(name)
     return MetadataCatalog.get(name)
+
+
+def is_at_hand(metadata: Metadata) -> bool:
+    """Return whether a registered data set exists; those without files are loaded by code."""
+    paths = (metadata.get("json_file"), metadata.get("dirname"))
+    return all(Path(path).exists() for path in paths if path is not None)
+
+
+def class_table(classes: ClassList | None, metadata: Metadata, num_classes: int) -> ClassTable:
+    """Return the table of a model's classes, with the colors of the data set if it has the same."""
+    if classes is not None and len(classes) != num_classes:
+        classes = None
+
+    data_classes = classes_of(metadata)
+    colors = None
+    if classes is not None and data_classes is not None and classes.names == data_classes.names:
+        colors = metadata.get("thing_colors", None)
+        colors = colors and tuple(tuple(color) for color in colors)
+    return ClassTable.build(classes, num_classes, colors)
 
 
 def prepare_input(mapper: DetectionMapper, rgb: np.ndarray) -> ModelInput:

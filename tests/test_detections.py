@@ -8,9 +8,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
+from salience_detr.data.classes import ClassList
 from salience_detr.data.images import to_rgb
 from salience_detr.detections import ClassTable, Detections
 
@@ -61,17 +61,12 @@ def test_they_can_be_sent_to_another_process(found):
 
 
 def test_classes_without_names_are_called_by_their_number():
-    metadata = MetadataCatalog.get("nothing_is_known_of_it")
-    assert ClassTable.from_metadata(metadata, 3).names == ("0", "1", "2")
-    assert ClassTable.from_metadata(metadata, 2, ["a", "b"]).categories == [
-        {"id": 0, "name": "a"}, {"id": 1, "name": "b"},
+    assert ClassTable.build(None, 3).names == ("0", "1", "2")
+    assert ClassTable.build(ClassList(("a", "b"), (7, 3)), 2).categories == [
+        {"id": 7, "name": "a"}, {"id": 3, "name": "b"},
     ]  # fmt: skip
 
 
-def test_names_of_the_weights_win_over_those_of_the_data_and_the_difference_is_told(caplog):
-    metadata = MetadataCatalog.get("has_other_names").set(thing_classes=["a", "b"])
-    assert (
-        ClassTable.from_metadata(metadata, 2, ["a", "b"]).names == ("a", "b") and not caplog.records
-    )
-    assert ClassTable.from_metadata(metadata, 2, ["x", "y"]).names == ("x", "y")
-    assert "trained for x, y, the data set has a, b" in caplog.text
+def test_classes_without_category_ids_have_their_number_and_a_line_says_so(caplog):
+    assert ClassTable.build(ClassList(("a", "b")), 2).category_ids == (0, 1)
+    assert "do not hold the category ids of their classes" in caplog.text

@@ -4,8 +4,6 @@ train = dict(
     output_dir="./output",
     # Weights to start from: file or URL of a detector or a backbone (docs/model_zoo.md).
     init_checkpoint="",
-    # Of a checkpoint with other classes, keep the rows of those that have the same name.
-    match_classes=False,
     # Length of the run. Own data are trained on for as many epochs (train_net.py --data-dir).
     epochs=12,
     max_iter=90_000,

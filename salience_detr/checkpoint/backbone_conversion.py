@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from salience_detr.checkpoint.errors import CheckpointError, shorten
+from salience_detr.checkpoint.errors import CheckpointError
 from salience_detr.checkpoint.renaming import (
     BATCH_NORM,
     LAYER,
@@ -20,6 +20,7 @@ from salience_detr.checkpoint.renaming import (
     rename_tensors,
     unchanged,
 )
+from salience_detr.utils.errors import shorten
 
 
 class Format(NamedTuple):
@@ -199,8 +200,10 @@ OTHERS = {
     "blocks.0.attn.qkv.weight": "a vision transformer (ViT)",
 }
 
-# Tensors that a backbone computes for itself.
+# What no detector needs: tensors that a backbone computes for itself, and what follows the last
+# stage of a classifier.
 CONSTANTS = re.compile(r".*(num_batches_tracked|relative_position_index|attn_mask)")
+CLASSIFIER = re.compile(r"(classifier|fc|head|norm)\..*")
 
 
 def find_format(source: Collection[str]) -> Format | None:
@@ -242,6 +245,7 @@ def convert_backbone(
 
     # A TimmBackbone of the same family keeps timm's names.
     if not any(rename.ours in own for rename in renames):
+        known = None
         renames = list(timm_renames(source, own))
 
     if not renames:
@@ -252,7 +256,9 @@ def convert_backbone(
 
     expected = {rename.theirs for rename in renames}
     left_out = sorted(source.keys() - expected)
-    unknown = unknown_names(left_out, expected)
+    unknown = foreign_names(left_out)
+    if known is None:
+        unknown = names_of_deeper_stages(left_out, expected)
     check_names(describe(source), missing=expected - source.keys(), unknown=unknown)
     return rename_tensors(source, renames), left_out
 
@@ -268,8 +274,14 @@ def timm_renames(source: Iterable[str], own: Collection[str]) -> Iterator[Rename
                 yield Rename(name, f"body.{wrapped}")
 
 
-def unknown_names(left_out: Iterable[str], translated: Iterable[str]) -> list[str]:
-    """Return the names left out of stages that were translated, as those of a deeper model.
+def foreign_names(left_out: Iterable[str]) -> list[str]:
+    """Return the names left out of a file of a known family that do not belong to the family."""
+    names = (name for name in left_out if not CLASSIFIER.fullmatch(name))
+    return [name for name in names if not CONSTANTS.fullmatch(name)]
+
+
+def names_of_deeper_stages(left_out: Iterable[str], translated: Iterable[str]) -> list[str]:
+    """Return the names left out of stages of timm that were translated, as of a deeper model.
 
     Other names are those of a classifier's head, or of stages that the backbone does not have.
     """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
+
+from salience_detr.utils.errors import shorten
 
 
 class CheckpointError(RuntimeError):
@@ -11,14 +13,6 @@ class CheckpointError(RuntimeError):
 
 class BrokenCheckpointError(CheckpointError):
     """A checkpoint whose content no run can have written, or of which nothing can be used."""
-
-
-def shorten(names: Sequence[str], limit: int = 8) -> str:
-    """Join the first names, and append the number of the others."""
-    text = ", ".join(names[:limit])
-    num_others = len(names) - limit
-
-    return f"{text} and {num_others} more" if num_others > 0 else text
 
 
 def list_problems(names_by_problem: Mapping[str, Collection[str]]) -> list[str]:

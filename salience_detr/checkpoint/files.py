@@ -11,12 +11,19 @@ from typing import Any
 
 import torch
 from detectron2.utils.file_io import PathManager
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from salience_detr.checkpoint.class_names import (
+    from_metadata,
+    to_entries,
+    to_metadata,
+    without_entries,
+)
 from salience_detr.checkpoint.errors import CheckpointError
 from salience_detr.checkpoint.validation import check_tensors
+from salience_detr.data.classes import ClassList
 from salience_detr.utils.files import written_whole
 
 logger = logging.getLogger(__name__)
@@ -27,6 +34,9 @@ STATE_DICT_KEYS = ("ema", "model", "state_dict", "model_ema")
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a .safetensors, .pth or .pt file to the CPU.
+
+    The names of the classes in the metadata of a .safetensors file are entries as in a .pth file,
+    beside its tensors under the key "model". Without them, its tensors are the content.
 
     Args:
         path: path of the file, or a URL that detectron2's path manager knows.
@@ -45,8 +55,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     try:
         if local.endswith(".safetensors"):
-            return load_file(local)
+            return read_safetensors(local)
         content = torch.load(local, map_location="cpu", weights_only=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # a damaged file can fail in any way
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(local):
             raise CheckpointError(
@@ -64,6 +76,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def read_safetensors(path: str) -> dict[str, Any]:
+    """Read a .safetensors file, see :func:`read_checkpoint`."""
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        entries = from_metadata(file.metadata() or {})
+    return {"model": tensors, **entries} if entries else tensors
+
+
 def find_state_dict(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
     """Return the state dict of a model in a checkpoint, which others wrap in various ways.
 
@@ -71,7 +91,7 @@ def find_state_dict(content: Mapping[str, Any], path: str | Path) -> Mapping[str
         CheckpointError: if there is none, or if it holds more than dense tensors by name.
     """
     key = next((key for key in STATE_DICT_KEYS if key in content), None)
-    state = content[key] if key else content
+    state = content[key] if key else without_entries(content)
     if not isinstance(state, Mapping) or not state:
         raise CheckpointError(f"{path} holds no state dict of a model")
     check_tensors(state, source=str(path))
@@ -86,8 +106,15 @@ def find_state_dict(content: Mapping[str, Any], path: str | Path) -> Mapping[str
     return state
 
 
-def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
+def save_weights(
+    state: Mapping[str, Tensor], path: Path, *, classes: ClassList | None = None
+) -> None:
     """Write a state dict as .safetensors, or as .pth under the key "model", whole or not at all.
+
+    Args:
+        state: the tensors by name.
+        path: path of the file.
+        classes: classes of the rows, written beside the tensors; None if they are unknown.
 
     Raises:
         CheckpointError: if the file cannot be written.
@@ -97,8 +124,8 @@ def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
             if path.suffix == ".safetensors":
                 # Tensors that share memory cannot be written.
                 copies = {name: x.detach().contiguous().clone() for name, x in state.items()}
-                save_file(copies, temporary)
+                save_file(copies, temporary, metadata=to_metadata(classes) or None)
             else:
-                torch.save({"model": dict(state)}, temporary)
+                torch.save({"model": dict(state), **to_entries(classes)}, temporary)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them
         raise CheckpointError(f"cannot write {path}: {error}") from error

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from salience_detr.checkpoint.backbone_conversion import convert_backbone, describe, find_format
-from salience_detr.checkpoint.class_transfer import transfer_classes
-from salience_detr.checkpoint.errors import CheckpointError, shorten
+from salience_detr.checkpoint.class_names import classes_in, presumed_classes
+from salience_detr.checkpoint.class_transfer import (
+    ClassRows,
+    check_names,
+    check_numbers,
+    rows_to_predict,
+    rows_to_train,
+)
+from salience_detr.checkpoint.errors import CheckpointError
 from salience_detr.checkpoint.files import find_state_dict, read_checkpoint
 from salience_detr.checkpoint.reference_conversion import (
-    COCO_CATEGORY_IDS,
-    convert_reference_checkpoint,
+    convert_reference_classes,
     is_reference_checkpoint,
 )
 from salience_detr.checkpoint.validation import load_state_dict_strictly
+from salience_detr.data.classes import ClassList
+from salience_detr.utils.errors import shorten
 
 logger = logging.getLogger(__name__)
 
@@ -27,24 +35,37 @@ logger = logging.getLogger(__name__)
 OUTPUT_NORMS = re.compile(r"output_norms\.|norm\d\.")
 
 
-def load_weights(model: nn.Module, path: str | Path) -> list[str]:
+def load_weights(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    classes: ClassList | None = None,
+    ignore_class_names: bool = False,
+) -> ClassList | None:
     """Load all weights of a model from a file: nothing may be missing, left over or of other shape.
 
     The file may be of this project or of the published implementation. The latter is converted,
-    and its COCO category ids become contiguous classes.
+    and its COCO category ids become contiguous classes. Where the names of the classes are known,
+    their rows are put into the order of the data set (see :func:`rows_to_predict`).
+
+    Args:
+        model: the model.
+        path: path or URL of the file.
+        classes: classes of the data set to predict on, None if they are unknown.
+        ignore_class_names: take the rows in their order, whatever their names are.
 
     Returns:
-        The names of the classes if the file has them, else an empty list.
+        The classes of the model's rows, or None if nothing names them.
 
     Raises:
-        CheckpointError: if the file does not fit (the message lists the names), or if it is of
-            another model (the message says which).
+        CheckpointError: if the file does not fit (the message lists the names), if it is of another
+            model (the message says which), or if it lacks classes of the data set.
     """
     content = read_checkpoint(path)
     file_state = find_state_dict(content, path)
 
-    state = detector_state(model, file_state)
-    if state is None:
+    detector = find_detector(model, file_state)
+    if detector is None:
         remedy = "to detect something, the weights of a trained Salience DETR are needed"
         if find_format(file_state):
             remedy = f"which is the backbone only; training can start from it, but {remedy}"
@@ -52,26 +73,32 @@ def load_weights(model: nn.Module, path: str | Path) -> list[str]:
         looks = describe(file_state)
         raise CheckpointError(f"{path} is of another model: it looks like {looks}; {remedy}")
 
+    state, known_classes = detector
+    rows = class_rows(model, state)
+    file_classes = name_classes(content, rows, known_classes, classes, path)
+    row_classes: ClassList | None
+    if ignore_class_names and file_classes is not None:
+        check_numbers(rows, classes, str(path))
+        row_classes = complete_ids(file_classes, classes)
+    else:
+        state, row_classes = rows_to_predict(rows, file_classes, classes, source=str(path))
+
     load_state_dict_strictly(model, state, source=str(path))
     logger.info("loaded all weights from %s", path)
-    return [str(name) for name in content.get("class_names", ())]
+    return row_classes
 
 
-def start_from(
-    model: nn.Module,
-    path: str | Path,
-    *,
-    class_names: Sequence[str] = (),
-    match_classes: bool = False,
-) -> None:
+def start_from(model: nn.Module, path: str | Path, *, classes: ClassList | None = None) -> None:
     """Load the weights that a training starts from.
 
-    All weights of a detector must fit, but for the class rows: they stay random if the numbers of
-    classes differ. The weights of a classifier are loaded into the backbone.
+    All weights of a detector must fit, but for the class rows: those of the classes of the data set
+    are kept, by name, and the others stay random (see :func:`rows_to_train`). The weights of a
+    classifier are loaded into the backbone.
 
     Args:
-        class_names: classes of the data set to train on.
-        match_classes: keep the rows of the classes that have the same name in the file.
+        model: the model.
+        path: path or URL of the file.
+        classes: classes of the data set to train on, None if they are unknown.
 
     Raises:
         CheckpointError: see :func:`load_weights`.
@@ -79,33 +106,73 @@ def start_from(
     content = read_checkpoint(path)
     file_state = find_state_dict(content, path)
 
-    state = detector_state(model, file_state)
-    if state is None:
+    detector = find_detector(model, file_state)
+    if detector is None:
         load_backbone(model, file_state, source=str(path))
         return
 
-    state = transfer_classes(
-        state,
-        model.state_dict(),
-        source=str(path),
-        file_classes=content.get("class_names"),
-        model_classes=class_names,
-        match=match_classes,
-    )
+    state, known_classes = detector
+    rows = class_rows(model, state)
+    file_classes = name_classes(content, rows, known_classes, classes, path)
+    state = rows_to_train(rows, file_classes, classes, source=str(path))
     load_state_dict_strictly(model, state, source=str(path))
     logger.info("loaded all weights from %s", path)
 
 
-def detector_state(model: nn.Module, state: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the state dict of a detector in this project's names, or None if it is none."""
-    if not is_reference_checkpoint(state):
-        return state if model.state_dict().keys() & state.keys() else None
+def find_detector(
+    model: nn.Module, state: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], ClassList | None] | None:
+    """Return the state dict of a detector in this project's names, or None if it is none.
 
-    # Heads with fewer rows than COCO's were trained on other data.
-    num_rows = len(state["transformer.encoder_class_head.bias"])
-    fits = num_rows == getattr(model, "num_classes", None)
-    is_coco = not fits and num_rows > max(COCO_CATEGORY_IDS)
-    return convert_reference_checkpoint(state, category_ids=COCO_CATEGORY_IDS if is_coco else None)
+    With it come the classes of its rows, where a published checkpoint tells them.
+    """
+    if is_reference_checkpoint(state):
+        return convert_reference_classes(state, num_classes=getattr(model, "num_classes", None))
+
+    is_known = model.state_dict().keys() & state.keys()
+    return (state, None) if is_known else None
+
+
+def class_rows(model: nn.Module, state: Mapping[str, Any]) -> ClassRows:
+    """Return the tensors with a row for each class, of a file and of the model."""
+    return ClassRows(state, model.state_dict(), getattr(model, "num_classes", None))
+
+
+def name_classes(
+    content: Mapping[str, Any],
+    rows: ClassRows,
+    known: ClassList | None,
+    data: ClassList | None,
+    path: str | Path,
+) -> ClassList | None:
+    """Return the classes of a file's rows: as it names them, or COCO's if they may be COCO's.
+
+    Raises:
+        CheckpointError: the file does not have as many names as rows.
+    """
+    classes = classes_in(content, path)
+    if classes is None and rows.names:
+        classes = known or presumed_classes(rows.num_file, data)
+        if classes is not None:
+            logger.warning(
+                "%s does not name its %d classes; they are taken for %s",
+                path,
+                len(classes),
+                classes,
+            )
+
+    check_names(rows, classes, str(path))
+    return classes
+
+
+def complete_ids(file: ClassList, data: ClassList | None) -> ClassList:
+    """Return the classes of a file with the category ids of a data set of the same names.
+
+    Files of earlier versions have no ids.
+    """
+    if data is not None and file.category_ids is None and file.names == data.names:
+        return data
+    return file
 
 
 def load_backbone(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
 from salience_detr.checkpoint.backbone_conversion import RESNET, find_format
+from salience_detr.checkpoint.class_names import COCO_CLASSES, name_rows, published_names
 from salience_detr.checkpoint.class_transfer import CLASS_ROWS
 from salience_detr.checkpoint.errors import CheckpointError
 from salience_detr.checkpoint.renaming import (
@@ -23,8 +23,9 @@ from salience_detr.checkpoint.renaming import (
     list_length,
     rename_tensors,
 )
+from salience_detr.data.classes import ClassList
 
-COCO_CATEGORY_IDS: tuple[int, ...] = tuple(x["id"] for x in COCO_CATEGORIES if x["isthing"])
+COCO_CATEGORY_IDS: tuple[int, ...] = tuple(COCO_CLASSES)
 
 # Constants and repetitions, which the model knows without them.
 DROPPED = re.compile(
@@ -165,6 +166,33 @@ def convert_reference_checkpoint(
             )
         converted[name] = converted[name][rows]
     return converted
+
+
+def convert_reference_classes(
+    state_dict: Mapping[str, Any], *, num_classes: int | None
+) -> tuple[dict[str, Tensor], ClassList | None]:
+    """Convert a published checkpoint to contiguous classes, and return these as well.
+
+    Args:
+        state_dict: its tensors by name.
+        num_classes: number of classes of the model. Rows that no category uses are left out, unless
+            the model has as many classes as the file has rows.
+
+    Returns:
+        The state dict, and the classes of its rows; None if the file neither names them nor has as
+        many as COCO.
+
+    Raises:
+        CheckpointError: see :func:`convert_reference_checkpoint`.
+    """
+    num_rows = state_dict["transformer.encoder_class_head.bias"].numel()
+    names = published_names(state_dict)
+    if not names or num_rows == num_classes:
+        classes = name_rows(names, num_rows) if names else None
+        return convert_reference_checkpoint(state_dict, category_ids=None), classes
+
+    converted = convert_reference_checkpoint(state_dict, category_ids=tuple(names))
+    return converted, ClassList(tuple(names.values()), tuple(names))
 
 
 def dropped_names(source: Iterable[str]) -> list[str]:

@@ -12,8 +12,8 @@ from salience_detr.checkpoint.errors import (
     BrokenCheckpointError,
     CheckpointError,
     list_problems,
-    shorten,
 )
+from salience_detr.utils.errors import shorten
 
 
 def check_tensors(state: Mapping[Any, Any], *, source: str) -> None:

@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import log_first_n
 
 from salience_detr.data.annotation_checks import HARMLESS, check_content
+from salience_detr.data.classes import ClassList, classes_of
 from salience_detr.data.coco_format import (
     Content,
     DatasetError,
@@ -279,6 +280,13 @@ def class_names_of(names: str | Sequence[str]) -> list[str]:
     first = as_list(names)[0]
     ensure_class_names(first)
     return list(MetadataCatalog.get(first).get("thing_classes", []))
+
+
+def dataset_classes(names: str | Sequence[str]) -> ClassList | None:
+    """Return the classes that registered data sets share; None if they are unknown."""
+    first = as_list(names)[0]
+    ensure_class_names(first)
+    return classes_of(MetadataCatalog.get(first))
 
 
 def ensure_class_names(name: str) -> None:

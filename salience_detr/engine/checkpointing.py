@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from salience_detr.checkpoint import CheckpointError, read_checkpoint
+from salience_detr.checkpoint.class_names import classes_in, to_entries
 from salience_detr.checkpoint.errors import BrokenCheckpointError
+from salience_detr.data.classes import ClassList, simplify
 from salience_detr.engine.resume_checks import check_state
 from salience_detr.utils.files import write_text, written_whole
 
@@ -38,7 +40,7 @@ class TrainingCheckpointer(Checkpointer):
         model: whose weights are saved.
         output_dir: folder of the files.
         max_to_keep: number of periodic checkpoints that stay.
-        class_names: saved beside the weights, if there are any.
+        classes: classes of the data set, saved beside the weights; None if they are unknown.
         checkpointables: objects with ``state_dict`` and ``load_state_dict``, by name.
     """
 
@@ -48,14 +50,19 @@ class TrainingCheckpointer(Checkpointer):
         output_dir: str | Path,
         *,
         max_to_keep: int = 3,
-        class_names: Sequence[str] = (),
+        classes: ClassList | None = None,
         **checkpointables: Any,
     ) -> None:
         is_main = comm.is_main_process()
         super().__init__(model, str(output_dir), save_to_disk=is_main, **checkpointables)
         self.output_dir = Path(output_dir)
         self.max_to_keep = max_to_keep
-        self.class_names = list(class_names)
+        self.classes = classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the classes; none if they are unknown."""
+        return self.classes.names if self.classes is not None else ()
 
     def save(self, name: str, *, iteration: int, resumable: bool = True) -> None:
         """Write ``name.pth`` after ``iteration`` finished steps.
@@ -73,8 +80,7 @@ class TrainingCheckpointer(Checkpointer):
 
         # Plain tensors, numbers and strings, so that it can be read without running code.
         state = {"model": self.model.state_dict(), "iteration": iteration}
-        if self.class_names:
-            state["class_names"] = self.class_names
+        state |= to_entries(self.classes)
         for key, checkpointable in self.checkpointables.items():
             state[key] = checkpointable.state_dict()
 
@@ -255,6 +261,7 @@ class TrainingCheckpointer(Checkpointer):
         if missing:
             raise CheckpointError(f"{path} cannot be resumed: it holds no {', '.join(missing)}")
 
+        self.check_classes(checkpoint, path)
         iteration = checkpoint["iteration"]
         if type(iteration) is not int or iteration < 0:
             raise BrokenCheckpointError(f"{path}: its iteration is {iteration!r:.60}")
@@ -280,6 +287,28 @@ class TrainingCheckpointer(Checkpointer):
             except (ValueError, KeyError, RuntimeError) as error:
                 raise misfit(key, path, error) from error
         logger.info("resuming from %s after %d iterations", path, checkpoint["iteration"])
+
+    def check_classes(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """Make sure that the data set has the classes that the run was started with.
+
+        Raises:
+            CheckpointError: the names, or their order, have changed.
+        """
+        saved = classes_in(checkpoint, path)
+        if saved is None or self.classes is None:
+            return
+
+        before = list(map(simplify, saved.names))
+        now = list(map(simplify, self.classes.names))
+        if before != now:
+            raise CheckpointError(
+                f"{path} was trained for the classes {saved}, but the data set has {self.classes}; "
+                f"resume with the data set of that time, or start another run from it by --weights "
+                f"{path} and another train.output_dir"
+            )
+
+        if saved.category_ids not in (None, self.classes.category_ids):
+            logger.warning("the category ids of the data set have changed since %s was saved", path)
 
     def _load_file(self, f: str) -> dict[str, Any]:
         return read_checkpoint(f)

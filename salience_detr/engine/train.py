@@ -27,7 +27,7 @@ from salience_detr.data.datasets import (
     check_boxes_to_learn,
     check_class_count,
     check_files,
-    class_names_of,
+    dataset_classes,
     warn_without_boxes,
 )
 from salience_detr.data.loader import seeded
@@ -297,7 +297,7 @@ def build_checkpointer(
         model,
         config.train.output_dir,
         max_to_keep=config.train.checkpointer.max_to_keep,
-        class_names=class_names_of(loader.dataset.names),
+        classes=dataset_classes(loader.dataset.names),
         optimizer=trainer.optimizer,
         scheduler=scheduler,
         grad_scaler=trainer.grad_scaler,
@@ -354,8 +354,7 @@ def start_or_resume(
         start_from(
             checkpointer.model,
             config.train.init_checkpoint,
-            class_names=checkpointer.class_names,
-            match_classes=config.train.get("match_classes", False),
+            classes=checkpointer.classes,
         )
         if ema is not None:
             ema.set(checkpointer.model)

@@ -21,6 +21,7 @@ def load_detector(
     batch_size: int = 8,
     overrides: Sequence[str] = (),
     trust_config: bool = False,
+    ignore_class_names: bool = False,
 ) -> Detector:
     """Load a Predictor, or the detector of an exported model if the weights end in .onnx or .pt2.
 
@@ -34,6 +35,7 @@ def load_detector(
         batch_size: maximum number of images that are computed together.
         overrides: ``key=value`` changes of the config.
         trust_config: let a .yaml config call whatever it names.
+        ignore_class_names: see :class:`salience_detr.Predictor`; an exported model has its classes.
 
     Raises:
         ConfigError: a checkpoint has no config, or an exported model cannot follow a setting.
@@ -51,6 +53,7 @@ def load_detector(
                 "(--config-file); only exported models, .onnx and .pt2, do without"
             )
         settings |= {"overrides": overrides, "trust_config": trust_config}
+        settings["ignore_class_names"] = ignore_class_names
         return Predictor(config, weights, device=device, dtype=dtype, **settings)
 
     # An exported model is fixed: refuse the settings that only its export could have followed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 
 def one_line(error: Exception) -> str:
@@ -25,3 +26,11 @@ def one_line(error: Exception) -> str:
 def print_error(error: Exception) -> None:
     """Print an error on stderr, in one line."""
     print(f"error: {one_line(error)}", file=sys.stderr)
+
+
+def shorten(names: Sequence[str], limit: int = 8) -> str:
+    """Join the first names, and append the number of the others."""
+    text = ", ".join(names[:limit])
+    num_others = len(names) - limit
+
+    return f"{text} and {num_others} more" if num_others > 0 else text

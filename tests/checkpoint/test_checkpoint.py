@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,7 +27,8 @@ from salience_detr.checkpoint import (
 from salience_detr.checkpoint.catalog import torchvision_weights_url
 from salience_detr.config import load_config
 
-R50 = os.path.join(os.path.dirname(__file__), "../../configs/salience_detr_r50_4scale_12ep.py")
+ROOT = Path(__file__).resolve().parents[2]
+R50 = ROOT / "configs" / "salience_detr_r50_4scale_12ep.py"
 
 
 def reference_checkpoint(manifest):

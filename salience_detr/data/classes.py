@@ -1,0 +1,125 @@
+"""Classes of a data set or of weights: names and category ids, and how two lists of them match."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from detectron2.data import Metadata
+
+from salience_detr.utils.errors import shorten
+
+CategoryId = int | str
+
+
+class ClassNameError(ValueError):
+    """Two lists of classes that cannot be matched by name."""
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """Classes in the order of a model's rows.
+
+    Attributes:
+        names: name of each class.
+        category_ids: id of each class in the annotations of the data set; None if they are unknown.
+    """
+
+    names: tuple[str, ...]
+    category_ids: tuple[CategoryId, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __str__(self) -> str:
+        return shorten(self.names)
+
+
+def classes_of(metadata: Metadata) -> ClassList | None:
+    """Return the classes of a data set by its metadata, or None if it does not name them.
+
+    A class without a category id has its index for it, as in detectron2.
+    """
+    names = tuple(str(name) for name in metadata.get("thing_classes", ()))
+    if not names:
+        return None
+
+    # detectron2 maps the ids of the annotations to class indices; here it is the other way.
+    index_of = metadata.get("thing_dataset_id_to_contiguous_id", {})
+    id_of = {index: category_id for category_id, index in index_of.items()}
+    return ClassList(names, tuple(id_of.get(i, i) for i in range(len(names))))
+
+
+def simplify(name: str) -> str:
+    """Return a name without what people write differently: case, and spaces around it."""
+    return unicodedata.normalize("NFC", name).casefold().strip()
+
+
+def match_classes(ours: ClassList, theirs: ClassList) -> list[int | None]:
+    """Find each of our classes among theirs, by name.
+
+    Names are compared as they are, and those without a partner once more by :func:`simplify`. Of a
+    name that is there several times, the category ids must agree, too.
+
+    Returns:
+        The place of each of our classes in theirs; None where they do not have it.
+
+    Raises:
+        ClassNameError: a name is there several times, and ids do not tell which is which.
+    """
+    # Equal lists match in order, even if names are there twice.
+    ids_agree = ours.category_ids == theirs.category_ids
+    ids_unknown = ours.category_ids is None or theirs.category_ids is None
+    if ours.names == theirs.names and (ids_agree or ids_unknown):
+        return list(range(len(ours)))
+
+    places: dict[int, int] = {}
+    for key in (str, simplify):
+        our_groups = group(ours.names, key, without=places.keys())
+        their_groups = group(theirs.names, key, without=places.values())
+
+        for name, members in our_groups.items():
+            candidates = their_groups.get(name, [])
+            if len(members) == len(candidates) == 1:
+                places[members[0]] = candidates[0]
+            elif candidates:
+                places |= match_ids(name, ours, members, theirs, candidates)
+    return [places.get(i) for i in range(len(ours))]
+
+
+def group(
+    names: Sequence[str], key: Callable[[str], str], *, without: Iterable[int]
+) -> dict[str, list[int]]:
+    """Group the places of names that have the same key."""
+    left_out = set(without)
+    groups = defaultdict(list)
+    for i, name in enumerate(names):
+        if i not in left_out:
+            groups[key(name)].append(i)
+    return groups
+
+
+def match_ids(
+    name: str, ours: ClassList, members: list[int], theirs: ClassList, candidates: list[int]
+) -> dict[int, int]:
+    """Match classes of the same name by their category ids.
+
+    Raises:
+        ClassNameError: classes are left on both sides.
+    """
+    places = {}
+    if ours.category_ids is not None and theirs.category_ids is not None:
+        place_of = {theirs.category_ids[i]: i for i in candidates}
+        for i in members:
+            if ours.category_ids[i] in place_of:
+                places[i] = place_of[ours.category_ids[i]]
+
+    if len(places) < min(len(members), len(candidates)):
+        raise ClassNameError(
+            f"the class name {name!r} is {len(members)} times on one side and {len(candidates)} "
+            "times on the other, and category ids do not tell which is which; give each category "
+            "a name of its own"
+        )
+    return places
