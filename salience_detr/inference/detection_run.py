@@ -36,6 +36,7 @@ from salience_detr.inference.video import (
 )
 from salience_detr.predictor import Detector, PredictorOutput
 from salience_detr.utils.errors import one_line
+from salience_detr.utils.files import FileNameError
 from salience_detr.utils.signals import StopSignals
 
 T = TypeVar("T")
@@ -148,18 +149,19 @@ class DetectionRun:
             bar.update(len(batch))
 
     def process_batch(self, batch: Sequence[LoadedImage]) -> None:
-        """Detect on the images of a batch; note and skip those that cannot be read."""
-        readable = [x.image for x in batch if not isinstance(x.image, ImageReadError)]
-        outputs = iter(self.detect(readable))
-
+        """Detect on the images of a batch; note and skip those that cannot be used."""
+        usable: list[tuple[Path, np.ndarray]] = []
         for loaded in batch:
-            if isinstance(loaded.image, ImageReadError):
-                self.summary.failures[loaded.path] = str(loaded.image)
-            else:
-                with self.failures_noted(loaded.path):
-                    output = succeeded(next(outputs))
-                    write = self.outputs[loaded.path].write
-                    self.write_results(loaded.path, loaded.image, output, write)
+            try:
+                self.folder.check_names(self.outputs[loaded.path])
+                usable.append((loaded.path, loaded.pixels()))
+            except (ImageReadError, FileNameError) as error:
+                self.summary.failures[loaded.path] = str(error)
+
+        outputs = self.detect([image for _, image in usable])
+        for (path, image), output in zip(usable, outputs, strict=True):
+            with self.failures_noted(path):
+                self.write_results(path, image, succeeded(output), self.outputs[path].write)
 
     def detect(self, images: Sequence[np.ndarray]) -> list[PredictorOutput | str]:
         """Return the output for each image, or the reason why there is none.
@@ -187,7 +189,7 @@ class DetectionRun:
         try:
             yield
             self.summary.num_completed += 1
-        except VideoError as error:
+        except (VideoError, FileNameError) as error:
             self.summary.failures[source] = str(error)
         except DETECTION_ERRORS as error:
             self.summary.failures[source] = f"cannot detect on {source}: {one_line(error)}"
@@ -287,6 +289,7 @@ class DetectionRun:
             VideoError: there is no frame.
         """
         paths = self.outputs[source].with_suffix(output_suffix(source, reader.size))
+        self.folder.check_names(paths)
         tracker = None
         if self.track:
             tracker = Tracker(fps=reader.fps, score_threshold=self.score_threshold)

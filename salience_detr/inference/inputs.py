@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,10 +52,11 @@ def find_files(pattern: str) -> list[Path]:
     In a folder, only images and videos count. A file that is named itself may have any ending.
     """
     # A file comes first, since its name may have the special characters of a pattern.
+    # Path.is_file would raise for a name that is too long.
     path = Path(pattern)
-    if path.is_file():
+    if os.path.isfile(path):
         return [path]
-    if path.is_dir():
+    if os.path.isdir(path):
         endings = IMAGE_ENDINGS | VIDEO_ENDINGS
         return sorted(p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file())
 
@@ -73,6 +75,12 @@ class LoadedImage:
 
     path: Path
     image: np.ndarray | ImageReadError
+
+    def pixels(self) -> np.ndarray:
+        """Return the image, or raise the error."""
+        if isinstance(self.image, ImageReadError):
+            raise self.image
+        return self.image
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from salience_detr.detections import ClassTable, Detections
 from salience_detr.inference.inputs import IMAGE_ENDINGS, is_video
 from salience_detr.inference.video import VideoWriter, output_suffix
 from salience_detr.utils.drawing import draw_salience
-from salience_detr.utils.files import MAX_JPEG_SIDE, UsedPaths, write_image
+from salience_detr.utils.files import MAX_JPEG_SIDE, UsedPaths, check_name, write_image
 
 # Outputs in .webp would lose quality where the input was lossless, and .pgm has no colors.
 WRITABLE_ENDINGS = IMAGE_ENDINGS - {".webp", ".pgm"}
@@ -104,6 +104,18 @@ class OutputFolder:
             drawing=self.root / f"{stem}{suffixes[0]}",
             salience=self.root / f"{stem}_salience{suffixes[0]}",
         )
+
+    def check_names(self, paths: OutputPaths) -> None:
+        """Check, before anything is written, that the files of an input can be named so.
+
+        Raises:
+            FileNameError: a name is too long, or of bytes that the file system refuses.
+        """
+        check_name(paths.drawing)
+        if self.salience:
+            check_name(paths.salience)
+        if self.crops:
+            check_name(self.root / CROPS / f"{paths.drawing.stem}_1.jpg")
 
     def write_crops(
         self,

@@ -7,6 +7,7 @@ import itertools
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -109,6 +110,21 @@ def write_image(
     except OSError as error:
         kind = FileNameError if error.errno in NAME_ERRORS else OSError
         raise kind(f"cannot write the image {path}: {error.strerror or error}") from error
+
+
+def check_name(path: Path) -> None:
+    """Raise FileNameError if the file system takes no file of this name, before the work."""
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise FileNameError(
+            f"cannot write {path}: {error.strerror or error}; rename the input"
+        ) from error
+
+    if is_folder:
+        raise FileNameError(f"cannot write {path}: it is a folder; rename it or the input")
 
 
 class UsedPaths:

@@ -66,6 +66,34 @@ def test_the_threshold_leaves_out_what_is_below(call, images, tmp_path):
     assert json.loads(json_file.read_text())["annotations"] == []
 
 
+def test_an_output_whose_name_is_too_long_fails_that_input_only(call, images, tmp_path, capsys):
+    # 255 bytes are a name; with .png in place of .p, or with _salience, they are too many.
+    for name in ("0" * 253 + ".p", "ä" * 122 + ".jpg", "3" * 242 + ".jpg"):
+        (images / name).write_bytes((images / "2.jpg").read_bytes())
+    inputs = [images / "1.jpg", *sorted(images.glob("[!1b]*")), tmp_path / ("x" * 300 + ".jpg")]
+
+    json_file = tmp_path / "found.json"
+    assert call(*inputs, extra=["--salience", "--json", str(json_file), "--batch-size", "2"]) == 0
+
+    written = ["1.jpg", "1_salience.jpg", "2.jpg", "2_salience.jpg"]
+    assert outputs(tmp_path) == sorted([*written, f"{'3' * 242}.jpg", f"{'3' * 242}_salience.jpg"])
+    errors = capsys.readouterr().err
+    assert "3 inputs were skipped" in errors and errors.count("File name too long") == 2
+    assert len(json.loads(json_file.read_text())["images"]) == 3
+    assert call(images / ("ä" * 122 + ".jpg"), extra=["--salience"]) == 1
+
+
+def test_an_output_that_is_a_folder_fails_that_input_only(call, images, video, tmp_path, capsys):
+    for name in ("1.jpg", "film.mp4"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+
+    assert call(images / "1.jpg", video, images / "2.jpg") == 0
+
+    assert outputs(tmp_path) == ["1.jpg", "2.jpg", "film.mp4"]
+    errors = capsys.readouterr().err
+    assert "2 inputs were skipped" in errors and errors.count("it is a folder") == 2
+
+
 def test_images_and_videos_of_the_same_name_do_not_overwrite_each_other(call, images, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
