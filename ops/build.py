@@ -15,6 +15,7 @@ import platform
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -56,17 +57,71 @@ def cache_root() -> Path:
     """Return the folder for libraries that are built on first use.
 
     Raises:
-        BuildError: there is no home folder, and no variable names another.
+        BuildError: there is no home folder, and no variable names another; or others could have
+            changed the folder.
     """
     if os.environ.get("SALIENCE_DETR_CACHE"):
-        return Path(os.environ["SALIENCE_DETR_CACHE"])
+        root = Path(os.environ["SALIENCE_DETR_CACHE"])
+        check_trusted(root)
+        return root
 
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:
         remedy = "Set SALIENCE_DETR_CACHE to a folder for the operator."
         raise BuildError(f"{error} {remedy}") from error
-    return cache / "salience_detr"
+
+    root = cache / "salience_detr"
+    check_trusted(root)
+    return root
+
+
+def check_trusted(path: Path) -> None:
+    """Check that nobody else could have changed a folder or library of the cache.
+
+    Whoever can write there can run code as the user who loads the library.
+
+    Raises:
+        BuildError: another user owns it or can write to it; the message names the remedy.
+    """
+    if not hasattr(os, "geteuid") or not path.exists():  # Windows has other rights
+        return
+
+    status = path.stat()
+    others = stat.S_IWOTH
+    if not is_private_group(status.st_gid):
+        others |= stat.S_IWGRP
+
+    # Root can change everything anyway.
+    if status.st_uid not in (0, os.geteuid()):
+        raise BuildError(
+            f"{path} belongs to another user (uid {status.st_uid}), who could have put any code "
+            "there; set SALIENCE_DETR_CACHE to a folder of your own"
+        )
+    if status.st_mode & others:
+        raise BuildError(
+            f"other users can write to {path}, and could have put any code there; set "
+            "SALIENCE_DETR_CACHE to a folder of your own, or, if you trust what is there, "
+            f"chmod go-w {shlex.quote(str(path))}"
+        )
+
+
+def is_private_group(group_id: int) -> bool:
+    """Return whether a group is the user's own, as systems give one to each user, with umask 002.
+
+    Root's is not: containers put users without an account into it.
+    """
+    import grp
+    import pwd
+
+    if group_id == 0:
+        return False
+    try:
+        user = pwd.getpwuid(os.geteuid())
+        group = grp.getgrgid(group_id)
+    except KeyError:  # without an account
+        return False
+    return user.pw_gid == group_id and group.gr_name == user.pw_name and not group.gr_mem
 
 
 def compiler() -> str:
@@ -215,7 +270,7 @@ def build(root: Path, architectures: str | None) -> Path:
     key = build_key(architectures)
     library = root / key / LIBRARY
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o755, parents=True, exist_ok=True)
         with FileLock(root / f"{key}.lock"):
             if not library.exists():
                 for leftover in root.glob(f"{key}.building-*"):  # of a build that was killed
@@ -242,9 +297,10 @@ def build_locked(library: Path, architectures: str | None) -> None:
     try:
         compile_into(folder, architectures)
         finished = folder / "finished"
-        finished.mkdir()
+        finished.mkdir(mode=0o755)  # nobody else may write, whatever the umask
         for name in (LIBRARY, LOG):
             shutil.move(folder / name, finished / name)
+        (finished / LIBRARY).chmod(0o755)
 
         shutil.rmtree(library.parent, ignore_errors=True)  # a folder that lost its library
         finished.rename(library.parent)

@@ -20,11 +20,13 @@ from torch import Tensor
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # A wheel holds the sources and, if there was a compiler, the library. A checkout has the sources
-# beside the package.
+# beside the package. There, a wheel may have the module "ops" of another project.
 BUILT_AHEAD = PACKAGE / "_operator"
-BUILDERS = (PACKAGE.parent / "ops" / "build.py", PACKAGE / "_ops" / "build.py")
-BUILDER = next((path for path in BUILDERS if path.exists()), None)
+BUILDERS = (PACKAGE / "_ops" / "build.py", PACKAGE.parent / "ops" / "build.py")
+SOURCE = Path("csrc", "registration.cpp")
+BUILDER = next((path for path in BUILDERS if (path.parent / SOURCE).exists()), None)
 NAMES = ("ms_deform_attn", "ms_deform_attn_fused")
+OPERATORS = (*NAMES, *(f"{name}_backward" for name in NAMES))
 
 
 @torch.compiler.assume_constant_result
@@ -62,6 +64,9 @@ def load_operator() -> bool:
     builder = import_file(BUILDER)
     try:
         library = find_or_build(builder)
+        if BUILT_AHEAD not in library.parents:
+            builder.check_trusted(library.parent)
+            builder.check_trusted(library)
     except (builder.BuildError, OSError) as error:
         warn_of_reference(str(error))
         return False
@@ -70,6 +75,13 @@ def load_operator() -> bool:
         torch.ops.load_library(str(library))
     except OSError as error:
         warn_of_reference(f"{error}\nDelete {library.parent} to have it built again.")
+        return False
+
+    missing = [name for name in OPERATORS if not hasattr(torch.ops.salience_detr, name)]
+    if missing:
+        warn_of_reference(
+            f"{library} has no {', '.join(missing)}\nDelete {library.parent} to have it built again."
+        )
         return False
 
     register()
@@ -87,7 +99,7 @@ def find_or_build(builder: ModuleType) -> Path:
     """
     architectures = builder.architectures()
     roots = [BUILT_AHEAD]
-    with contextlib.suppress(builder.BuildError):  # there is no home folder
+    with contextlib.suppress(builder.BuildError):  # there is no home folder, or it is not safe
         roots.append(builder.cache_root())
 
     library = builder.find(roots, architectures)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -280,6 +283,131 @@ def test_it_can_be_turned_off(nothing_built):
     found = use_operator(**nothing_built, SALIENCE_DETR_OPERATOR="off")
     assert found.stdout.count("1.5") == 2
     assert "operator" not in found.stderr
+
+
+# A library that dlopen takes and that registers nothing.
+EMPTY = 'extern "C" int nothing() { return 0; }'
+
+
+@pytest.fixture
+def cached(nothing_built, tmp_path):
+    """A cache with a library without operators; returns its path."""
+    build = import_file(BUILD)
+    library = keep_library(build, tmp_path / "cache", None)
+    library.unlink()
+    (tmp_path / "empty.cpp").write_text(EMPTY)
+    command = [*build.compiler().split(), "-shared", "-fPIC", "-o", library, tmp_path / "empty.cpp"]
+    subprocess.run(command, check=True)
+    for path in (tmp_path / "cache", library.parent, library):
+        path.chmod(0o755)
+    return library
+
+
+def test_a_library_without_the_operators_is_not_used(nothing_built, cached):
+    found = use_operator(**nothing_built)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("1.5") == 2
+    assert f"{cached} has no ms_deform_attn, ms_deform_attn_fused" in found.stderr
+    assert f"Delete {cached.parent} to have it built again" in found.stderr
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])  # the library, its folder, the cache
+def test_a_cache_that_others_can_write_is_refused(nothing_built, cached, level):
+    path = [cached, *cached.parents][level]
+    path.chmod(0o777)
+    found = use_operator(**nothing_built)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("1.5") == 2
+    assert f"other users can write to {path}, and could have put any code there" in found.stderr
+    assert "SALIENCE_DETR_CACHE" in found.stderr and "has no ms_deform_attn" not in found.stderr
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o757, 0o702, 0o1777])
+def test_a_folder_that_others_can_write_is_not_trusted(builder, tmp_path, mode):
+    tmp_path.chmod(mode)
+    with pytest.raises(builder.BuildError, match=f"other users can write to {tmp_path}"):
+        builder.check_trusted(tmp_path)
+    tmp_path.chmod(0o755)
+    builder.check_trusted(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_folder_of_another_user_is_not_trusted(builder, tmp_path, monkeypatch):
+    os.chown(tmp_path, 12345, -1)
+    monkeypatch.setenv("SALIENCE_DETR_CACHE", str(tmp_path))
+    with pytest.raises(builder.BuildError, match=rf"{tmp_path} belongs to .* \(uid 12345\)"):
+        builder.cache_root()
+
+    # Root's are: an administrator may build for all users.
+    os.chown(tmp_path, 0, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert builder.cache_root() == tmp_path
+
+
+def test_of_groups_only_the_users_own_may_write(builder, monkeypatch, tmp_path):
+    groups = {0: ("root", []), 7: ("ann", []), 8: ("staff", []), 9: ("ann", ["bob"])}
+
+    def group(number):
+        name, members = groups[number]
+        return SimpleNamespace(gr_name=name, gr_mem=members)
+
+    monkeypatch.setattr(grp, "getgrgid", group)
+    for group_id, is_own in ((0, False), (7, True), (8, False), (9, False)):
+        user = SimpleNamespace(pw_gid=group_id, pw_name="ann")
+        monkeypatch.setattr(pwd, "getpwuid", lambda uid, user=user: user)
+        assert builder.is_private_group(group_id) == is_own
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert not builder.is_private_group(7)
+
+    # The group may write here; whether that is refused depends on the group alone.
+    tmp_path.chmod(0o775)
+    monkeypatch.setattr(builder, "is_private_group", lambda group_id: True)
+    builder.check_trusted(tmp_path)
+    monkeypatch.setattr(builder, "is_private_group", lambda group_id: False)
+    with pytest.raises(builder.BuildError, match="chmod go-w"):
+        builder.check_trusted(tmp_path)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o022, 0o077])
+def test_what_is_built_is_trusted_whatever_the_umask(builder, monkeypatch, tmp_path, umask):
+    def compile_into(folder, architectures):
+        for name in (builder.LIBRARY, builder.LOG):
+            (folder / name).touch(mode=0o777)
+
+    monkeypatch.setattr(builder, "compile_into", compile_into)
+    monkeypatch.setattr(builder, "is_private_group", lambda group_id: False)
+    before = os.umask(umask)
+    try:
+        library = builder.build(tmp_path / "cache", None)
+    finally:
+        os.umask(before)
+    for path in (library, *library.parents[:2]):
+        builder.check_trusted(path)
+
+
+def test_the_module_ops_of_another_project_is_not_run(nothing_built, tmp_path):
+    # As in site-packages: the sources are inside of the package, and "ops" is another's.
+    project = Path(nothing_built["PYTHONPATH"])
+    (project / "ops").rename(project / "salience_detr" / "_ops")
+    (project / "ops").mkdir()
+    for name in ("__init__.py", "build.py"):
+        (project / "ops" / name).write_text("raise SystemExit('a foreign module was run')")
+    (tmp_path / "bin").mkdir()
+    no_compiler = {"PATH": str(tmp_path / "bin"), "CXX": ""}
+
+    found = use_operator(**nothing_built, **no_compiler)
+    assert found.returncode == 0, found.stderr
+    assert "_ops/build.py' builds the operator" in found.stderr
+
+    # Without any sources of ours, the foreign module is none.
+    shutil.rmtree(project / "salience_detr" / "_ops")
+    found = use_operator(**nothing_built, **no_compiler)
+    assert found.returncode == 0, found.stderr
+    assert "installed without the operator's sources" in found.stderr
 
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
