@@ -254,3 +254,43 @@ def test_data_sets_that_number_their_classes_differently_are_not_joined(coco_fil
     message = "'faulty' and 'surface_defects_val' have different classes"
     with pytest.raises(DatasetError, match=message):
         load_dataset(["faulty", "surface_defects_val"])
+
+
+@pytest.mark.parametrize(
+    ("annotations", "counts"),
+    [
+        ([], "0 crowd regions or boxes to ignore, 0 boxes without area"),
+        (
+            [{"bbox": [1, 1, 2, 2], "iscrowd": 1}, {"bbox": [1, 1, 2, 2], "ignore": 1}],
+            "2 crowd regions or boxes to ignore, 0 boxes without area",
+        ),
+        (
+            [{"bbox": [1, 1, 0, 2]}, {"bbox": [90, 1, 2, 2]}, {"bbox": [5, 5, 2, 2], "iscrowd": 1}],
+            "1 crowd regions or boxes to ignore, 2 boxes without area",
+        ),
+    ],
+)
+def test_training_data_without_a_box_to_learn_are_refused(coco_file, annotations, counts):
+    coco_file(annotations)
+    with pytest.raises(DatasetError, match=f"no box to learn in the training data: .*{counts}"):
+        load_dataset("faulty", is_train=True)
+    assert len(load_dataset("faulty")) == 1
+
+
+def test_boxes_in_fractions_are_refused_and_corners_and_duplicates_told(coco_file, caplog):
+    coco_file([{"bbox": [0.1, 0.1, 0.5, 0.25]}, {"bbox": [0, 0, 1, 1]}])
+    for is_train in (True, False):
+        with pytest.raises(DatasetError, match="2 of 2 boxes lie within the first pixel"):
+            load_dataset("faulty", is_train=is_train)
+
+    corners = [[20, 5, 39, 29], [25, 5, 38, 28], [21, 16, 39, 29]]
+    coco_file([{"bbox": box} for box in corners])
+    with caplog.at_level(logging.WARNING, "salience_detr"):
+        load_dataset("faulty")
+    assert "3 of 3 boxes fit into their image as corners" in caplog.text
+
+    coco_file([{"bbox": [1, 1, 2, 2], "area": 0}] * 2)
+    with caplog.at_level(logging.WARNING, "salience_detr"):
+        load_dataset("faulty")
+    assert "1 of 2 boxes are in the file twice" in caplog.text
+    assert "2 of 2 boxes with width and height have an area of 0" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -102,3 +103,23 @@ def test_the_best_checkpoint_is_kept_and_a_metric_that_there_is_not_is_logged(tm
 
     BestCheckpoint(checkpointer, "bbox/AP").update(3, {"bbox/AP": 2.0})
     assert saved == ["model_best"]
+
+
+def test_without_boxes_to_evaluate_on_the_last_checkpoint_is_the_best(tmp_path, caplog):
+    saved = []
+    checkpointer = SimpleNamespace(
+        output_dir=tmp_path, save=lambda name, iteration, **_: saved.append(iteration)
+    )
+    best = BestCheckpoint(checkpointer, "bbox/AP")
+    best.update(1, {"bbox/AP": float("nan")})
+    best.update(2, {"bbox/AP": float("nan")})
+    assert saved == [1, 2]
+    assert "model_best is the last one, after 2 iterations" in caplog.text
+    assert json.loads(best.path.read_text()) == {
+        "metric": "bbox/AP", "value": None, "iteration": 2,
+    }  # fmt: skip
+
+    # A number is better than none, and stays.
+    best.update(3, {"bbox/AP": 0.0})
+    best.update(4, {"bbox/AP": float("nan")})
+    assert saved == [1, 2, 3] and best.best_value() == 0
