@@ -80,7 +80,8 @@ def load_operator() -> bool:
     missing = [name for name in OPERATORS if not hasattr(torch.ops.salience_detr, name)]
     if missing:
         warn_of_reference(
-            f"{library} has no {', '.join(missing)}\nDelete {library.parent} to have it built again."
+            f"{library} has no {', '.join(missing)}\n"
+            f"Delete {library.parent} to have it built again."
         )
         return False
 
