@@ -27,6 +27,9 @@ Batch: TypeAlias = list[dict[str, Any]]
 # fp16 halves its scale after each step whose gradients overflow: this is reached after 20 in a row.
 SMALLEST_SCALE = 2.0**-4
 
+# How PyTorch's message about a batch that is too small for BatchNorm begins.
+NO_VARIANCE = "Expected more than 1 value per channel"
+
 
 class FetchError(RuntimeError):
     """Data of a step that cannot be read.
@@ -178,7 +181,7 @@ class Trainer(SimpleTrainer):
         """Add the gradients of a part of a batch to the parameters'; return its losses by name."""
         uses_amp = self.amp_dtype is not None
         with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=uses_amp):
-            losses: dict[str, Tensor] = self.model(part, *normalizers)
+            losses = self.compute_losses(part, *normalizers)
         total = torch.stack(list(losses.values())).sum()
 
         # One transfer from the device for all of them.
@@ -188,6 +191,26 @@ class Trainer(SimpleTrainer):
 
         self.grad_scaler.scale(total).backward()
         return values
+
+    def compute_losses(self, part: Batch, *normalizers: LossNormalizers) -> dict[str, Tensor]:
+        """Run the model on a part of a batch.
+
+        Raises:
+            ValueError: the part is too small for BatchNorm; the message names its images.
+        """
+        try:
+            losses: dict[str, Tensor] = self.model(part, *normalizers)
+        except ValueError as error:
+            if NO_VARIANCE not in str(error):
+                raise
+            images = ", ".join(str(x.get("file_name", x.get("image_id"))) for x in part)
+            raise ValueError(
+                f"BatchNorm cannot be trained on one value per channel, which is all that a map of "
+                f"{images} has; give each process at least two images at a time (raise "
+                "dataloader.train.total_batch_size, lower train.accumulate), enlarge the image, or "
+                "freeze BatchNorm"
+            ) from error
+        return losses
 
     def clip_gradients(self) -> Tensor:
         """Scale the gradients down to the largest norm allowed; return the norm they had."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList, Instances
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 from salience_detr.layers.box_ops import box_xyxy_to_cxcywh
@@ -183,7 +184,11 @@ class SalienceDETR(nn.Module):
         if normalizers is None:
             normalizers = self.compute_loss_normalizers(batched_inputs)
 
-        images = self.preprocess_image(batched_inputs, normalizers.padded_size)
+        # A part of a batch may be a single image.
+        padded_size = self.training_size(normalizers.padded_size, len(batched_inputs))
+        normalizers = replace(normalizers, padded_size=padded_size)
+
+        images = self.preprocess_image(batched_inputs, padded_size)
         targets = self.prepare_targets(batched_inputs)
 
         encoding = self.encode(images.tensor, padding_mask(images))
@@ -302,6 +307,7 @@ class SalienceDETR(nn.Module):
             math.ceil(height / divisor) * divisor,
             math.ceil(width / divisor) * divisor,
         )
+        padded_size = self.training_size(padded_size, len(batched_inputs))
 
         num_salient = self.salience_criterion.count_salient(
             self.spatial_shapes_list(*padded_size), targets, padded_size
@@ -317,6 +323,23 @@ class SalienceDETR(nn.Module):
             max_boxes=max(len(target) for target in targets),
             padded_size=padded_size,
         )
+
+    def training_size(self, padded_size: tuple[int, int], num_images: int) -> tuple[int, int]:
+        """Return a padded size in which BatchNorm can train the backbone.
+
+        A single image that is one value per channel in the last map, which has no variance, is
+        padded to two. All other batches keep their size.
+        """
+        backbone: Any = self.backbone
+        neck: Any = self.neck
+
+        stride = max(backbone.output_shape()[name].stride for name in neck.in_features)
+        if num_images > 1 or max(padded_size) > stride or not needs_variance(backbone):
+            return padded_size
+
+        # The next multiple of the divisor that is above the stride.
+        divisor = self.size_divisibility
+        return padded_size[0], (stride // divisor + 1) * divisor
 
     def spatial_shapes_list(self, height: int, width: int) -> list[tuple[int, int]]:
         """Return (H_l, W_l) of each level for a padded batch of ``height`` x ``width`` pixels."""
@@ -393,6 +416,14 @@ class SalienceDETR(nn.Module):
             results.append({"instances": clip_detections(selected)})
 
         return results
+
+
+def needs_variance(module: nn.Module) -> bool:
+    """Return whether a module has BatchNorm with statistics of this process's batch alone."""
+    # Over several processes it is synchronized.
+    if comm.get_world_size() > 1:
+        return False
+    return any(isinstance(x, nn.BatchNorm2d) and x.training for x in module.modules())
 
 
 def padding_mask(images: ImageList) -> Tensor:

@@ -184,3 +184,32 @@ def test_losses_are_grouped_by_what_they_teach():
     assert group_losses(losses) == {
         "class": 1, "bbox": 1, "earlier": 2, "encoder": 1, "denoising": 2, "salience": 1,
     }  # fmt: skip
+
+
+def test_a_batch_too_small_for_batch_norm_names_its_image_and_the_remedy(make_input):
+    class Pooled(nn.Module):
+        """BatchNorm after a global mean, as some backbones of timm have it."""
+
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, batch):
+            means = [x["image"].float().mean((1, 2), keepdim=True) for x in batch]
+            return {"loss": self.norm(torch.stack(means)).sum()}
+
+    model = Pooled()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    image = make_input(8, 8, [], []) | {"file_name": "plates/a.png"}
+
+    def train(batch):
+        trainer = Trainer(
+            model=model, data_loader=FixedLoader(batch), optimizer=optimizer, clip_grad_norm=0.0
+        )
+        trainer.start_iter = trainer.iter = 0
+        with EventStorage() as trainer.storage:
+            trainer.run_step()
+
+    train([image, image])
+    with pytest.raises(ValueError, match=r"plates/a\.png .*dataloader\.train\.total_batch_size"):
+        train([image])

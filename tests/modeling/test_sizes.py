@@ -67,6 +67,50 @@ def test_a_lone_tiny_image_trains(micro_config, make_input):
     assert torch.isfinite(total)
 
 
+@pytest.mark.parametrize("size", [(32, 32), (1, 1), (17, 32)])
+def test_a_lone_tiny_image_trains_batch_norm_of_the_backbone(micro_config, make_input, size):
+    height, width = size
+    model = build(micro_config).train()
+    before = copy.deepcopy(model.backbone.state_dict())
+
+    inputs = [make_input(height, width, [[0, 0, width, height]], [0])]
+    total = sum(model(inputs).values())
+    total.backward()
+
+    assert torch.isfinite(total)
+    assert model.compute_loss_normalizers(inputs).padded_size == (32, 64)
+    for name, value in model.backbone.state_dict().items():
+        assert torch.isfinite(value).all()
+        if name.endswith("running_var"):
+            assert not torch.equal(value, before[name])
+
+
+def test_a_part_of_a_batch_may_be_a_lone_tiny_image(micro_config, make_input):
+    model = build(micro_config).train()
+    batch = [make_input(30, 32, [[2, 2, 9, 9]], [0]) for _ in range(2)]
+    normalizers = model.compute_loss_normalizers(batch)
+    for image in batch:
+        assert torch.isfinite(sum(model([image], normalizers).values()))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "freeze_at", "expected"),
+    [
+        ([(32, 32)], 5, (32, 32)),  # without BatchNorm
+        ([(32, 33)], 0, (32, 64)),
+        ([(33, 32)], 0, (64, 32)),
+        ([(32, 32), (20, 20)], 0, (32, 32)),
+    ],
+)
+def test_other_batches_are_padded_as_before(micro_config, make_input, sizes, freeze_at, expected):
+    model = build(micro_config, f"model.backbone.freeze_at={freeze_at}").train()
+    batch = [make_input(height, width, [[2, 2, 9, 9]], [0]) for height, width in sizes]
+    assert model.compute_loss_normalizers(batch).padded_size == expected
+
+    # In evaluation, BatchNorm needs no more than one value.
+    assert model.eval().training_size((32, 32), 1) == (32, 32)
+
+
 def test_maps_beyond_the_background_table_stretch_it(micro_config, make_input):
     model = build(micro_config, "model.encoder.background_embedding.size=5").eval()
     with torch.no_grad():
