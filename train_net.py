@@ -30,8 +30,9 @@ from salience_detr.data.classes import ClassList
 from salience_detr.data.datasets import as_list, dataset_classes
 from salience_detr.engine.launch import launch
 from salience_detr.engine.own_data import add_data_arguments, use_own_data
+from salience_detr.engine.run_folder import locked_folder
 from salience_detr.engine.train import build_model, save_config, setup_run, train
-from salience_detr.engine.trainer import FetchError
+from salience_detr.engine.trainer import StopError
 from salience_detr.evaluation.coco_evaluation import check_show_dir, evaluate, show_evaluation
 from salience_detr.utils.errors import print_error
 
@@ -168,13 +169,16 @@ def main(args: argparse.Namespace, config: DictConfig | None) -> None:
     """
     try:
         config = config or make_config(args)
-        setup_run(config)
         if args.eval_only:
+            setup_run(config)
             do_test(args, config)
-        else:
+            return
+
+        with locked_folder(config.train.output_dir):
+            setup_run(config)
             train(config, resume=args.resume)
 
-    except FetchError as error:
+    except StopError as error:
         if error.reason is not None:
             log_traceback()
             print_error(error.reason)

@@ -7,11 +7,13 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from detectron2.config import LazyConfig
-from detectron2.utils.registry import locate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from detectron2.utils.registry import _convert_target_to_string, locate
+from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 
 from salience_detr.utils.errors import one_line
 from salience_detr.utils.safe_yaml import UntrustedError, check_content, read_yaml
@@ -104,6 +106,37 @@ def read_config(config_file: str | Path, is_data: bool) -> DictConfig:
     if not isinstance(config, DictConfig):
         raise ConfigError(f"the config file {config_file} holds no settings by name")
     return config
+
+
+def to_yaml(config: DictConfig) -> str:
+    """Return a config as YAML, as detectron2's ``LazyConfig.save`` writes it.
+
+    That writes the file itself, which a crash may leave half-written, and hides errors of the disk.
+
+    Raises:
+        ConfigError: it holds something that YAML cannot.
+    """
+    content = OmegaConf.to_container(config, structured_config_mode=SCMode.INSTANTIATE)
+    try:
+        named = name_targets(content)
+        text = yaml.dump(named, default_flow_style=None, allow_unicode=True, width=9999)
+    except Exception as error:  # objects may raise anything when they are to be written
+        raise ConfigError(f"YAML cannot hold the config ({one_line(error)})") from error
+    return str(text)
+
+
+def name_targets(node: Any) -> Any:
+    """Replace functions and classes under ``_target_`` by their names, in plain containers."""
+    if isinstance(node, list):
+        return [name_targets(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+
+    named = {name: name_targets(value) for name, value in node.items()}
+    target = named.get("_target_")
+    if hasattr(target, "__qualname__"):
+        named["_target_"] = _convert_target_to_string(target)
+    return named
 
 
 def check_trusted(config: DictConfig, config_file: str | Path) -> None:

@@ -382,7 +382,7 @@ def cut_metrics(path: Path, iteration: int) -> None:
     for line in path.read_text(errors="replace").splitlines():
         try:
             is_earlier = json.loads(line)["iteration"] < iteration
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # half-written
 
         if is_earlier:

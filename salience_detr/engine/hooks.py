@@ -17,6 +17,8 @@ from torch import nn
 
 from salience_detr.engine.checkpointing import TrainingCheckpointer
 from salience_detr.engine.launch import any_process
+from salience_detr.engine.run_folder import is_gone
+from salience_detr.engine.trainer import StopError
 from salience_detr.utils.files import write_image, write_text
 from salience_detr.utils.signals import StopSignals
 
@@ -102,8 +104,25 @@ class BestCheckpoint:
         if not self.path.is_file():
             return float("-inf")
 
-        value = json.loads(self.path.read_text())["value"]
-        return float("-inf") if value is None else float(value)
+        try:
+            record = json.loads(self.path.read_text())
+            metric = record["metric"]
+            value = record["value"]
+            value = float("-inf") if value is None else float(value)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            value, metric = float("nan"), self.metric
+
+        # NaN would keep every later checkpoint from being the best.
+        if math.isnan(value):
+            logger.warning("%s cannot be read: the next evaluation is the best so far", self.path)
+            return float("-inf")
+        if metric != self.metric:
+            logger.warning(
+                "%s is of %s, not of %s: the next evaluation is the best so far",
+                self.path, metric, self.metric,
+            )  # fmt: skip
+            return float("-inf")
+        return value
 
 
 class EvaluationHook(hooks.EvalHook):
@@ -216,7 +235,7 @@ def is_due(finished: int, period: int, max_iter: int) -> bool:
 
 
 class InterruptHook(HookBase):
-    """Checkpoint and end of the run after a signal; the last of the hooks.
+    """Checkpoint and end of the run after a signal, or without its folder; the last of the hooks.
 
     Attributes:
         stops: notes the signals; the run is inside its ``with`` block.
@@ -228,13 +247,29 @@ class InterruptHook(HookBase):
         self.stops = StopSignals(defer=True, patience=PATIENCE, announcement=announcement)
 
     def after_step(self) -> None:
+        # Log and metrics are open files, which nobody finds again once the folder is gone.
+        output_dir = self.checkpointer.output_dir
+        folder_gone = comm.is_main_process() and is_gone(output_dir)
+
         # All processes have to stop after the same step.
-        if not any_process(self.stops.received is not None):
+        if not any_process(self.stops.received is not None or folder_gone):
             return
 
         # No process ends before the state is on disk: launchers stop the others then.
         finished = self.trainer.iter + 1
         self.checkpointer.save_periodic(finished)
         comm.synchronize()
+        if any_process(folder_gone):
+            raise StopError(folder_error(output_dir, finished) if folder_gone else None)
+
         logger.warning("stopped after %d iterations; go on with --resume", finished)
         raise SystemExit(0)  # nothing went wrong
+
+
+def folder_error(output_dir: Path, finished: int) -> OSError:
+    """Return the error of a run whose folder is gone."""
+    return FileNotFoundError(
+        f"the output folder {output_dir} was deleted or moved during the run; the state after "
+        f"{finished} iterations is saved there: move the other files back if they are needed, and "
+        "go on with --resume"
+    )

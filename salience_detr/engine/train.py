@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.engine import HookBase, hooks
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
@@ -21,7 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from salience_detr.checkpoint import start_from
-from salience_detr.config import ConfigError, resolve_amp, resolve_device
+from salience_detr.config import (
+    ConfigError,
+    load_config,
+    resolve_amp,
+    resolve_device,
+    to_yaml,
+)
 from salience_detr.data.datasets import (
     as_list,
     check_boxes_to_learn,
@@ -46,10 +52,11 @@ from salience_detr.engine.launch import share_cpu_threads
 from salience_detr.engine.previews import preview_images
 from salience_detr.engine.sync_batch_norm import use_cpu_sync_batch_norm
 from salience_detr.engine.trainer import FetchError, Trainer
-from salience_detr.engine.writers import build_writers, wandb_run
+from salience_detr.engine.writers import MetricsWriter, build_writers, wandb_run
 from salience_detr.evaluation.coco_evaluation import best_metric_of, evaluate_with_ema
 from salience_detr.layers.activation_checkpointing import checkpoints_batch_norm
-from salience_detr.utils.files import check_output_dir
+from salience_detr.utils.errors import tolerate_names
+from salience_detr.utils.files import check_output_dir, is_disk_full, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +76,11 @@ def setup_run(config: DictConfig) -> None:
     output_dir = config.train.output_dir
     check_output_dir(output_dir)
     for name in ("detectron2", "fvcore", "salience_detr"):
-        setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name)
+        log = setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name)
+        tolerate_names(getattr(handler, "stream", None) for handler in log.handlers)
+
+    # A log that cannot be written, as on a full disk, does not end a run by itself.
+    logging.raiseExceptions = False
 
     # The exception itself is reported by whoever catches it.
     train_loop = logging.getLogger("detectron2.engine.train_loop")
@@ -80,8 +91,16 @@ def setup_run(config: DictConfig) -> None:
 
 
 def save_config(config: DictConfig) -> None:
-    """Write ``config.yaml`` to the output folder."""
-    LazyConfig.save(config, str(Path(config.train.output_dir) / "config.yaml"))
+    """Write ``config.yaml`` to the output folder; it is complete or not there.
+
+    A config whose functions are its own cannot be loaded from there; a warning says so.
+    """
+    path = Path(config.train.output_dir) / "config.yaml"
+    try:
+        write_text(path, to_yaml(config))
+        load_config(path)
+    except ConfigError as error:
+        logger.warning("%s; go on with the config file that this run was started with", error)
 
 
 def train(config: DictConfig, *, resume: bool) -> None:
@@ -379,11 +398,17 @@ def build_hooks(
         ema_model = ema.module
         best_metric = f"ema/{best_metric}"
 
+    # metrics.json has the line of a step before it is saved: a run that is resumed from there does
+    # not come to that step again. A run shorter than the period is logged at its end.
+    writers = build_writers(output_dir, settings.max_iter, start)
+    period = min(settings.log_period, settings.max_iter)
+    metrics_writers = [writer for writer in writers if isinstance(writer, MetricsWriter)]
+    run_hooks.append(hooks.PeriodicWriter(metrics_writers, period))
+
     # A step is saved before it is evaluated, so that an evaluation that fails costs no training.
     run_hooks.append(PeriodicCheckpointHook(checkpointer, settings.checkpointer.period))
 
     # The evaluation writes at once, so it has the writers as well.
-    writers = build_writers(output_dir, settings.max_iter, start)
     class_names = checkpointer.class_names
     evaluate = partial(evaluate_with_ema, config, model, ema_model, class_names)
     best = BestCheckpoint(checkpointer, best_metric)
@@ -393,16 +418,18 @@ def build_hooks(
         draw = partial(preview_images, config, ema_model or model, class_names)
         run_hooks.append(PreviewHook(draw, settings.eval_period, output_dir))
 
-    # A run shorter than the period is logged at its end.
-    period = min(settings.log_period, settings.max_iter)
-    run_hooks.append(hooks.PeriodicWriter(writers, period))
+    # The others write after it, so that TensorBoard has the results in the same write.
+    other_writers = [writer for writer in writers if writer not in metrics_writers]
+    run_hooks.append(hooks.PeriodicWriter(other_writers, period))
     return run_hooks
 
 
 def run_steps(
     trainer: Trainer, checkpointer: TrainingCheckpointer, start: int, max_iter: int
 ) -> None:
-    """Train from an iteration to another one; data that cannot be read cost no finished step.
+    """Train from an iteration to another one.
+
+    Data that cannot be read, or a full disk, costs no finished step.
 
     Raises:
         FetchError, OSError, FloatingPointError: see :func:`train`.
@@ -414,3 +441,10 @@ def run_steps(
         if trainer.iter > start:
             checkpointer.save_periodic(trainer.iter)
         raise
+    except OSError as error:
+        if not is_disk_full(error) or "--resume" in str(error):
+            raise
+        raise OSError(
+            f"no space is left for {checkpointer.output_dir} ({error}); make room and go on with "
+            "--resume"
+        ) from error

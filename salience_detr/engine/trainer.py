@@ -31,16 +31,20 @@ SMALLEST_SCALE = 2.0**-4
 NO_VARIANCE = "Expected more than 1 value per channel"
 
 
-class FetchError(RuntimeError):
-    """Data of a step that cannot be read.
+class StopError(RuntimeError):
+    """End of a run in all of its processes together, for a reason that one of them has.
 
     Attributes:
         reason: what went wrong in this process; None if it went wrong in another one.
     """
 
     def __init__(self, reason: Exception | None) -> None:
-        super().__init__(str(reason or "the data of another process cannot be read"))
+        super().__init__(str(reason or "another process of the run cannot go on"))
         self.reason = reason
+
+
+class FetchError(StopError):
+    """Data of a step that cannot be read."""
 
 
 class Trainer(SimpleTrainer):

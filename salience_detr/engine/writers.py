@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import json
 import logging
+import os
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,9 +33,35 @@ def build_writers(output_dir: str, max_iter: int, start: int) -> list[EventWrite
         return []
     return [
         ConsoleWriter(max_iter),
-        JSONWriter(str(Path(output_dir) / "metrics.json")),
+        MetricsWriter(str(Path(output_dir) / "metrics.json")),
         TensorboardXWriter(str(output_dir), purge_step=start),
     ]
+
+
+class MetricsWriter(JSONWriter):
+    """metrics.json: a line of numbers for each iteration that is logged, and one per evaluation.
+
+    detectron2's writes nothing of an iteration that it has written before. Here the results of an
+    evaluation may follow, for the numbers of the step are written before its checkpoint.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.written: dict[str, int] = {}  # last iteration of each number
+
+    def write(self) -> None:
+        lines: defaultdict[int, dict[str, float]] = defaultdict(dict)
+        latest = get_event_storage().latest_with_smoothing_hint(self._window_size)
+        for name, (value, iteration) in latest.items():
+            if iteration > self.written.get(name, -1):
+                lines[iteration][name] = value
+                self.written[name] = iteration
+
+        for iteration, numbers in sorted(lines.items()):
+            record = {**numbers, "iteration": iteration}
+            self._file_handle.write(json.dumps(record, sort_keys=True) + "\n")
+        self._file_handle.flush()
+        os.fsync(self._file_handle.fileno())
 
 
 class ConsoleWriter(EventWriter):

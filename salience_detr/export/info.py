@@ -79,14 +79,19 @@ class DetectorInfo:
                 "export one with tools/export.py"
             )
 
-        content: dict[str, Any] = json.loads(text)
-        if content.pop("version") != VERSION:
-            raise ExportError(f"{source} is of another version; export it again")
-
-        table = content.pop("classes")
-        colors = table["colors"] and tuple(tuple(color) for color in table["colors"])
-        classes = ClassTable(tuple(table["names"]), tuple(table["category_ids"]), colors)
-        return cls(classes, **content)
+        try:
+            content: dict[str, Any] = json.loads(text)
+            version = content.pop("version")
+            table = content.pop("classes")
+            if version == VERSION:
+                return cls(classes=read_classes(table), **check_settings(content))
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ExportError(
+                f"{source} holds broken metadata ({type(error).__name__}: {error}); export it again"
+            ) from error
+        raise ExportError(
+            f"{source} is of another version, {version!r:.20} instead of {VERSION}; export it again"
+        )
 
     def make_mapper(self) -> DetectionMapper:
         """Return a mapper that makes inputs of images as the model's config does."""
@@ -94,3 +99,34 @@ class DetectorInfo:
         return DetectionMapper(
             is_train=False, augmentations=[resize], image_format=self.image_format
         )
+
+
+def read_classes(table: dict[str, Any]) -> ClassTable:
+    """Return the classes in the metadata of a file.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are of another form.
+    """
+    names = table["names"]
+    ids = table["category_ids"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"the class names are {names!r:.60}")
+    if not isinstance(ids, list) or len(ids) != len(names):
+        raise ValueError(f"the category ids of {len(names)} classes are {ids!r:.60}")
+
+    colors = table["colors"] and tuple(tuple(map(int, color)) for color in table["colors"])
+    return ClassTable(tuple(names), tuple(ids), colors)
+
+
+def check_settings(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings in the metadata of a file.
+
+    Raises:
+        KeyError, ValueError: they are of another form.
+    """
+    for key in ("short_edge_length", "max_size", "size_divisibility"):
+        if type(content[key]) is not int or content[key] < 1:
+            raise ValueError(f"{key} is {content[key]!r:.60}")
+    if content["image_format"] not in ("RGB", "BGR"):
+        raise ValueError(f"image_format is {content['image_format']!r:.60}")
+    return content

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def one_line(error: Exception) -> str:
@@ -21,6 +22,16 @@ def one_line(error: Exception) -> str:
     error_type, colon, message = lines[-1].partition(": ")
     has_type = colon and error_type.rpartition(".")[2].isidentifier()
     return message if has_type else lines[-1]
+
+
+def tolerate_names(streams: Iterable[object]) -> None:
+    """Write characters that a stream's encoding does not have as escapes, such as ``\\ud800``.
+
+    Class and file names may hold any; without this, printing one would end the program.
+    """
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_error(error: Exception) -> None:

@@ -127,6 +127,15 @@ def check_name(path: Path) -> None:
         raise FileNameError(f"cannot write {path}: it is a folder; rename it or the input")
 
 
+def is_disk_full(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it was raised from, is of a disk without room."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 class UsedPaths:
     """Paths that no further output may get: those of the inputs, and of the outputs before it.
 
