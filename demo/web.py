@@ -111,7 +111,7 @@ class Page:
         name = Path(path).name
         try:
             check_num_pixels(path)
-            image = to_rgb(path)
+            image = to_rgb(path, "RGB", self.detector.value_range)
             output = next(self.detector.stream([image]))
             seconds = time.perf_counter() - start
             shown = resize_between(image, *SHOWN_SIDES)
@@ -123,7 +123,8 @@ class Page:
 
         # The state refers to the file, since the image in full size may be large.
         classes = self.detector.classes
-        detections = Detections(output.detections, classes, lambda: to_rgb(path))
+        read_again = partial(to_rgb, path, "RGB", self.detector.value_range)
+        detections = Detections(output.detections, classes, read_again)
         return Seen(name, detections, shown, seconds), salience
 
     def show(

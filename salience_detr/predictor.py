@@ -26,6 +26,7 @@ from salience_detr.data.classes import ClassList, classes_of
 from salience_detr.data.datasets import as_list, ensure_class_names, register_coco_dataset
 from salience_detr.data.images import ImageLike, as_batch, to_rgb
 from salience_detr.data.mapper import DetectionMapper
+from salience_detr.data.value_range import ValueRange
 from salience_detr.detections import ClassTable, Detections
 from salience_detr.modeling import SalienceDETR
 from salience_detr.modeling.salience_detr import padding_mask
@@ -66,6 +67,11 @@ class Detector(ABC):
     def class_names(self) -> list[str]:
         """Return the name of each class; its number where no name is known."""
         return list(self.classes.names)
+
+    @property
+    @abstractmethod
+    def value_range(self) -> ValueRange:
+        """Return the range of the values of deep images; chosen from the first if none is given."""
 
     @overload
     def __call__(self, image: ImageLike, *, channel_order: str = "RGB") -> Detections: ...
@@ -144,17 +150,22 @@ class ModelDetector(Detector):
         self.score_threshold = score_threshold
         self.batch_size = batch_size
 
+    @property
+    def value_range(self) -> ValueRange:
+        return self.mapper.value_range
+
     def stream(
         self, images: Sequence[ImageLike], *, channel_order: str = "RGB"
     ) -> Iterator[PredictorOutput]:
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size]
-            inputs = [prepare_input(self.mapper, to_rgb(image, channel_order)) for image in batch]
+            pixels = [to_rgb(image, channel_order, self.value_range) for image in batch]
+            inputs = [prepare_input(self.mapper, rgb) for rgb in pixels]
             results = self._infer_by_size(inputs)
 
             for image, (instances, salience) in zip(batch, results, strict=True):
                 confident = instances[instances.scores >= self.score_threshold]
-                read_image = partial(to_rgb, image, channel_order)
+                read_image = partial(to_rgb, image, channel_order, self.value_range)
                 yield PredictorOutput(Detections(confident, self.classes, read_image), salience)
 
     def _infer_by_size(self, inputs: list[ModelInput]) -> list[tuple[Instances, np.ndarray]]:

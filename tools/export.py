@@ -27,7 +27,7 @@ from tqdm import tqdm
 from salience_detr.benchmark.timing import time_calls
 from salience_detr.cli.arguments import Parser, run_program
 from salience_detr.data import DatasetError
-from salience_detr.data.images import ImageReadError, read_image
+from salience_detr.data.images import ImageReadError, to_rgb
 from salience_detr.data.surface import generate_surface_defects
 from salience_detr.export import (
     DetectorInfo,
@@ -76,12 +76,13 @@ def test_images(predictor: Predictor, count: int = 4) -> tuple[list[np.ndarray],
     try:
         records = instantiate(predictor.config.dataloader.test.dataset)
         chosen = records[:: max(1, len(records) // count)][:count]
-        return [read_image(record["file_name"]) for record in chosen], "images of the test set"
+        images = [to_rgb(x["file_name"], "RGB", predictor.value_range) for x in chosen]
+        return images, "images of the test set"
     except (DatasetError, ImageReadError):
         with tempfile.TemporaryDirectory() as folder:
             generate_surface_defects(Path(folder), split="val", num_images=count, progress=False)
             paths = sorted(Path(folder).rglob("*.jpg"))
-            return [read_image(str(path)) for path in paths], "generated images"
+            return [to_rgb(path) for path in paths], "generated images"
 
 
 def several_shapes(images: list[np.ndarray]) -> list[np.ndarray]:
@@ -151,9 +152,6 @@ def run(args: argparse.Namespace) -> int:
     check_result_path(args.output, "--output")
     if args.output.suffix == ".onnx":
         check_export(args.opset)
-    images = [read_image(path) for path in args.verify or []]
-    origin = "the given images"
-
     predictor = Predictor(
         args.config_file,
         args.weights,
@@ -161,6 +159,9 @@ def run(args: argparse.Namespace) -> int:
         overrides=args.opts,
         trust_config=args.trust_config,
     )
+    images = [to_rgb(path, "RGB", predictor.value_range) for path in args.verify or []]
+    origin = "the given images"
+
     exported = write(predictor, args)
     mebibytes = args.output.stat().st_size / 2**20
     print(f"{args.output}: {mebibytes:.1f} MiB, {len(exported.class_names)} classes")

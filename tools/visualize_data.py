@@ -24,6 +24,8 @@ from salience_detr.cli.arguments import Parser, number, run_program
 from salience_detr.config import load_config
 from salience_detr.data import DatasetError, batches, read_image
 from salience_detr.data.datasets import class_names_of
+from salience_detr.data.depth import choose_from_files
+from salience_detr.data.value_range import AUTO, ValueRange
 from salience_detr.engine.own_data import add_data_arguments, use_own_data
 from salience_detr.utils.drawing import class_colors, draw_boxes
 from salience_detr.utils.files import UsedPaths, write_image
@@ -65,10 +67,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def read_annotated(dataset: DictConfig) -> Iterator[Sample]:
+def read_annotated(loader: DictConfig) -> Iterator[Sample]:
     """Yield the images of a data set with the annotations as they are in the file."""
-    dataset.is_train = False  # training would clip boxes, and drop crowds and empty boxes
-    for record in instantiate(dataset):
+    loader.dataset.is_train = False  # training would clip boxes, and drop crowds and empty boxes
+    records = instantiate(loader.dataset)
+    value_range = ValueRange(loader.mapper.get("value_range", AUTO))
+    choose_from_files(value_range, [record["file_name"] for record in records])
+
+    for record in records:
         boxes = []
         classes = []
         for annotation in record.get("annotations", []):
@@ -78,7 +84,8 @@ def read_annotated(dataset: DictConfig) -> Iterator[Sample]:
 
         # As the training reads it: turned by its EXIF orientation.
         path = record["file_name"]
-        yield Sample(Path(path).stem, read_image(path), np.asarray(boxes), classes)
+        image = read_image(path, value_range=value_range)
+        yield Sample(Path(path).stem, image, np.asarray(boxes), classes)
 
 
 def read_augmented(loader: DictConfig) -> Iterator[Sample]:
@@ -110,7 +117,7 @@ def draw_samples(args: argparse.Namespace) -> None:
     config = load_config(args.config_file, args.opts, trust=args.trust_config)
     use_own_data(config, args, needed=(args.split,))
     loader = config.dataloader[LOADERS[args.split]]
-    samples = read_augmented(loader) if args.augmented else read_annotated(loader.dataset)
+    samples = read_augmented(loader) if args.augmented else read_annotated(loader)
 
     # Class names are known once the data set is loaded.
     first = next(samples, None)

@@ -28,7 +28,7 @@ from salience_detr.cli.arguments import (
     print_skipped,
     run_program,
 )
-from salience_detr.data.images import ImageReadError, read_image
+from salience_detr.data.images import ImageReadError, to_rgb
 from salience_detr.inference.inputs import collect_inputs, is_video
 from salience_detr.predictor import Predictor
 from salience_detr.utils.errors import one_line
@@ -156,7 +156,7 @@ def visualize(
     try:
         for path in tqdm(images, unit="image", desc="looking inside"):
             try:
-                image = read_image(str(path))
+                image = to_rgb(path, "RGB", predictor.value_range)
                 drawings, image_statistics = draw_parts(predictor, image, args.parts, args.query)
             except ImageReadError as error:
                 notes.append(str(error))

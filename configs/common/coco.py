@@ -25,6 +25,7 @@ dataloader.train = L(build_train_loader)(
         is_train=True,
         augmentations=detr(),
         image_format="${model.input_format}",
+        value_range="auto",
     ),
     total_batch_size=16,
     num_workers=4,
@@ -38,6 +39,7 @@ dataloader.test = L(build_test_loader)(
         is_train=False,
         augmentations=[L(ResizeShortestEdge)(short_edge_length=800, max_size=MAX_SIDE)],
         image_format="${model.input_format}",
+        value_range="${dataloader.train.mapper.value_range}",
     ),
     num_workers=4,
 )

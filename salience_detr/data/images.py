@@ -1,4 +1,10 @@
-"""Images as (H, W, 3) uint8 RGB arrays, from files and from the types that users pass."""
+"""Images as (H, W, 3) uint8 RGB arrays, from files and from the types that users pass.
+
+All images are shown as a viewer shows them: rotated as their EXIF data says, transparent pixels
+white. Those of 8 bits are used as they are. The values of deep images (more than 8 bits, or
+floating values) are mapped to 0..255 by a range that is the same for all images of a data set: see
+:mod:`salience_detr.data.value_range` for the rule that chooses it.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +17,15 @@ import torch
 from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 
+from salience_detr.data.decoding import DecodedImage, decode_file, decode_pil
+from salience_detr.data.value_range import ValueRange
+
 ImageLike: TypeAlias = np.ndarray | torch.Tensor | Image.Image | str | Path
 CHANNEL_ORDERS = ("RGB", "BGR")
-
-# PIL warns of larger images and refuses those of twice the size, as attacks. Line-scan cameras and
-# scanners make images of 20,000 x 20,000 pixels. None is a user's "no limit".
-MAX_PIXELS = 2**29
-if Image.MAX_IMAGE_PIXELS is not None:
-    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
 
 # Large images are converted in strips of so many pixels, to need little memory beside themselves.
 STRIP_PIXELS = 2**24
 
-ORIENTATION = 0x0112  # EXIF tag
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,43 +53,71 @@ class ImageReadError(RuntimeError):
     """An image that is missing, truncated, or not an image."""
 
 
-def read_image(file_name: str, image_format: str = "RGB") -> np.ndarray:
-    """Read a file as :func:`pil_to_rgb` converts it; of several pages or frames, the first.
+def read_image(
+    file_name: str, image_format: str = "RGB", value_range: ValueRange | None = None
+) -> np.ndarray:
+    """Read an image file; of several pages or frames, the first.
+
+    Args:
+        file_name: path or address of the file.
+        image_format: order of the channels of the result, "RGB" or "BGR".
+        value_range: range of the values of deep images; by default each image has its own.
 
     Returns:
-        (H, W, 3) uint8, channels in the order of ``image_format`` ("RGB" or "BGR").
+        (H, W, 3) uint8.
+
+    Raises:
+        ImageReadError: the file cannot be read; the message names it.
+    """
+    decoded = decode_named(file_name)
+    rgb = decoded_to_rgb(decoded, value_range or ValueRange())
+    return rgb[..., ::-1] if image_format == "BGR" else rgb
+
+
+def decode_named(file_name: str) -> DecodedImage:
+    """Decode an image file.
 
     Raises:
         ImageReadError: the file cannot be read; the message names it.
     """
     try:
-        with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
-            rgb = pil_to_rgb(image)
-    except UNREADABLE as error:
+        with PathManager.open(file_name, "rb") as file:
+            return decode_file(file)
+    except Exception as error:  # damaged files make the decoders fail in many ways
         # PIL's message tells a missing file from a truncated one.
         reason = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = "it is empty, or of no kind of image that is known"
         remedy = "replace the file or remove it from the data"
         raise ImageReadError(f"cannot read the image {file_name}: {reason}; {remedy}") from error
-    return rgb[..., ::-1] if image_format == "BGR" else rgb
 
 
-def pil_to_rgb(image: Image.Image) -> np.ndarray:
-    """Convert a PIL image of any mode, as a viewer shows it; training and detection use it alike.
+def pil_to_rgb(image: Image.Image, value_range: ValueRange | None = None) -> np.ndarray:
+    """Convert a PIL image of any mode to (H, W, 3) uint8 RGB; see :func:`read_image`.
 
-    The image is rotated as its EXIF data says. Transparent pixels become white, whatever color lies
-    under them. 16-bit images keep the upper 8 bits. Floating values are in [0, 1], or else in
-    0..255, where they are clipped.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
+    Raises:
+        ImageReadError: its file is damaged or truncated.
     """
-    turn = TURNS.get(orientation(image))
+    try:
+        decoded = decode_pil(image)
+    except UNREADABLE as error:
+        name = getattr(image, "filename", "") or "of PIL"
+        raise ImageReadError(f"cannot read the image {name}: {error}; replace it") from error
+    return decoded_to_rgb(decoded, value_range or ValueRange())
+
+
+def decoded_to_rgb(decoded: DecodedImage, value_range: ValueRange) -> np.ndarray:
+    """Convert a decoded image to (H, W, 3) uint8 RGB; transparent pixels become white."""
+    image = decoded.pixels
+    if isinstance(image, np.ndarray):
+        values = value_range.to_uint8(image)
+        image = Image.fromarray(values)
+        if values.ndim == 3 and values.shape[2] == 4 and decoded.is_premultiplied:
+            image = Image.frombytes("RGBa", image.size, image.tobytes())
+
+    turn = TURNS.get(decoded.orientation)
     if turn is not None:
         image = image.transpose(turn)
-    if image.mode == "F":
-        image = Image.fromarray(floating_to_gray(np.asarray(image)))
 
     width, height = image.size
     rows = max(1, STRIP_PIXELS // max(1, width))
@@ -101,22 +131,8 @@ def pil_to_rgb(image: Image.Image) -> np.ndarray:
     return rgb
 
 
-def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an image, 1 (upright) where there is none or it is broken."""
-    try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # broken EXIF data fails in many ways, and the image is fine
-        return 1
-
-
 def strip_to_rgb(image: Image.Image) -> np.ndarray:
-    """Convert a PIL image of any mode but "F" to (H, W, 3) uint8 RGB."""
-    # PIL would clip 16-bit values at 255.
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64).clip(0, 0xFFFF)
-        gray = (values >> 8).astype(np.uint8)
-        return np.repeat(gray[..., None], 3, axis=2)
-
+    """Convert a PIL image of a mode of 8 bits to (H, W, 3) uint8 RGB."""
     if image.mode in TRANSPARENT_MODES or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -125,23 +141,18 @@ def strip_to_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image)  # a copy: PIL lends its memory for reading only
 
 
-def floating_to_gray(values: np.ndarray) -> np.ndarray:
-    """Convert (H, W) values in [0, 1], or else in 0..255, to uint8; NaN becomes black."""
-    finite = values[np.isfinite(values)]
-    is_unit = finite.min(initial=0) >= 0 and finite.max(initial=0) <= 1
-    scale = np.float32(255 if is_unit else 1)
-    scaled = np.nan_to_num(values * scale, posinf=255, neginf=0)
-    return scaled.round().clip(0, 255).astype(np.uint8)
-
-
-def to_rgb(image: ImageLike, channel_order: str = "RGB") -> np.ndarray:
+def to_rgb(
+    image: ImageLike, channel_order: str = "RGB", value_range: ValueRange | None = None
+) -> np.ndarray:
     """Convert an image of any supported type.
 
     Args:
         image: a path; a PIL image of any mode; an array (H, W, 3), (H, W, 4) (alpha is dropped) or
-            (H, W), uint8 or uint16 (the upper 8 bits are kept); or a tensor (3, H, W), (1, H, W) or
-            (H, W), uint8 or floating in [0, 1].
+            (H, W), uint8 or uint16; or a tensor (3, H, W), (1, H, W) or (H, W), uint8 or floating
+            in [0, 1].
         channel_order: of arrays and tensors, "RGB" or "BGR" (as OpenCV reads images).
+        value_range: range of the values of deep images (not of tensors); by default each image has
+            its own.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -155,20 +166,20 @@ def to_rgb(image: ImageLike, channel_order: str = "RGB") -> np.ndarray:
         raise ValueError(f'the channel order is "RGB" or "BGR", not {channel_order!r}')
 
     if isinstance(image, (str, Path)):
-        return read_image(str(image))
+        return read_image(str(image), value_range=value_range)
     if isinstance(image, Image.Image):
-        return pil_to_rgb(image)
+        return pil_to_rgb(image, value_range)
     if isinstance(image, torch.Tensor):
         image = tensor_to_array(image)
     if not isinstance(image, np.ndarray):
         kind = type(image).__name__
         raise TypeError(f"an image is a path, a PIL image, an array or a tensor, not a {kind}")
 
-    colors = array_to_colors(image)
+    colors = array_to_colors(image, value_range or ValueRange())
     return colors[..., ::-1] if channel_order == "BGR" else colors
 
 
-def array_to_colors(image: np.ndarray) -> np.ndarray:
+def array_to_colors(image: np.ndarray, value_range: ValueRange) -> np.ndarray:
     """Convert an array to (H, W, 3) uint8, channels in its own order; see :func:`to_rgb`."""
     has_shape = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
     has_dtype = image.dtype in (np.uint8, np.uint16)
@@ -179,11 +190,12 @@ def array_to_colors(image: np.ndarray) -> np.ndarray:
             "(255 * image).astype(numpy.uint8)"
         )
 
+    image = image[..., :3] if image.ndim == 3 else image
     if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
+        image = value_range.to_uint8(image)
     if image.ndim == 2 or image.shape[2] == 1:
         return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
-    return image[..., :3]
+    return image
 
 
 def tensor_to_array(image: torch.Tensor) -> np.ndarray:

@@ -21,11 +21,14 @@ import torch
 from detectron2.data import DatasetFromList
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
+from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from salience_detr.data.coco_format import DatasetError
-from salience_detr.data.mapper import Record
+from salience_detr.data.depth import choose_from_files
+from salience_detr.data.mapper import DetectionMapper, Record
 from salience_detr.data.sampling import SampledBatchSampler
+from salience_detr.data.value_range import AUTO
 from salience_detr.utils.signals import stop_with_parent
 
 Records: TypeAlias = list[Record]
@@ -268,6 +271,7 @@ def build_train_loader(
             groups=groups,
         )
 
+    choose_value_range(mapper, dataset)
     return DataLoader(
         SeededDataset(dataset, mapper, num_workers, seed),
         batch_sampler=batch_sampler,
@@ -280,6 +284,7 @@ def build_train_loader(
 
 def build_test_loader(*, dataset: Records, mapper: Mapper, num_workers: int = 0) -> DataLoader:
     """Build the loader of this process, for its part of the images, one at a time and in order."""
+    choose_value_range(mapper, dataset)
     return DataLoader(
         TrackedDataset(dataset, mapper, num_workers),
         sampler=InferenceSampler(len(dataset)),
@@ -287,3 +292,21 @@ def build_test_loader(*, dataset: Records, mapper: Mapper, num_workers: int = 0)
         collate_fn=list,
         worker_init_fn=stop_with_parent,
     )
+
+
+def choose_value_range(mapper: Mapper, dataset: Records) -> None:
+    """Choose how deep images are scaled, from the images of a data set, unless it is known."""
+    if isinstance(mapper, DetectionMapper):
+        choose_from_files(mapper.value_range, [record["file_name"] for record in dataset])
+
+
+def keep_value_range(config: DictConfig, loader: DataLoader) -> None:
+    """Write the range of values that a loader has chosen into a config, where it says "auto"."""
+    mapper = getattr(getattr(loader, "dataset", None), "mapper", None)
+    if not isinstance(mapper, DetectionMapper) or mapper.value_range.setting == AUTO:
+        return
+
+    for loader_config in config.dataloader.values():
+        settings = loader_config.get("mapper")
+        if settings is not None and settings.get("value_range", AUTO) == AUTO:
+            settings.value_range = mapper.value_range.setting

@@ -12,6 +12,7 @@ from detectron2.data.detection_utils import filter_empty_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from salience_detr.data.images import ImageReadError, read_image
+from salience_detr.data.value_range import AUTO, ValueRange
 
 MIN_BOX_SIDE = 1e-3  # in pixels
 
@@ -28,14 +29,22 @@ class DetectionMapper:
     Args:
         augmentations: applied in order.
         image_format: order of the channels, "RGB" or "BGR".
+        value_range: the values of deep images that become black and white, ``[low, high]``, or
+            "auto" (see :mod:`salience_detr.data.value_range`).
     """
 
     def __init__(
-        self, *, is_train: bool, augmentations: Sequence[T.Augmentation], image_format: str = "RGB"
+        self,
+        *,
+        is_train: bool,
+        augmentations: Sequence[T.Augmentation],
+        image_format: str = "RGB",
+        value_range: Any = AUTO,
     ) -> None:
         self.is_train = is_train
         self.augmentations = T.AugmentationList(list(augmentations))
         self.image_format = image_format
+        self.value_range = ValueRange(value_range)
 
     def __call__(self, record: Record) -> Record:
         """Map one record.
@@ -53,7 +62,7 @@ class DetectionMapper:
             ImageReadError: the image cannot be read, or has another size than the record.
         """
         mapped = {key: value for key, value in record.items() if key != "annotations"}
-        image = read_image(record["file_name"], self.image_format)
+        image = read_image(record["file_name"], self.image_format, self.value_range)
         self.check_size(image, record)
         if not self.is_train:
             return mapped | self.prepare_image(image)

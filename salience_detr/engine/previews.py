@@ -60,7 +60,7 @@ def preview_images(
     previews: dict[str, np.ndarray] = {}
     for i in range(count):
         record = records[i * len(records) // count]
-        image = read_image(record["file_name"])
+        image = read_image(record["file_name"], value_range=mapper.value_range)
         instances, salience = detect_with_salience(model, [prepare_input(mapper, image)])[0]
         detections = instances[instances.scores >= SCORE_THRESHOLD]
         panels = [

@@ -36,7 +36,7 @@ from salience_detr.data.datasets import (
     dataset_classes,
     warn_without_boxes,
 )
-from salience_detr.data.loader import seeded
+from salience_detr.data.loader import keep_value_range, seeded
 from salience_detr.data.sampling import SampledBatchSampler
 from salience_detr.data.split_classes import Classes, check_splits, describe_difference
 from salience_detr.engine.checkpointing import DataOrder, TrainingCheckpointer, cut_metrics
@@ -116,6 +116,7 @@ def train(config: DictConfig, *, resume: bool) -> None:
     check_test_set(config)
     with seeded(config.train.seed):  # of a sampler that draws its own seed
         loader = instantiate(config.dataloader.train)
+    keep_value_range(config, loader)
     check_class_count(config.dataloader.train.dataset.names, config.model.get("num_classes"))
     check_test_classes(config)
     check_training_set(config, loader)

@@ -26,8 +26,9 @@ from salience_detr.data.datasets import (
     has_own_file,
     warn_without_boxes,
 )
-from salience_detr.data.loader import WatchedLoader
+from salience_detr.data.loader import WatchedLoader, keep_value_range
 from salience_detr.data.split_classes import Classes, check_known, class_map, describe_difference
+from salience_detr.data.value_range import AUTO, ValueRange
 from salience_detr.evaluation.by_name import ByNameEvaluator
 from salience_detr.evaluation.comparison import write_comparisons
 from salience_detr.evaluation.results import category_names, load_results, make_coco
@@ -84,6 +85,7 @@ def evaluate_dataset(
 
     # The names of the classes are known once the data are loaded.
     loader = instantiate(settings.test)
+    keep_value_range(config, loader)
     warn_without_boxes(getattr(loader.dataset, "records", ()), name)
     model_classes = compare_classes(name, class_names, config.model.get("num_classes"))
     evaluator = build_evaluator(settings.evaluator, name)
@@ -204,16 +206,17 @@ def show_evaluation(config: DictConfig, show_dir: Path) -> None:
     """
     names = as_list(config.dataloader.test.dataset.names)
     output_dir = Path(config.dataloader.evaluator.output_dir)
+    value_range = ValueRange(config.dataloader.test.mapper.get("value_range", AUTO))
     if len(names) == 1:
-        show_dataset(names[0], output_dir, show_dir)
+        show_dataset(names[0], output_dir, show_dir, value_range)
         return
 
     for name in names:
         folder = name.replace("/", "_")
-        show_dataset(name, output_dir / folder, show_dir / folder)
+        show_dataset(name, output_dir / folder, show_dir / folder, value_range)
 
 
-def show_dataset(name: str, output_dir: Path, show_dir: Path) -> None:
+def show_dataset(name: str, output_dir: Path, show_dir: Path, value_range: ValueRange) -> None:
     """Draw the images of one data set, see :func:`show_evaluation`."""
     metadata = MetadataCatalog.get(name)
     results_file = output_dir / "coco_instances_results.json"
@@ -224,7 +227,8 @@ def show_dataset(name: str, output_dir: Path, show_dir: Path) -> None:
 
     lists = ("images", "categories")  # COCO's test sets have no annotations
     results = load_results(results_file, Path(metadata.json_file), lists=lists)
-    drawn, notes = write_comparisons(results, Path(metadata.get("image_root", ".")), show_dir)
+    image_root = Path(metadata.get("image_root", "."))
+    drawn, notes = write_comparisons(results, image_root, show_dir, value_range=value_range)
     logger.info("%d images drawn in %s: ground truth left, detections right", drawn, show_dir)
     for note in notes:
         logger.warning("not drawn: %s", note)

@@ -14,10 +14,12 @@ from pycocotools.coco import COCO
 from tqdm import tqdm
 
 from salience_detr.data.coco_format import image_path
+from salience_detr.data.depth import choose_from_files
 from salience_detr.data.image_files import describe_folder, locate_images
 from salience_detr.data.images import ImageReadError, read_image
 from salience_detr.data.mapper import DetectionMapper
 from salience_detr.data.preparation.layouts import IMAGES, SAMPLE, count_images
+from salience_detr.data.value_range import ValueRange
 from salience_detr.evaluation.error_analysis import FALSE_POSITIVES, ImageErrors, Outcome
 from salience_detr.evaluation.results import (
     ImageResults,
@@ -170,6 +172,7 @@ def write_comparisons(
     *,
     score_threshold: float = SCORE_THRESHOLD,
     limit: int | None = None,
+    value_range: ValueRange | None = None,
 ) -> tuple[int, list[str]]:
     """Draw images with :func:`draw_comparison` into a folder, under their own names.
 
@@ -179,6 +182,7 @@ def write_comparisons(
         output: folder of the drawings, see :func:`drawing_paths`.
         score_threshold: lowest score of detections that are drawn.
         limit: number of images to draw, the first in the annotations; None for all.
+        value_range: range of the values of deep images; by default it is chosen from all images.
 
     Returns:
         The number of images drawn, and a message for each image that could not be read.
@@ -191,6 +195,10 @@ def write_comparisons(
     names = [coco.imgs[x.image_id]["file_name"] for x in images]
     files = locate_images(image_root, names).paths
     paths = drawing_paths([str(files[name].absolute()) for name in names], image_root, output)
+    if value_range is None:
+        value_range = ValueRange()
+        choose_from_files(value_range, [str(files[name]) for name in names])
+
     # All images have paths, so that a limit doesn't change the name of a drawing.
     chosen = list(zip(images, paths, strict=True))[:limit]
 
@@ -198,7 +206,7 @@ def write_comparisons(
     for image, path in tqdm(chosen, desc="drawing", unit="image"):
         try:
             entry = coco.imgs[image.image_id]
-            pixels = read_annotated_image(entry, files[entry["file_name"]])
+            pixels = read_annotated_image(entry, files[entry["file_name"]], value_range)
         except ImageReadError as error:
             notes.append(str(error))
             continue
@@ -207,13 +215,13 @@ def write_comparisons(
     return len(chosen) - len(notes), notes
 
 
-def read_annotated_image(entry: dict[str, Any], path: Path) -> np.ndarray:
+def read_annotated_image(entry: dict[str, Any], path: Path, value_range: ValueRange) -> np.ndarray:
     """Read the (H, W, 3) uint8 RGB image of an entry of the annotations from its file.
 
     Raises:
         ImageReadError: the image cannot be read, or is not of the annotated size.
     """
-    image = read_image(str(path))
+    image = read_image(str(path), value_range=value_range)
 
     DetectionMapper.check_size(image, {**entry, "file_name": str(path)})
     return image
@@ -296,6 +304,7 @@ def draw_worst_images(
     files = locate_images(image_root, names).paths
     tiles: list[tuple[str, np.ndarray]] = []
     notes = []
+    value_range = ValueRange()
     with tqdm(total=min(count, len(ranking)), desc="worst images", unit="image") as bar:
         for rank, errors in enumerate(ranking, 1):
             if len(tiles) == count:
@@ -303,7 +312,7 @@ def draw_worst_images(
 
             entry = coco.imgs[errors.image.image_id]
             try:
-                image = read_annotated_image(entry, files[entry["file_name"]])
+                image = read_annotated_image(entry, files[entry["file_name"]], value_range)
             except ImageReadError as error:
                 notes.append(str(error))
                 continue

@@ -10,6 +10,7 @@ from typing import Any
 
 from salience_detr.data.augmentation import ResizeShortestEdge
 from salience_detr.data.mapper import DetectionMapper
+from salience_detr.data.value_range import AUTO
 from salience_detr.detections import ClassTable
 from salience_detr.predictor import Predictor
 
@@ -31,6 +32,8 @@ class DetectorInfo:
         max_size: maximum of its longest side, for which the shortest side becomes smaller.
         image_format: order of the channels that the graph takes, "RGB" or "BGR".
         size_divisibility: salience maps cover the batch, its sides rounded up to multiples of this.
+        value_range: the values of deep images that become black and white; see
+            :class:`salience_detr.data.value_range.ValueRange`.
     """
 
     classes: ClassTable
@@ -38,6 +41,7 @@ class DetectorInfo:
     max_size: int
     image_format: str
     size_divisibility: int
+    value_range: Any = AUTO
 
     @classmethod
     def from_predictor(cls, predictor: Predictor) -> DetectorInfo:
@@ -60,6 +64,7 @@ class DetectorInfo:
             max_size=resize.max_size,
             image_format=predictor.mapper.image_format,
             size_divisibility=predictor.model.size_divisibility,
+            value_range=predictor.value_range.setting,
         )
 
     def to_json(self) -> str:
@@ -97,7 +102,10 @@ class DetectorInfo:
         """Return a mapper that makes inputs of images as the model's config does."""
         resize = ResizeShortestEdge(self.short_edge_length, max_size=self.max_size)
         return DetectionMapper(
-            is_train=False, augmentations=[resize], image_format=self.image_format
+            is_train=False,
+            augmentations=[resize],
+            image_format=self.image_format,
+            value_range=self.value_range,
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from salience_detr.data.images import ImageLike
+from salience_detr.data.value_range import ValueRange
 from salience_detr.detections import ClassTable
 from salience_detr.predictor import Detector, Predictor, PredictorOutput
 
@@ -82,6 +83,10 @@ class ClassFilter(Detector):
         self.batch_size = detector.batch_size
         self.wanted = torch.tensor(wanted, dtype=torch.int64)
         self.max_detections = max_detections
+
+    @property
+    def value_range(self) -> ValueRange:
+        return self.detector.value_range
 
     def stream(
         self, images: Sequence[ImageLike], *, channel_order: str = "RGB"

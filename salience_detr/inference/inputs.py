@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from salience_detr.data.images import UNREADABLE, ImageReadError, orientation, read_image
+from salience_detr.data.decoding import read_size
+from salience_detr.data.images import UNREADABLE, ImageReadError, read_image
 from salience_detr.inference.video import VIDEO_ENDINGS
 
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -205,9 +205,7 @@ def is_similar(aspect: float, other: float) -> bool:
 def image_size(path: Path) -> tuple[int, int]:
     """Return the EXIF-corrected (width, height) from the header of a file, or zeros on failure."""
     try:
-        with Image.open(path) as image:
-            # EXIF orientations from 5 on include a rotation by 90 degrees.
-            is_rotated = orientation(image) >= 5
-            return image.size[::-1] if is_rotated else image.size
+        with open(path, "rb") as file:
+            return read_size(file)[0]
     except UNREADABLE:
         return 0, 0

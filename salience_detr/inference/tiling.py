@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from salience_detr.data.images import ImageLike, to_rgb
+from salience_detr.data.value_range import ValueRange
 from salience_detr.detections import Detections
 from salience_detr.inference.merging import Grid, merge
 from salience_detr.modeling.postprocess import clip_detections
@@ -91,12 +92,16 @@ class TiledDetector(Detector):
         self.with_whole = with_whole
         self.progress = progress
 
+    @property
+    def value_range(self) -> ValueRange:
+        return self.detector.value_range
+
     def stream(
         self, images: Sequence[ImageLike], *, channel_order: str = "RGB"
     ) -> Iterator[PredictorOutput]:
         """Yield detections and salience of each image."""
         for image in images:
-            pixels = np.ascontiguousarray(to_rgb(image, channel_order))
+            pixels = np.ascontiguousarray(to_rgb(image, channel_order, self.value_range))
             height, width = pixels.shape[:2]
             tiles = tile_grid(height, width, self.tile, self.overlap)
 
@@ -108,7 +113,7 @@ class TiledDetector(Detector):
             else:
                 instances, salience = self._detect_on_tiles(pixels, tiles)
 
-            read_image = partial(to_rgb, image, channel_order)
+            read_image = partial(to_rgb, image, channel_order, self.value_range)
             yield PredictorOutput(Detections(instances, self.classes, read_image), salience)
 
     def _detect_on_tiles(

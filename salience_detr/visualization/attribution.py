@@ -109,7 +109,7 @@ def class_activation(
         ValueError, TypeError: ``image`` is no image, or ``predictor`` is none.
     """
     check_predictor(predictor)
-    pixels = to_rgb(image, channel_order)
+    pixels = to_rgb(image, channel_order, predictor.mapper.value_range)
 
     with torch.inference_mode(False), torch.enable_grad(), predictor.precision():
         outputs = run_with_gradients(predictor.model, prepare_input(predictor.mapper, pixels))

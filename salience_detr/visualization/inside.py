@@ -178,7 +178,7 @@ def inspect(predictor: Predictor, image: ImageLike, *, channel_order: str = "RGB
         ValueError, TypeError: ``image`` is no image, or ``predictor`` is none.
     """
     check_predictor(predictor)
-    pixels = to_rgb(image, channel_order)
+    pixels = to_rgb(image, channel_order, predictor.mapper.value_range)
 
     with torch.no_grad(), predictor.precision():
         return run_stages(predictor, pixels)

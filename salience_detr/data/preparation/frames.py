@@ -9,26 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
-
-from salience_detr.data.images import orientation
+from salience_detr.data import decoding
+from salience_detr.data.decoding import QUARTER_TURNS
 
 Size = tuple[float, float]
 Box = tuple[float, float, float, float]
 
-# EXIF orientations that exchange width and height.
-QUARTER_TURNS = (5, 6, 7, 8)
-
 
 def read_size(path: Path) -> tuple[tuple[int, int], int]:
     """Read the EXIF-corrected (width, height) and the EXIF orientation from an image's header."""
-    with Image.open(path) as image:
-        width, height = image.size
-        turn = orientation(image)
-
-    if turn in QUARTER_TURNS:
-        return (height, width), turn
-    return (width, height), turn
+    with open(path, "rb") as file:
+        return decoding.read_size(file)
 
 
 def frame_transform(

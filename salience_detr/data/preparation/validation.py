@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ from salience_detr.data.coco_format import (
     read_coco,
     repeated,
 )
+from salience_detr.data.depth import choose_from_files
 from salience_detr.data.image_files import LocatedImages, describe_folder, locate_images
-from salience_detr.data.images import UNREADABLE, read_image
+from salience_detr.data.images import UNREADABLE, ImageReadError, read_image
 from salience_detr.data.preparation.files import map_files
 from salience_detr.data.preparation.frames import Size, read_size
 from salience_detr.data.preparation.normalization import certain_box, certain_entry
 from salience_detr.data.split_classes import Classes, check_splits, describe_difference
+from salience_detr.data.value_range import ValueRange
 
 # Kinds of problems that training would stop at or get wrong ...
 ERRORS = (
@@ -58,7 +61,7 @@ WARNINGS = (
 NOTES = tuple(kind.value for kind in HARMLESS)
 # Rounding of annotation tools, in pixels.
 TOLERANCE = 0.01
-# Range of values, of 256, in which nothing can be seen: such as 12 bits in a file of 16 bits.
+# Range of values, of 256, in which nothing can be seen.
 FAINT = 16
 
 # Size in which every box lies.
@@ -151,7 +154,12 @@ def validate(json_file: Path, image_root: Path, *, workers: int = 0) -> Validati
 
     # Any image without a usable name is missing, and its entry is reported.
     paths = [located.paths[name] if isinstance(name, str) else Path() for name in names]
-    files = map_files(read_file, paths, workers, "images")
+
+    # Deep images are read as training reads them.
+    value_range = ValueRange()
+    choose_from_files(value_range, [str(path) for path in paths])
+    read = partial(read_file, value_range=value_range)
+    files = map_files(read, paths, workers, "images")
     result = ValidationResult(json_file, content, files, located.moved)
 
     check_entries(result)
@@ -162,16 +170,18 @@ def validate(json_file: Path, image_root: Path, *, workers: int = 0) -> Validati
     return result
 
 
-def read_file(path: Path) -> ImageFile:
+def read_file(path: Path, value_range: ValueRange) -> ImageFile:
     """Read an image as training does."""
     if not path.is_file():
         return ImageFile(problem="missing")
 
     try:
-        pixels = read_image(str(path))
+        pixels = read_image(str(path), value_range=value_range)
         size, orientation = read_size(path)
+    except ImageReadError as error:
+        return ImageFile(problem=str(error))
     except UNREADABLE as error:
-        return ImageFile(problem=str(error) or repr(error))
+        return ImageFile(problem=f"{path}: {error or type(error).__name__}")
 
     # Digests of files find images that are twice in a set, or in both sets.
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -241,7 +251,8 @@ def check_images(result: ValidationResult, located: LocatedImages, image_root: P
         if entry["id"] not in with_boxes:
             result.add("image without boxes", name)
         if file.is_faint:
-            result.add("image of nearly one color", name)
+            remedy = "if it shows something, set dataloader.train.mapper.value_range"
+            result.add("image of nearly one color", f"{name}; {remedy}")
 
         if file.digest in first_names:
             original = first_names[file.digest]
