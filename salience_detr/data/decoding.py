@@ -101,7 +101,7 @@ def decode_file(file: BinaryIO) -> DecodedImage:
                 image.load()
                 logger.warning("%s; of its values the upper 8 bits are used", error)
 
-        if tags is None and ";16" in raw_mode(image) and image.mode in ("RGB", "RGBA", "LA"):
+        if tags is None and image.mode in ("RGB", "RGBA", "LA") and is_deep_raw(image):
             image.load()
             turn = orientation(image)
             return DecodedImage(decode_with_opencv(file), turn)
@@ -171,31 +171,34 @@ def read_size(file: BinaryIO) -> tuple[tuple[int, int], int]:
     Raises:
         OSError, and others: the file is damaged or of an unknown kind.
     """
-    try:
-        with Image.open(file) as image:
-            width, height = image.size
-            turn = orientation(image)
-    except UnidentifiedImageError:
-        file.seek(0)
-        if file.read(4) not in TIFF_SIGNATURES:
-            raise
-        file.seek(0)
+    signature = file.read(4)
+    file.seek(0)
+    if signature in TIFF_SIGNATURES:
+        # PIL's sizes of these files are turned already, and not all of them can be opened.
         tags = read_tags(file)
         width = tag_of(tags, WIDTH, 0)
         height = tag_of(tags, HEIGHT, 0)
         turn = tag_of(tags, ORIENTATION, UPRIGHT)
+    else:
+        with Image.open(file) as image:
+            width, height = image.size
+            turn = orientation(image)
 
     if turn in QUARTER_TURNS:
         return (height, width), turn
     return (width, height), turn
 
 
-def raw_mode(image: Image.Image) -> str:
-    """Return how PIL unpacks the pixels of an image file that is not decoded yet."""
-    args = image.tile[0][3] if getattr(image, "tile", None) else ""
-    if isinstance(args, (tuple, list)) and args:
-        args = args[0]
-    return str(args)
+def is_deep_raw(image: Image.Image) -> bool:
+    """Return whether PIL would cut the 16 bits of a file's samples to 8; it is not decoded yet."""
+    if not getattr(image, "tile", None):
+        return False
+
+    # How PIL unpacks the samples; of a PPM file their largest value, too.
+    codec, _, _, args = image.tile[0]
+    if codec == "ppm":
+        return bool(args[1] == 2**16 - 1)
+    return ";16" in str(args)
 
 
 def is_deep_file(file: BinaryIO) -> bool:
@@ -209,18 +212,25 @@ def is_deep_file(file: BinaryIO) -> bool:
         return tag_of(tags, BITS, 1) > 8
 
     with Image.open(file) as image:
-        return image.mode == "F" or image.mode.startswith("I") or ";16" in raw_mode(image)
+        return image.mode == "F" or image.mode.startswith("I") or is_deep_raw(image)
 
 
 def read_tags(file: BinaryIO) -> Any:
-    """Return the tags of the first page of a TIFF file."""
+    """Return the tags of the first page of a TIFF file.
+
+    Raises:
+        OSError: the file is damaged.
+    """
     header = file.read(8)
     if header[2:4] in (b"+\0", b"\0+"):
         header += file.read(8)  # of a BigTIFF
 
-    tags = TiffImagePlugin.ImageFileDirectory_v2(header)
-    file.seek(tags.next)
-    tags.load(file)
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+        file.seek(tags.next)
+        tags.load(file)
+    except Exception as error:  # damaged files fail in many ways
+        raise OSError(f"its list of tags is damaged ({error})") from error
     return tags
 
 
