@@ -31,17 +31,10 @@ ORIENTATION = 0x0112  # EXIF tag
 QUARTER_TURNS = (5, 6, 7, 8)  # orientations that exchange width and height
 
 # Tags of TIFF files.
-WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLES, PLANES, EXTRA, FORMAT = (
-    256,
-    257,
-    258,
-    262,
-    277,
-    284,
-    338,
-    339,
-)
+WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLES, PLANES = 256, 257, 258, 262, 277, 284
+EXTRA, FORMAT = 338, 339
 RGB = 2  # photometric interpretation
+INTERLEAVED = 1  # configuration of planes
 PREMULTIPLIED, ALPHA = 1, 2  # kinds of extra samples that are transparency
 # Types of a sample by format and bits, as OpenCV reads them.
 SAMPLE_TYPES = {
@@ -96,10 +89,12 @@ def decode_file(file: BinaryIO) -> DecodedImage:
             try:
                 return decode_deep_tiff(file, tags)
             except OSError as error:
+                if not is_interleaved(tags):
+                    raise
                 # OpenCV lacks some compressions.
                 file.seek(0)
                 image.load()
-                logger.warning("%s; of its values the upper 8 bits are used", error)
+                logger.warning("%s; the upper 8 bits of each value are used", error)
 
         if tags is None and image.mode in ("RGB", "RGBA", "LA") and is_deep_raw(image):
             image.load()
@@ -247,6 +242,11 @@ def is_deep_rgb(tags: Any) -> bool:
     return tag_of(tags, BITS, 1) > 8 and tag_of(tags, SAMPLES, 1) >= 3 and is_rgb(tags)
 
 
+def is_interleaved(tags: Any) -> bool:
+    """Return whether a TIFF file has the bands of a pixel side by side."""
+    return tag_of(tags, PLANES, INTERLEAVED) == INTERLEAVED
+
+
 def is_rgb(tags: Any) -> bool:
     """Return whether the first three bands of a TIFF file are red, green and blue."""
     return tag_of(tags, PHOTOMETRIC, 0) == RGB
@@ -261,15 +261,19 @@ def decode_deep_tiff(file: BinaryIO, tags: Any) -> DecodedImage:
     bands = tag_of(tags, SAMPLES, 1)
     bits = tag_of(tags, BITS, 1)
     sample_type = SAMPLE_TYPES.get((tag_of(tags, FORMAT, 1), bits))
-    can_read = sample_type is not None and (bands == 1 or (bands in (3, 4) and is_rgb(tags)))
-    pixels = decode_with_opencv(file) if can_read else None
+    is_known = bands == 1 or (bands in (3, 4) and is_rgb(tags))
+    # OpenCV would mix up deep channels that are stored one after the other.
+    is_readable = bits == 8 or is_interleaved(tags)
+    pixels = None
+    if sample_type is not None and is_known and is_readable:
+        pixels = decode_with_opencv(file)
 
     expected = () if bands == 1 else (bands,)
     if pixels is None or pixels.dtype != sample_type or pixels.shape[2:] != expected:
         kind = {3: "floating values"}.get(tag_of(tags, FORMAT, 1), "integers")
         raise OSError(
             f"a TIFF file of {bands} bands of {bits} bits ({kind}) of this kind cannot be read; "
-            "save it as gray or RGB, of 8 or 16 bits or float32"
+            "save it as gray or interleaved RGB, of 8 or 16 bits or float32"
         )
 
     extra = tag_of(tags, EXTRA, 0)
