@@ -30,6 +30,8 @@ from salience_detr.data.preparation.conversion import (
     check_usable,
     draw_labels,
 )
+from salience_detr.data.preparation.layouts import Split, count_located
+from salience_detr.data.preparation.layouts import find_splits as find_coco_splits
 from salience_detr.data.preparation.splitting import split_coco
 from salience_detr.data.preparation.voc import find_xml_files, read_voc
 from salience_detr.data.preparation.voc_layout import ImageIndex, find_folders, find_splits
@@ -75,8 +77,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("source", type=Path, help="data.yaml, obj.data or classes.txt, or the folder with it")
 
     coco = formats.add_parser("coco", help="JSON file in COCO's format, to be split")
-    coco.add_argument("source", type=Path, help="annotations")
-    coco.add_argument("images", type=Path, help="folder of the images")
+    coco.add_argument("source", type=Path, help="annotations, or folder with them and the images")
+    coco.add_argument("images", nargs="?", type=Path, help="folder of the images")
 
     workers = os.cpu_count() or 1
     for subparser in (voc, yolo, coco):
@@ -177,15 +179,43 @@ def convert_yolo(args: argparse.Namespace) -> ConvertedDataset:
 
 def convert_coco(args: argparse.Namespace) -> ConvertedDataset:
     """Split a data set in COCO's format; categories, ids and all else stay."""
-    if not args.images.is_dir():
-        raise DatasetError(f"there is no folder of images {args.images}")
+    source = find_single_file(args)
     if args.val_fraction is None:
-        raise DatasetError(f"{args.source} is in COCO's format: add --val-fraction 0.2 to split it")
+        raise DatasetError(
+            f"{source.json_file} is in COCO's format: add --val-fraction 0.2 to split it"
+        )
 
-    content = read_coco(args.source)
-    parts = split_coco(content, args.source, args.val_fraction, args.split_by)
+    content = read_coco(source.json_file)
+    parts = split_coco(content, source.json_file, args.val_fraction, args.split_by)
+    names = [image["file_name"] for image in content["images"]]
+    if not count_located(source.image_root, names):
+        raise DatasetError(
+            f"none of the {len(names)} images of {source.json_file}, such as {names[0]}, is in "
+            f"{source.image_root}; name the folder that the names are relative to"
+        )
+
     conversions = {name: Conversion(part) for name, part in zip(SPLITS, parts, strict=False)}
-    return ConvertedDataset(conversions, dict.fromkeys(conversions, args.images))
+    return ConvertedDataset(conversions, dict.fromkeys(conversions, source.image_root))
+
+
+def find_single_file(args: argparse.Namespace) -> Split:
+    """Return the annotation file that is to be split, and the folder of its images.
+
+    Raises:
+        DatasetError: something is not there, or the data set is split already.
+    """
+    if not args.source.is_dir():
+        if args.images is None:
+            raise DatasetError(f"name the folder of the images, after {args.source}")
+        if not args.images.is_dir():
+            raise DatasetError(f"there is no folder of images {args.images}")
+        return Split(args.source, args.images)
+
+    found = find_coco_splits(args.source)
+    if list(found) != ["train"]:
+        files = " and ".join(str(part.json_file) for part in found.values())
+        raise DatasetError(f"{args.source} is split already: it has {files}")
+    return Split(found["train"].json_file, args.images or found["train"].image_root)
 
 
 CONVERTERS: dict[str, Callable[[argparse.Namespace], ConvertedDataset]] = {

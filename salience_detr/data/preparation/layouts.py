@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 from salience_detr.data.coco_format import LISTS, DatasetError, image_path, read_json
+from salience_detr.data.image_files import locate_images
 
 # Names under which the splits are found, also in capitals.
 SPLITS = {
@@ -22,7 +23,7 @@ ANNOTATIONS = (
 )  # fmt: skip
 IMAGES = ("images/{s}", "images/{s}2017", "{s}/images", "{s}2017", "{s}", "images", ".")
 # Folders, relative to the data folder, that are searched for a single file of another name.
-SINGLE_FILES = ("*.json", "*/*.json")
+SINGLE_FILES = ("*.json", "*/*.json", "*/*/*.json")
 # Files that describe a data set in YOLO's layout.
 YOLO_FILES = ("*.yaml", "*.yml", "*.data", "*.names", "classes.txt")
 # Number of images that are looked for to find their folder.
@@ -63,7 +64,9 @@ def find_splits(data_dir: str | Path) -> dict[str, Split]:
         for name in names:
             json_file = first_path(root, (pattern.format(s=name) for pattern in ANNOTATIONS))
             if json_file is not None:
-                splits[split] = Split(json_file, find_image_root(json_file, root, name))
+                folders = usual_folders(json_file, root, name)
+                own_folders = [folder for folder in folders if folder != root]
+                splits[split] = Split(json_file, find_image_root(json_file, folders, own_folders))
                 break
     if splits:
         return splits
@@ -71,8 +74,10 @@ def find_splits(data_dir: str | Path) -> dict[str, Split]:
     candidates = find_coco_files(root)
     if len(candidates) == 1:
         json_file = candidates[0]
-        name = json_file.stem.removeprefix("instances_")
-        return {"train": Split(json_file, find_image_root(json_file, root, name))}
+        # A single file has no other split whose images could be taken for its own.
+        folders = usual_folders(json_file, root, json_file.stem.removeprefix("instances_"))
+        folders += [path for place in ("*", "*/*") for path in root.glob(place) if path.is_dir()]
+        return {"train": Split(json_file, find_image_root(json_file, folders, folders))}
 
     if candidates:
         some = ", ".join(path.relative_to(root).as_posix() for path in candidates[:5])
@@ -125,35 +130,47 @@ def is_coco_file(path: Path) -> bool:
     return all(isinstance(content.get(key), list) for key in LISTS)
 
 
-def find_image_root(json_file: Path, data_dir: Path, name: str) -> Path:
+def usual_folders(json_file: Path, data_dir: Path, name: str) -> list[Path]:
+    """Return the folders in which the images of an annotation file usually are.
+
+    Args:
+        json_file: annotations of the split.
+        data_dir: folder of the data set.
+        name: of the split in the folder's layout.
+    """
+    folders = [json_file.parent]
+    for pattern in IMAGES:
+        places = [data_dir] if pattern == "." else spellings(data_dir, pattern.format(s=name))
+        folders += [path for path in places if path.is_dir()]
+    return list(dict.fromkeys(folders))
+
+
+def find_image_root(json_file: Path, folders: Sequence[Path], search_below: Sequence[Path]) -> Path:
     """Find the folder that holds most of the first images of an annotation file.
 
     Some images may be missing: validation reports them.
 
     Args:
         json_file: annotations of the split.
-        data_dir: folder of the data set.
-        name: of the split in the folder's layout.
+        folders: that the images may be in.
+        search_below: folders below which images of foreign names are searched; another split's
+            images may not be there.
 
     Raises:
-        DatasetError: no usual folder holds any.
+        DatasetError: none of the folders holds any.
     """
-    folders = [json_file.parent]
-    for pattern in IMAGES:
-        places = [data_dir] if pattern == "." else spellings(data_dir, pattern.format(s=name))
-        folders += [path for path in places if path.is_dir()]
-
     # Missing images must not hide the folder: the one with most of them is taken.
     file_names = first_file_names(read_json(json_file, keep=True).get("images"))
-    last_parts = [PureWindowsPath(file_name).name for file_name in file_names]
+    num_found = [count_images(folder, file_names) for folder in folders]
+    if any(num_found):
+        return folders[num_found.index(max(num_found))]
 
-    # The names may hold folders of another computer.
-    for names in (file_names, last_parts):
-        num_found = [count_images(folder, names) for folder in folders]
-        if any(num_found):
-            return folders[num_found.index(max(num_found))]
+    # The names may come from another computer.
+    num_located = [count_located(folder, file_names) for folder in search_below]
+    if any(num_located):
+        return search_below[num_located.index(max(num_located))]
 
-    tried = ", ".join(map(str, dict.fromkeys(folders)))
+    tried = ", ".join(map(str, folders))
     raise DatasetError(
         f"the images of {json_file} ({', '.join(file_names[:3]) or 'none'}, ...) are in none "
         f"of {tried}; move them there, or name the file and its folder ({OPTIONS})"
@@ -173,6 +190,11 @@ def first_file_names(images: object) -> list[str]:
 def count_images(folder: Path, file_names: Iterable[str]) -> int:
     """Count the images that are in a folder."""
     return sum(image_path(folder, name).is_file() for name in file_names)
+
+
+def count_located(folder: Path, file_names: Sequence[str]) -> int:
+    """Count the images that are found below a folder, also by names of another computer."""
+    return len(set(file_names)) - len(locate_images(folder, file_names).missing)
 
 
 def suggest_step(root: Path) -> str:

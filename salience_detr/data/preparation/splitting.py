@@ -7,6 +7,7 @@ stratification of Sechidis et al. 2011; images that belong together stay on one 
 
 from __future__ import annotations
 
+import heapq
 import random
 import re
 from collections import Counter, defaultdict
@@ -206,58 +207,93 @@ def stratify(groups: Sequence[Group], fraction: float) -> None:
 def balance(groups: Sequence[Group], num_val: int, fraction: float) -> None:
     """Move groups to the other side until the number of images for validation fits.
 
-    Classes that lie furthest from their part move first. A class stays on both sides while others
-    can move.
+    A class stays on both sides while others can move.
     """
-    in_all: Counter[Hashable] = Counter()
-    in_val: Counter[Hashable] = Counter()
-    for group in groups:
-        in_all.update(group.classes)
-        if group.in_val:
-            in_val.update(group.classes)
-
-    def excess(group: Group) -> float:
-        """Return by how much the group's classes are over-represented in validation."""
-        return sum(in_val[x] / in_all[x] - fraction for x in group.classes) / len(group.classes)
-
+    counts = ClassCounts(groups, fraction)
     num_missing = num_val - sum(len(group.members) for group in groups if group.in_val)
-    is_over = num_missing < 0
-    candidates = [group for group in groups if group.in_val == is_over]
-    candidates.sort(key=excess, reverse=is_over)
+    to_val = num_missing > 0
+    candidates = [group for group in groups if group.in_val != to_val]
 
-    num_left = move_groups(candidates, abs(num_missing), in_val if is_over else in_all - in_val)
-    move_groups([group for group in candidates if group.in_val == is_over], num_left)
+    num_left = move_groups(candidates, abs(num_missing), counts, keep_classes=True)
+    others = [group for group in candidates if group.in_val != to_val]
+    move_groups(others, num_left, counts, keep_classes=False)
 
     # Of a few large groups, all may be on the side that they fit better.
-    for in_val_side in (True, False):
-        if not any(group.in_val == in_val_side for group in groups):
-            min(groups, key=lambda group: len(group.members)).in_val = in_val_side
+    for in_val in (True, False):
+        if not any(group.in_val == in_val for group in groups):
+            min(groups, key=lambda group: len(group.members)).in_val = in_val
+
+
+class ClassCounts:
+    """Number of images by class, in all and in validation, and what it should be there."""
+
+    def __init__(self, groups: Sequence[Group], fraction: float) -> None:
+        self.in_all: Counter[Hashable] = Counter()
+        self.in_val: Counter[Hashable] = Counter()
+        for group in groups:
+            self.in_all.update(group.classes)
+            if group.in_val:
+                self.in_val.update(group.classes)
+        self.wanted = {label: fraction * count for label, count in self.in_all.items()}
+
+    def cost(self, group: Group) -> float:
+        """Return what a move adds to the sum over classes of (number - wanted)^2 / wanted."""
+        sign = -1 if group.in_val else 1
+        cost = 0.0
+        for label, count in group.classes.items():
+            surplus = self.in_val[label] - self.wanted[label]
+            cost += count * (count + 2 * sign * surplus) / self.wanted[label]
+        return cost
+
+    def loses_class(self, group: Group) -> bool:
+        """Return whether the side that a group leaves would lose a class."""
+        for label, count in group.classes.items():
+            num_here = self.in_val[label]
+            if not group.in_val:
+                num_here = self.in_all[label] - num_here
+            if num_here <= count:
+                return True
+        return False
+
+    def move(self, group: Group) -> None:
+        """Move a group to the other side."""
+        if group.in_val:
+            self.in_val.subtract(group.classes)
+        else:
+            self.in_val.update(group.classes)
+        group.in_val = not group.in_val
 
 
 def move_groups(
-    candidates: Sequence[Group], num_images: int, in_side: Counter[Hashable] | None = None
+    candidates: Sequence[Group], num_images: int, counts: ClassCounts, *, keep_classes: bool
 ) -> int:
     """Move groups to the other side while that brings their images closer to a number.
 
     Args:
-        candidates: groups of one side, in the order in which they move.
+        candidates: groups of one side; the one that costs least moves next.
         num_images: number of images to move.
-        in_side: number of images on this side by class, of which some must be left.
+        counts: of the classes, which follow.
+        keep_classes: no class leaves the side.
 
     Returns:
         Number of images that are still to be moved; negative if too many are.
     """
-    for group in candidates:
-        size = len(group.members)
-        if size >= 2 * num_images:
-            continue
-        if in_side is not None:
-            if any(in_side[label] <= count for label, count in group.classes.items()):
-                continue
-            in_side.subtract(group.classes)
+    heap = [(counts.cost(group), number) for number, group in enumerate(candidates)]
+    heapq.heapify(heap)
+    while heap and num_images > 0:
+        former_cost, number = heapq.heappop(heap)
+        group = candidates[number]
 
-        group.in_val = not group.in_val
-        num_images -= size
+        # A cost only rises by the moves of others: what is still the least is the least.
+        cost = counts.cost(group)
+        if cost > former_cost and heap and cost > heap[0][0]:
+            heapq.heappush(heap, (cost, number))
+            continue
+        if len(group.members) >= 2 * num_images or (keep_classes and counts.loses_class(group)):
+            continue
+
+        counts.move(group)
+        num_images -= len(group.members)
     return num_images
 
 

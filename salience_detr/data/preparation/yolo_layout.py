@@ -126,9 +126,14 @@ def describe_splits(
         try:
             splits[split] = split_images(value, (base, path.parent), f"{path}: {split}")
         except DatasetError as error:
-            if split != "test":
+            if split == "test":
+                remarks.append(f"the test split is left out: {error}")
+            elif split == "val" and "train" in splits:
+                raise DatasetError(
+                    f"{error}; correct it, or remove it and add --val-fraction 0.2"
+                ) from error
+            else:
                 raise
-            remarks.append(f"the test split is left out: {error}")
 
     if not splits:
         raise DatasetError(f"{path} names no images: 'train' and 'val' are missing")

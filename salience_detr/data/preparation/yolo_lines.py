@@ -287,6 +287,6 @@ def check_indices(lines: Mapping[int, Line], names: Collection[int]) -> None:
             raise DatasetError(
                 f"the classes of the lines count from {min(names) + shift}, those that have names "
                 f"from {min(names)}: they are {sorted(lines)}, such as {first.text.strip()[:60]!r} "
-                f"({first.where}); give the names in data.yaml these numbers, as in "
-                f"'names: {{{min(names) + shift}: NAME, ...}}'"
+                f"({first.where}); give the names these numbers in a data.yaml, "
+                f"'names: {{{min(names) + shift}: NAME, ...}}', or change the lines"
             )
