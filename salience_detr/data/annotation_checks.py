@@ -70,7 +70,7 @@ class BoxTable:
     @property
     def has_extent(self) -> np.ndarray:
         """Return (N,) bool, True for boxes with an area."""
-        return (self.boxes[:, 2:] > 0).all(axis=1)
+        return np.all(self.boxes[:, 2:] > 0, axis=1)
 
 
 def make_table(
