@@ -278,7 +278,8 @@ def dataset_metadata(config: DictConfig) -> Metadata:
     dataset = config.dataloader.test.dataset
     name = as_list(dataset.names)[0]
     if dataset.get("json_file"):
-        register_coco_dataset(name, dataset.json_file, dataset.image_root)
+        dropped = dataset.get("drop_categories", ())
+        register_coco_dataset(name, dataset.json_file, dataset.image_root, dropped)
 
     ensure_class_names(name)
     return MetadataCatalog.get(name)

@@ -35,6 +35,7 @@ from salience_detr.data.image_files import (
     locate_images,
 )
 from salience_detr.data.own_records import complete_records, to_coco
+from salience_detr.data.split_classes import Classes
 from salience_detr.utils.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,12 @@ class CocoLoader:
         """
         content = read_checked(self.name)
         set_class_names(self.name, content["categories"])
-        class_of = MetadataCatalog.get(self.name).thing_dataset_id_to_contiguous_id
+        metadata = MetadataCatalog.get(self.name)
+        class_of = metadata.thing_dataset_id_to_contiguous_id
+        if metadata.drop_categories:
+            left_out = [x for x in content["categories"] if x["id"] in metadata.drop_categories]
+            names = ", ".join(f"{x['name']} (id {x['id']})" for x in left_out)
+            logger.info("%s: left out the categories without boxes: %s", self.name, names)
 
         # Masks would take most of the memory, and nothing uses them.
         annotations: dict[int | str, list[Record]] = defaultdict(list)
@@ -96,18 +102,29 @@ class CocoLoader:
         return records
 
 
-def register_coco_dataset(name: str, json_file: str | Path, image_root: str | Path) -> None:
+def register_coco_dataset(
+    name: str,
+    json_file: str | Path,
+    image_root: str | Path,
+    drop_categories: Sequence[int] = (),
+) -> None:
     """Register a data set in COCO's JSON format in detectron2's catalogs.
 
     The file is read when the data set is loaded. Registering the same data again does nothing.
+
+    Args:
+        name: of the data set.
+        json_file: annotation file.
+        image_root: folder of the images.
+        drop_categories: ids of categories without boxes that are no classes.
 
     Raises:
         DatasetError: the name is taken by other data.
     """
     if name in DatasetCatalog.list():
         metadata = MetadataCatalog.get(name)
-        known = (metadata.get("json_file"), metadata.get("image_root"))
-        if known == (str(json_file), str(image_root)):
+        known = [metadata.get(key) for key in ("json_file", "image_root", "drop_categories")]
+        if known == [str(json_file), str(image_root), list(drop_categories)]:
             return
         raise DatasetError(
             f"a data set {name!r} is registered already, for {known[0] or 'a function'}; "
@@ -116,7 +133,10 @@ def register_coco_dataset(name: str, json_file: str | Path, image_root: str | Pa
 
     DatasetCatalog.register(name, CocoLoader(name, Path(image_root)))
     MetadataCatalog.get(name).set(
-        json_file=str(json_file), image_root=str(image_root), evaluator_type="coco"
+        json_file=str(json_file),
+        image_root=str(image_root),
+        drop_categories=list(drop_categories),
+        evaluator_type="coco",
     )
 
 
@@ -126,6 +146,7 @@ def load_dataset(
     is_train: bool = False,
     json_file: str | None = None,
     image_root: str | None = None,
+    drop_categories: Sequence[int] = (),
 ) -> list[Record]:
     """Return the records of registered data sets in detectron2's format.
 
@@ -138,6 +159,7 @@ def load_dataset(
         is_train: True if the records are trained on.
         json_file: annotation file to register under the name first, with ``image_root``.
         image_root: folder of its images.
+        drop_categories: see :func:`register_coco_dataset`.
 
     Raises:
         DatasetError: the data set is unknown, or its file cannot be read or has a mistake.
@@ -149,7 +171,7 @@ def load_dataset(
                 f"{json_file} is one data set, but there are {len(names)} names "
                 f"({', '.join(names)}); set the dataset's json_file=null to take registered ones"
             )
-        register_coco_dataset(names[0], json_file, image_root)
+        register_coco_dataset(names[0], json_file, image_root, drop_categories)
 
     records: list[Record] = []
     for name in names:
@@ -162,7 +184,24 @@ def load_dataset(
 
     # Classes are known once the data are loaded.
     check_same_classes(names)
+    if is_train:
+        warn_of_empty_classes(names[0], records)
     return records
+
+
+def warn_of_empty_classes(name: str, records: list[Record]) -> None:
+    """Name the classes without a box to learn from, such as the root category of Roboflow."""
+    with_boxes = {x["category_id"] for record in records for x in record["annotations"]}
+    classes = Classes.of_dataset(name)
+    empty = [x for i, x in enumerate(classes.names) if i not in with_boxes]
+    if empty:
+        logger.warning(
+            "%d of the %d classes have no box in the training data: %s; "
+            "--drop-empty-categories leaves out those that have none in the validation data either",
+            len(empty),
+            len(classes.names),
+            classes.describe(empty),
+        )
 
 
 def load_registered(name: str) -> list[Record]:
@@ -303,9 +342,11 @@ def ensure_class_names(name: str) -> None:
 def set_class_names(name: str, categories: list[Entry]) -> None:
     """Number the classes of a registered data set from 0 on, by rising category id.
 
-    Names that several categories have get their ids.
+    Names that several categories have get their ids. Dropped categories are no classes.
     """
+    dropped = MetadataCatalog.get(name).get("drop_categories", ())
     ordered = sorted(categories, key=itemgetter("id"))
+    ordered = [category for category in ordered if category["id"] not in dropped]
     ids = [category["id"] for category in ordered]
 
     # detectron2's names: its evaluators look there, too.

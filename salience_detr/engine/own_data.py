@@ -14,8 +14,10 @@ from salience_detr.data.coco_format import (
     DatasetError,
     distinct_names,
     entry_fault,
+    is_whole,
     read_coco,
 )
+from salience_detr.data.datasets import as_list, class_names_of, register_coco_dataset
 from salience_detr.data.preparation.layouts import Split, find_splits
 from salience_detr.data.split_classes import Classes, check_splits
 from salience_detr.engine.validation_split import split_for_validation
@@ -41,6 +43,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group_help = "with --val-fraction: images stay together whose names have an equal first group"
     group.add_argument("--split-by", metavar="REGEX", help=group_help)
 
+    group.add_argument(
+        "--drop-empty-categories",
+        action="store_true",
+        help="leave out categories that have no box in either split",
+    )
     group.add_argument(
         "--epochs", type=float, metavar="N", help="passes over the data (default: the config's)"
     )
@@ -73,6 +80,8 @@ def use_own_data(
     if not splits:
         if args.epochs is not None:
             raise ConfigError("--epochs goes with --data-dir or --train-json; set train.max_iter")
+        if args.drop_empty_categories:
+            raise ConfigError("--drop-empty-categories goes with --data-dir or --train-json")
         return
     for name in needed:
         if name not in splits:
@@ -82,14 +91,19 @@ def use_own_data(
             raise ConfigError(f"no {name} data: {remedy}")
 
     # The data set is registered under the name of its file when it is loaded.
-    classes = {}
+    categories = {}
     for name, split in splits.items():
-        categories = read_categories(split.json_file, keep=name in needed)
-        classes[name] = Classes.from_categories(str(split.json_file), categories)
+        categories[name] = read_categories(split.json_file, keep=name in needed)
         dataset = config.dataloader["train" if name == "train" else "test"].dataset
         dataset.names = str(split.json_file)
         dataset.json_file = str(split.json_file)
         dataset.image_root = str(split.image_root)
+
+    if args.drop_empty_categories:
+        drop_empty_categories(config, splits, categories)
+    classes = {}
+    for name, split in splits.items():
+        classes[name] = Classes.from_categories(str(split.json_file), categories[name])
 
     # An evaluation goes by the names alone.
     if len(splits) == 2 and "train" in needed:
@@ -120,6 +134,25 @@ def chosen_splits(args: argparse.Namespace) -> dict[str, Split]:
     return splits
 
 
+def training_class_names(config: DictConfig, args: argparse.Namespace) -> list[str]:
+    """Return the class names of the training data, for weights that do not name their classes.
+
+    There are none where the data are not at hand, or do not belong to the model.
+    """
+    splits = chosen_splits(args)
+    if splits and "train" not in splits:
+        return []
+
+    dataset = config.dataloader.train.dataset
+    if dataset.get("json_file") and Path(dataset.json_file).is_file():
+        dropped = dataset.get("drop_categories", ())
+        name = as_list(dataset.names)[0]
+        register_coco_dataset(name, dataset.json_file, dataset.image_root, dropped)
+
+    names = class_names_of(dataset.names)
+    return names if len(names) == config.model.get("num_classes") else []
+
+
 def read_categories(json_file: Path, *, keep: bool) -> dict[int, str]:
     """Return the names of the categories of an annotation file by id.
 
@@ -139,6 +172,32 @@ def read_categories(json_file: Path, *, keep: bool) -> dict[int, str]:
         raise DatasetError(f"{json_file} has no categories")
     names = distinct_names(categories)
     return {category["id"]: name for category, name in zip(categories, names, strict=True)}
+
+
+def drop_empty_categories(
+    config: DictConfig, splits: dict[str, Split], categories: dict[str, dict[int, str]]
+) -> None:
+    """Leave out the categories, by name, that have no box in any of the splits, in place.
+
+    Raises:
+        DatasetError: there are no boxes at all.
+    """
+    with_boxes = set()
+    for name, split in splits.items():
+        content = read_coco(split.json_file, keep=True, lists=("images", "categories"))
+        for annotation in content.get("annotations", []):
+            category_id = annotation.get("category_id") if isinstance(annotation, dict) else None
+            if is_whole(category_id):
+                with_boxes.add(categories[name].get(category_id))
+
+    for name, names in categories.items():
+        empty = [i for i, category in names.items() if category not in with_boxes]
+        if len(empty) == len(names):
+            raise DatasetError(f"no category of {splits[name].json_file} has a box in any split")
+        for category_id in empty:
+            del names[category_id]
+        dataset = config.dataloader["train" if name == "train" else "test"].dataset
+        dataset.drop_categories = empty
 
 
 def fit_schedule(

@@ -133,6 +133,8 @@ def build_evaluator(settings: DictConfig, name: str) -> DatasetEvaluator:
     # COCO's evaluation needs the area of each annotation, and whether it is a crowd.
     content = ground_truth.dataset
     prepare_for_evaluation(content.get("annotations", []))
+    dropped = MetadataCatalog.get(name).get("drop_categories", ())
+    content["categories"] = [x for x in content["categories"] if x["id"] not in dropped]
     evaluator._coco_api = make_coco(content)
     if "annotations" not in content:
         logger.info("%s has no annotations: the detections are written, without AP", name)
