@@ -224,7 +224,7 @@ def load_registered(name: str) -> list[Record]:
         # Of data that others registered; their loaders may end in a bare KeyError.
         if has_own_file(name):
             read_checked(name)
-        return complete_records(name, get_detection_dataset_dicts(name, filter_empty=False))
+        return complete_records(get_detection_dataset_dicts(name, filter_empty=False))
     except (LookupError, TypeError, AttributeError, AssertionError, OSError, ValueError) as error:
         raise DatasetError(f"data set {name!r}: {error}") from error
 

@@ -17,17 +17,15 @@ from salience_detr.data.preparation.frames import read_size
 Record: TypeAlias = dict[str, Any]  # an image, or an annotation of one, in detectron2's format
 
 
-def complete_records(name: str, records: list[Record]) -> list[Record]:
+def complete_records(records: list[Record]) -> list[Record]:
     """Return copies of a data set's records that have an id and a size.
 
     Images without ``image_id`` get their number in the data set, as detectron2's conversion gives.
     Those without ``height`` and ``width`` get the size of their file.
 
     Raises:
-        DatasetError: a record has no file name or no readable size, or a box has a class that the
-            data set lacks.
+        DatasetError: a record has no file name, or no readable size.
     """
-    class_names = MetadataCatalog.get(name).get("thing_classes")
     completed = []
     for number, record in enumerate(records):
         where = f"record {number}"
@@ -37,8 +35,6 @@ def complete_records(name: str, records: list[Record]) -> list[Record]:
         record = {"image_id": number, **record, "file_name": str(record["file_name"])}
         if "height" not in record or "width" not in record:
             record["width"], record["height"] = file_size(record["file_name"], where)
-        if class_names:
-            check_classes(record.get("annotations", []), len(class_names), where)
         completed.append(record)
     return completed
 
@@ -53,17 +49,6 @@ def file_size(file_name: str, where: str) -> tuple[int, int]:
         return read_size(Path(file_name))[0]
     except UNREADABLE as error:
         raise DatasetError(f"{where} has no height and width, and no image: {error}") from error
-
-
-def check_classes(annotations: list[Record], num_classes: int, where: str) -> None:
-    """Raise DatasetError unless all classes are numbers of the data set's classes."""
-    for annotation in annotations:
-        category_id = annotation["category_id"]
-        if not 0 <= category_id < num_classes:
-            raise DatasetError(
-                f"{where} has a box with the category_id {category_id}; the classes of "
-                f"thing_classes are numbered from 0 to {num_classes - 1}"
-            )
 
 
 def to_coco(name: str, records: list[Record]) -> Content:

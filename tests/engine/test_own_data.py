@@ -6,10 +6,12 @@ import json
 import shutil
 
 import pytest
+import torch
+from detectron2.config import instantiate
 
 import train_net
 from salience_detr import Predictor
-from salience_detr.config import ConfigError
+from salience_detr.config import ConfigError, load_config
 from salience_detr.data.datasets import DatasetError
 
 CATEGORIES = [{"id": 7, "name": "nick"}, {"id": 30, "name": "burr"}]
@@ -188,3 +190,99 @@ def test_files_without_classes_or_images_are_refused(own_data, micro_config, con
 def test_epochs_must_be_positive(own_data, micro_config):
     with pytest.raises(ConfigError, match="--epochs is 0; it must be positive"):
         configure(micro_config, "--data-dir", own_data, "--epochs", "0")
+
+
+def test_a_val_set_with_fewer_categories_is_evaluated_by_name(own_data, micro_config, tmp_path):
+    set_categories(own_data / "annotations" / "val.json", CATEGORIES[1:])
+    output = tmp_path / "run"
+    words = ["--config-file", micro_config, "--data-dir", str(own_data), "--epochs", "0.5"]
+
+    assert train_net.run([*words, f"train.output_dir={output}"]) == 0
+
+    log = (output / "log.txt").read_text()
+    line = "has 1 of the 2 classes (burr (id 30)): evaluated by name, AP is over these"
+    assert log.count(line) == 1
+    results = json.loads((output / "inference" / "coco_instances_results.json").read_text())
+    assert {x["category_id"] for x in results} == {30}
+    assert Predictor(str(output / "config.yaml"), str(output / "model_final.pth")).class_names == [
+        "nick",
+        "burr",
+    ]
+
+
+def test_a_val_set_with_other_categories_is_refused_in_training(own_data, micro_config):
+    other = [*CATEGORIES, {"id": 31, "name": "weld"}]
+    set_categories(own_data / "annotations" / "val.json", other)
+    with pytest.raises(DatasetError, match=r"val\.json has categories .* lacks: weld"):
+        configure(micro_config, "--data-dir", own_data)
+    assert configure(micro_config, "--data-dir", own_data, "--eval-only").model.num_classes == 2
+
+
+def test_evaluation_of_weights_without_names_goes_by_those_of_the_training_set(
+    own_data, micro_config, tmp_path
+):
+    path = own_data / "annotations" / "val.json"
+    content = json.loads(path.read_text())
+    swapped = {7: 30, 30: 7}
+    for entry in content["annotations"]:
+        entry["category_id"] = swapped[entry["category_id"]]
+    for category in content["categories"]:
+        category["id"] = swapped[category["id"]]
+    (own_data / "annotations" / "swapped.json").write_text(json.dumps(content))
+
+    weights = tmp_path / "w.pth"
+    config = configure(micro_config, "--data-dir", own_data)
+    torch.save({"model": instantiate(config.model).state_dict()}, weights)
+
+    results = []
+    for name in ("val", "swapped"):
+        output = tmp_path / name
+        files = ["--train-json", own_data / "annotations" / "train.json", "--train-images"]
+        files += [own_data / "train", "--val-json", own_data / "annotations" / f"{name}.json"]
+        words = ["--config-file", micro_config, *files, "--val-images", own_data / "val"]
+        words += ["--eval-only", "--weights", weights, f"train.output_dir={output}"]
+        assert train_net.run([str(word) for word in words]) == 0
+        file = output / "inference" / "coco_instances_results.json"
+        results.append(json.loads(file.read_text()))
+
+    # The same detections, with the ids that the evaluated file gives.
+    plain, other = results
+    assert [swapped[x["category_id"]] for x in plain] == [x["category_id"] for x in other]
+    assert [x["bbox"] for x in plain] == [x["bbox"] for x in other]
+
+
+def test_categories_without_boxes_are_named_and_can_be_left_out(own_data, micro_config, tmp_path):
+    root = {"id": 0, "name": "parts", "supercategory": "none"}
+    only_in_val = {"id": 8, "name": "weld", "supercategory": "parts"}
+    for split in ("train", "val"):
+        path = own_data / "annotations" / f"{split}.json"
+        content = json.loads(path.read_text())
+        content["categories"] = [root, *CATEGORIES, only_in_val]
+        if split == "val":
+            content["annotations"][0]["category_id"] = 8
+        path.write_text(json.dumps(content))
+
+    words = ["--config-file", micro_config, "--data-dir", str(own_data), "--epochs", "0.5"]
+    output = tmp_path / "run"
+    dropping = [*words, "--drop-empty-categories", f"train.output_dir={output}"]
+    assert train_net.run(dropping) == 0
+
+    log = (output / "log.txt").read_text()
+    assert "left out the categories without boxes: parts (id 0)" in log
+    assert "1 of the 3 classes have no box in the training data: weld (id 8)" in log
+    assert "| parts" not in log and "| weld" in log
+    assert load_config(output / "config.yaml").model.num_classes == 3
+    predictor = Predictor(str(output / "config.yaml"), str(output / "model_final.pth"))
+    assert predictor.class_names == ["nick", "weld", "burr"]
+
+    assert configure(*words[1:]).model.num_classes == 4
+    with pytest.raises(ConfigError, match="--drop-empty-categories goes with --data-dir"):
+        configure(micro_config, "--drop-empty-categories")
+
+
+def test_at_least_one_category_must_have_boxes(own_data, micro_config):
+    for split in ("train", "val"):
+        path = own_data / "annotations" / f"{split}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+    with pytest.raises(DatasetError, match=r"no category of .* has a box in any split"):
+        configure(micro_config, "--data-dir", own_data, "--drop-empty-categories")
