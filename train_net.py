@@ -22,14 +22,14 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch.multiprocessing import ProcessExitedException
 
-from salience_detr.checkpoint import load_weights
+from salience_detr.checkpoint import load_weights, read_classes
 from salience_detr.cli import arguments
 from salience_detr.cli.arguments import Parser, number, run_program
 from salience_detr.config import ConfigError, load_config
 from salience_detr.data.classes import ClassList
 from salience_detr.data.datasets import as_list, dataset_classes
 from salience_detr.engine.launch import launch
-from salience_detr.engine.own_data import add_data_arguments, use_own_data
+from salience_detr.engine.own_data import add_data_arguments, training_classes, use_own_data
 from salience_detr.engine.run_folder import locked_folder
 from salience_detr.engine.train import build_model, save_config, setup_run, train
 from salience_detr.engine.trainer import StopError
@@ -99,7 +99,14 @@ def do_test(args: argparse.Namespace, config: DictConfig) -> None:
     if args.show_dir is not None:
         check_show_dir(config, args.show_dir)
 
-    classes = evaluated_classes(config)
+    # Rows without names are the classes of the training set, in order, where it is at hand.
+    trained_classes = None
+    rows_in_order = None
+    if not args.ignore_class_names:
+        trained_classes = read_classes(config.train.init_checkpoint)
+        if trained_classes is None:
+            trained_classes = rows_in_order = training_classes(config, args)
+    data_classes = evaluated_classes(config, trained_classes)
 
     # The config of a training run in this folder stays.
     output_dir = Path(config.train.output_dir)
@@ -110,7 +117,7 @@ def do_test(args: argparse.Namespace, config: DictConfig) -> None:
     row_classes = load_weights(
         model,
         config.train.init_checkpoint,
-        classes=classes,
+        classes=rows_in_order or data_classes,
         ignore_class_names=args.ignore_class_names,
     )
 
@@ -124,8 +131,13 @@ def do_test(args: argparse.Namespace, config: DictConfig) -> None:
         show_evaluation(config, args.show_dir)
 
 
-def evaluated_classes(config: DictConfig) -> ClassList | None:
-    """Load the test sets, and give the model of the config as many classes, in place.
+def evaluated_classes(config: DictConfig, trained: ClassList | None) -> ClassList | None:
+    """Load the test sets, and give the model of the config its number of classes, in place.
+
+    Args:
+        config: of the run.
+        trained: classes of the weights, of which a data set may have fewer. If they are unknown,
+            the model has the classes of the test sets.
 
     Returns:
         The classes of the test sets; None if they are unknown, or if several sets have different
@@ -144,17 +156,21 @@ def evaluated_classes(config: DictConfig) -> ClassList | None:
 
     classes = found[0]
     if classes is None or any(other != classes for other in found):
+        classes = None
+    model_classes = trained or classes
+    if model_classes is None:
         return None
 
     num_classes = config.model.get("num_classes")
-    if num_classes not in (None, len(classes)):
+    if num_classes not in (None, len(model_classes)):
         logging.getLogger("salience_detr").warning(
-            "model.num_classes=%d, as the data set has (not %d): %s",
-            len(classes),
+            "model.num_classes=%d, as the %s (not %d): %s",
+            len(model_classes),
+            "weights have" if trained else "data set has",
             num_classes,
-            classes,
+            model_classes,
         )
-        config.model.num_classes = len(classes)
+        config.model.num_classes = len(model_classes)
     return classes
 
 

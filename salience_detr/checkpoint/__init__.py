@@ -3,7 +3,12 @@
 from salience_detr.checkpoint import catalog as _catalog  # noqa: F401  (registers its paths)
 from salience_detr.checkpoint.errors import CheckpointError
 from salience_detr.checkpoint.files import read_checkpoint, save_weights
-from salience_detr.checkpoint.loading import load_state_dict_strictly, load_weights, start_from
+from salience_detr.checkpoint.loading import (
+    load_state_dict_strictly,
+    load_weights,
+    read_classes,
+    start_from,
+)
 from salience_detr.checkpoint.reference_conversion import (
     COCO_CATEGORY_IDS,
     convert_reference_checkpoint,
@@ -16,6 +21,7 @@ __all__ = [
     "load_state_dict_strictly",
     "load_weights",
     "read_checkpoint",
+    "read_classes",
     "save_weights",
     "start_from",
 ]

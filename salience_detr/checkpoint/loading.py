@@ -35,6 +35,15 @@ logger = logging.getLogger(__name__)
 OUTPUT_NORMS = re.compile(r"output_norms\.|norm\d\.")
 
 
+def read_classes(path: str | Path) -> ClassList | None:
+    """Return the classes that a checkpoint names, None if it does not.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+    """
+    return classes_in(read_checkpoint(path), path)
+
+
 def load_weights(
     model: nn.Module,
     path: str | Path,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from detectron2.data import MetadataCatalog
 
+from salience_detr.data.classes import ClassList, ClassNameError, match_classes
 from salience_detr.data.coco_format import DatasetError
 
 # Number of names in a message.
@@ -54,6 +55,18 @@ class Classes:
         return ", ".join(shown)
 
 
+def find_classes(data: Classes, known: Sequence[str]) -> list[int | None]:
+    """Return the place of each class of a data set among other names, None where it is not there.
+
+    Raises:
+        DatasetError: names differ in upper and lower case only.
+    """
+    try:
+        return match_classes(ClassList(data.names), ClassList(tuple(known)))
+    except ClassNameError as error:
+        raise DatasetError(f"{data.source}: {error}") from error
+
+
 def check_known(known: Sequence[str], data: Classes, source: str) -> None:
     """Make sure that all classes of a data set are among those of a model.
 
@@ -65,7 +78,8 @@ def check_known(known: Sequence[str], data: Classes, source: str) -> None:
     Raises:
         DatasetError: some are not.
     """
-    unknown = [name for name in data.names if name not in known]
+    places = zip(data.names, find_classes(data, known), strict=True)
+    unknown = [name for name, place in places if place is None]
     if unknown:
         raise DatasetError(
             f"{data.source} has categories that {source} lacks: {data.describe(unknown)} (it has "
@@ -86,15 +100,15 @@ def check_splits(train: Classes, val: Classes) -> None:
     if train.ids is None or val.ids is None:
         return
 
-    train_ids = dict(zip(train.names, train.ids, strict=True))
-    val_ids = dict(zip(val.names, val.ids, strict=True))
-    moved = [name for name, category_id in val_ids.items() if train_ids[name] != category_id]
+    moved = []
+    for name, val_id, place in zip(val.names, val.ids, find_classes(val, train.names), strict=True):
+        train_id = train.ids[place or 0]
+        if train_id != val_id:
+            moved.append(f"{name!r} has {train_id} and {val_id}")
     if moved:
-        first = moved[0]
         raise DatasetError(
             f"{train.source} and {val.source} have different ids for the same categories, "
-            f"{first!r} has {train_ids[first]} and {val_ids[first]} ({len(moved)} differ); give "
-            "each name the same id in both files"
+            f"{moved[0]} ({len(moved)} differ); give each name the same id in both files"
         )
 
 
@@ -104,15 +118,16 @@ def class_map(known: Sequence[str], data: Classes) -> list[int] | None:
     Returns:
         -1 for classes that the data set lacks; None if all classes are the same.
     """
-    if list(known) == list(data.names):
+    places = find_classes(data, known)
+    if places == list(range(len(known))):
         return None
-    index = {name: i for i, name in enumerate(data.names)}
-    return [index.get(name, -1) for name in known]
+    index = {place: i for i, place in enumerate(places)}
+    return [index.get(i, -1) for i in range(len(known))]
 
 
 def describe_difference(known: Sequence[str], data: Classes) -> str | None:
     """Return a line on how a data set is evaluated whose classes are not the model's, else None."""
-    if list(known) == list(data.names):
+    if class_map(known, data) is None:
         return None
     if len(data.names) < len(known):
         return (

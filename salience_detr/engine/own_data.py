@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from salience_detr.config import ConfigError
+from salience_detr.data.classes import ClassList
 from salience_detr.data.coco_format import (
     LARGEST,
     DatasetError,
@@ -17,7 +18,7 @@ from salience_detr.data.coco_format import (
     is_whole,
     read_coco,
 )
-from salience_detr.data.datasets import as_list, class_names_of, register_coco_dataset
+from salience_detr.data.datasets import as_list, dataset_classes, register_coco_dataset
 from salience_detr.data.preparation.layouts import Split, find_splits
 from salience_detr.data.split_classes import Classes, check_splits
 from salience_detr.engine.validation_split import split_for_validation
@@ -134,14 +135,14 @@ def chosen_splits(args: argparse.Namespace) -> dict[str, Split]:
     return splits
 
 
-def training_class_names(config: DictConfig, args: argparse.Namespace) -> list[str]:
-    """Return the class names of the training data, for weights that do not name their classes.
+def training_classes(config: DictConfig, args: argparse.Namespace) -> ClassList | None:
+    """Return the classes of the training data, for weights that do not name their classes.
 
-    There are none where the data are not at hand, or do not belong to the model.
+    They are unknown where the data are not at hand, or do not belong to the model.
     """
     splits = chosen_splits(args)
     if splits and "train" not in splits:
-        return []
+        return None
 
     dataset = config.dataloader.train.dataset
     if dataset.get("json_file") and Path(dataset.json_file).is_file():
@@ -149,8 +150,10 @@ def training_class_names(config: DictConfig, args: argparse.Namespace) -> list[s
         name = as_list(dataset.names)[0]
         register_coco_dataset(name, dataset.json_file, dataset.image_root, dropped)
 
-    names = class_names_of(dataset.names)
-    return names if len(names) == config.model.get("num_classes") else []
+    classes = dataset_classes(dataset.names)
+    if classes is None or len(classes) != config.model.get("num_classes"):
+        return None
+    return classes
 
 
 def read_categories(json_file: Path, *, keep: bool) -> dict[int, str]:

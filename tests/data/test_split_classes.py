@@ -25,7 +25,7 @@ def test_the_same_classes_and_a_subset_are_accepted():
     ("names", "ids", "message"),
     [
         (("pit", "hole"), (1, 4), r"val has categories that train lacks: hole \(id 4\)"),
-        (("Pit",), (1,), r"lacks: Pit \(id 1\) .it has pit, burr, weld.; rename or remove"),
+        (("Pits",), (1,), r"lacks: Pits \(id 1\) .it has pit, burr, weld.; rename or remove"),
         (("burr", "pit"), (1, 2), "'burr' has 2 and 1 .2 differ.; give each name the same id"),
         (("pit", "burr", "weld"), (0, 1, 2), "'pit' has 1 and 0 .3 differ."),
         (("weld",), (1,), "'weld' has 3 and 1 .1 differ."),
