@@ -119,7 +119,7 @@ def find_splits(folders: VocFolders, files: Sequence[Path]) -> dict[str, list[Pa
             f"{len(without)} XML files such as {without[0]} are in none of the folders of "
             f"{', '.join(splits)}; move them into one, or name a folder with --annotations"
         )
-    return splits
+    return {split: splits[split] for split in SPLIT_LISTS if split in splits}
 
 
 def read_list(path: Path, annotations: Path, files: Sequence[Path]) -> list[Path]:

@@ -97,3 +97,64 @@ def test_images_that_are_elsewhere_are_asked_for(tmp_path):
         match=r"the images of .*train\.json \(1\.jpg, \.\.\.\) are in none of .*--train-images",
     ):
         find_splits(tmp_path)
+
+
+def test_capital_letters_are_found_too(tmp_path):
+    write(tmp_path, "annotations/instances_Train.json", "images/Train/1.jpg")
+    write(tmp_path, "Annotations/instances_Validation.json", "images/Validation/2.jpg")
+    splits = find_splits(tmp_path)
+    assert splits["train"].json_file.name == "instances_Train.json"
+    assert splits["train"].image_root == tmp_path / "images" / "Train"
+    assert splits["val"].json_file.name == "instances_Validation.json"
+    assert splits["val"].image_root == tmp_path / "images" / "Validation"
+
+
+def make_single(root, json_file, image_file, file_name=None):
+    """Write a file with all of COCO's lists, of one image."""
+    write(root, json_file, image_file)
+    images = [{"id": 1, "file_name": file_name or image_file.rpartition("/")[2]}]
+    content = {"images": images, "annotations": [], "categories": []}
+    (root / json_file).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("json_file", "image_file", "file_name"),
+    [
+        ("annotations/instances_default.json", "images/default/1.jpg", None),
+        ("annotations/instances_default.json", "images/1.jpg", None),
+        ("result.json", "images/1.jpg", "images/1.jpg"),
+        ("result.json", "images/1.jpg", r"images\1.jpg"),
+        ("via_export_coco.json", "1.jpg", None),
+        ("labels_my-project.json", "photos/1.jpg", None),
+        ("dataset.json", "imgs/1.jpg", "/home/me/imgs/1.jpg"),
+        ("export/coco/dataset.json", "imgs/1.jpg", r"C:\me\imgs\1.jpg"),
+    ],
+)
+def test_a_single_file_of_any_name_is_for_training(tmp_path, json_file, image_file, file_name):
+    make_single(tmp_path, json_file, image_file, file_name)
+    # Results and settings beside it are no annotations.
+    (tmp_path / "results.json").write_text("[]")
+    (tmp_path / "settings.json").write_text('{"images": 5}')
+
+    splits = find_splits(tmp_path)
+    assert list(splits) == ["train"] and splits["train"].json_file == tmp_path / json_file
+    assert (tmp_path / image_file).is_relative_to(splits["train"].image_root)
+
+
+def test_files_that_lie_there_are_named(tmp_path):
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(DatasetError, match=r"of results\.json, none has the lists images"):
+        find_splits(tmp_path)
+
+    for name in ("a.json", "sub/b.json"):
+        make_single(tmp_path, name, "1.jpg")
+    with pytest.raises(DatasetError, match=r"holds 2 files in COCO's format \(a\.json, sub/b\.json"):
+        find_splits(tmp_path)
+
+
+def test_images_of_one_split_are_not_taken_for_those_of_another(tmp_path):
+    write(tmp_path, "train/_annotations.coco.json", "train/1.jpg")
+    write(tmp_path, "valid/_annotations.coco.json", "valid/1.jpg")
+    (tmp_path / "valid" / "1.jpg").unlink()
+    with pytest.raises(DatasetError, match=r"the images of .*valid.*are in none of"):
+        find_splits(tmp_path)

@@ -135,5 +135,5 @@ def test_classes_that_a_part_lacks_are_named():
 def test_a_file_with_a_mistake_is_not_split(tmp_path):
     content = content_of(4)
     content["annotations"][1]["category_id"] = 99
-    with pytest.raises(DatasetError, match="unknown category id 99.*check_dataset"):
+    with pytest.raises(DatasetError, match=r"unknown category id 99.*check_dataset"):
         split_coco(content, tmp_path / "a.json", 0.5, None)
