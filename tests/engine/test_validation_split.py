@@ -74,7 +74,9 @@ def test_another_split_does_not_replace_that_of_a_run(one_file, micro_config, tm
     words = (micro_config, "--data-dir", one_file, f"train.output_dir={tmp_path / 'run'}")
     before = parts_of(configure(*words, "--val-fraction", 0.25))
     for flag in ("--resume", "--eval-only"):
-        with pytest.raises(ConfigError, match=r"train\.json is another split than --val-fraction 0"):
+        with pytest.raises(
+            ConfigError, match=r"train\.json is another split than --val-fraction 0"
+        ):
             configure(*words, "--val-fraction", 0.5, flag)
     assert parts_of(configure(*words, "--val-fraction", 0.25, "--resume")) == before
 
@@ -121,13 +123,17 @@ def test_training_and_conversion_draw_the_same(one_file, micro_config, tmp_path)
         (["--data-dir", "DIR", "--split-by", "(a)"], "goes with --val-fraction: add it"),
         (["--data-dir", "DIR", "--val-fraction", "1"], "--val-fraction is 1; it lies between"),
         (["--data-dir", "DIR", "--val-fraction", "0.01"], "leaves none for validation"),
-        (["--data-dir", "DIR", "--val-fraction", "0.2", "--split-by", "["], "no regular expression"),
         (
-            ["--data-dir", "DIR", "--val-fraction", "0.2", "--val-json", "DIR/x", "--val-images", "DIR"],
+            ["--data-dir", "DIR", "--val-fraction", "0.2", "--split-by", "["],
+            "no regular expression",
+        ),
+        (
+            ["--data-dir", "DIR", "--val-fraction", ".2", "--val-json", "DIR/x"]
+            + ["--val-images", "DIR"],
             "x is there for validation: leave one of the two out",
         ),
     ],
-)  # fmt: skip
+)
 def test_flags_that_do_not_fit_are_one_line(one_file, micro_config, tmp_path, words, message):
     words = [word.replace("DIR", str(one_file)) for word in words]
     with pytest.raises((ConfigError, DatasetError), match=message):

@@ -148,7 +148,9 @@ def test_files_that_lie_there_are_named(tmp_path):
 
     for name in ("a.json", "sub/b.json"):
         make_single(tmp_path, name, "1.jpg")
-    with pytest.raises(DatasetError, match=r"holds 2 files in COCO's format \(a\.json, sub/b\.json"):
+    with pytest.raises(
+        DatasetError, match=r"holds 2 files in COCO's format \(a\.json, sub/b\.json"
+    ):
         find_splits(tmp_path)
 
 

@@ -184,7 +184,10 @@ def test_unusual_corners_are_counted_in_the_report(tmp_path, capsys, box, expect
     [
         (lambda root: shutil.rmtree(root / "JPEGImages"), "no image of train is left"),
         (lambda root: write_xml(root / "Annotations" / "a.xml", box=(9, 9, 1, 1)), "no box of"),
-        (lambda root: (root / "Annotations" / "a.xml").write_text("<annotations/>"), "<annotations>"),
+        (
+            lambda root: (root / "Annotations" / "a.xml").write_text("<annotations/>"),
+            "<annotations>",
+        ),
     ],
 )
 def test_nothing_is_written_where_nothing_is_left(tmp_path, capsys, break_it, message):
