@@ -240,7 +240,13 @@ class Predictor(ModelDetector):
         if not isinstance(config, DictConfig):
             config = load_config(config, overrides, trust=trust_config)
         self.config = config
-        self.model: SalienceDETR = instantiate(self.config.model).to(resolve_device(device)).eval()
+        model = instantiate(self.config.model)
+        if not isinstance(model, SalienceDETR):
+            raise ConfigError(
+                f"the config's model is a {type(model).__name__}, and only a SalienceDETR can be run "
+                "or exported here; train_net.py --eval-only evaluates other detectors"
+            )
+        self.model = model.to(resolve_device(device)).eval()
 
         # Registered classes are compared only if the data set itself is at hand: the config of one
         # data set may serve for the weights of another.

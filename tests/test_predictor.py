@@ -13,10 +13,11 @@ from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 from salience_detr import Predictor
 from salience_detr.checkpoint import CheckpointError
-from salience_detr.config import load_config
+from salience_detr.config import ConfigError, load_config
 from salience_detr.data.images import to_rgb
 from salience_detr.predictor import merge_salience, salience_maps
 from salience_detr.utils.drawing import class_colors, draw_detections, draw_salience
@@ -269,6 +270,34 @@ def test_images_of_other_sizes_in_a_list_change_nothing(predictor):
             found.detections.scores, alone.detections.scores, rtol=1e-5, atol=1e-6
         )
         np.testing.assert_allclose(found.salience, alone.salience, atol=1e-5)
+
+
+def test_a_config_of_another_detector_is_described():
+    with pytest.raises(ConfigError, match="model is a RetinaNet, and only a SalienceDETR can"):
+        Predictor(ROOT / "configs" / "neu_det_retinanet_r18.py", None, device="cpu")
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_boxes_are_clipped_to_the_image_as_it_is_turned(predictor, tmp_path, orientation):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 90, 3), np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "a.jpg", exif=exif)
+    # Boxes of about the size of the image, around each token.
+    for head in predictor.model.decoder.bbox_heads:
+        nn.init.constant_(head.layers[-1].bias[2:], 4.0)
+
+    found = predictor(tmp_path / "a.jpg")
+
+    width, height = (90, 40) if orientation == 1 else (40, 90)
+    boxes = found.pred_boxes.tensor
+    assert found.image_size == (height, width) and len(found)
+    assert boxes.min() == 0 and (boxes <= torch.tensor([width, height] * 2)).all()
+    assert (boxes[:, 2] == width).any() and (boxes[:, 3] == height).any()
+    for result in found.to_coco():
+        x, y, box_width, box_height = result["bbox"]
+        assert x >= 0 and y >= 0 and x + box_width <= width and y + box_height <= height
+        assert box_width > 0 and box_height > 0
 
 
 def test_a_dtype_may_be_pytorchs(micro_config, surface_data):

@@ -28,7 +28,7 @@ from salience_detr.data.depth import choose_from_files
 from salience_detr.data.value_range import AUTO, ValueRange
 from salience_detr.engine.own_data import add_data_arguments, use_own_data
 from salience_detr.utils.drawing import class_colors, draw_boxes
-from salience_detr.utils.files import UsedPaths, write_image
+from salience_detr.utils.files import UsedPaths, check_output_dir, write_image
 
 LOADERS = {"train": "train", "val": "test"}  # detectron2's names of the splits
 
@@ -114,6 +114,7 @@ def draw_samples(args: argparse.Namespace) -> None:
         ConfigError, DatasetError, DataWorkerError, ImageReadError, OSError: the config, the data or
             the output folder cannot be used.
     """
+    check_output_dir(args.output, option="--output")
     config = load_config(args.config_file, args.opts, trust=args.trust_config)
     use_own_data(config, args, needed=(args.split,))
     loader = config.dataloader[LOADERS[args.split]]

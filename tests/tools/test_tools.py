@@ -172,6 +172,14 @@ def test_the_analysis_lists_every_stage(micro_config, capsys):
     assert "total" in printed
 
 
+@pytest.mark.parametrize("size", [("0", "0"), ("64", "0"), ("-1", "64"), ("1.5", "64")])
+def test_the_analysis_refuses_a_size_without_pixels(micro_config, capsys, size):
+    with pytest.raises(SystemExit) as stop:
+        analyze_model.main(["--config-file", micro_config, "--size", *size])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_the_analysis_of_another_architecture_lists_its_parts(capsys):
     assert (
         analyze_model.main(

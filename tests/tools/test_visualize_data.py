@@ -73,6 +73,15 @@ def test_what_does_not_go_together_is_said(micro_config, tmp_path, capsys):
     assert "there is no data folder nowhere" in capsys.readouterr().err
 
 
+def test_an_output_that_cannot_be_written_is_said_before_the_data_are_read(
+    micro_config, tmp_path, capsys
+):
+    (tmp_path / "file").touch()
+    words = ["--config-file", micro_config, "--data-dir", "nowhere"]
+    assert main([*words, "--output", str(tmp_path / "file")]) == 2
+    assert "file cannot be written to" in capsys.readouterr().err
+
+
 def test_images_of_the_same_name_are_all_drawn_and_training_data_are_enough(
     surface_data, micro_config, tmp_path
 ):
