@@ -125,9 +125,12 @@ def prepare(args: argparse.Namespace) -> tuple[list[Path], list[str], Detector]:
     sources = [Path(f"webcam{args.webcam}.mp4")]
     missing: list[str] = []
     if args.input:
-        sources, missing = collect_inputs(args.input)
-    if not sources:
-        raise FileNotFoundError("; ".join(missing))
+        inputs = collect_inputs(args.input)
+        sources = inputs.files
+        missing = inputs.missing
+        for remark in inputs.remarks:
+            if comm.is_main_process():
+                print(remark, file=sys.stderr)
 
     # Errors are reported now, rather than after hours of detection.
     check_output_dir(args.output, option="--output")

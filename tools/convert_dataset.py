@@ -23,6 +23,7 @@ from pathlib import Path
 
 from salience_detr.cli.arguments import Parser, number, run_program
 from salience_detr.data.coco_format import DatasetError, read_coco
+from salience_detr.data.endings import describe_others
 from salience_detr.data.preparation.conversion import (
     Conversion,
     ImageLabels,
@@ -30,6 +31,7 @@ from salience_detr.data.preparation.conversion import (
     check_usable,
     draw_labels,
 )
+from salience_detr.data.preparation.files import find_others
 from salience_detr.data.preparation.layouts import Split, count_located
 from salience_detr.data.preparation.layouts import find_splits as find_coco_splits
 from salience_detr.data.preparation.splitting import split_coco
@@ -251,6 +253,10 @@ def write(dataset: ConvertedDataset, output: Path) -> None:
 
     for remark in dataset.remarks:
         print(remark)
+    for folder in sorted(set(dataset.image_roots.values())):
+        others = find_others(folder)
+        if others:
+            print(describe_others(folder, others, "images"))
     if "val" in train_arguments:
         train_arguments.pop("test", None)
         if not dataset.conversions["val"].content["annotations"]:

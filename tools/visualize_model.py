@@ -122,10 +122,11 @@ def find_images(patterns: list[str]) -> tuple[list[Path], list[str]]:
     Raises:
         OSError: there is no image.
     """
-    files, notes = collect_inputs(patterns)
+    inputs = collect_inputs(patterns)
+    notes = [*inputs.missing, *inputs.remarks]
 
     images = []
-    for path in files:
+    for path in inputs.files:
         if is_video(path):
             notes.append(f"{path} is a video; demo/demo.py takes those")
         else:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -15,6 +16,10 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 logger = logging.getLogger(__name__)
+
+# An optional package: pip install pillow-heif.
+with suppress(ImportError):
+    importlib.import_module("pillow_heif").register_heif_opener()
 
 # PIL warns of larger images and refuses those of twice the size, as attacks. Line-scan cameras and
 # scanners make images of 20,000 x 20,000 pixels. None is a user's "no limit".

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from salience_detr.data.depth import choose_from_files
 from salience_detr.data.images import ImageReadError
 from salience_detr.detections import Detections
 from salience_detr.inference.inputs import ImageReader, LoadedImage, is_video
@@ -142,9 +143,17 @@ class DetectionRun:
 
     def process_images(self, sources: Sequence[Path], bar: tqdm) -> None:
         """Detect on images."""
-        batch_size = self.detector.batch_size
+        # All processes choose the same range: they have the same outputs.
+        value_range = self.detector.value_range
+        choose_from_files(value_range, [str(x) for x in self.outputs if not is_video(x)])
 
-        for batch in ImageReader(sources, batch_size=batch_size, num_threads=self.num_threads):
+        reader = ImageReader(
+            sources,
+            batch_size=self.detector.batch_size,
+            num_threads=self.num_threads,
+            value_range=value_range,
+        )
+        for batch in reader:
             self.process_batch(batch)
             bar.update(len(batch))
 

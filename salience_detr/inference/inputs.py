@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from salience_detr.data.decoding import read_size
+from salience_detr.data.endings import describe_others, is_hidden, is_image
 from salience_detr.data.images import UNREADABLE, ImageReadError, read_image
+from salience_detr.data.value_range import ValueRange
 from salience_detr.inference.video import VIDEO_ENDINGS
 
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+TRANSPORT_STREAM = b"G"  # first byte of each packet
 
 MAX_PIXELS = 100_000_000  # of the images in memory together: 300 MB
 
@@ -29,39 +31,82 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_ENDINGS
 
 
-def collect_inputs(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs of a run.
+
+    Attributes:
+        files: images and videos, in order and without repetition.
+        missing: a message for each pattern without a file.
+        remarks: a message for each folder that holds other files, too.
+    """
+
+    files: list[Path]
+    missing: list[str]
+    remarks: list[str]
+
+
+def collect_inputs(patterns: Sequence[str]) -> Inputs:
     """Collect the files named by paths, folders (with their subfolders) and glob patterns.
 
-    Returns:
-        The files, in order and without repetition, and a message for each pattern without a file.
+    Raises:
+        FileNotFoundError: there is none.
     """
     files: list[Path] = []
     missing: list[str] = []
+    remarks: list[str] = []
     for pattern in patterns:
-        matches = find_files(pattern)
+        matches, others = find_files(pattern)
         if not matches:
             missing.append(f"--input {pattern}: there is no such image, video, folder or match")
+        if others:
+            remarks.append(describe_others(Path(pattern), others, "images or videos"))
 
         files += matches
-    return list(dict.fromkeys(files)), missing
+
+    if not files:
+        raise FileNotFoundError("; ".join(missing + remarks))
+    return Inputs(list(dict.fromkeys(files)), missing, remarks)
 
 
-def find_files(pattern: str) -> list[Path]:
-    """Return the files of one path, folder or pattern, sorted.
+def find_files(pattern: str) -> tuple[list[Path], list[Path]]:
+    """Find the files of one path, folder or pattern, sorted.
 
     In a folder, only images and videos count. A file that is named itself may have any ending.
+
+    Returns:
+        The files, and the other files of a folder.
     """
     # A file comes first, since its name may have the special characters of a pattern.
     # Path.is_file would raise for a name that is too long.
     path = Path(pattern)
     if os.path.isfile(path):
-        return [path]
+        return [path], []
     if os.path.isdir(path):
-        endings = IMAGE_ENDINGS | VIDEO_ENDINGS
-        return sorted(p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file())
+        return sort_files(sorted(p for p in path.rglob("*") if p.is_file()))
 
     matches = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
-    return [match for match in matches if match.is_file()]
+    return [match for match in matches if match.is_file()], []
+
+
+def sort_files(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Sort files into images and videos, and others but for hidden ones."""
+    files: list[Path] = []
+    others: list[Path] = []
+    for path in paths:
+        if is_image(path) or (is_video(path) and not is_typescript(path)):
+            files.append(path)
+        elif not is_hidden(path):
+            others.append(path)
+    return files, others
+
+
+def is_typescript(path: Path) -> bool:
+    """Return whether a file is the source code whose ending is that of a transport stream."""
+    if path.suffix.lower() != ".ts":
+        return False
+    with open(path, "rb") as file:
+        return file.read(1) != TRANSPORT_STREAM
 
 
 @dataclass(frozen=True)
@@ -108,6 +153,7 @@ class ImageReader:
         batch_size: maximum number of images in a batch.
         num_threads: number of threads that read.
         max_pixels: maximum number of pixels in memory.
+        value_range: range of the values of deep images; by default each image has its own.
     """
 
     def __init__(
@@ -117,11 +163,13 @@ class ImageReader:
         batch_size: int = 1,
         num_threads: int = 2,
         max_pixels: int = MAX_PIXELS,
+        value_range: ValueRange | None = None,
     ) -> None:
         self.paths = paths
         self.batch_size = batch_size
         self.num_threads = num_threads
         self.max_pixels = max_pixels
+        self.value_range = value_range
 
     def __iter__(self) -> Iterator[list[LoadedImage]]:
         """Yield batches. Asking for the next batch empties the last one, to free its memory."""
@@ -135,7 +183,8 @@ class ImageReader:
             while pending or upcoming:
                 # Begin to read as many batches as there is room for.
                 while upcoming and self.has_room(upcoming, pixels_in_memory, len(pending)):
-                    pending.append((upcoming, [pool.submit(load, path) for path in upcoming.paths]))
+                    futures = [pool.submit(self.load, path) for path in upcoming.paths]
+                    pending.append((upcoming, futures))
                     pixels_in_memory += upcoming.num_pixels
                     upcoming = next(plan, None)
 
@@ -184,13 +233,12 @@ class ImageReader:
         if paths:
             yield PlannedBatch(paths, num_pixels)
 
-
-def load(path: Path) -> LoadedImage:
-    """Read an image. An error is returned instead of raised, since a thread calls this."""
-    try:
-        return LoadedImage(path, read_image(str(path)))
-    except ImageReadError as error:
-        return LoadedImage(path, error)
+    def load(self, path: Path) -> LoadedImage:
+        """Read an image. An error is returned instead of raised, since a thread calls this."""
+        try:
+            return LoadedImage(path, read_image(str(path), value_range=self.value_range))
+        except ImageReadError as error:
+            return LoadedImage(path, error)
 
 
 def is_similar(aspect: float, other: float) -> bool:

@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 
 from salience_detr.detections import ClassTable, Detections
-from salience_detr.inference.inputs import IMAGE_ENDINGS, is_video
+from salience_detr.inference.inputs import is_video
 from salience_detr.inference.video import VideoWriter, output_suffix
 from salience_detr.utils.drawing import draw_salience
 from salience_detr.utils.files import MAX_JPEG_SIDE, UsedPaths, check_name, write_image
 
-# Outputs in .webp would lose quality where the input was lossless, and .pgm has no colors.
-WRITABLE_ENDINGS = IMAGE_ENDINGS - {".webp", ".pgm"}
+# Of the endings that OpenCV can write those that keep the quality. The outputs of others are .png.
+WRITABLE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".ppm"}
 
 STRIP_ROWS = 256  # rows of an image that are drawn at a time
 CROPS = "crops"  # name of the folder of crops

@@ -12,7 +12,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-VIDEO_ENDINGS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
+VIDEO_ENDINGS = {
+    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m2ts", ".m2v", ".m4v",
+    ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt",
+    ".ts", ".vob", ".webm", ".wmv", ".y4m",
+}  # fmt: skip
 
 
 class VideoError(RuntimeError):

@@ -37,17 +37,44 @@ def test_folders_patterns_and_files_are_collected_once_each(save, tmp_path):
 
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "film.MP4").write_bytes(b"")
-    files, missing = collect_inputs(
-        [str(tmp_path), str(tmp_path / "*.png"), str(tmp_path / "none*")]
-    )
+    inputs = collect_inputs([str(tmp_path), str(tmp_path / "*.png"), str(tmp_path / "none*")])
 
-    names = [str(path.relative_to(tmp_path)) for path in files]
+    names = [str(path.relative_to(tmp_path)) for path in inputs.files]
     assert names == ["a.JPG", "b.png", "film.MP4", "sub/ü ö.png"]
-    assert len(missing) == 1 and "none*: there is no such image" in missing[0]
+    assert len(inputs.missing) == 1 and "none*: there is no such image" in inputs.missing[0]
+    assert inputs.remarks == [
+        f"{tmp_path}: 1 file was not looked at, being no images or videos that can be read "
+        "(.txt: 1)"
+    ]
 
     # A file that is named itself is taken, whatever its ending.
     notes = tmp_path / "notes.txt"
-    assert collect_inputs([str(notes)]) == ([notes], [])
+    assert collect_inputs([str(notes)]).files == [notes]
+
+
+def test_images_of_any_ending_are_found_by_their_signature(save, tmp_path):
+    names = ["a.jfif", "b.GIF", "c.tga", "d.pnm", "e.dib", "f.jp2", "g.avif", "i.mpo"]
+    for name in names:
+        Image.new("RGB", (8, 6)).save(tmp_path / name)
+    for name in ("none", "shot.2024"):
+        (tmp_path / name).write_bytes((tmp_path / "a.jfif").read_bytes())
+
+    (tmp_path / "code.ts").write_text("export")
+    (tmp_path / "film.ts").write_bytes(b"G@")
+    (tmp_path / "numbers").write_text("P5 is no image")
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / ".hidden").write_bytes(b"")
+
+    inputs = collect_inputs([str(tmp_path)])
+    assert [x.name for x in inputs.files] == sorted([*names, "none", "shot.2024", "film.ts"])
+    assert "3 files were not looked at" in inputs.remarks[0]
+    assert "(no ending: 2, .ts: 1)" in inputs.remarks[0]
+
+
+def test_a_folder_without_an_image_says_what_lies_there(tmp_path):
+    (tmp_path / "a.heic").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"no such image.*1 file was not.*\.heic: 1"):
+        collect_inputs([str(tmp_path)])
 
 
 def positions(reader):
@@ -100,7 +127,7 @@ def watched(monkeypatch):
     begun = []
     lock = threading.Lock()
 
-    def read(name):
+    def read(name, **_):
         with lock:
             begun.append(int(name.rpartition("/")[2].partition(".")[0]))
         return np.asarray(Image.open(name).convert("RGB"))

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
 from tqdm.contrib.concurrent import process_map
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+from salience_detr.data.endings import OTHER_ENDINGS, is_hidden, is_image
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 
-def find_files(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Find the files of a folder and below it that have one of the suffixes, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+def find_files(folder: Path, suffixes: Collection[str] | None = None) -> list[Path]:
+    """Find the files of a folder and below it that have one of the suffixes, sorted.
+
+    Without suffixes they are the images.
+    """
+    paths = sorted(folder.rglob("*"))
+    if suffixes is None:
+        return [path for path in paths if is_image(path)]
+    return [path for path in paths if path.suffix.lower() in suffixes]
+
+
+def find_others(folder: Path) -> list[Path]:
+    """Find the files of a folder and below it that are neither images nor annotations."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and not is_hidden(path))
+    return [p for p in paths if p.suffix.lower() not in OTHER_ENDINGS and not is_image(p)]
 
 
 def first_file(candidates: Iterable[Path]) -> Path | None:

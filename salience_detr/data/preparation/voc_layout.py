@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from salience_detr.data.coco_format import DatasetError
+from salience_detr.data.endings import image_endings
 from salience_detr.data.preparation.conversion import UnusableError
-from salience_detr.data.preparation.files import IMAGE_SUFFIXES, find_files, first_file
+from salience_detr.data.preparation.files import find_files, first_file
 
 XML = {".xml"}
 # Usual names of the two folders, in small letters.
@@ -67,15 +68,18 @@ def find_folders(source: Path, annotations: Path | None, images: Path | None) ->
             source = inner[0]
 
     annotations = annotations or find_folder(source, ANNOTATION_FOLDERS, XML)
-    images = images or find_folder(source, IMAGE_FOLDERS, IMAGE_SUFFIXES)
+    images = images or find_folder(source, IMAGE_FOLDERS, None)
     for folder in (annotations, images):
         if not folder.is_dir():
             raise DatasetError(f"there is no folder {folder}: use --annotations or --images")
     return VocFolders(source, annotations, images)
 
 
-def find_folder(source: Path, names: Sequence[str], suffixes: Iterable[str]) -> Path:
-    """Return the first folder of a usual name with such files, or else the source itself."""
+def find_folder(source: Path, names: Sequence[str], suffixes: Collection[str] | None) -> Path:
+    """Return the first folder of a usual name with such files, or else the source itself.
+
+    Without suffixes they are images.
+    """
     for name in names:
         for folder in sorted(source.iterdir()):
             if folder.is_dir() and folder.name.lower() == name and find_files(folder, suffixes):
@@ -228,7 +232,7 @@ class ImageIndex:
         """Return the images of a name, with or without its ending."""
         # "x_jpg.rf.1a2b" of Roboflow is a stem.
         stem, suffix = os.path.splitext(name)
-        if suffix.lower() not in IMAGE_SUFFIXES:
+        if suffix.lower() not in image_endings():
             stem = name
         return self._by_stem.get(stem) or self._by_stem.get(stem.lower()) or []
 
