@@ -128,8 +128,16 @@ def test_training_and_conversion_draw_the_same(one_file, micro_config, tmp_path)
             "no regular expression",
         ),
         (
-            ["--data-dir", "DIR", "--val-fraction", ".2", "--val-json", "DIR/x"]
-            + ["--val-images", "DIR"],
+            [
+                "--data-dir",
+                "DIR",
+                "--val-fraction",
+                "0.2",
+                "--val-json",
+                "DIR/x",
+                "--val-images",
+                "DIR",
+            ],
             "x is there for validation: leave one of the two out",
         ),
     ],

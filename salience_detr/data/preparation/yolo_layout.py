@@ -95,7 +95,7 @@ def read_description(path: Path, root: Path | None = None) -> YoloDescription:
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise DatasetError(f"{path} cannot be read as YAML in UTF-8 ({reason})") from error
     if not isinstance(content, dict) or "names" not in content:
@@ -189,7 +189,7 @@ def read_names(path: Path) -> dict[int, str]:
         if path.suffix == ".json":
             categories = json.loads(text)["categories"]
             return class_names({entry["id"]: entry["name"] for entry in categories}, path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DatasetError(f"{path} cannot be read as names of classes ({error})") from error
 
     # A blank line in between would move the names after it.
