@@ -20,7 +20,6 @@ from pathlib import Path
 from detectron2.config import instantiate
 from detectron2.utils import comm
 from omegaconf import DictConfig
-from torch.multiprocessing import ProcessExitedException
 
 from salience_detr.checkpoint import load_weights, read_classes
 from salience_detr.cli import arguments
@@ -28,13 +27,13 @@ from salience_detr.cli.arguments import Parser, number, run_program
 from salience_detr.config import ConfigError, load_config
 from salience_detr.data.classes import ClassList
 from salience_detr.data.datasets import as_list, dataset_classes
-from salience_detr.engine.launch import launch
+from salience_detr.engine.launch import ProcessDiedError, end_after_peer, is_lost_peer, launch
 from salience_detr.engine.own_data import add_data_arguments, training_classes, use_own_data
 from salience_detr.engine.run_folder import locked_folder
 from salience_detr.engine.train import build_model, save_config, setup_run, train
 from salience_detr.engine.trainer import StopError
 from salience_detr.evaluation.coco_evaluation import check_show_dir, evaluate, show_evaluation
-from salience_detr.utils.errors import print_error
+from salience_detr.utils.errors import print_error, tolerate_names
 
 USER_ERRORS = (*arguments.USER_ERRORS, FloatingPointError)
 
@@ -183,6 +182,7 @@ def main(args: argparse.Namespace, config: DictConfig | None) -> None:
         args: of the command line.
         config: made from them; None makes it here (see :func:`launch`).
     """
+    tolerate_names([sys.stdout, sys.stderr])
     try:
         config = config or make_config(args)
         if args.eval_only:
@@ -207,6 +207,12 @@ def main(args: argparse.Namespace, config: DictConfig | None) -> None:
         print_error(error)
         sys.exit(2)
 
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        log_traceback()
+        end_after_peer()
+
 
 def log_traceback() -> None:
     """Write the traceback of the current exception to log.txt, but not to the console."""
@@ -227,8 +233,9 @@ def run(argv: list[str] | None = None) -> int:
         return run_program(start_processes, args)
     except SystemExit as stop:
         return int(stop.code or 0)
-    except ProcessExitedException as failure:
-        return failure.exit_code or 1
+    except ProcessDiedError as error:
+        print_error(error)
+        return error.exit_code
 
 
 def start_processes(args: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 from salience_detr.checkpoint import CheckpointError
 from salience_detr.data import DataWorkerError, ImageReadError
-from salience_detr.utils.errors import print_error
+from salience_detr.utils.errors import print_error, tolerate_names
 
 Number = TypeVar("Number", int, float)
 
@@ -120,6 +120,7 @@ def run_program(
 
     It is 2 after an error of the user, which is printed in one line, and 130 after Ctrl-C.
     """
+    tolerate_names([sys.stdout, sys.stderr])
     try:
         return program(args) or 0
     except USER_ERRORS as error:
