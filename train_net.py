@@ -35,7 +35,7 @@ from salience_detr.engine.trainer import StopError
 from salience_detr.evaluation.coco_evaluation import check_show_dir, evaluate, show_evaluation
 from salience_detr.utils.errors import print_error, tolerate_names
 
-USER_ERRORS = (*arguments.USER_ERRORS, FloatingPointError)
+USER_ERRORS = (*arguments.USER_ERRORS, FloatingPointError, RecursionError)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

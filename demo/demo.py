@@ -24,7 +24,7 @@ from pathlib import Path
 
 from detectron2.utils import comm
 
-from salience_detr.cli.arguments import INTERRUPTED, Parser, print_skipped, run_program
+from salience_detr.cli.arguments import INTERRUPTED, Parser, number, print_skipped, run_program
 from salience_detr.config import resolve_device
 from salience_detr.inference.class_filter import only_classes
 from salience_detr.inference.detection_run import DetectionRun, Ending, Summary
@@ -46,7 +46,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="images, videos, folders, globs")
-    source.add_argument("--webcam", type=int, metavar="N", help="camera; frames may be dropped")
+    source.add_argument(
+        "--webcam",
+        type=number(int, 0, 2**31 - 1),
+        metavar="N",
+        help="camera; frames may be dropped",
+    )
     add = parser.add_argument
     add("--output", required=True, type=Path, metavar="DIR", help="folder of the drawings")
 

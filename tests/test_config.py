@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.config import LazyConfig
 
-from salience_detr.config import ConfigError, load_config, resolve_amp
+from salience_detr.config import ConfigError, load_config, resolve_amp, to_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -167,6 +167,7 @@ def saved(micro_config, tmp_path):
 def test_the_config_that_a_run_writes_is_data(recipe, tmp_path):
     config = load_config(recipe)
     LazyConfig.save(config, str(tmp_path / "config.yaml"))
+    assert (tmp_path / "config.yaml").read_text() == to_yaml(config)
     assert load_config(tmp_path / "config.yaml") == LazyConfig.load(str(tmp_path / "config.yaml"))
 
 

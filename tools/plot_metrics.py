@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from pathlib import Path
 from typing import TypeAlias
@@ -32,6 +31,7 @@ from salience_detr.evaluation.results import (
     evaluate,
     load_results,
 )
+from salience_detr.utils.files import parse_json
 
 Lines: TypeAlias = list[dict[str, float]]  # of metrics.json
 
@@ -69,7 +69,7 @@ def read_metrics(run: Path) -> Lines:
     lines = []
     for line in path.read_text().splitlines():
         with contextlib.suppress(ValueError):
-            lines.append(json.loads(line))
+            lines.append(parse_json(line))
     if not lines:
         raise ResultsError(f"{path} is empty")
     return lines

@@ -14,6 +14,7 @@ from torch import Tensor
 from salience_detr.checkpoint.errors import CheckpointError
 from salience_detr.data.classes import ClassList, simplify
 from salience_detr.data.coco_format import is_id
+from salience_detr.utils.files import parse_json
 
 # Keys of a checkpoint beside the weights; in a .safetensors file they are JSON in its metadata.
 NAMES_KEY = "class_names"
@@ -52,7 +53,7 @@ def from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
         if key not in metadata:
             continue
         try:
-            entries[key] = json.loads(metadata[key])
+            entries[key] = parse_json(metadata[key])
         except ValueError as error:
             raise CheckpointError(
                 f"the metadata {key!r} is not valid JSON ({error}); write the file again with "

@@ -126,6 +126,9 @@ def run_program(
     except USER_ERRORS as error:
         print_error(error)
         return 2
+    except RecursionError as error:
+        print_error(ValueError(f"an input file is nested too deeply ({error})"))
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

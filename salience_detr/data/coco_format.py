@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
+
+from salience_detr.utils.files import parse_json
 
 LISTS = ("images", "annotations", "categories")
 # A larger number is a mistake; products of two smaller ones overflow nowhere.
@@ -42,7 +43,7 @@ def read_json(path: Path, *, keep: bool = False) -> Content:
 
         # The file may have been written anew since it was read.
         if kept_stamp != stamp:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not encoded in UTF-8 ({error}); save it as UTF-8") from error
     except (OSError, ValueError) as error:

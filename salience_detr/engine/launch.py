@@ -141,7 +141,7 @@ def report_failure(
 def describe_end(code: int) -> str:
     """Describe the exit code of a process that has not reported why it ended."""
     if code == PEER_DIED:
-        return "has lost the connection to a process of another machine, which has died"
+        return "has lost the connection to another process, which has ended"
     if code >= 0:
         return f"ended with the exit code {code}"
 

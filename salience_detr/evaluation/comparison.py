@@ -28,6 +28,7 @@ from salience_detr.evaluation.results import (
     category_names,
 )
 from salience_detr.utils.drawing import Color, class_colors, draw_boxes, resize_between
+from salience_detr.utils.errors import printable
 from salience_detr.utils.files import UsedPaths, write_image
 from salience_detr.visualization.panels import add_legend, new_sheet, render, show_image
 
@@ -156,7 +157,7 @@ def add_title(image: np.ndarray, title: str) -> np.ndarray:
 
     strip = np.full((pitch, image.shape[1], 3), 255, dtype=np.uint8)
     style = (cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), max(1, round(scale)), cv2.LINE_AA)
-    cv2.putText(strip, title, (2, round(0.75 * pitch)), *style)
+    cv2.putText(strip, printable(title), (2, round(0.75 * pitch)), *style)
     return np.concatenate([strip, image])
 
 

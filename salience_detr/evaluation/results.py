@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -25,6 +24,7 @@ from salience_detr.data.coco_format import (
     prepare_for_evaluation,
     read_coco,
 )
+from salience_detr.utils.files import parse_json
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 ImageId = int | str
@@ -175,7 +175,7 @@ def read_results(path: Path) -> Any:
         ResultsError: the file cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ResultsError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:

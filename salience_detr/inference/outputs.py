@@ -207,7 +207,7 @@ def safe_names(names: Sequence[str]) -> list[str]:
     in_use: set[str] = set()
     for number, name in enumerate(names):
         # Windows has the strictest rules; 100 bytes leave room for a number.
-        safe = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "_", name).strip(" .")
+        safe = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f\ud800-\udfff]', "_", name).strip(" .")
         while len(safe.encode()) > 100:
             safe = safe[:-1]
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, TextIO
 from detectron2.utils import comm
 
 from salience_detr.detections import ClassTable, Detections
+from salience_detr.utils.errors import printable
 from salience_detr.utils.files import written_whole
 
 BOX_COLUMNS = ["x0", "y0", "x1", "y1"]
@@ -164,7 +165,7 @@ def csv_rows(
     columns = zip(boxes, scores, labels, track_ids(detections), strict=True)
     for box, score, label, track_id in columns:
         class_id = classes.category_ids[label]
-        yield [file_name, frame, class_id, classes.names[label], score, *box, track_id]
+        yield [file_name, frame, class_id, printable(classes.names[label]), score, *box, track_id]
 
 
 def track_ids(detections: Detections) -> list[int | None]:

@@ -49,6 +49,8 @@ class VideoReader:
         self.num_frames: int | None = None
         if isinstance(source, int):
             name = f"camera {source}"
+            if source < 0:  # OpenCV would take the process down
+                raise VideoError(f"there is no {name}; cameras are numbered from 0")
             self.capture = cv2.VideoCapture(source)
         else:
             name = f"the video {source}"

@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from detectron2.structures import Instances
 
+from salience_detr.utils.errors import printable
+
 Color = tuple[int, int, int]  # RGB, 0 to 255
 
 
@@ -95,6 +97,7 @@ def _draw_label(canvas: np.ndarray, text: str, corner: tuple[int, int], color: C
     font = cv2.FONT_HERSHEY_SIMPLEX
     scale = max(0.35, min(canvas.shape[:2]) / 1000)
     thickness = max(1, round(scale * 1.5))
+    text = printable(text)
     (text_width, text_height), baseline = cv2.getTextSize(text, font, scale, thickness)
 
     # The box is moved to the left where it would reach over the right edge.

@@ -34,6 +34,14 @@ def tolerate_names(streams: Iterable[object]) -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def printable(text: str) -> str:
+    """Replace characters that no encoding has, lone surrogates, by question marks.
+
+    A JSON file may have them in a name, and OpenCV's text drawing crashes on them.
+    """
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def print_error(error: Exception) -> None:
     """Print an error on stderr, in one line."""
     print(f"error: {one_line(error)}", file=sys.stderr)

@@ -123,3 +123,27 @@ def test_without_boxes_to_evaluate_on_the_last_checkpoint_is_the_best(tmp_path, 
     best.update(3, {"bbox/AP": 0.0})
     best.update(4, {"bbox/AP": float("nan")})
     assert saved == [1, 2, 3] and best.best_value() == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[1]",
+        b"5",
+        b'{"metric": "bbox/AP"}',
+        b'{"metric": "bbox/AP", "value": "high"}',
+        b'{"metric": "bbox/AP", "value": NaN}',
+        b'{"metric": "bbox/AP50", "value": 99}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_broken_record_of_the_best_is_told_and_written_anew(tmp_path, content, caplog):
+    (tmp_path / "model_best.json").write_bytes(content)
+    checkpointer = SimpleNamespace(output_dir=tmp_path, save=lambda name, **_: None)
+
+    BestCheckpoint(checkpointer, "bbox/AP").update(3, {"bbox/AP": 2.0})
+
+    assert "model_best.json" in caplog.text and "the next evaluation is the best" in caplog.text
+    assert json.loads((tmp_path / "model_best.json").read_text())["value"] == 2

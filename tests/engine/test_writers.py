@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from types import SimpleNamespace
 
 import pytest
+from detectron2.utils.events import EventStorage
 
 from salience_detr.config import ConfigError
-from salience_detr.engine.writers import wandb_run
+from salience_detr.engine.writers import MetricsWriter, wandb_run
 
 
 class FakeWandb:
@@ -50,3 +52,17 @@ def test_without_the_package_wandb_is_an_error_with_the_remedy(tmp_path, monkeyp
         wandb_run(str(tmp_path), enabled=True),
     ):
         pass
+
+
+def test_results_follow_the_numbers_of_their_step_in_a_line_of_their_own(tmp_path):
+    writer = MetricsWriter(str(tmp_path / "metrics.json"))
+    with EventStorage(4) as storage:
+        storage.put_scalars(total_loss=2.0, smoothing_hint=False)
+        writer.write()
+        storage.put_scalars(**{"bbox/AP": 30.0}, smoothing_hint=False)
+        writer.write()
+        writer.write()
+    writer.close()
+
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert lines == [{"iteration": 4, "total_loss": 2.0}, {"iteration": 4, "bbox/AP": 30.0}]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 
-from salience_detr.utils.errors import one_line
+from salience_detr.utils.errors import one_line, printable, tolerate_names
 
 
 @pytest.mark.parametrize(
@@ -24,3 +26,15 @@ from salience_detr.utils.errors import one_line
 )
 def test_the_words_of_an_error_are_kept_without_its_traceback(error, expected):
     assert one_line(error) == expected
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+def test_a_name_that_a_console_cannot_encode_is_escaped(encoding):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    tolerate_names([stream, None, io.StringIO()])
+    print("a\ud800 Löcher 錆", file=stream, flush=True)
+    assert stream.buffer.getvalue().startswith(b"a\\ud800 L")
+
+
+def test_lone_surrogates_are_replaced_and_other_names_stay():
+    assert printable("a\ud83d\udc80é錆🙂") == "a??é錆🙂"

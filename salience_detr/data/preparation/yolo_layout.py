@@ -6,7 +6,6 @@ Names alone (classes.txt, obj.names, notes.json) is what Label Studio, labelImg 
 from __future__ import annotations
 
 import codecs
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import yaml
 
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.preparation.files import find_files, first_file
+from salience_detr.utils.files import parse_json
 
 # Names under which a split is found.
 SPLITS = {
@@ -187,7 +187,7 @@ def read_names(path: Path) -> dict[int, str]:
     try:
         text = decode(path.read_bytes())
         if path.suffix == ".json":
-            categories = json.loads(text)["categories"]
+            categories = parse_json(text)["categories"]
             return class_names({entry["id"]: entry["name"] for entry in categories}, path)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DatasetError(f"{path} cannot be read as names of classes ({error})") from error
