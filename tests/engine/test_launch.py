@@ -17,6 +17,10 @@ def exited(index, code):
     return ProcessExitedException("", index, 123, code)
 
 
+def lost(index):
+    return ProcessRaisedException(LOST, index, 123)
+
+
 @pytest.mark.parametrize(
     ("failure", "codes", "message", "exit_code"),
     [
@@ -36,15 +40,15 @@ def exited(index, code):
             70,
         ),
         (
-            ProcessRaisedException(LOST, 0, 123),
+            lost(0),
             [1, -9],
-            r"process 3 was killed by the .* SIGK",
+            r"process 3 was killed by the signal SIGKILL",
             137,
         ),
         (
-            ProcessRaisedException(LOST, 0, 123),
+            lost(0),
             [1, -15],
-            r"process 3 was killed by .* SIGTERM",
+            r"process 3 was killed by the signal SIGTERM",
             143,
         ),
     ],
