@@ -136,16 +136,19 @@ def find_corners(table: BoxTable) -> tuple[np.ndarray, np.ndarray]:
 def find_duplicates(table: BoxTable) -> dict[int, int]:
     """Find the boxes that are in the file before, in the same image and of the same class.
 
+    Boxes without area are not looked at.
+
     Returns:
         The row of the earlier box by the row of the later one.
     """
     # In each group the same boxes are neighbors in the order of x, up to rounding.
     order = np.lexsort((table.boxes[:, 0], table.groups))
+    order = order[table.has_extent[order]]
     boxes = table.boxes[order]
     groups = table.groups[order]
 
     originals: dict[int, int] = {}
-    is_repeated = np.zeros(len(order), dtype=bool)
+    is_repeated = np.zeros(len(table.boxes), dtype=bool)
     firsts = np.arange(len(order))
     distance = 0
     while len(firsts):

@@ -169,7 +169,10 @@ def read_categories(json_file: Path, *, keep: bool) -> dict[int, str]:
     for number, category in enumerate(categories):
         fault = entry_fault("categories", category)
         if fault is not None:
-            raise DatasetError(f"{json_file}: number {number} of its categories {fault}")
+            raise DatasetError(
+                f"{json_file}: number {number} of its categories {fault}; tools/check_dataset.py "
+                "lists all such mistakes, and repairs them with --fix"
+            )
 
     if not categories:
         raise DatasetError(f"{json_file} has no categories")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salience_detr.data.coco_format import LISTS, DatasetError, image_path, read_json
-from salience_detr.data.image_files import locate_images
+from salience_detr.data.image_files import describe_folder, locate_images
 
 # Names under which the splits are found, also in capitals.
 SPLITS = {
@@ -173,7 +173,8 @@ def find_image_root(json_file: Path, folders: Sequence[Path], search_below: Sequ
     tried = ", ".join(map(str, folders))
     raise DatasetError(
         f"the images of {json_file} ({', '.join(file_names[:3]) or 'none'}, ...) are in none "
-        f"of {tried}; move them there, or name the file and its folder ({OPTIONS})"
+        f"of {tried} ({describe_folder(folders[-1])}); move them there, or name the file and its "
+        f"folder ({OPTIONS})"
     )
 
 

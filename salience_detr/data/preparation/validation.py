@@ -53,8 +53,8 @@ ERRORS = (
 WARNINGS = (
     "box reaching out of the image", "annotation id 0", "image without boxes",
     "category without boxes", "category name twice", "image of nearly one color",
-    "image twice in the set", "fewer categories than to train on", "image with a name of elsewhere",
-    Finding.SOME_FRACTIONS.value, Finding.TWICE.value, Finding.NO_BOXES.value,
+    "image twice in the set", "fewer categories than to train on",
+    "image found by the end of its name", Finding.SOME_FRACTIONS.value, Finding.TWICE.value, Finding.NO_BOXES.value,
     Finding.ZERO_AREA.value,
 )  # fmt: skip
 # ... and what needs no attention.
@@ -241,7 +241,7 @@ def check_images(result: ValidationResult, located: LocatedImages, image_root: P
             result.add("unreadable image", file.problem)
             continue
         if name in located.moved:
-            result.add("image with a name of elsewhere", f"{name} is {located.moved[name]}")
+            result.add("image found by the end of its name", f"{name} is {located.moved[name]}")
 
         frame = box_frame(entry, file)
         if frame != file.size:
