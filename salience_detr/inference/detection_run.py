@@ -31,6 +31,7 @@ from salience_detr.inference.tracking import Tracker
 from salience_detr.inference.video import (
     LatestFrames,
     VideoError,
+    VideoFrame,
     VideoReader,
     output_suffix,
     read_ahead,
@@ -218,7 +219,7 @@ class DetectionRun:
             image: (H, W, 3) uint8 RGB.
             output: output of the detector.
             write: writes the drawing and, if there is one, the salience map.
-            frame: place of the frame in the output video.
+            frame: number of the frame in the video.
         """
         confident = output.detections.scores >= self.score_threshold
         detections = output.detections[confident]
@@ -254,12 +255,13 @@ class DetectionRun:
 
         with (
             closing(VideoReader(source)) as reader,
-            closing(read_ahead(reader, 2 * batch_size)) as frames,
+            closing(read_ahead(reader.placed(), 2 * batch_size)) as frames,
         ):
-            count = self.process_frames(source, reader, enumerate(frames), batch_size)
+            count = self.process_frames(source, reader, frames, batch_size)
 
-        # The number in a file's header is only an estimate, so some frames may be missing.
-        if reader.num_frames and count < COMPLETE * reader.num_frames:
+        # The number in a file's header is only an estimate, and so may be the duration.
+        is_short = reader.num_frames and count < COMPLETE * reader.num_frames
+        if is_short and not reader.timeline.reaches(COMPLETE):
             self.summary.warnings[source] = (
                 f"the video {source} breaks off: "
                 f"of {reader.num_frames} frames {count} can be decoded"
@@ -272,7 +274,8 @@ class DetectionRun:
 
             # A batch would have to wait for later frames.
             with closing(iter(LatestFrames(reader))) as frames:
-                self.process_frames(source, reader, frames, batch_size=1)
+                placed = (VideoFrame(place, place, image) for place, image in frames)
+                self.process_frames(source, reader, placed, batch_size=1)
 
             self.summary.warnings[source] = f"camera {number} gives no more frames"
 
@@ -280,7 +283,7 @@ class DetectionRun:
         self,
         source: Path,
         reader: VideoReader,
-        frames: Iterable[tuple[int, np.ndarray]],
+        frames: Iterable[VideoFrame],
         batch_size: int,
     ) -> int:
         """Detect on the frames of a video or camera, ``batch_size`` at a time.
@@ -288,7 +291,7 @@ class DetectionRun:
         Args:
             source: path of the video, or the name that stands for the camera.
             reader: video or camera that the frames come from.
-            frames: place in the output video and (H, W, 3) uint8 RGB image of each frame.
+            frames: frames, in order.
             batch_size: number of frames that are computed together.
 
         Returns:
@@ -309,15 +312,20 @@ class DetectionRun:
         bar = tqdm(frames, desc=source.name, total=reader.num_frames, unit="frame", disable=hidden)
         with AnnotatedVideo(paths, fps=reader.fps) as video:
             for batch in batches(bar, batch_size):
-                outputs = self.detect([image for _, image in batch])
-                for (place, image), output in zip(batch, outputs, strict=True):
+                outputs = self.detect([frame.image for frame in batch])
+                for frame, output in zip(batch, outputs, strict=True):
                     output = succeeded(output)
                     if tracker:
                         output = replace(output, detections=tracker.update(output.detections))
 
-                    self.write_results(source, image, output, partial(video.add, place), place)
+                    write = partial(video.add, frame.place)
+                    self.write_results(source, frame.image, output, write, frame.number)
 
                 count += len(batch)
+
+            # The last frame of a video of variable rate may be shown for long.
+            if reader.timeline.reaches(COMPLETE):
+                video.fill(reader.timeline.full_length())
 
         if count == 0:
             raise VideoError(f"no frame of the video {source} can be decoded")

@@ -157,12 +157,16 @@ class AnnotatedVideo:
 
     def add(self, place: int, drawings: Iterable[np.ndarray]) -> None:
         """Append the drawing, and the salience map if there is one, of the frame at a place."""
-        for _ in range(self.length, place):
-            self.write(self.last)
-
+        self.fill(place)
         self.last = list(drawings)
         self.write(self.last)
         self.length = place + 1
+
+    def fill(self, length: int) -> None:
+        """Repeat the last drawing up to a length in frames."""
+        for _ in range(self.length, length):
+            self.write(self.last)
+        self.length = max(self.length, length)
 
     def write(self, drawings: Sequence[np.ndarray]) -> None:
         """Append a frame to each video."""

@@ -7,16 +7,25 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
+
+from salience_detr.inference.timeline import Timeline, choose_rate
 
 VIDEO_ENDINGS = {
     ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m2ts", ".m2v", ".m4v",
     ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt",
     ".ts", ".vob", ".webm", ".wmv", ".y4m",
 }  # fmt: skip
+
+
+NUM_TIMED = 300  # frames from which the rate of a video is found out
+
+T = TypeVar("T")
 
 
 class VideoError(RuntimeError):
@@ -36,11 +45,28 @@ def name_for_opencv(path: str | Path) -> str:
     return str(path)
 
 
+@dataclass(frozen=True)
+class VideoFrame:
+    """A frame and where it belongs.
+
+    Attributes:
+        number: number of the frame, counted from 0.
+        place: place of the frame in a video of constant rate.
+        image: (H, W, 3) uint8 RGB.
+    """
+
+    number: int
+    place: int
+    image: np.ndarray
+
+
 class VideoReader:
     """Reader of the frames of a video file (a path) or of a camera (a number).
 
     Attributes:
-        fps: frames per second; 25 where the source has no usable rate.
+        fps: frames per second; 25 where the source has no usable rate. For a file of a variable
+            rate, that of a video of constant rate with the same frames.
+        timeline: places of the frames of a file in that video.
         num_frames: number of frames; None where the source does not have it.
         size: (width, height) of a frame.
     """
@@ -67,6 +93,14 @@ class VideoReader:
         if not 0.1 <= self.fps <= 1000:
             self.fps = 25.0
 
+        # The number of frames of many files is an estimate, from their duration and this rate.
+        duration = None
+        if self.num_frames is not None:
+            duration = self.num_frames / self.fps
+        if not isinstance(source, int):
+            self.fps = choose_rate(first_times(source), self.fps)
+        self.timeline = Timeline(self.fps, duration)
+
         width = int(self.capture.get(cv2.CAP_PROP_FRAME_WIDTH))
         height = int(self.capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
         self.size = (width, height)
@@ -79,12 +113,28 @@ class VideoReader:
                 return
             yield np.ascontiguousarray(frame[..., ::-1])  # OpenCV's frames are BGR
 
+    def placed(self) -> Iterator[VideoFrame]:
+        """Yield the frames of a file with their places, by the times in the file."""
+        for number, image in enumerate(self):
+            seconds = self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            yield VideoFrame(number, self.timeline.place(seconds), image)
+
     def close(self) -> None:
         """Release the file or camera."""
         self.capture.release()
 
 
-def read_ahead(frames: Iterable[np.ndarray], depth: int) -> Generator[np.ndarray]:
+def first_times(source: str | Path) -> list[float]:
+    """Return the times in seconds of the first frames of a video file."""
+    capture = cv2.VideoCapture(name_for_opencv(source))
+    times = []
+    while len(times) < NUM_TIMED and capture.grab():
+        times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+    capture.release()
+    return times
+
+
+def read_ahead(frames: Iterable[T], depth: int) -> Generator[T]:
     """Yield the same frames, which a thread reads at most ``depth`` frames ahead.
 
     An error in the thread is raised here. Closing the iterator ends the thread.
@@ -92,7 +142,7 @@ def read_ahead(frames: Iterable[np.ndarray], depth: int) -> Generator[np.ndarray
     # One thread: a capture may not be read by two at a time, and the order stays.
     pool = ThreadPoolExecutor(1, thread_name_prefix="read_ahead")
     iterator = iter(frames)
-    pending: deque[Future[np.ndarray | None]] = deque()
+    pending: deque[Future[T | None]] = deque()
 
     try:
         while True:
