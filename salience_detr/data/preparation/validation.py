@@ -54,8 +54,8 @@ WARNINGS = (
     "box reaching out of the image", "annotation id 0", "image without boxes",
     "category without boxes", "category name twice", "image of nearly one color",
     "image twice in the set", "fewer categories than to train on",
-    "image found by the end of its name", Finding.SOME_FRACTIONS.value, Finding.TWICE.value, Finding.NO_BOXES.value,
-    Finding.ZERO_AREA.value,
+    "image found by the end of its name", Finding.SOME_FRACTIONS.value, Finding.TWICE.value,
+    Finding.NO_BOXES.value, Finding.ZERO_AREA.value,
 )  # fmt: skip
 # ... and what needs no attention.
 NOTES = tuple(kind.value for kind in HARMLESS)
