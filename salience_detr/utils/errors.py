@@ -30,7 +30,7 @@ def tolerate_names(streams: Iterable[object]) -> None:
     Class and file names may hold any; without this, printing one would end the program.
     """
     for stream in streams:
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and not stream.closed:
             stream.reconfigure(errors="backslashreplace")
 
 

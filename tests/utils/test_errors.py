@@ -31,7 +31,9 @@ def test_the_words_of_an_error_are_kept_without_its_traceback(error, expected):
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
 def test_a_name_that_a_console_cannot_encode_is_escaped(encoding):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    tolerate_names([stream, None, io.StringIO()])
+    closed = io.TextIOWrapper(io.BytesIO())
+    closed.close()
+    tolerate_names([stream, closed, None, io.StringIO()])
     print("a\ud800 Löcher 錆", file=stream, flush=True)
     assert stream.buffer.getvalue().startswith(b"a\\ud800 L")
 
