@@ -16,13 +16,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 from salience_detr import Predictor
-from salience_detr.checkpoint import CheckpointError
+from salience_detr.checkpoint import CheckpointError, save_weights
 from salience_detr.config import ConfigError, load_config
+from salience_detr.data import register_surface_defects
+from salience_detr.data.classes import ClassList
 from salience_detr.data.images import to_rgb
+from salience_detr.export import DetectorInfo
 from salience_detr.predictor import merge_salience, salience_maps
 from salience_detr.utils.drawing import class_colors, draw_detections, draw_salience
 
 ROOT = Path(__file__).resolve().parents[1]
+BIAS = "query_selection.class_head.bias"
 
 
 @pytest.fixture
@@ -305,3 +309,87 @@ def test_a_dtype_may_be_pytorchs(micro_config, surface_data):
         Predictor(micro_config, None, device="cpu", dtype=torch.bfloat16).autocast_dtype
         == torch.bfloat16
     )
+
+
+@pytest.fixture
+def named(micro_config, tmp_path):
+    """Weights with the surface defects' names in another order, and their state dict."""
+    state = instantiate(load_config(micro_config).model).state_dict()
+    names = ("dent", "stain", "crack", "inclusion", "pit", "scratch")
+    classes = ClassList(names, (60, 50, 40, 30, 20, 10))
+    save_weights(state, tmp_path / "named.safetensors", classes=classes)
+    return tmp_path / "named.safetensors", state, classes
+
+
+def test_names_and_category_ids_of_the_weights_serve_where_the_data_is_not_there(
+    micro_config, named, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    register_surface_defects()
+    path, state, classes = named
+    predictor = Predictor(micro_config, path, device="cpu")
+
+    assert predictor.class_names == list(classes.names)
+    assert predictor.classes.category_ids == classes.category_ids
+    assert torch.equal(predictor.model.query_selection.class_head.bias, state[BIAS])
+    image = np.zeros((64, 64, 3), np.uint8)
+    found = predictor(image)
+    ids = {x["category_id"] for x in found.to_coco()}
+    assert ids <= set(classes.category_ids) and not caplog.records
+
+
+def test_weights_are_put_into_the_order_of_the_data_at_hand(
+    micro_config, surface_data, named, caplog
+):
+    path, state, _ = named
+    predictor = Predictor(micro_config, path, device="cpu")
+
+    assert predictor.class_names == ["scratch", "pit", "inclusion", "crack", "stain", "dent"]
+    assert predictor.classes.category_ids == (1, 2, 3, 4, 5, 6)
+    assert torch.equal(predictor.model.query_selection.class_head.bias, state[BIAS].flip(0))
+    assert "put into the order of the data set" in caplog.text
+    assert "other category ids than the data set (scratch: 10 there, 1 in" in caplog.text
+
+
+def test_weights_that_lack_classes_of_the_data_at_hand_are_refused(
+    micro_config, surface_data, predictor, tmp_path
+):
+    path = tmp_path / "a.safetensors"
+    weld = ClassList(("weld", "pore", "pit", "d", "e", "f"), (1, 2, 3, 4, 5, 6))
+    save_weights(predictor.model.state_dict(), path, classes=weld)
+    with pytest.raises(CheckpointError, match=r"lacks 5 of the data set's 6 classes: scratch, incl"):
+        Predictor(micro_config, path, device="cpu")
+
+    found = Predictor(micro_config, path, device="cpu", ignore_class_names=True)
+    assert found.class_names == list(weld.names)
+
+
+def test_exported_models_have_the_classes_of_the_weights(
+    micro_config, named, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    register_surface_defects()
+    path, _, classes = named
+    info = DetectorInfo.from_predictor(Predictor(micro_config, path, device="cpu"))
+    read = DetectorInfo.from_json(info.to_json(), "model.onnx").classes
+    assert (read.names, read.category_ids) == (classes.names, classes.category_ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [
+        ("neu_det_r18", "crazing inclusion patches pitted_surface rolled-in_scale scratches"),
+        ("surface_defects_tiny", "scratch pit inclusion crack stain dent"),
+    ],
+)
+def test_the_shipped_weights_carry_names_and_category_ids(name, classes, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    register_surface_defects()
+    weights = ROOT / "demo" / f"{name}.safetensors"
+    overrides = ["dataloader.test.dataset.names=not_at_hand_val"]
+    if name == "neu_det_r18":
+        overrides.append(f"dataloader.test.dataset.json_file={tmp_path / 'nowhere.json'}")
+    config = ROOT / "configs" / f"{name}.py"
+    predictor = Predictor(config, weights, device="cpu", overrides=overrides)
+    assert predictor.class_names == classes.split()
+    assert predictor.classes.category_ids == (1, 2, 3, 4, 5, 6)

@@ -19,9 +19,10 @@ import torch
 from detectron2.config import instantiate
 
 import train_net
-from salience_detr.checkpoint import load_weights, read_checkpoint
+from salience_detr.checkpoint import load_weights, read_checkpoint, save_weights
 from salience_detr.config import load_config
 from salience_detr.data import read_image, register_surface_defects
+from salience_detr.data.classes import ClassList
 from salience_detr.data.surface import SURFACE_DEFECT_CLASSES, generate_surface_defects
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -717,3 +718,68 @@ def test_drawings_need_an_evaluation_that_writes_its_detections(
     assert run(micro_config, tmp_path / "out", *words) == 2
     assert "dataloader.evaluator.output_dir" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("inference/*"))  # it is told before the evaluation
+
+
+def evaluate_only(config, data, output, weights, *words):
+    words = ["--eval-only", "--weights", weights, "--val-json", data, *words]
+    return run(config, output, *map(str, words), "dataloader.test.num_workers=0")
+
+
+def test_an_evaluation_puts_the_classes_into_the_order_of_the_data_by_name(
+    surface_data, micro_config, tmp_path, capsys
+):
+    model = instantiate(load_config(micro_config).model)
+    names = tuple(SURFACE_DEFECT_CLASSES)
+    weights = tmp_path / "weights.safetensors"
+    save_weights(model.state_dict(), weights, classes=ClassList(names, (1, 2, 3, 4, 5, 6)))
+
+    content = json.loads((surface_data / "annotations" / "val.json").read_text())
+    images = ["--val-images", surface_data / "val"]
+
+    def write(categories, change):
+        annotations = [
+            {**x, "category_id": change[x["category_id"]]}
+            for x in content["annotations"]
+            if x["category_id"] in change
+        ]
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
+        changed = {**content, "categories": categories, "annotations": annotations}
+        path.write_text(json.dumps(changed))
+        return path
+
+    def results_of(output):
+        path = tmp_path / output / "inference" / "coco_instances_results.json"
+        found = json.loads(path.read_text())
+        return sorted((x["image_id"], x["category_id"], round(x["score"], 4)) for x in found)
+
+    original = surface_data / "annotations" / "val.json"
+    assert evaluate_only(micro_config, original, tmp_path / "same", weights, *images) == 0
+    log = (tmp_path / "same" / "log.txt").read_text()
+    assert "order of the data set" not in log and "does not name" not in log
+
+    # The ids, and with them the order, turned round.
+    turned = {i: 7 - i for i in range(1, 7)}
+    categories = [{"id": turned[i], "name": name} for i, name in enumerate(names, 1)]
+    data = write(categories, turned)
+    assert evaluate_only(micro_config, data, tmp_path / "turned", weights, *images) == 0
+    log = (tmp_path / "turned" / "log.txt").read_text()
+    assert "put into the order of the data set: dent, stain, crack" in log
+    expected = sorted((i, turned[c], score) for i, c, score in results_of("same"))
+    assert results_of("turned") == expected
+
+    # Two of the six, with ids of their own.
+    data = write([{"id": 70, "name": "crack"}, {"id": 90, "name": "pit"}], {4: 70, 2: 90})
+    assert evaluate_only(micro_config, data, tmp_path / "part", weights, *images) == 0
+    log = (tmp_path / "part" / "log.txt").read_text()
+    assert "took the rows of the data set's 2 classes of 6: crack, pit" in log
+    assert {category for _, category, _ in results_of("part")} == {70, 90}
+
+    # One that the weights lack.
+    categories = [{"id": i, "name": name} for i, name in enumerate((*names[:5], "weld"), 1)]
+    data = write(categories, {i: i for i in range(1, 7)})
+    capsys.readouterr()
+    assert evaluate_only(micro_config, data, tmp_path / "weld", weights, *images) == 2
+    assert "lacks 1 of the data set's 6 classes: weld;" in capsys.readouterr().err
+    flag = "--ignore-class-names"
+    assert evaluate_only(micro_config, data, tmp_path / "on", weights, *images, flag) == 0
+    assert results_of("on") == results_of("same")

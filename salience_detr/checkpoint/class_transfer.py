@@ -190,7 +190,8 @@ def rows_to_predict(
     missing = [name for name, place in zip(data.names, places, strict=True) if place is None]
     if missing:
         raise CheckpointError(
-            f"{source} lacks {len(missing)} classes of the data set: {shorten(missing)}; its "
+            f"{source} lacks {len(missing)} of the data set's {len(data)} classes: "
+            f"{shorten(missing)}; its "
             f"classes are {file}; {REMEDY}"
         )
 

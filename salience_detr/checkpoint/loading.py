@@ -160,8 +160,11 @@ def name_classes(
         CheckpointError: the file does not have as many names as rows.
     """
     classes = classes_in(content, path)
+    if classes is None and known is not None:
+        classes = known
+        logger.warning("%s is of the published implementation, for %s", path, classes)
     if classes is None and rows.names:
-        classes = known or presumed_classes(rows.num_file, data)
+        classes = presumed_classes(rows.num_file, data)
         if classes is not None:
             logger.warning(
                 "%s does not name its %d classes; they are taken for %s",

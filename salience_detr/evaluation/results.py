@@ -24,10 +24,12 @@ from salience_detr.data.coco_format import (
     prepare_for_evaluation,
     read_coco,
 )
+from salience_detr.evaluation.result_categories import CategoryError, match_categories
 from salience_detr.utils.files import parse_json
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 ImageId = int | str
+CategoryId = int | str
 
 
 class ResultsError(ValueError):
@@ -147,15 +149,22 @@ def load_results(
     detections: Any = content
     ids: dict[ImageId, ImageId] = {image["id"]: image["id"] for image in truth["images"]}
 
-    # A list is COCO's results format, an object what demo.py writes, with image ids of its own.
+    category_ids: dict[CategoryId, CategoryId | None]
+    category_ids = {category["id"]: category["id"] for category in truth["categories"]}
+
+    # A list is COCO's results format, an object what demo.py writes, with ids of its own.
     if isinstance(content, dict):
         ids = match_demo_images(content.get("images"), truth["images"], results_file)
         detections = content.get("annotations")
+        if content.get("categories"):
+            try:
+                category_ids = match_categories(content["categories"], truth["categories"])
+            except CategoryError as error:
+                raise ResultsError(f"{results_file}: {error} ({annotation_file})") from error
     check_entries("detections", detections, results_file)
 
     # pycocotools would leave such detections out without a word.
-    category_ids = {category["id"] for category in truth["categories"]}
-    for key, known in (("image_id", ids.keys()), ("category_id", category_ids)):
+    for key, known in (("image_id", ids.keys()), ("category_id", category_ids.keys())):
         unknown = {detection[key] for detection in detections} - known
         if unknown:
             raise ResultsError(
@@ -163,9 +172,14 @@ def load_results(
                 f"unknown; do they belong to {annotation_file}?"
             )
 
-    detections = [{**x, "image_id": ids[x["image_id"]]} for x in detections]
+    matched: list[Any] = []
+    for detection in detections:
+        category_id = category_ids[detection["category_id"]]
+        if category_id is not None:
+            own_ids = {"image_id": ids[detection["image_id"]], "category_id": category_id}
+            matched.append({**detection, **own_ids})
     prepare_for_evaluation(truth["annotations"])
-    return Results(make_coco(truth), detections, sorted(ids.values()))
+    return Results(make_coco(truth), matched, sorted(ids.values()))
 
 
 def read_results(path: Path) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from salience_detr.data.classes import simplify
 from salience_detr.data.images import ImageLike
 from salience_detr.data.value_range import ValueRange
 from salience_detr.detections import ClassTable
@@ -20,26 +21,25 @@ def find_classes(words: Sequence[str], classes: ClassTable) -> list[int]:
     Raises:
         ValueError: a word is unknown; the message suggests a similar name and lists all names.
     """
-    return sorted({find_class(word, classes) for word in words})
+    return sorted({i for word in words for i in find_class(word, classes)})
 
 
-def find_class(word: str, classes: ClassTable) -> int:
-    """Return the index of one class; a word that is both a name and an id is taken as the name."""
-    if word in classes.names:
-        return classes.names.index(word)
+def find_class(word: str, classes: ClassTable) -> list[int]:
+    """Return the indices of the classes that a word names, which are several of the same name.
 
+    A word that is both a name and an id is taken as the name.
+    """
     # Names in any case are accepted if no name matches exactly.
-    folded = [name.casefold() for name in classes.names]
-    if word.casefold() in folded:
-        return folded.index(word.casefold())
-
+    folded = [simplify(name) for name in classes.names]
     ids = [str(category_id) for category_id in classes.category_ids]
-    if word in ids:
-        return ids.index(word)
+    for key, texts in ((word, classes.names), (simplify(word), folded), (word, ids)):
+        places = [i for i, other in enumerate(texts) if other == key]
+        if places:
+            return places
 
     known = ", ".join(f"{name} ({i})" for name, i in zip(classes.names, ids, strict=True))
     hint = "the"
-    similar = difflib.get_close_matches(word.casefold(), folded, n=1)
+    similar = difflib.get_close_matches(simplify(word), folded, n=1)
     if similar:
         hint = f"did you mean {classes.names[folded.index(similar[0])]}? The"
     raise ValueError(f"--classes {word!r} is unknown; {hint} classes are {known}")

@@ -250,3 +250,10 @@ def test_timm_names_lead_to_their_files():
         CheckpointError, match=r"timm has no weights 'convnext_large.no'; it has convnext_large"
     ):
         timm_weights_url("convnext_large.no")
+
+
+@pytest.mark.parametrize("name", ["surprise.weight", "layer9.0.conv1.weight", "features.9.weight"])
+def test_foreign_names_outside_of_the_stages_are_listed(name):
+    file = torchvision.models.resnet18().state_dict() | {name: torch.ones(1)}
+    with pytest.raises(CheckpointError, match=rf"unknown: {name}"):
+        load_backbone(Detector(resnet(18)), file, source="file")

@@ -12,6 +12,7 @@ from fvcore.common.param_scheduler import ConstantParamScheduler
 from torch import nn
 
 from salience_detr.checkpoint import CheckpointError, read_checkpoint
+from salience_detr.data.classes import ClassList
 from salience_detr.engine import checkpointing
 from salience_detr.engine.checkpointing import DataOrder, TrainingCheckpointer, cut_metrics
 from salience_detr.utils.files import check_output_dir
@@ -293,3 +294,22 @@ def test_fvcores_way_to_load_loads_the_model_alone_or_everything(trained, tmp_pa
     everything = trained()
     assert everything.resume_or_load("", resume=True) == {"iteration": 2}
     torch.testing.assert_close(optimizer_of(everything), optimizer_of(saved), rtol=0, atol=0)
+
+
+def test_a_run_is_resumed_with_the_classes_that_it_was_started_with(make, tmp_path, caplog):
+    make(classes=ClassList(("pit", "dent"), (3, 7))).save_periodic(4)
+    saved = read_checkpoint(tmp_path / "model_0000004.pth")
+    assert (saved["class_names"], saved["category_ids"]) == (["pit", "dent"], [3, 7])
+
+    for names in (("dent", "pit"), ("pit", "weld"), ("pit", "dent", "weld")):
+        other = make(classes=ClassList(names))
+        before = other.model.weight.clone()
+        with pytest.raises(CheckpointError, match=r"for the classes pit, dent, .*--weights"):
+            other.resume()
+        assert torch.equal(other.model.weight, before)
+
+    assert make(classes=ClassList(("Pit ", "dent"), (3, 7))).resume() == 4
+    assert make().resume() == 4  # of data without names
+    assert not caplog.records
+    assert make(classes=ClassList(("pit", "dent"), (1, 2))).resume() == 4
+    assert "category ids of the data set have changed" in caplog.text

@@ -196,3 +196,50 @@ def test_frames_of_one_name_in_several_folders_are_matched_by_their_folders(tmp_
     elsewhere = [{"id": 0, "file_name": "cam3/0001.jpg", "height": 9, "width": 9}]
     with pytest.raises(ResultsError, match="is 2 times in the annotations"):
         match_demo_images(elsewhere, annotated, tmp_path / "detections.json")
+
+
+def demo_file(categories, *detections):
+    return {
+        "images": [{"id": 1, "file_name": "1.jpg"}],
+        "categories": [{"id": i, "name": name} for i, name in categories],
+        "annotations": list(detections),
+    }
+
+
+def test_detections_of_demo_are_compared_by_the_names_of_their_categories(files, caplog):
+    # The annotations have pit as 4 and dent as 8.
+    boxes = [truth(1, 1, 4, [0, 0, 10, 10]), truth(2, 1, 8, [50, 50, 20, 20])]
+    found = [
+        detection(1, 8, [0, 0, 10, 10], 0.9),
+        detection(1, 4, [50, 50, 20, 20], 0.9),
+        detection(1, 0, [30, 30, 20, 20], 0.9),
+    ]
+    results = files(boxes, demo_file([(0, "weld"), (4, "Dent"), (8, "pit")], *found))
+
+    assert [x["category_id"] for x in results.detections] == [4, 8]
+    assert summary(evaluate(results))["AP"] == pytest.approx(100)
+    assert "2 categories have other ids in the annotations and are found by name" in caplog.text
+    assert "that the annotations lack are left out: weld" in caplog.text
+
+
+def test_the_same_categories_are_compared_without_a_word(files, caplog):
+    results = files([], demo_file([(4, "pit"), (8, "dent")], detection(1, 8, [0, 0, 1, 1], 0.5)))
+    assert results.detections[0]["category_id"] == 8 and not caplog.records
+
+
+def test_detections_of_numbered_classes_are_compared_by_id(files):
+    results = files([], demo_file([(4, "0"), (8, "1")], detection(1, 8, [0, 0, 1, 1], 0.5)))
+    assert results.detections[0]["category_id"] == 8
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        ([(4, "cat"), (8, "dog")], r"its categories \(cat, dog\) are none of those .*pit, dent"),
+        ([(4, "pit"), (4, "dent")], "two of its categories have the same id"),
+        ([(4, "pit"), ("x", "dent")], "number 1 of its categories has the id 'x'"),
+    ],
+)
+def test_categories_that_cannot_be_compared_are_refused(files, categories, message):
+    with pytest.raises(ResultsError, match=message):
+        files([], demo_file(categories))

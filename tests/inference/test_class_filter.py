@@ -22,6 +22,15 @@ def test_classes_are_selected_by_name_or_category_id():
     assert find_classes(["1"], numbered) == [1]  # the name, not the id
 
 
+def test_a_name_that_several_classes_have_selects_all_of_them():
+    table = ClassTable(("pit", "Pit", "dent", "dent"), (3, 7, 90, 4))
+    assert find_classes(["dent"], table) == [2, 3]
+    assert find_classes([" DENT "], table) == [2, 3]
+    assert find_classes(["pit"], table) == [0]  # as it is written
+    assert find_classes(["PIT"], table) == [0, 1]
+    assert find_classes(["90"], table) == [2]
+
+
 def test_an_unknown_class_is_an_error_with_the_likely_and_all_known_ones():
     message = (
         r"'gren' is unknown; did you mean green\? "

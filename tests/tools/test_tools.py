@@ -12,9 +12,17 @@ import torch
 from detectron2.config import instantiate
 from safetensors.torch import load_file
 from torch import nn
+from torchvision.models import resnet18
 
 from salience_detr.benchmark.flops import STAGES, count_flops
+from salience_detr.checkpoint import (
+    COCO_CATEGORY_IDS,
+    load_weights,
+    read_checkpoint,
+    save_weights,
+)
 from salience_detr.config import load_config
+from salience_detr.data.classes import ClassList
 from salience_detr.evaluation.results import ResultsError
 from salience_detr.inference.video import VideoReader
 from tools import (
@@ -25,6 +33,8 @@ from tools import (
     make_demo_inputs,
     make_surface_defects,
 )
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_data_set_tool_makes_both_splits(tmp_path, capsys):
@@ -91,6 +101,39 @@ def test_converting_a_training_checkpoint_keeps_the_weights_only(tmp_path, micro
     assert convert_checkpoint.main([str(tmp_path / "none.pth"), str(tmp_path / "b.pth")]) == 2
 
 
+@pytest.mark.parametrize("output", ["b.safetensors", "b.pth"])
+def test_converting_keeps_class_names_and_category_ids(tmp_path, micro_config, output):
+    model = instantiate(load_config(micro_config).model)
+    classes = ClassList(tuple("abcdef"), (7, 3, 90, 1, 2, 4))
+    save_weights(model.state_dict(), tmp_path / "a.pth", classes=classes)
+    assert convert_checkpoint.main([str(tmp_path / "a.pth"), str(tmp_path / output)]) == 0
+    assert load_weights(model, tmp_path / output) == classes
+
+
+@pytest.mark.parametrize("flag", ["--half", "--raw"])
+def test_another_detector_passes_with_its_names_unchanged(tmp_path, flag, capsys):
+    config = load_config(ROOT / "configs" / "neu_det_retinanet_r18.py")
+    model = instantiate(config.model)
+    state = model.state_dict()
+    content = {"model": state, "optimizer": {}, "iteration": 3, "class_names": list("abcdef")}
+    torch.save(content, tmp_path / "a.pth")
+
+    source, target = str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors")
+    assert convert_checkpoint.main([source, target]) == 2
+    assert "not a Salience DETR; with --half or --raw" in capsys.readouterr().err
+    assert convert_checkpoint.main([source, target, flag]) == 0
+    assert load_file(target).keys() == state.keys()
+    assert load_weights(model, target).names == tuple("abcdef")
+
+
+def test_a_classifier_is_no_detector(tmp_path, capsys):
+    torch.save(resnet18().state_dict(), tmp_path / "a.pth")
+    assert (
+        convert_checkpoint.main([str(tmp_path / "a.pth"), str(tmp_path / "b.pth"), "--half"]) == 2
+    )
+    assert "a ResNet in torchvision's names" in capsys.readouterr().err
+
+
 def test_converting_something_else_is_an_error(tmp_path, capsys):
     torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "a.pth")
     assert convert_checkpoint.main([str(tmp_path / "a.pth"), str(tmp_path / "b.pth")]) == 2
@@ -113,7 +156,10 @@ def test_converting_reports_what_was_mapped_and_what_was_left_out(shared, tmp_pa
     assert left_out.startswith(
         "(3): transformer.encoder.enhance_mcsp.bias, transformer.encoder.enhance_mcsp.weight"
     )
-    assert len(load_file(tmp_path / "b.safetensors")["query_selection.class_head.bias"]) == 80
+    content = read_checkpoint(tmp_path / "b.safetensors")
+    assert len(content["model"]["query_selection.class_head.bias"]) == 80
+    assert content["class_names"][:2] == ["person", "bicycle"]
+    assert content["category_ids"] == list(COCO_CATEGORY_IDS)
 
 
 def annotation_file(tmp_path):
@@ -153,8 +199,8 @@ def test_average_precision_of_a_results_file(tmp_path, capsys, bbox, row):
     ("content", "message"),
     [
         ("[{", "not valid JSON"),
-        ("3", "holds a int, not a list"),
-        ('[{"image_id": 1}]', "detection 0 .* has no bbox, category_id, score"),
+        ("3", "has no list of detections"),
+        ('[{"image_id": 1}]', "number 0 of the detections in .* has no 'category_id'"),
         ('[{"image_id": 9, "category_id": 4, "bbox": [1, 1, 2, 2], "score": 1}]', "image_id 9"),
     ],
 )
