@@ -357,7 +357,7 @@ def test_weights_that_lack_classes_of_the_data_at_hand_are_refused(
     path = tmp_path / "a.safetensors"
     weld = ClassList(("weld", "pore", "pit", "d", "e", "f"), (1, 2, 3, 4, 5, 6))
     save_weights(predictor.model.state_dict(), path, classes=weld)
-    with pytest.raises(CheckpointError, match=r"lacks 5 of the data set's 6 classes: scratch, incl"):
+    with pytest.raises(CheckpointError, match=r"lacks 5 of .* 6 classes: scratch, incl"):
         Predictor(micro_config, path, device="cpu")
 
     found = Predictor(micro_config, path, device="cpu", ignore_class_names=True)

@@ -771,7 +771,7 @@ def test_an_evaluation_puts_the_classes_into_the_order_of_the_data_by_name(
     data = write([{"id": 70, "name": "crack"}, {"id": 90, "name": "pit"}], {4: 70, 2: 90})
     assert evaluate_only(micro_config, data, tmp_path / "part", weights, *images) == 0
     log = (tmp_path / "part" / "log.txt").read_text()
-    assert "took the rows of the data set's 2 classes of 6: crack, pit" in log
+    assert "the data set has 2 of its 6 classes (crack, pit)" in log
     assert {category for _, category, _ in results_of("part")} == {70, 90}
 
     # One that the weights lack.

@@ -152,7 +152,7 @@ def test_prediction_refuses_classes_that_the_weights_lack(save, micro_config):
     model = build(micro_config, 4)
     before = copy_state(model)
     data = classes("cat", "dog", "horse", "cow")
-    with pytest.raises(CheckpointError, match=r"lacks 2 of the data set's 4 classes: horse, cow; its"):
+    with pytest.raises(CheckpointError, match=r"lacks 2 of .* 4 classes: horse, cow; its"):
         load_weights(model, path, classes=data)
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
