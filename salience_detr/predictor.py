@@ -243,8 +243,8 @@ class Predictor(ModelDetector):
         model = instantiate(self.config.model)
         if not isinstance(model, SalienceDETR):
             raise ConfigError(
-                f"the config's model is a {type(model).__name__}, and only a SalienceDETR can be run "
-                "or exported here; train_net.py --eval-only evaluates other detectors"
+                f"the config's model is a {type(model).__name__}, and only a SalienceDETR can be "
+                "run or exported here; train_net.py --eval-only evaluates other detectors"
             )
         self.model = model.to(resolve_device(device)).eval()
 
