@@ -151,9 +151,9 @@ def decode_pil(image: Image.Image) -> DecodedImage:
         return DecodedImage(values.astype(values.dtype.newbyteorder("="), copy=False), turn)
 
     # A fourth band may be infrared light, for example.
-    is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
-    if is_tiff and image.mode == "RGBA" and tag_of(image.tag_v2, EXTRA, 0) == 0:
-        image = image.convert("RGB")
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode == "RGBA":
+        extra = tag_of(image.tag_v2, EXTRA, 0)
+        image = image if extra else image.convert("RGB")
     return DecodedImage(image, turn)
 
 
@@ -191,11 +191,12 @@ def read_size(file: BinaryIO) -> tuple[tuple[int, int], int]:
 
 def is_deep_raw(image: Image.Image) -> bool:
     """Return whether PIL would cut the 16 bits of a file's samples to 8; it is not decoded yet."""
-    if not getattr(image, "tile", None):
+    tiles = getattr(image, "tile", None)
+    if not tiles:
         return False
 
     # How PIL unpacks the samples; of a PPM file their largest value, too.
-    codec, _, _, args = image.tile[0]
+    codec, _, _, args = tiles[0]
     if codec == "ppm":
         return bool(args[1] == 2**16 - 1)
     return ";16" in str(args)

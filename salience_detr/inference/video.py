@@ -127,7 +127,7 @@ class VideoReader:
 def first_times(source: str | Path) -> list[float]:
     """Return the times in seconds of the first frames of a video file."""
     capture = cv2.VideoCapture(name_for_opencv(source))
-    times = []
+    times: list[float] = []
     while len(times) < NUM_TIMED and capture.grab():
         times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
     capture.release()

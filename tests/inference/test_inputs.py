@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from salience_detr.data import ImageReadError
+from salience_detr.data.value_range import ValueRange
 from salience_detr.inference import inputs
 from salience_detr.inference.inputs import ImageReader, collect_inputs, image_size
 
@@ -170,3 +171,14 @@ def test_large_images_are_not_in_memory_together(save, watched):
 
 def test_no_images_are_no_batches():
     assert positions(ImageReader([])) == []
+
+
+def test_deep_images_of_a_run_are_scaled_by_one_range(tmp_path):
+    gray = np.arange(64 * 64).reshape(64, 64) % 256
+    value_range = ValueRange([0, 4095])
+    for shift in (0, 2, 4):
+        Image.fromarray((gray << shift).astype(np.uint16)).save(tmp_path / f"{shift}.png")
+
+    reader = ImageReader(sorted(tmp_path.iterdir()), value_range=value_range)
+    brightest = [int(loaded.image.max()) for batch in reader for loaded in batch]
+    assert brightest == [15, 63, 255]

@@ -266,14 +266,16 @@ def check_images(result: ValidationResult, located: LocatedImages, image_root: P
 def check_boxes(result: ValidationResult) -> None:
     """Find annotations of unknown images or categories, and boxes that are not inside of images."""
     frames: dict[Any, Size] = {}
+    names: dict[Any, str] = {}
     for entry, file in result.images():
         frames.setdefault(entry["id"], box_frame(entry, file))
+        names.setdefault(entry["id"], f", {entry['file_name']}")
 
     category_ids = result.values("categories", "id")
     for annotation in result.usable("annotations"):
         image_id = annotation["image_id"]
         category_id = annotation["category_id"]
-        where = f"annotation {annotation['id']} (image {image_id})"
+        where = f"annotation {annotation['id']} (image {image_id}{names.get(image_id, '')})"
 
         # COCO's evaluation takes a match with id 0 for none.
         if annotation["id"] == 0:

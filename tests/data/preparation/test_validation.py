@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -262,3 +263,22 @@ def test_a_kind_of_problem_is_an_error_or_a_warning():
 def test_real_data_have_no_errors(shared, capsys):
     assert main(["--data-dir", str(shared("data/coco128"))]) == 0
     assert "no errors" in capsys.readouterr().out
+
+
+def test_a_damaged_image_and_a_bad_box_name_the_file(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "b.png")
+    data = bytearray((tmp_path / "b.png").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "a.png").write_bytes(data)
+
+    images = [{"id": i, "file_name": x, "width": 64, "height": 48} for i, x in enumerate("ab")]
+    for image in images:
+        image["file_name"] += ".png"
+    box = {"id": 5, "image_id": 1, "category_id": 1, "bbox": [70, 0, 5, 5]}
+    content = {"images": images, "annotations": [box], "categories": [{"id": 1, "name": "x"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+
+    problems = validate(tmp_path / "a.json", tmp_path).problems
+    assert "a.png: the file is damaged after byte" in problems["unreadable image"][0]
+    assert "annotation 5 (image 1, b.png)" in problems["box outside the image"][0]
