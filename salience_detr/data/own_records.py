@@ -70,7 +70,7 @@ def to_coco(name: str, records: list[Record]) -> Content:
         )
 
     images = []
-    annotations = []
+    annotations: list[Record] = []
     category_ids = category_ids_of(name, records)
     for record in records:
         image = {key: record[key] for key in ("file_name", "height", "width")}

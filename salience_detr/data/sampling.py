@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Sampler
 
 from salience_detr.data.coco_format import DatasetError
@@ -43,7 +44,7 @@ class SampledBatchSampler(Sampler[list[tuple[int, int]]]):
     batch_size: int
     rank: int = 0
     world_size: int = 1
-    groups: Sequence[Any] | None = None
+    groups: np.ndarray | None = None
     start_iteration: int = 0
 
     def __post_init__(self) -> None:

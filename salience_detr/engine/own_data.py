@@ -192,9 +192,8 @@ def drop_empty_categories(
     for name, split in splits.items():
         content = read_coco(split.json_file, keep=True, lists=("images", "categories"))
         for annotation in content.get("annotations", []):
-            category_id = annotation.get("category_id") if isinstance(annotation, dict) else None
-            if is_whole(category_id):
-                with_boxes.add(categories[name].get(category_id))
+            if isinstance(annotation, dict) and is_whole(annotation.get("category_id")):
+                with_boxes.add(categories[name].get(annotation["category_id"]))
 
     for name, names in categories.items():
         empty = [i for i, category in names.items() if category not in with_boxes]
