@@ -6,6 +6,7 @@ import errno
 import json
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,10 @@ def test_the_config_of_a_run_is_complete_or_not_there(
     monkeypatch.setattr(train, "to_yaml", fill)
     assert run(micro_config, tmp_path, "train.max_iter=2", "--resume") == 2
     assert (tmp_path / "config.yaml").read_text() == before
+
+
+def test_a_thread_of_tensorboard_tells_nothing_of_a_full_disk(capsys):
+    for error in (OSError(errno.ENOSPC, "No space left on device"), ValueError("other")):
+        train.report_thread_error(threading.ExceptHookArgs((type(error), error, None, None)))
+    errors = capsys.readouterr().err
+    assert "ValueError: other" in errors and "No space" not in errors

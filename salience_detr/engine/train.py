@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -81,6 +82,7 @@ def setup_run(config: DictConfig) -> None:
 
     # A log that cannot be written, as on a full disk, does not end a run by itself.
     logging.raiseExceptions = False
+    threading.excepthook = report_thread_error
 
     # The exception itself is reported by whoever catches it.
     train_loop = logging.getLogger("detectron2.engine.train_loop")
@@ -88,6 +90,15 @@ def setup_run(config: DictConfig) -> None:
 
     share_cpu_threads()
     seed_all_rng(config.train.seed)
+
+
+def report_thread_error(failure: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, as Python does, but for a full disk.
+
+    TensorBoard writes in a thread; the run itself ends with one line at its next write.
+    """
+    if not is_disk_full(failure.exc_value):
+        threading.__excepthook__(failure)
 
 
 def save_config(config: DictConfig) -> None:
