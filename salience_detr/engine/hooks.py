@@ -197,6 +197,9 @@ class EvaluationHook(hooks.EvalHook):
 
             storage.iter = current_iter
             self.best.update(finished, results)
+        elif comm.is_main_process():
+            # Data without annotations have no metrics, as those without boxes have none.
+            self.best.update(finished, {self.best.metric: math.nan})
         comm.synchronize()
 
 

@@ -286,3 +286,21 @@ def test_at_least_one_category_must_have_boxes(own_data, micro_config):
         path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
     with pytest.raises(DatasetError, match=r"no category of .* has a box in any split"):
         configure(micro_config, "--data-dir", own_data, "--drop-empty-categories")
+
+
+def test_training_with_a_val_set_without_annotations_keeps_the_last_as_best(
+    own_data, micro_config, tmp_path
+):
+    path = own_data / "annotations" / "val.json"
+    content = json.loads(path.read_text())
+    del content["annotations"]
+    path.write_text(json.dumps(content))
+    output = tmp_path / "run"
+    words = ["--config-file", micro_config, "--data-dir", str(own_data), "--epochs", "0.5"]
+
+    assert train_net.run([*words, f"train.output_dir={output}"]) == 0
+    assert (output / "model_best.pth").is_file() and (output / "previews").is_dir()
+    assert json.loads((output / "inference" / "coco_instances_results.json").read_text())
+    log = (output / "log.txt").read_text()
+    assert "has no annotations: the detections are written, without AP" in log
+    assert "model_best is the last one" in log
