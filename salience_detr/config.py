@@ -195,6 +195,28 @@ def drop_old_keys(config: DictConfig, config_file: str | Path) -> None:
         )
 
 
+def check_arguments(config: DictConfig, key: str) -> None:
+    """Check that a part of a config, if it is there, has all arguments that its target needs.
+
+    Raises:
+        ConfigError: one is missing, or there is no such target.
+    """
+    node = OmegaConf.select(config, key)
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        return
+
+    target = node._target_
+    try:
+        parameters = parameters_of(target)
+    except (ImportError, TypeError) as error:
+        raise ConfigError(f"{key}: there is no {target}") from error
+
+    for name, parameter in parameters.items():
+        is_variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if parameter.default is parameter.empty and not is_variable and name not in node:
+            raise ConfigError(f"{key}: {target} needs {name}; add +{key}.{name}=...")
+
+
 def apply_override(config: DictConfig, override: str) -> None:
     """Apply one override in place.
 

@@ -125,6 +125,7 @@ def train(config: DictConfig, *, resume: bool) -> None:
     """
     # Mistakes in the data end the run before anything is built.
     check_test_set(config)
+    check_arguments(config, "dataloader.train.sampler")
     with seeded(config.train.seed):  # of a sampler that draws its own seed
         loader = instantiate(config.dataloader.train)
     keep_value_range(config, loader)
