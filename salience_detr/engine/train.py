@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from salience_detr.checkpoint import start_from
 from salience_detr.config import (
     ConfigError,
+    check_arguments,
     load_config,
     resolve_amp,
     resolve_device,

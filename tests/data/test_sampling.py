@@ -109,6 +109,13 @@ def test_samplers_that_end_or_are_of_other_data_are_refused():
         first("TrainingSampler", 1)
 
 
+def test_a_missing_argument_is_named(surface_data, micro_config, tmp_path, capsys):
+    sampler = f"+dataloader.train.sampler._target_={SAMPLERS}.TrainingSampler"
+    words = ["--config-file", micro_config, sampler, f"train.output_dir={tmp_path}"]
+    assert train_net.run(words) == 2
+    assert "needs size; add +dataloader.train.sampler.size=..." in capsys.readouterr().err
+
+
 def losses(output):
     lines = map(json.loads, (output / "metrics.json").read_text().splitlines())
     return {line["iteration"]: line["total_loss"] for line in lines if "total_loss" in line}
