@@ -190,7 +190,6 @@ def test_two_categories_of_one_name_have_two_rows(field, capsys):
     ("name", "fault"),
     [
         ("05-fractions/05-fractions", "fractions"),
-        ("06-corners/06-corners", "corners"),
         ("11-all-crowd/11-all-crowd", "no box"),
         ("12-segmentation-only/12-segmentation-only", "--fix"),
         ("14b-text-category-ids/14b-text-category-ids", "--fix"),
@@ -223,6 +222,12 @@ def test_exports_of_cvat_are_trained_on(field, tmp_path, capfd, micro_config, na
     )
     assert code == 0, capfd.readouterr().err
     assert (tmp_path / "out" / "model_final.pth").is_file()
+
+
+def test_training_on_corners_in_place_of_sides_is_told(field, tmp_path, capfd, micro_config):
+    words = ["--data-dir", field("06-corners/06-corners"), "train.max_iter=1"]
+    assert run(micro_config, tmp_path / "out", *words) == 0
+    assert "10 of 27 boxes fit into their image as corners" in "".join(capfd.readouterr())
 
 
 def test_one_coco_file_without_a_split_is_told_how_to_split_it(field, tmp_path, capfd):
