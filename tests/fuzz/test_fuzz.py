@@ -21,6 +21,7 @@ from PIL import Image
 from salience_detr.checkpoint import CheckpointError, load_weights
 from salience_detr.config import load_config
 from salience_detr.data import DetectionMapper, ImageReadError
+from salience_detr.data.classes import ClassList
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.datasets import load_dataset
 from salience_detr.data.images import read_image
@@ -161,7 +162,8 @@ def test_damaged_checkpoints_are_loaded_whole_or_refused(micro_config, tmp_path)
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
 
-    checkpointer = TrainingCheckpointer(model, tmp_path, class_names=["a"], optimizer=optimizer)
+    classes = ClassList(("a",), (7,))
+    checkpointer = TrainingCheckpointer(model, tmp_path, classes=classes, optimizer=optimizer)
     checkpointer.save("model_0000007", iteration=7)
     path = tmp_path / "model_0000007.pth"
     content = torch.load(path, weights_only=True)
