@@ -1,6 +1,6 @@
 """Damaged files through the programs' own functions: results or one clear error, no traceback.
 
-The suite tries a few hundred files. FUZZ_FACTOR=20 tries 3,000 annotation files, 2,000 images and
+The suite tries a fifth of them: FUZZ_FACTOR=20 tries 3,000 annotation files, 2,000 images and
 500 checkpoints with other seeds.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from tools import check_dataset, evaluate_json
 
 from . import mutations
 
-FACTOR = int(os.environ.get("FUZZ_FACTOR", "1"))
+FACTOR = int(os.environ.get("FUZZ_FACTOR", "4"))
 NUM_ANNOTATION_FILES = 150 * FACTOR
 NUM_IMAGES = 100 * FACTOR
 NUM_FLIPPED_PNGS = 150
@@ -69,8 +70,8 @@ def unregister(name: str) -> None:
 
 def check_one_line(text: str) -> None:
     """Check what a program wrote on stderr after it had refused its input."""
-    lines = [line for line in text.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1, text
+    # A progress bar may stand before the error in its line.
+    assert len(re.findall(r"(?m)(^|[ \]])error: ", text)) == 1, text
     assert "Traceback" not in text
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from salience_detr.data.coco_format import LISTS, DatasetError, image_path, read_json
+from salience_detr.data.coco_format import LISTS, DatasetError, image_path, is_file, read_json
 from salience_detr.data.image_files import describe_folder, locate_images
 
 # Names under which the splits are found, also in capitals.
@@ -190,7 +190,7 @@ def first_file_names(images: object) -> list[str]:
 
 def count_images(folder: Path, file_names: Iterable[str]) -> int:
     """Count the images that are in a folder."""
-    return sum(image_path(folder, name).is_file() for name in file_names)
+    return sum(is_file(image_path(folder, name)) for name in file_names)
 
 
 def count_located(folder: Path, file_names: Sequence[str]) -> int:

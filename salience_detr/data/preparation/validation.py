@@ -27,6 +27,7 @@ from salience_detr.data.coco_format import (
     distinct_names,
     entry_fault,
     is_box,
+    is_file,
     is_id,
     is_ignored,
     read_coco,
@@ -172,7 +173,7 @@ def validate(json_file: Path, image_root: Path, *, workers: int = 0) -> Validati
 
 def read_file(path: Path, value_range: ValueRange) -> ImageFile:
     """Read an image as training does."""
-    if not path.is_file():
+    if not is_file(path):
         return ImageFile(problem="missing")
 
     try:
