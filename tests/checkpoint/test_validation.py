@@ -51,3 +51,22 @@ def test_a_mask_of_the_model_may_be_infinite(tmp_path):
     model.register_buffer("mask", torch.tensor([0, -torch.inf]))
     torch.save(model.state_dict(), tmp_path / "a.pth")
     load_weights(model, tmp_path / "a.pth")
+
+
+def batch_norm_state(steps: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {**nn.BatchNorm2d(2).state_dict(), "num_batches_tracked": steps}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_whole_floating_numbers_are_taken_for_integers(tmp_path, dtype):
+    torch.save(batch_norm_state(torch.tensor(7, dtype=dtype)), tmp_path / "a.pth")
+    model = nn.BatchNorm2d(2)
+    load_weights(model, tmp_path / "a.pth")
+    assert model.num_batches_tracked == 7
+
+
+@pytest.mark.parametrize("steps", [7.5, torch.nan, torch.inf])
+def test_broken_counters_are_refused(tmp_path, steps):
+    torch.save(batch_norm_state(torch.tensor(steps)), tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="num_batches_tracked"):
+        load_weights(nn.BatchNorm2d(2), tmp_path / "a.pth")
