@@ -7,7 +7,6 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -125,7 +124,7 @@ def to_yaml(config: DictConfig) -> str:
     return str(text)
 
 
-def name_targets(node: Any) -> Any:
+def name_targets(node: object) -> object:
     """Replace functions and classes under ``_target_`` by their names, in plain containers."""
     if isinstance(node, list):
         return [name_targets(value) for value in node]

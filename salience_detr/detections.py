@@ -139,5 +139,5 @@ class Detections(Instances):
     def __getitem__(self, item: int | slice | Tensor) -> Detections:
         return Detections(super().__getitem__(item), self._classes, self._read_image)
 
-    def to(self, *args: Any, **kwargs: Any) -> Detections:
+    def to(self, *args: object, **kwargs: object) -> Detections:
         return Detections(super().to(*args, **kwargs), self._classes, self._read_image)

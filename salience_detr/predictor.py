@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import torch
@@ -30,12 +30,10 @@ from salience_detr.data.value_range import ValueRange
 from salience_detr.detections import ClassTable, Detections
 from salience_detr.modeling import SalienceDETR
 from salience_detr.modeling.salience_detr import padding_mask
+from salience_detr.modeling.structures import ModelInput
 
 # Dtypes of autocast by their names; float32 needs none.
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-# detectron2's model input: "image" (3, h, w), and "height" and "width" of the original image.
-ModelInput = dict[str, Any]
 
 
 @dataclass(frozen=True)

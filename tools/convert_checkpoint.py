@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tabulate import tabulate
 from torch import Tensor
@@ -112,7 +112,7 @@ def convert_published(
     return converted, ClassList(tuple(names.values()), tuple(names))
 
 
-def check_detector(state: Mapping[str, Any], args: argparse.Namespace) -> None:
+def check_detector(state: Mapping[str, Tensor], args: argparse.Namespace) -> None:
     """Make sure that tensors of unknown names may be written with these names.
 
     Raises:

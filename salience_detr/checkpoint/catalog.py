@@ -6,7 +6,6 @@ They are ``torchvision://ResNet50_Weights.IMAGENET1K_V2`` and ``timm://convnext_
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import timm
 import torchvision
@@ -35,7 +34,7 @@ class NamedWeightsHandler(PathHandler):
     def _get_supported_prefixes(self) -> list[str]:
         return [self.prefix]
 
-    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: object) -> str:
         url = self.find_url(path.removeprefix(self.prefix))
         return PathManager.get_local_path(url, force=force)
 

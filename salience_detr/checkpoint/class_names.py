@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
@@ -26,12 +25,12 @@ COCO_CLASSES = {x["id"]: str(x["name"]) for x in COCO_CATEGORIES if x["isthing"]
 NUM_COCO_ROWS = max(COCO_CLASSES) + 1
 
 
-def to_entries(classes: ClassList | None) -> dict[str, list[Any]]:
+def to_entries(classes: ClassList | None) -> dict[str, list[object]]:
     """Return the entries of a checkpoint that name its classes; none if the names are unknown."""
     if classes is None:
         return {}
 
-    entries: dict[str, list[Any]] = {NAMES_KEY: list(classes.names)}
+    entries: dict[str, list[object]] = {NAMES_KEY: list(classes.names)}
     if classes.category_ids is not None:
         entries[IDS_KEY] = list(classes.category_ids)
     return entries
@@ -42,7 +41,7 @@ def to_metadata(classes: ClassList | None) -> dict[str, str]:
     return {key: json.dumps(value) for key, value in to_entries(classes).items()}
 
 
-def from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
+def from_metadata(metadata: Mapping[str, str]) -> dict[str, object]:
     """Return the entries of a checkpoint that the metadata of a .safetensors file hold.
 
     Raises:
@@ -62,12 +61,12 @@ def from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     return entries
 
 
-def without_entries(content: Mapping[str, Any]) -> dict[str, Any]:
+def without_entries(content: Mapping[str, object]) -> dict[str, object]:
     """Return the content of a checkpoint without the entries that name its classes."""
     return {key: value for key, value in content.items() if key not in (NAMES_KEY, IDS_KEY)}
 
 
-def classes_in(content: Mapping[str, Any], path: str | Path) -> ClassList | None:
+def classes_in(content: Mapping[str, object], path: str | Path) -> ClassList | None:
     """Return the classes that a checkpoint names, or None if it does not name them.
 
     Raises:
@@ -125,7 +124,7 @@ def presumed_classes(num_rows: int, data: ClassList | None) -> ClassList | None:
     return coco if num_rows == len(coco) else name_rows(COCO_CLASSES, num_rows)
 
 
-def published_names(state: Mapping[str, Any]) -> dict[int, str]:
+def published_names(state: Mapping[str, Tensor]) -> dict[int, str]:
     """Return the class names in a checkpoint of the published implementation by category id.
 
     Its training saves the names of all ids up to the largest one as code points, each followed by

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -46,7 +45,7 @@ class ClassRows:
     """
 
     def __init__(
-        self, state: Mapping[str, Any], own: Mapping[str, Tensor], num_classes: int | None
+        self, state: Mapping[str, Tensor], own: Mapping[str, Tensor], num_classes: int | None
     ) -> None:
         self.state = state
         self.own = own
@@ -72,7 +71,7 @@ class ClassRows:
         self.num_own = len(own[first]) // self.num_anchors
         self.num_file = len(state[first]) // self.num_anchors
 
-    def take(self, places: Places) -> dict[str, Any]:
+    def take(self, places: Places) -> dict[str, Tensor]:
         """Return the state dict of the file with the rows of the model's classes.
 
         Classes that the file does not have keep the model's own rows.
@@ -101,7 +100,7 @@ class ClassRows:
 
 def rows_to_train(
     rows: ClassRows, file: ClassList | None, data: ClassList | None, *, source: str
-) -> Mapping[str, Any]:
+) -> Mapping[str, Tensor]:
     """Return the state dict that a training starts from: rows of classes with the same name.
 
     The rows of other classes start afresh. Without names on both sides, all rows are taken in
@@ -164,7 +163,7 @@ def rows_to_train(
 
 def rows_to_predict(
     rows: ClassRows, file: ClassList | None, data: ClassList | None, *, source: str
-) -> tuple[Mapping[str, Any], ClassList | None]:
+) -> tuple[Mapping[str, Tensor], ClassList | None]:
     """Return the state dict to predict a data set's classes with, and the classes of its rows.
 
     Rows are put into the data set's order. Of more classes than the data set has, those that it

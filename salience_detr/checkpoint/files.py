@@ -7,7 +7,6 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.utils.file_io import PathManager
@@ -32,7 +31,7 @@ logger = logging.getLogger(__name__)
 STATE_DICT_KEYS = ("ema", "model", "state_dict", "model_ema")
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path) -> dict[str, object]:
     """Read a .safetensors, .pth or .pt file to the CPU.
 
     The names of the classes in the metadata of a .safetensors file are entries as in a .pth file,
@@ -76,15 +75,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def read_safetensors(path: str) -> dict[str, Any]:
+def read_safetensors(path: str) -> dict[str, object]:
     """Read a .safetensors file, see :func:`read_checkpoint`."""
     tensors = load_file(path)
     with safe_open(path, framework="pt") as file:
         entries = from_metadata(file.metadata() or {})
-    return {"model": tensors, **entries} if entries else tensors
+    if entries:
+        return {"model": tensors, **entries}
+    return dict(tensors)
 
 
-def find_state_dict(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
+def find_state_dict(content: Mapping[str, object], path: str | Path) -> Mapping[str, Tensor]:
     """Return the state dict of a model in a checkpoint, which others wrap in various ways.
 
     Raises:

@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -129,8 +128,8 @@ def start_from(model: nn.Module, path: str | Path, *, classes: ClassList | None 
 
 
 def find_detector(
-    model: nn.Module, state: Mapping[str, Any]
-) -> tuple[Mapping[str, Any], ClassList | None] | None:
+    model: nn.Module, state: Mapping[str, Tensor]
+) -> tuple[Mapping[str, Tensor], ClassList | None] | None:
     """Return the state dict of a detector in this project's names, or None if it is none.
 
     With it come the classes of its rows, where a published checkpoint tells them.
@@ -142,13 +141,13 @@ def find_detector(
     return (state, None) if is_known else None
 
 
-def class_rows(model: nn.Module, state: Mapping[str, Any]) -> ClassRows:
+def class_rows(model: nn.Module, state: Mapping[str, Tensor]) -> ClassRows:
     """Return the tensors with a row for each class, of a file and of the model."""
     return ClassRows(state, model.state_dict(), getattr(model, "num_classes", None))
 
 
 def name_classes(
-    content: Mapping[str, Any],
+    content: Mapping[str, object],
     rows: ClassRows,
     known: ClassList | None,
     data: ClassList | None,

@@ -120,7 +120,7 @@ TRANSFORMER = (
 )
 
 
-def is_reference_checkpoint(state: Mapping[str, object]) -> bool:
+def is_reference_checkpoint(state: Mapping[str, Tensor]) -> bool:
     """Return True if the names are those of the published implementation."""
     return "transformer.encoder_class_head.bias" in state
 
@@ -169,7 +169,7 @@ def convert_reference_checkpoint(
 
 
 def convert_reference_classes(
-    state_dict: Mapping[str, Any], *, num_classes: int | None
+    state_dict: Mapping[str, Tensor], *, num_classes: int | None
 ) -> tuple[dict[str, Tensor], ClassList | None]:
     """Convert a published checkpoint to contiguous classes, and return these as well.
 

@@ -81,7 +81,7 @@ def holds_kind_of(theirs: Tensor, ours: Tensor) -> bool:
     return bool((theirs == theirs.round()).all())
 
 
-def check_state_dict(model: nn.Module, state: Mapping[str, Any], *, source: str) -> None:
+def check_state_dict(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
     """Check that a state dict has exactly the model's tensors, of their shapes and kinds, finite.
 
     Args:
@@ -135,7 +135,7 @@ def check_state_dict(model: nn.Module, state: Mapping[str, Any], *, source: str)
         )
 
 
-def load_state_dict_strictly(model: nn.Module, state: Mapping[str, Any], *, source: str) -> None:
+def load_state_dict_strictly(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
     """Call ``model.load_state_dict``, but only if everything fits (see :func:`check_state_dict`).
 
     Raises:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -74,7 +73,7 @@ class BoxTable:
 
 
 def make_table(
-    annotations: list[Entry], sizes: Mapping[Any, tuple[float, float]] | None = None
+    annotations: list[Entry], sizes: Mapping[object, tuple[float, float]] | None = None
 ) -> BoxTable:
     """Return the boxes of valid annotations.
 

@@ -15,6 +15,7 @@ LARGEST = 1e9
 
 Content: TypeAlias = dict[str, Any]  # an annotation file's
 Entry: TypeAlias = dict[str, Any]  # an image, an annotation or a category of it
+Record: TypeAlias = dict[str, Any]  # an image, or an annotation of one, in detectron2's format
 
 
 class DatasetError(ValueError):
@@ -170,7 +171,7 @@ def entry_fault(kind: str, entry: object, *, without: Iterable[str] = ()) -> str
     return None
 
 
-def repeated(values: Iterable[Hashable]) -> dict[Any, int]:
+def repeated(values: Iterable[Hashable]) -> dict[Hashable, int]:
     """Count the values that occur more than once."""
     return {value: count for value, count in Counter(values).items() if count > 1}
 
@@ -229,7 +230,7 @@ def first_fault(content: Content, path: Path) -> str | None:
     return None
 
 
-def list_fault(kind: str, entries: list[Any], path: Path) -> str | None:
+def list_fault(kind: str, entries: list[Entry], path: Path) -> str | None:
     """Find the first entry of a list that is wrong by itself, or an id that is not unique."""
     for number, entry in enumerate(entries):
         fault = entry_fault(kind, entry)

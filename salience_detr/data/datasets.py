@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeAlias
 
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
@@ -22,6 +21,7 @@ from salience_detr.data.coco_format import (
     Content,
     DatasetError,
     Entry,
+    Record,
     distinct_names,
     first_fault,
     is_ignored,
@@ -39,8 +39,6 @@ from salience_detr.data.split_classes import Classes
 from salience_detr.utils.files import write_text
 
 logger = logging.getLogger(__name__)
-
-Record: TypeAlias = dict[str, Any]  # an image, or an annotation of one, in detectron2's format
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,15 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import cv2
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 logger = logging.getLogger(__name__)
+
+Tags: TypeAlias = TiffImagePlugin.ImageFileDirectory_v2
 
 # An optional package: pip install pillow-heif.
 with suppress(ImportError):
@@ -216,7 +218,7 @@ def is_deep_file(file: BinaryIO) -> bool:
         return image.mode == "F" or image.mode.startswith("I") or is_deep_raw(image)
 
 
-def read_tags(file: BinaryIO) -> Any:
+def read_tags(file: BinaryIO) -> Tags:
     """Return the tags of the first page of a TIFF file.
 
     Raises:
@@ -235,7 +237,7 @@ def read_tags(file: BinaryIO) -> Any:
     return tags
 
 
-def tag_of(tags: Any, tag: int, default: int) -> int:
+def tag_of(tags: Tags, tag: int, default: int) -> int:
     """Return the (first) value of a TIFF tag."""
     value = tags.get(tag, default)
     if isinstance(value, (tuple, list)):
@@ -243,22 +245,22 @@ def tag_of(tags: Any, tag: int, default: int) -> int:
     return int(value)
 
 
-def is_deep_rgb(tags: Any) -> bool:
+def is_deep_rgb(tags: Tags) -> bool:
     """Return whether a TIFF file has RGB colors of more than 8 bits."""
     return tag_of(tags, BITS, 1) > 8 and tag_of(tags, SAMPLES, 1) >= 3 and is_rgb(tags)
 
 
-def is_interleaved(tags: Any) -> bool:
+def is_interleaved(tags: Tags) -> bool:
     """Return whether a TIFF file has the bands of a pixel side by side."""
     return tag_of(tags, PLANES, INTERLEAVED) == INTERLEAVED
 
 
-def is_rgb(tags: Any) -> bool:
+def is_rgb(tags: Tags) -> bool:
     """Return whether the first three bands of a TIFF file are red, green and blue."""
     return tag_of(tags, PHOTOMETRIC, 0) == RGB
 
 
-def decode_deep_tiff(file: BinaryIO, tags: Any) -> DecodedImage:
+def decode_deep_tiff(file: BinaryIO, tags: Tags) -> DecodedImage:
     """Decode a TIFF file with OpenCV; a fourth band that is not marked as alpha is dropped.
 
     Raises:

@@ -24,9 +24,9 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from salience_detr.data.coco_format import DatasetError
+from salience_detr.data.coco_format import DatasetError, Record
 from salience_detr.data.depth import choose_from_files
-from salience_detr.data.mapper import DetectionMapper, Record
+from salience_detr.data.mapper import DetectionMapper
 from salience_detr.data.sampling import SampledBatchSampler
 from salience_detr.data.value_range import AUTO
 from salience_detr.utils.signals import stop_with_parent

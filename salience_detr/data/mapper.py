@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -11,13 +10,13 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import filter_empty_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 
+from salience_detr.data.coco_format import Record
 from salience_detr.data.images import ImageReadError, read_image
 from salience_detr.data.value_range import AUTO, ValueRange
 
 MIN_BOX_SIDE = 1e-3  # in pixels
 
 # detectron2's dict of one image, before and after mapping.
-Record: TypeAlias = dict[str, Any]
 
 
 class DetectionMapper:
@@ -39,7 +38,7 @@ class DetectionMapper:
         is_train: bool,
         augmentations: Sequence[T.Augmentation],
         image_format: str = "RGB",
-        value_range: Any = AUTO,
+        value_range: object = AUTO,
     ) -> None:
         self.is_train = is_train
         self.augmentations = T.AugmentationList(list(augmentations))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode, PolygonMasks
 from pycocotools import mask
 
-from salience_detr.data.coco_format import Content, DatasetError, distinct_names, repeated
+from salience_detr.data.coco_format import (
+    Content,
+    DatasetError,
+    Entry,
+    Record,
+    distinct_names,
+    repeated,
+)
 from salience_detr.data.images import UNREADABLE
 from salience_detr.data.preparation.frames import read_size
-
-Record: TypeAlias = dict[str, Any]  # an image, or an annotation of one, in detectron2's format
 
 
 def complete_records(records: list[Record]) -> list[Record]:
@@ -108,7 +112,7 @@ def category_ids_of(name: str, records: list[Record]) -> list[int]:
     return list(range(num_classes))
 
 
-def categories_of(name: str, category_ids: list[int]) -> list[dict[str, Any]]:
+def categories_of(name: str, category_ids: list[int]) -> list[Entry]:
     """Return the categories of a data set; classes without a name are called by their number."""
     names = list(MetadataCatalog.get(name).get("thing_classes", ())) or category_ids
     categories = []

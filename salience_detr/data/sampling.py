@@ -6,7 +6,6 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -73,7 +72,7 @@ class SampledBatchSampler(Sampler[list[tuple[int, int]]]):
 
     def all_batches(self) -> Iterator[list[tuple[int, int]]]:
         """Yield the batches from the first one on."""
-        waiting: defaultdict[Any, list[tuple[int, int]]] = defaultdict(list)
+        waiting: defaultdict[object, list[tuple[int, int]]] = defaultdict(list)
         for number, index in enumerate(self.sampler):
             group = None if self.groups is None else self.groups[index]
             position = number * self.world_size + self.rank

@@ -61,7 +61,7 @@ class ValueRange:
         ValueError: the setting is something else.
     """
 
-    def __init__(self, setting: Any = AUTO) -> None:
+    def __init__(self, setting: object = AUTO) -> None:
         self._spans: dict[str, Span] = {}
         if isinstance(setting, Mapping):
             for kind, span in setting.items():

@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from detectron2.utils import comm
@@ -22,6 +22,8 @@ from salience_detr.engine.resume_checks import check_state
 from salience_detr.utils.files import write_text, written_whole
 
 logger = logging.getLogger(__name__)
+
+Checkpoint: TypeAlias = dict[str, Any]  # what a file of a run holds
 
 
 class TrainingCheckpointer(Checkpointer):
@@ -216,7 +218,7 @@ class TrainingCheckpointer(Checkpointer):
         """Return the path of the checkpoint to resume from, "" if there is none."""
         return str(next(iter(self.candidates()), ""))
 
-    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+    def load(self, path: str, checkpointables: list[str] | None = None) -> Checkpoint:
         """Load a checkpoint as fvcore's ``Checkpointer.load``, but all of it or nothing.
 
         Args:
@@ -240,7 +242,7 @@ class TrainingCheckpointer(Checkpointer):
         loaded = {"model", *self.checkpointables}
         return {name: value for name, value in checkpoint.items() if name not in loaded}
 
-    def check(self, checkpoint: dict[str, Any], path: Path, wanted: Mapping[str, Any]) -> None:
+    def check(self, checkpoint: Checkpoint, path: Path, wanted: Mapping[str, Any]) -> None:
         """Check the model's state and those of other objects, before any of them is loaded.
 
         Args:
@@ -274,7 +276,7 @@ class TrainingCheckpointer(Checkpointer):
             except ValueError as error:
                 raise misfit(key, path, error) from error
 
-    def restore(self, checkpoint: dict[str, Any], path: Path, wanted: Mapping[str, Any]) -> None:
+    def restore(self, checkpoint: Checkpoint, path: Path, wanted: Mapping[str, Any]) -> None:
         """Load what :meth:`check` has checked.
 
         Raises:
@@ -288,7 +290,7 @@ class TrainingCheckpointer(Checkpointer):
                 raise misfit(key, path, error) from error
         logger.info("resuming from %s after %d iterations", path, checkpoint["iteration"])
 
-    def check_classes(self, checkpoint: dict[str, Any], path: Path) -> None:
+    def check_classes(self, checkpoint: Checkpoint, path: Path) -> None:
         """Make sure that the data set has the classes that the run was started with.
 
         Raises:
@@ -310,7 +312,7 @@ class TrainingCheckpointer(Checkpointer):
         if saved.category_ids not in (None, self.classes.category_ids):
             logger.warning("the category ids of the data set have changed since %s was saved", path)
 
-    def _load_file(self, f: str) -> dict[str, Any]:
+    def _load_file(self, f: str) -> Checkpoint:
         return read_checkpoint(f)
 
 
@@ -322,7 +324,7 @@ def misfit(key: str, path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def read_run_checkpoint(path: Path) -> dict[str, Any]:
+def read_run_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint of a run.
 
     Raises:

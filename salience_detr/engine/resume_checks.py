@@ -25,7 +25,7 @@ class BrokenStateError(ValueError):
     """A saved state that no run can have written."""
 
 
-def check_state(target: Any, saved: Any, *, source: str) -> None:
+def check_state(target: object, saved: object, *, source: str) -> None:
     """Check that a saved state can be loaded into an object, of which nothing changes.
 
     Args:
@@ -54,7 +54,7 @@ def check_state(target: Any, saved: Any, *, source: str) -> None:
         raise BrokenCheckpointError(f"{source} is broken: {error}") from error
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+def check_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, object]) -> None:
     """Check the groups of an optimizer's state, and the shapes of its moments."""
     groups = saved.get("param_groups")
     states = saved.get("state")
@@ -87,7 +87,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) 
         check_moments(name, state, parameter_of[name])
 
 
-def group_size(group: Mapping[str, Any]) -> int:
+def group_size(group: Mapping[str, object]) -> int:
     """Return the number of parameters of a saved group."""
     params = group.get("params")
     if not isinstance(params, list) or not all(type(x) is int for x in params):
@@ -95,7 +95,7 @@ def group_size(group: Mapping[str, Any]) -> int:
     return len(params)
 
 
-def check_moments(name: int, state: Any, parameter: Tensor) -> None:
+def check_moments(name: int, state: object, parameter: Tensor) -> None:
     """Check the state of one parameter."""
     if not isinstance(state, Mapping):
         raise BrokenStateError(f"the state of parameter {name} is of the type {type(state)}")
@@ -119,7 +119,7 @@ def check_moments(name: int, state: Any, parameter: Tensor) -> None:
             raise BrokenStateError(f"{key} of parameter {name} holds NaN")
 
 
-def check_scheduler(scheduler: LRScheduler, saved: Mapping[str, Any]) -> None:
+def check_scheduler(scheduler: LRScheduler, saved: Mapping[str, object]) -> None:
     """Check the state of a schedule, which would overwrite any attribute."""
     own = scheduler.state_dict()
     unknown = saved.keys() - own.keys()

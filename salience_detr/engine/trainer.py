@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader
 from salience_detr.data.images import ImageReadError
 from salience_detr.data.loader import DataWorkerError, batches
 from salience_detr.engine.launch import any_process
-from salience_detr.modeling.structures import LossNormalizers
+from salience_detr.modeling.structures import LossNormalizers, ModelInput
 
-Batch: TypeAlias = list[dict[str, Any]]
+Batch: TypeAlias = list[ModelInput]
 
 # fp16 halves its scale after each step whose gradients overflow: this is reached after 20 in a row.
 SMALLEST_SCALE = 2.0**-4

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.utils import comm
@@ -110,7 +109,7 @@ class ConsoleWriter(EventWriter):
 
 
 @contextmanager
-def wandb_run(output_dir: str, *, enabled: bool, **settings: Any) -> Iterator[None]:
+def wandb_run(output_dir: str, *, enabled: bool, **settings: object) -> Iterator[None]:
     """Send what TensorBoard gets inside the block to Weights & Biases as well.
 
     A resumed run continues the same run there: its id is kept in the file ``wandb_id``.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
 
 
 class ByNameEvaluator(DatasetEvaluator):
@@ -26,7 +26,7 @@ class ByNameEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         self.evaluator.reset()
 
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+    def process(self, inputs: list[dict[str, object]], outputs: list[dict[str, Instances]]) -> None:
         """Hand on the outputs of a batch."""
         translated = []
         for output in outputs:
@@ -39,5 +39,5 @@ class ByNameEvaluator(DatasetEvaluator):
             translated.append({**output, "instances": known})
         self.evaluator.process(inputs, translated)
 
-    def evaluate(self) -> Any:
+    def evaluate(self) -> object:
         return self.evaluator.evaluate()

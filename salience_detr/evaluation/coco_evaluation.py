@@ -6,7 +6,6 @@ import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.data import Metadata, MetadataCatalog
@@ -39,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 def evaluate(
     config: DictConfig, model: nn.Module, *, class_names: Sequence[str] = (), suffix: str = ""
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Run the model over the data sets of ``dataloader.test`` with ``dataloader.evaluator``.
 
     Every process calls this and takes its share of the images. The detections are written in COCO's
@@ -64,7 +63,7 @@ def evaluate(
     if len(names) == 1:
         return evaluate_dataset(config, names[0], model, class_names, suffix)
 
-    results = {}
+    results: dict[str, object] = {}
     for name in names:
         logger.info("evaluating on %s:", name)
         folder = name.replace("/", "_")
@@ -74,7 +73,7 @@ def evaluate(
 
 def evaluate_dataset(
     config: DictConfig, name: str, model: nn.Module, class_names: Sequence[str], suffix: str
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Run the model over one data set, see :func:`evaluate`."""
     settings = copy.deepcopy(config.dataloader)
     settings.test.dataset.names = name
@@ -177,7 +176,7 @@ def best_metric_of(config: DictConfig) -> str:
     return f"{names[0]}/{metric}"
 
 
-def flat_metrics(results: dict[str, Any]) -> dict[str, float]:
+def flat_metrics(results: dict[str, object]) -> dict[str, float]:
     """Return the numbers of nested results under names such as ``bbox/AP``."""
     return {name: float(value) for name, value in flatten_results_dict(results).items()}
 

@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from tqdm import tqdm
 
-from salience_detr.data.coco_format import image_path
+from salience_detr.data.coco_format import Entry, image_path
 from salience_detr.data.depth import choose_from_files
 from salience_detr.data.image_files import describe_folder, locate_images
 from salience_detr.data.images import ImageReadError, read_image
@@ -216,7 +216,7 @@ def write_comparisons(
     return len(chosen) - len(notes), notes
 
 
-def read_annotated_image(entry: dict[str, Any], path: Path, value_range: ValueRange) -> np.ndarray:
+def read_annotated_image(entry: Entry, path: Path, value_range: ValueRange) -> np.ndarray:
     """Read the (H, W, 3) uint8 RGB image of an entry of the annotations from its file.
 
     Raises:

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from salience_detr.data.classes import CategoryId, ClassList, ClassNameError, match_classes
-from salience_detr.data.coco_format import distinct_names, entry_fault
+from salience_detr.data.coco_format import Entry, distinct_names, entry_fault
 from salience_detr.utils.errors import shorten
 
 logger = logging.getLogger(__name__)
-
-Category = dict[str, Any]
 
 
 class CategoryError(ValueError):
@@ -20,7 +18,7 @@ class CategoryError(ValueError):
 
 
 def match_categories(
-    detected: Any, annotated: Sequence[Category]
+    detected: Any, annotated: Sequence[Entry]
 ) -> dict[CategoryId, CategoryId | None]:
     """Find the category of the annotations for each category of a detections file.
 
@@ -57,7 +55,7 @@ def match_categories(
     )
 
 
-def check_categories(categories: Any) -> None:
+def check_categories(categories: object) -> None:
     """Raise CategoryError unless a value is a list of categories with different ids."""
     if not isinstance(categories, list):
         raise CategoryError("its categories are no list; write it anew with demo.py --json")
@@ -70,7 +68,7 @@ def check_categories(categories: Any) -> None:
         raise CategoryError("two of its categories have the same id")
 
 
-def class_list(categories: Sequence[Category]) -> ClassList:
+def class_list(categories: Sequence[Entry]) -> ClassList:
     """Return the names and ids of categories; names that several have get their ids."""
     ids = tuple(category["id"] for category in categories)
     return ClassList(tuple(distinct_names(list(categories))), ids)

@@ -17,7 +17,9 @@ from pycocotools.cocoeval import COCOeval
 
 from salience_detr.data.coco_format import (
     LISTS,
+    Content,
     DatasetError,
+    Entry,
     distinct_names,
     entry_fault,
     first_fault,
@@ -196,7 +198,7 @@ def read_results(path: Path) -> Any:
         raise ResultsError(f"{path} is not valid JSON ({error}); it may be truncated") from error
 
 
-def read_annotations(path: Path, lists: Sequence[str]) -> dict[str, Any]:
+def read_annotations(path: Path, lists: Sequence[str]) -> Content:
     """Read an annotation file in COCO's format.
 
     Raises:
@@ -213,7 +215,7 @@ def read_annotations(path: Path, lists: Sequence[str]) -> dict[str, Any]:
     return content
 
 
-def make_coco(content: dict[str, Any]) -> COCO:
+def make_coco(content: Content) -> COCO:
     """Return pycocotools' index of annotations, without what it prints."""
     coco = COCO()
     coco.dataset = content
@@ -243,7 +245,7 @@ def check_entries(kind: str, entries: Any, results_file: Path) -> None:
 
 
 def match_demo_images(
-    images: Any, annotated: list[dict[str, Any]], results_file: Path
+    images: Any, annotated: list[Entry], results_file: Path
 ) -> dict[ImageId, ImageId]:
     """Find each image of demo.py, which numbers images as they come, in the annotations by name.
 
@@ -251,7 +253,7 @@ def match_demo_images(
         ResultsError: an image is not in the annotations, or its name is there or here twice.
     """
     check_entries("images", images, results_file)
-    by_name: dict[str, list[dict[str, Any]]] = {}
+    by_name: dict[str, list[Entry]] = {}
     for entry in annotated:
         by_name.setdefault(parts_of(entry["file_name"])[-1], []).append(entry)
 
@@ -284,7 +286,7 @@ def parts_of(file_name: str) -> list[str]:
     return [part for part in file_name.replace("\\", "/").split("/") if part] or [""]
 
 
-def best_matches(name: str, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def best_matches(name: str, entries: list[Entry]) -> list[Entry]:
     """Return the annotated images whose names end with the most parts of a path.
 
     Frames of several folders may have the same name: their folders tell them apart.

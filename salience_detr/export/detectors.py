@@ -16,7 +16,8 @@ from torch import Tensor
 from salience_detr.export.graph import INPUTS, OUTPUTS
 from salience_detr.export.info import METADATA_KEY, DetectorInfo, ExportError
 from salience_detr.modeling.postprocess import clip_detections
-from salience_detr.predictor import ModelDetector, ModelInput, salience_maps
+from salience_detr.modeling.structures import ModelInput
+from salience_detr.predictor import ModelDetector, salience_maps
 from salience_detr.utils.errors import one_line
 
 

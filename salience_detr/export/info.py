@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from salience_detr.data.augmentation import ResizeShortestEdge
 from salience_detr.data.mapper import DetectionMapper
@@ -16,6 +16,9 @@ from salience_detr.predictor import Predictor
 
 METADATA_KEY = "salience_detr"  # of the entry in a file's metadata
 VERSION = 1
+
+
+Settings: TypeAlias = dict[str, Any]  # the metadata of a file
 
 
 class ExportError(ValueError):
@@ -41,7 +44,7 @@ class DetectorInfo:
     max_size: int
     image_format: str
     size_divisibility: int
-    value_range: Any = AUTO
+    value_range: object = AUTO
 
     @classmethod
     def from_predictor(cls, predictor: Predictor) -> DetectorInfo:
@@ -85,7 +88,7 @@ class DetectorInfo:
             )
 
         try:
-            content: dict[str, Any] = json.loads(text)
+            content: Settings = json.loads(text)
             version = content.pop("version")
             table = content.pop("classes")
             if version == VERSION:
@@ -109,7 +112,7 @@ class DetectorInfo:
         )
 
 
-def read_classes(table: dict[str, Any]) -> ClassTable:
+def read_classes(table: Settings) -> ClassTable:
     """Return the classes in the metadata of a file.
 
     Raises:
@@ -126,7 +129,7 @@ def read_classes(table: dict[str, Any]) -> ClassTable:
     return ClassTable(tuple(names), tuple(ids), colors)
 
 
-def check_settings(content: dict[str, Any]) -> dict[str, Any]:
+def check_settings(content: Settings) -> Settings:
     """Return the settings in the metadata of a file.
 
     Raises:

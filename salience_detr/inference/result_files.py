@@ -18,14 +18,13 @@ from typing import Any, Literal, TextIO
 
 from detectron2.utils import comm
 
+from salience_detr.data.coco_format import Entry
 from salience_detr.detections import ClassTable, Detections
 from salience_detr.utils.errors import printable
 from salience_detr.utils.files import written_whole
 
 BOX_COLUMNS = ["x0", "y0", "x1", "y1"]
 CSV_COLUMNS = ["file", "frame", "class_id", "class_name", "score", *BOX_COLUMNS, "track_id"]
-
-JsonObject = dict[str, Any]
 
 
 class CocoResults:
@@ -37,8 +36,8 @@ class CocoResults:
 
     def __init__(self, classes: ClassTable) -> None:
         self.classes = classes
-        self.images: list[JsonObject] = []
-        self.annotations: list[JsonObject] = []
+        self.images: list[Entry] = []
+        self.annotations: list[Entry] = []
 
     def add(self, detections: Detections, file_name: str, frame: int | None = None) -> None:
         """Append the detections on an image, or on a frame of a video, counted from 0."""
@@ -64,7 +63,7 @@ class CocoResults:
 
             self.annotations.append(annotation)
 
-    def content(self) -> JsonObject:
+    def content(self) -> Entry:
         """Return the content of the JSON file."""
         return {
             "info": {},
@@ -156,7 +155,7 @@ def earlier_parts(*paths: Path | None) -> list[Path]:
 
 def csv_rows(
     detections: Detections, classes: ClassTable, file_name: str, frame: int | None
-) -> Iterator[list[Any]]:
+) -> Iterator[list[str | float | None]]:
     """Yield the row of each detection, see :data:`CSV_COLUMNS`."""
     boxes = detections.pred_boxes.tensor.tolist()
     scores = detections.scores.tolist()
@@ -193,7 +192,7 @@ def merge_json(
         order: place of each ``file_name`` among the inputs.
     """
     # Ids count within a part, so annotations are grouped by image before the parts are joined.
-    images: list[tuple[JsonObject, list[JsonObject]]] = []
+    images: list[tuple[Entry, list[Entry]]] = []
     for part in parts:
         content = json.loads(part.read_text())
         annotations = defaultdict(list)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -17,7 +16,7 @@ def checkpoint_activations(module: nn.Module) -> None:
 
     Results and gradients stay the same, random numbers and BatchNorm's running statistics included.
     """
-    options: dict[str, Any] = {"use_reentrant": False}
+    options: dict[str, object] = {"use_reentrant": False}
     if any(isinstance(child, _BatchNorm) for child in module.modules()):
         options["context_fn"] = partial(checkpoint_contexts, module)
 

@@ -32,6 +32,7 @@ from salience_detr.modeling.structures import (
     DetectionPredictions,
     DetectionTargets,
     LossNormalizers,
+    ModelInput,
 )
 from salience_detr.modeling.token_pyramid import (
     TokenProjection,
@@ -153,7 +154,7 @@ class SalienceDETR(nn.Module):
         return self.query_embedding.dtype
 
     def forward(
-        self, batched_inputs: list[dict[str, Any]], normalizers: LossNormalizers | None = None
+        self, batched_inputs: list[ModelInput], normalizers: LossNormalizers | None = None
     ) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """Compute the losses in training, and detect in evaluation.
 
@@ -173,7 +174,7 @@ class SalienceDETR(nn.Module):
         return self.inference(batched_inputs)
 
     def forward_training(
-        self, batched_inputs: list[dict[str, Any]], normalizers: LossNormalizers | None = None
+        self, batched_inputs: list[ModelInput], normalizers: LossNormalizers | None = None
     ) -> dict[str, Tensor]:
         """Compute the weighted losses by name.
 
@@ -215,7 +216,7 @@ class SalienceDETR(nn.Module):
             **self.salience_criterion(score_maps, targets, normalizers),
         }
 
-    def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+    def inference(self, batched_inputs: list[ModelInput]) -> list[dict[str, Instances]]:
         """Detect.
 
         Returns:
@@ -231,7 +232,7 @@ class SalienceDETR(nn.Module):
 
     def preprocess_image(
         self,
-        batched_inputs: list[dict[str, Any]],
+        batched_inputs: list[ModelInput],
         padded_size: tuple[int, int] | None = None,
     ) -> ImageList:
         """Normalize the images, and pad them at the right and at the bottom.
@@ -269,7 +270,7 @@ class SalienceDETR(nn.Module):
 
         return self._pixel_statistics[key]
 
-    def prepare_targets(self, batched_inputs: list[dict[str, Any]]) -> list[DetectionTargets]:
+    def prepare_targets(self, batched_inputs: list[ModelInput]) -> list[DetectionTargets]:
         """Return the ground truth of each image, boxes normalized by its unpadded size."""
         dtype = torch.promote_types(self.dtype, torch.float32)
 
@@ -290,7 +291,7 @@ class SalienceDETR(nn.Module):
         return targets
 
     @torch.no_grad()
-    def compute_loss_normalizers(self, batched_inputs: list[dict[str, Any]]) -> LossNormalizers:
+    def compute_loss_normalizers(self, batched_inputs: list[ModelInput]) -> LossNormalizers:
         """Compute the normalizers of a batch; all processes call this together.
 
         With those of the whole batch, the losses and gradients of its parts add up to the whole
@@ -398,7 +399,7 @@ class SalienceDETR(nn.Module):
         predictions: DetectionPredictions,
         proposals: Proposals,
         images: ImageList,
-        batched_inputs: list[dict[str, Any]],
+        batched_inputs: list[ModelInput],
     ) -> list[dict[str, Instances]]:
         """Return the detections of each image in the frame of its ``height`` and ``width``."""
         results = []

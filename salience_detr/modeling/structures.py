@@ -6,9 +6,13 @@ Symbols: I decoder layers, B images, N queries, K classes, G boxes of an image.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+# An image as detectron2's models get it, see :meth:`SalienceDETR.forward`.
+ModelInput: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import yaml
 from detectron2.utils.registry import locate
@@ -97,7 +96,7 @@ class SafeConfigLoader(yaml.SafeLoader):
     """SafeLoader with the two tags that detectron2's LazyConfig writes: tuples and names."""
 
 
-def _construct_tuple(loader: SafeConfigLoader, node: yaml.Node) -> tuple[Any, ...]:
+def _construct_tuple(loader: SafeConfigLoader, node: yaml.Node) -> tuple[object, ...]:
     if not isinstance(node, yaml.SequenceNode):
         raise UntrustedError(f"line {node.start_mark.line + 1}: !!python/tuple is not of a list")
     return tuple(loader.construct_sequence(node, deep=True))
@@ -122,7 +121,7 @@ SafeConfigLoader.add_multi_constructor("tag:yaml.org,2002:python/name:", _constr
 SafeConfigLoader.add_multi_constructor("", _refuse_tag)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, object]:
     """Read a YAML config as data.
 
     Raises:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from salience_detr.data.images import ImageLike, to_rgb
 from salience_detr.modeling.salience_detr import Encoding, SalienceDETR, padding_mask
-from salience_detr.predictor import ModelInput, Predictor, prepare_input
+from salience_detr.modeling.structures import ModelInput
+from salience_detr.predictor import Predictor, prepare_input
 from salience_detr.visualization.capture import captured_calls
 from salience_detr.visualization.inside import (
     best_queries,

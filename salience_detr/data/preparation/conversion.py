@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from salience_detr.data.coco_format import Content, DatasetError
+from salience_detr.data.coco_format import Content, DatasetError, Entry
 from salience_detr.data.images import UNREADABLE
 from salience_detr.data.preparation.files import map_files
 from salience_detr.data.preparation.frames import Box, Size, read_size
@@ -152,7 +152,7 @@ def read_or_report(read: Callable[[Path], ImageLabels], path: Path) -> ImageLabe
 
 
 def assemble(
-    images_labels: Iterable[ImageLabels], category_ids: dict[Any, int], names: dict[int, str]
+    images_labels: Iterable[ImageLabels], category_ids: Mapping[Any, int], names: dict[int, str]
 ) -> Conversion:
     """Make a COCO data set, whose images and boxes are numbered from 1.
 
@@ -162,8 +162,8 @@ def assemble(
         names: name of each category by id.
     """
     categories = [{"id": category_id, "name": name} for category_id, name in names.items()]
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    images: list[Entry] = []
+    annotations: list[Entry] = []
     problems: list[str] = []
     counts: Counter[str] = Counter()
     file_names: set[str] = set()

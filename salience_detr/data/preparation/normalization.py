@@ -31,10 +31,10 @@ LONGEST_NUMBER = 40
 # A polygon has three corners at least.
 SHORTEST_POLYGON = 6
 
-Fix = Callable[[Any], Any]
+Fix = Callable[[object], object]
 
 
-def number_of(value: Any) -> Any:
+def number_of(value: object) -> object:
     """Return the number that a text holds; any other value stays."""
     if not isinstance(value, str) or len(value) > LONGEST_NUMBER:
         return value
@@ -45,7 +45,7 @@ def number_of(value: Any) -> Any:
     return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
 
 
-def whole_of(value: Any) -> Any:
+def whole_of(value: object) -> object:
     """Return the whole number that a text or a number with decimals stands for, else the value."""
     number = number_of(value)
     if isinstance(number, float) and is_number(number) and number == int(number):
@@ -53,12 +53,12 @@ def whole_of(value: Any) -> Any:
     return number if is_whole(number) else value
 
 
-def side_of(value: Any) -> Any:
+def side_of(value: object) -> object:
     """Return the side of an image that a text stands for."""
     return value if is_side(value) else whole_of(value)
 
 
-def box_of(value: Any) -> Any:
+def box_of(value: object) -> object:
     """Return the box whose numbers are texts, or that is one text of four numbers."""
     if isinstance(value, str):
         value = re.split(r"[,;\s]+", value.strip().strip("[]()").strip())
@@ -67,7 +67,7 @@ def box_of(value: Any) -> Any:
     return [number_of(number) for number in value]
 
 
-def image_id_of(value: Any) -> Any:
+def image_id_of(value: object) -> object:
     """Return an id without needless decimals; a text may be an id."""
     return value if isinstance(value, str) else whole_of(value)
 
@@ -125,7 +125,7 @@ def unify_image_ids(lists: dict[str, list[Any]], changes: Counter[str]) -> None:
     """Give images ids of one type, and annotations the ids of their images, in place."""
     images = lists["images"]
     ids = [x["id"] for x in images if isinstance(x, dict) and is_id(x.get("id"))]
-    new_ids: dict[Any, Any] = {image_id: image_id for image_id in ids}
+    new_ids: dict[object, object] = {image_id: image_id for image_id in ids}
     if len(set(map(type, ids))) > 1:
         new_ids = ids_of_one_type(new_ids)
 
@@ -152,11 +152,11 @@ def unify_image_ids(lists: dict[str, list[Any]], changes: Counter[str]) -> None:
             changes["image ids of boxes made those of the images"] += 1
 
 
-def ids_of_one_type(ids: Iterable[Any]) -> dict[Any, Any]:
+def ids_of_one_type(ids: Iterable[object]) -> dict[object, object]:
     """Return new ids, numbers if all can be, else texts; the old ones if two became the same."""
     old_ids = list(ids)
     numbers = {old: whole_of(old) for old in old_ids}
-    texts = {old: str(old) for old in old_ids}
+    texts: dict[object, object] = {old: str(old) for old in old_ids}
 
     for new_ids in (numbers, texts):
         is_uniform = len(set(map(type, new_ids.values()))) == 1
@@ -165,7 +165,7 @@ def ids_of_one_type(ids: Iterable[Any]) -> dict[Any, Any]:
     return {old: old for old in old_ids}
 
 
-def add_box(annotation: Any, changes: Counter[str]) -> Any:
+def add_box(annotation: object, changes: Counter[str]) -> object:
     """Return an annotation with the extent of its mask as box, if it has no box with an area."""
     if not isinstance(annotation, dict):
         return annotation
@@ -177,7 +177,7 @@ def add_box(annotation: Any, changes: Counter[str]) -> Any:
     return {**annotation, "bbox": box}
 
 
-def certain_box(annotation: Entry) -> Any:
+def certain_box(annotation: Entry) -> object:
     """Return the box of an annotation, as numbers, or if it has no area the extent of its mask."""
     box = box_of(annotation.get("bbox"))
     if is_box(box) and min(box[2:]) > 0:
@@ -200,9 +200,9 @@ def mask_extent(segmentation: Any) -> list[float] | None:
 
     is_nested = all(isinstance(part, list) for part in segmentation)
     polygons = segmentation if is_nested else [segmentation]
-    points = []
+    points: list[tuple[float, float]] = []
     for polygon in polygons:
-        numbers = [number_of(number) for number in polygon]
+        numbers: list[Any] = [number_of(number) for number in polygon]
         is_polygon = len(numbers) >= SHORTEST_POLYGON and len(numbers) % 2 == 0
         if is_polygon and all(map(is_number, numbers)):
             points += list(zip(numbers[::2], numbers[1::2], strict=True))

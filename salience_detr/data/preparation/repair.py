@@ -47,7 +47,7 @@ class KeptImage:
 
 def repair(
     result: ValidationResult, *, without: Collection[str] = ()
-) -> tuple[dict[str, Any], Counter[str]]:
+) -> tuple[dict[str, object], Counter[str]]:
     """Return a copy of a data set without problems, and the numbers of changes by kind.
 
     - Images are left out, with their boxes, that cannot be read, that share their id with another
@@ -78,7 +78,7 @@ def repair(
         categories.setdefault(category["id"], category)
 
     # Boxes of images or categories that do not stay are left out.
-    by_image: dict[Any, list[Entry]] = defaultdict(list)
+    by_image: dict[object, list[Entry]] = defaultdict(list)
     for annotation in result.content["annotations"]:
         is_usable = entry_fault("annotations", annotation, without=REPAIRABLE) is None
         if is_usable and annotation["image_id"] in kept and annotation["category_id"] in categories:
@@ -112,17 +112,17 @@ def repair(
     return content, +changes
 
 
-def select_images(result: ValidationResult, without: Collection[str]) -> dict[Any, KeptImage]:
+def select_images(result: ValidationResult, without: Collection[str]) -> dict[object, KeptImage]:
     """Return the images that stay, by id.
 
     One image that is listed twice under an id stays once; of two images with one id neither does,
     since it is unknown whose the boxes are.
     """
-    digests: dict[Any, set[str]] = defaultdict(set)
+    digests: dict[object, set[str]] = defaultdict(set)
     for entry, file in result.images():
         digests[entry["id"]].add(file.digest)
 
-    kept: dict[Any, KeptImage] = {}
+    kept: dict[object, KeptImage] = {}
     for entry, file in result.images():
         is_wanted = not file.problem and file.digest not in without
         frame = box_frame(entry, file)

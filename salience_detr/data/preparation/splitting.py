@@ -14,7 +14,6 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from salience_detr.data.coco_format import Content, DatasetError, first_fault
 
@@ -58,7 +57,7 @@ def split_coco(
             f"{fault}; tools/check_dataset.py lists all such mistakes, and repairs them with --fix"
         )
 
-    classes_of: dict[Any, set[int]] = defaultdict(set)
+    classes_of: dict[object, set[int]] = defaultdict(set)
     for annotation in content["annotations"]:
         classes_of[annotation["image_id"]].add(annotation["category_id"])
 
@@ -71,7 +70,7 @@ def split_coco(
     return select_images(content, val_ids, False), select_images(content, val_ids, True)
 
 
-def select_images(content: Content, val_ids: Collection[Any], in_val: bool) -> Content:
+def select_images(content: Content, val_ids: Collection[object], in_val: bool) -> Content:
     """Return the images of one side, with their annotations, and the rest of the content."""
     images = [x for x in content["images"] if (x["id"] in val_ids) == in_val]
     annotations = [x for x in content["annotations"] if (x["image_id"] in val_ids) == in_val]

@@ -11,7 +11,6 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from salience_detr.data.annotation_checks import (
     HARMLESS,
@@ -126,7 +125,7 @@ class ValidationResult:
         pairs = zip(self.content["images"], self.files, strict=True)
         return [(entry, file) for entry, file in pairs if is_usable("images", entry)]
 
-    def values(self, kind: str, key: str) -> set[Any]:
+    def values(self, kind: str, key: str) -> set[object]:
         """Return the values of a key in the usable entries of a list."""
         return {entry[key] for entry in self.usable(kind)}
 
@@ -266,8 +265,8 @@ def check_images(result: ValidationResult, located: LocatedImages, image_root: P
 
 def check_boxes(result: ValidationResult) -> None:
     """Find annotations of unknown images or categories, and boxes that are not inside of images."""
-    frames: dict[Any, Size] = {}
-    names: dict[Any, str] = {}
+    frames: dict[object, Size] = {}
+    names: dict[object, str] = {}
     for entry, file in result.images():
         frames.setdefault(entry["id"], box_frame(entry, file))
         names.setdefault(entry["id"], f", {entry['file_name']}")
@@ -325,7 +324,7 @@ def box_frame(entry: Entry, file: ImageFile) -> Size:
     return file.size
 
 
-def check_box(box: Any, size: Size) -> str | None:
+def check_box(box: object, size: Size) -> str | None:
     """Return the kind of problem of an (x, y, width, height) box in an image of (width, height)."""
     if not is_box(box):
         return "malformed box"

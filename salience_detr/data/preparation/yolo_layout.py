@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path, PurePosixPath
@@ -106,7 +106,7 @@ def read_description(path: Path, root: Path | None = None) -> YoloDescription:
 
 
 def describe_splits(
-    content: dict[Any, Any], names: dict[int, str], path: Path, *, has_keypoints: bool = False
+    content: Mapping[str, object], names: dict[int, str], path: Path, *, has_keypoints: bool = False
 ) -> YoloDescription:
     """Find the images of the splits that a description names.
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -215,7 +214,7 @@ def generate_surface_defects(
     return annotation_file
 
 
-def is_complete(root: Path, split: str, info: dict[str, Any]) -> bool:
+def is_complete(root: Path, split: str, info: Mapping[str, object]) -> bool:
     """Return whether a split with the parameters of ``info`` is there, with all its images.
 
     Raises:
