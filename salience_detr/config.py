@@ -15,7 +15,12 @@ from detectron2.utils.registry import _convert_target_to_string, locate
 from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 
 from salience_detr.utils.errors import one_line
-from salience_detr.utils.safe_yaml import UntrustedError, check_content, read_yaml
+from salience_detr.utils.safe_yaml import (
+    UntrustedError,
+    check_content,
+    check_joined_texts,
+    read_yaml,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +99,9 @@ def read_config(config_file: str | Path, is_data: bool) -> DictConfig:
     """
     try:
         if is_data:
-            return OmegaConf.create(read_yaml(config_file), flags={"allow_objects": True})
+            config = OmegaConf.create(read_yaml(config_file), flags={"allow_objects": True})
+            check_joined_texts(config)
+            return config
         config = LazyConfig.load(str(config_file))
     except UntrustedError as error:
         raise untrusted(config_file, error) from error
@@ -146,6 +153,7 @@ def check_trusted(config: DictConfig, config_file: str | Path) -> None:
     """
     try:
         check_content(OmegaConf.to_container(config))
+        check_joined_texts(config)
     except UntrustedError as error:
         raise untrusted(config_file, error) from error
 

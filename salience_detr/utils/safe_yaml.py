@@ -14,6 +14,8 @@ from types import ModuleType
 
 import yaml
 from detectron2.utils.registry import locate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 # Names that a YAML config may use.
 TRUSTED = (
@@ -45,16 +47,19 @@ ORIGINS = (
     "torch._C._nn",
 )
 
-# They unpickle, import, download, compile or delete what their arguments name.
+# They unpickle, import, download, compile, write or delete what their arguments name.
 REFUSED = (
     "detectron2.data.build.load_proposals_into_dataset",
+    "detectron2.data.datasets.coco.convert_to_coco_json",
     "detectron2.modeling.mmdet_wrapper",
     "fvcore.common.benchmark",
     "fvcore.common.checkpoint",
     "fvcore.common.config",
     "fvcore.common.download",
     "fvcore.common.file_io",
+    "salience_detr.data.datasets.derive_annotation_file",
     "salience_detr.data.preparation",
+    "salience_detr.data.surface.generate_surface_defects",
     "salience_detr.layers.operator",
     "timm.data.dataset",
     "timm.data.dataset_factory",
@@ -80,7 +85,7 @@ REFUSED_ARGUMENTS = {
 }  # fmt: skip
 
 # timm downloads such models with all their files.
-REMOTE_MODEL = re.compile(r"(hf[-_]hub|local[-_]dir):")
+REMOTE_MODEL = re.compile(r"\s*(hf[-_]hub|local[-_]dir)\s*:", re.IGNORECASE)
 
 # ${key} of another node is data; ${name:...} calls a function, and ${${...}} may become one.
 INTERPOLATION = re.compile(r"\$\{[^${}:]*\}")
@@ -210,10 +215,39 @@ def check_content(node: object, key: str = "") -> None:
 
 def check_text(text: str, key: str) -> None:
     """Raise UntrustedError if a text would call a function when it is read."""
-    if REMOTE_MODEL.match(text):
-        raise UntrustedError(f"{key}: a YAML config may not download the model {text!r}")
+    check_model_name(text, key)
     if "${" in INTERPOLATION.sub("", text):
         raise UntrustedError(f"{key}: a YAML config may not call a resolver: {text!r}")
+
+
+def check_model_name(text: str, key: str) -> None:
+    """Raise UntrustedError if a text is the name of a model that timm would download."""
+    if REMOTE_MODEL.match(text):
+        raise UntrustedError(f"{key}: a YAML config may not download the model {text!r}")
+
+
+def check_joined_texts(node: DictConfig | ListConfig, key: str = "") -> None:
+    """Check the texts that interpolations join from harmless parts: ``${a}${b}``.
+
+    Those that cannot be resolved are left to whoever uses them.
+
+    Raises:
+        UntrustedError: naming the key and the value.
+    """
+    names = list(node.keys()) if isinstance(node, DictConfig) else range(len(node))
+    for name in names:
+        child_key = f"{key}.{name}".lstrip(".")
+        if OmegaConf.is_missing(node, name):
+            continue
+
+        try:
+            value = node[name]
+        except OmegaConfBaseException:
+            continue
+        if isinstance(value, str):
+            check_model_name(value, child_key)
+        elif OmegaConf.is_config(value) and not OmegaConf.is_interpolation(node, name):
+            check_joined_texts(value, child_key)
 
 
 def check_target(target: object, key: str) -> None:
@@ -234,6 +268,9 @@ def check_name(name: str, key: str) -> None:
     Raises:
         UntrustedError: it is not.
     """
+    if "$" in name:
+        raise UntrustedError(f"{key}: a YAML config names what to call by a plain text, not {name}")
+
     is_private = any(part.startswith("_") for part in name.split("."))
     if is_private or not is_below(name, TRUSTED) or is_below(name, REFUSED):
         raise UntrustedError(f"{key}: a YAML config may not call {name}")
@@ -259,8 +296,20 @@ def check_origin(found: object, name: str, key: str) -> None:
     if not is_below(qualified, ORIGINS) or is_below(qualified, REFUSED):
         raise UntrustedError(f"{key}: a YAML config may not call {name}, which is {qualified}")
 
-    if inspect.isfunction(found) and next(iter(inspect.signature(found).parameters), "") == "self":
+    if is_method(found):
         raise UntrustedError(f"{key}: a YAML config may not call {name}, which is a method")
+
+
+def is_method(found: Any) -> bool:
+    """Return whether a function is a method, bound to an object or not; those of classes are not.
+
+    Methods of objects that packages hold could read files: torchvision's weights are such objects.
+    """
+    if inspect.ismethod(found):
+        return not inspect.isclass(found.__self__)
+    if not inspect.isfunction(found):
+        return False
+    return next(iter(inspect.signature(found).parameters), "") == "self"
 
 
 def is_below(name: str, prefixes: tuple[str, ...]) -> bool:

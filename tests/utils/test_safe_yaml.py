@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from omegaconf import OmegaConf
 from torch import nn
 
-from salience_detr.utils.safe_yaml import UntrustedError, check_content, read_yaml
+from salience_detr.utils.safe_yaml import (
+    UntrustedError,
+    check_content,
+    check_joined_texts,
+    read_yaml,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,12 +67,18 @@ def test_functions_of_the_packages_that_models_are_made_of_are_admitted(target):
         "timm.models.load_state_dict_from_hf",
         "timm.data.create_dataset",
         "torchvision.datasets.CIFAR10",
+        # They write and delete.
+        "detectron2.data.datasets.convert_to_coco_json",
+        "salience_detr.data.surface.generate_surface_defects",
+        # Its file_name could be that of any file, which is unpickled.
+        "torchvision.models.ResNet18_Weights.DEFAULT.get_state_dict",
         # A method may be given any object for itself.
         "torchvision.models.WeightsEnum.get_state_dict",
         "torch.nn.Module.__init__.__globals__.get",
         "torch.nn.attention._fa4.register_flash_attention_fa4",
         "timmy.create_model",
         "${train.note}",
+        "torch.nn.${train.note}",
         {"_target_": "torch.nn.Identity"},
         ["os.system"],
         None,
@@ -88,11 +100,20 @@ def test_what_else_there_is_to_call_is_refused(target):
         "${train.${oc.env:HOME}}",
         "hf-hub:someone/model",
         "local-dir:/tmp/model",
+        "HF_Hub:someone/model",
+        " hf-hub:someone/model",
     ],
 )
 def test_resolvers_and_remote_models_are_refused(value):
     with pytest.raises(UntrustedError, match=r"^train\.note: "):
         check_content({"train": {"note": value}})
+
+
+def test_remote_models_joined_from_parts_are_refused():
+    config = OmegaConf.create({"a": "hf-", "b": "hub:x", "c": ["${d}"], "e": [{"k.e": "${a}${b}"}]})
+    check_content(OmegaConf.to_container(config))
+    with pytest.raises(UntrustedError, match=r"^e\.0\.k\.e: .* download the model 'hf-hub:x'"):
+        check_joined_texts(config)
 
 
 def test_interpolations_of_nodes_are_data():
