@@ -300,7 +300,7 @@ def check_origin(found: object, name: str, key: str) -> None:
         raise UntrustedError(f"{key}: a YAML config may not call {name}, which is a method")
 
 
-def is_method(found: Any) -> bool:
+def is_method(found: object) -> bool:
     """Return whether a function is a method, bound to an object or not; those of classes are not.
 
     Methods of objects that packages hold could read files: torchvision's weights are such objects.
