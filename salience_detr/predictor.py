@@ -23,13 +23,14 @@ from torch import Tensor
 from salience_detr.checkpoint import load_weights
 from salience_detr.config import ConfigError, load_config, resolve_device
 from salience_detr.data.classes import ClassList, classes_of
-from salience_detr.data.datasets import as_list, ensure_class_names, register_coco_dataset
+from salience_detr.data.coco_dataset import register_coco_dataset
+from salience_detr.data.datasets import as_list, ensure_class_names
 from salience_detr.data.images import ImageLike, as_batch, to_rgb
 from salience_detr.data.mapper import DetectionMapper
 from salience_detr.data.value_range import ValueRange
 from salience_detr.detections import ClassTable, Detections
 from salience_detr.modeling import SalienceDETR
-from salience_detr.modeling.salience_detr import padding_mask
+from salience_detr.modeling.masks import padding_mask
 from salience_detr.modeling.structures import ModelInput
 
 # Dtypes of autocast by their names; float32 needs none.
@@ -250,6 +251,8 @@ class Predictor(ModelDetector):
         # data set may serve for the weights of another.
         metadata = dataset_metadata(self.config)
         data_classes = classes_of(metadata)
+        if data_classes is not None:
+            data_classes = data_classes.numbered()
         classes = data_classes
         if weights is not None:
             classes = load_weights(

@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torchvision.models import get_model_builder
 
-from salience_detr.modeling.salience_detr import padding_mask
+from salience_detr.modeling.masks import padding_mask
 
 SIZE_DIVISIBILITY = 32
 

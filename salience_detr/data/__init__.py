@@ -7,8 +7,9 @@ from salience_detr.data.augmentation import (
     ResizeScale,
     ResizeShortestEdge,
 )
+from salience_detr.data.coco_dataset import register_coco_dataset
 from salience_detr.data.coco_format import DatasetError
-from salience_detr.data.datasets import check_class_count, load_dataset, register_coco_dataset
+from salience_detr.data.datasets import check_class_count, load_dataset
 from salience_detr.data.images import ImageReadError, read_image
 from salience_detr.data.loader import (
     DataWorkerError,

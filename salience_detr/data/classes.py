@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from detectron2.data import Metadata
 
@@ -25,10 +25,18 @@ class ClassList:
     Attributes:
         names: name of each class.
         category_ids: id of each class in the annotations of the data set; None if they are unknown.
+        source: file or name of the data set, for messages.
     """
 
     names: tuple[str, ...]
     category_ids: tuple[CategoryId, ...] | None = None
+    source: str = field(default="", compare=False)
+
+    @classmethod
+    def from_categories(cls, name_of: Mapping[int, str], source: str) -> ClassList:
+        """Build the classes of an annotation file from the names of its categories by id."""
+        ids = tuple(sorted(name_of))
+        return cls(tuple(name_of[i] for i in ids), ids, source)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -36,11 +44,25 @@ class ClassList:
     def __str__(self) -> str:
         return shorten(self.names)
 
+    def describe(self, names: Collection[str]) -> str:
+        """Return some of the names, each with its category id if it is known."""
+        ids = dict(zip(self.names, self.category_ids or (), strict=False))
+        described = []
+        for name in names:
+            described.append(f"{name} (id {ids[name]})" if name in ids else name)
+        return shorten(described)
+
+    def numbered(self) -> ClassList:
+        """Return the classes with their indices for ids if these are unknown, as in detectron2."""
+        if self.category_ids is not None:
+            return self
+        return replace(self, category_ids=tuple(range(len(self))))
+
 
 def classes_of(metadata: Metadata) -> ClassList | None:
     """Return the classes of a data set by its metadata, or None if it does not name them.
 
-    A class without a category id has its index for it, as in detectron2.
+    In a data set with ids, a class without one has its index for it, as in detectron2.
     """
     names = tuple(str(name) for name in metadata.get("thing_classes", ()))
     if not names:
@@ -49,7 +71,8 @@ def classes_of(metadata: Metadata) -> ClassList | None:
     # detectron2 maps the ids of the annotations to class indices; here it is the other way.
     index_of = metadata.get("thing_dataset_id_to_contiguous_id", {})
     id_of = {index: category_id for category_id, index in index_of.items()}
-    return ClassList(names, tuple(id_of.get(i, i) for i in range(len(names))))
+    ids = tuple(id_of.get(i, i) for i in range(len(names)))
+    return ClassList(names, ids if id_of else None, metadata.get("name", ""))
 
 
 def simplify(name: str) -> str:

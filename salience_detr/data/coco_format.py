@@ -193,6 +193,12 @@ def distinct_names(categories: Sequence[Entry]) -> list[str]:
     return [names[key] for key in keys]
 
 
+def names_by_id(categories: Sequence[Entry]) -> dict[int, str]:
+    """Return the name of each category by its id, see :func:`distinct_names`."""
+    ids = [category["id"] for category in categories]
+    return dict(zip(ids, distinct_names(categories), strict=True))
+
+
 def first_fault(content: Content, path: Path) -> str | None:
     """Find the first entry of a file that is wrong, or does not fit the others.
 

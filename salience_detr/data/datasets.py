@@ -1,141 +1,36 @@
-"""Registration and loading of data sets in COCO's JSON format, with errors that name a remedy."""
+"""Registered data sets: their records and classes, with errors that name a remedy."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
-from detectron2.utils.logger import log_first_n
 
-from salience_detr.data.annotation_checks import HARMLESS, check_content
 from salience_detr.data.classes import ClassList, classes_of
+from salience_detr.data.coco_dataset import (
+    CocoLoader,
+    log_once,
+    read_checked,
+    register_coco_dataset,
+    set_class_names,
+)
 from salience_detr.data.coco_format import (
-    Content,
     DatasetError,
-    Entry,
     Record,
-    distinct_names,
-    first_fault,
-    is_ignored,
-    read_coco,
     read_json,
 )
-from salience_detr.data.image_files import (
-    FolderListing,
-    describe_folder,
-    describe_moved,
-    locate_images,
-)
+from salience_detr.data.image_files import FolderListing, describe_folder
 from salience_detr.data.own_records import complete_records, to_coco
-from salience_detr.data.split_classes import Classes
+from salience_detr.utils.errors import shorten
 from salience_detr.utils.files import write_text
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CocoLoader:
-    """Loader of a data set in COCO's JSON format, which detectron2's catalog calls.
-
-    It takes the place of detectron2's ``load_coco_json``, which also reads masks, fails at some of
-    them, and does not notice other mistakes.
-    """
-
-    name: str
-    image_root: Path
-
-    def __call__(self) -> list[Record]:
-        """Return the records in detectron2's format, by rising image id.
-
-        Masks and keypoints are neither read nor checked. The records of a file without a list of
-        annotations have no key "annotations".
-
-        Raises:
-            DatasetError: the file is missing, or has a mistake.
-        """
-        content = read_checked(self.name)
-        set_class_names(self.name, content["categories"])
-        metadata = MetadataCatalog.get(self.name)
-        class_of = metadata.thing_dataset_id_to_contiguous_id
-        if metadata.drop_categories:
-            left_out = [x for x in content["categories"] if x["id"] in metadata.drop_categories]
-            names = ", ".join(f"{x['name']} (id {x['id']})" for x in left_out)
-            logger.info("%s: left out the categories without boxes: %s", self.name, names)
-
-        # Masks would take most of the memory, and nothing uses them.
-        annotations: dict[int | str, list[Record]] = defaultdict(list)
-        for annotation in content.get("annotations", []):
-            entry = {
-                "bbox": annotation["bbox"],
-                "bbox_mode": BoxMode.XYWH_ABS,
-                "category_id": class_of[annotation["category_id"]],
-                "iscrowd": int(is_ignored(annotation)),
-            }
-            annotations[annotation["image_id"]].append(entry)
-
-        located = locate_images(self.image_root, [x["file_name"] for x in content["images"]])
-        for line in describe_moved(located, self.image_root):
-            log_once(logging.WARNING, f"{self.name}: {line}")
-
-        records = []
-        for image in sorted(content["images"], key=itemgetter("id")):
-            record = {
-                "file_name": str(located.paths[image["file_name"]]),
-                "height": int(image["height"]),
-                "width": int(image["width"]),
-                "image_id": image["id"],
-            }
-            # COCO's test sets have none.
-            if "annotations" in content:
-                record["annotations"] = annotations[image["id"]]
-            records.append(record)
-        return records
-
-
-def register_coco_dataset(
-    name: str,
-    json_file: str | Path,
-    image_root: str | Path,
-    drop_categories: Sequence[int] = (),
-) -> None:
-    """Register a data set in COCO's JSON format in detectron2's catalogs.
-
-    The file is read when the data set is loaded. Registering the same data again does nothing.
-
-    Args:
-        name: of the data set.
-        json_file: annotation file.
-        image_root: folder of the images.
-        drop_categories: ids of categories without boxes that are no classes.
-
-    Raises:
-        DatasetError: the name is taken by other data.
-    """
-    if name in DatasetCatalog.list():
-        metadata = MetadataCatalog.get(name)
-        known = [metadata.get(key) for key in ("json_file", "image_root", "drop_categories")]
-        if known == [str(json_file), str(image_root), list(drop_categories)]:
-            return
-        raise DatasetError(
-            f"a data set {name!r} is registered already, for {known[0] or 'a function'}; "
-            "choose another name, or set the dataset's json_file=null to take that one"
-        )
-
-    DatasetCatalog.register(name, CocoLoader(name, Path(image_root)))
-    MetadataCatalog.get(name).set(
-        json_file=str(json_file),
-        image_root=str(image_root),
-        drop_categories=list(drop_categories),
-        evaluator_type="coco",
-    )
 
 
 def load_dataset(
@@ -189,15 +84,21 @@ def load_dataset(
 
 def warn_of_empty_classes(name: str, records: list[Record]) -> None:
     """Name the classes without a box to learn from, such as the root category of Roboflow."""
-    with_boxes = {x["category_id"] for record in records for x in record["annotations"]}
-    classes = Classes.of_dataset(name)
+    classes = classes_of(MetadataCatalog.get(name))
+    if classes is None:
+        return
+
+    with_boxes: set[int] = set()
+    for record in records:
+        with_boxes.update(annotation["category_id"] for annotation in record["annotations"])
+
     empty = [x for i, x in enumerate(classes.names) if i not in with_boxes]
     if empty:
         logger.warning(
             "%d of the %d classes have no box in the training data: %s; "
             "--drop-empty-categories leaves out those that have none in the validation data either",
             len(empty),
-            len(classes.names),
+            len(classes),
             classes.describe(empty),
         )
 
@@ -209,7 +110,7 @@ def load_registered(name: str) -> list[Record]:
         DatasetError: see :func:`load_dataset`.
     """
     if name not in DatasetCatalog.list():
-        known = ", ".join(sorted(DatasetCatalog.list())[:6])
+        known = shorten(sorted(DatasetCatalog.list()), 6)
         raise DatasetError(
             f"there is no data set {name!r}; register it with "
             f"salience_detr.data.register_coco_dataset (registered are, for example, {known})"
@@ -254,44 +155,6 @@ def derive_annotation_file(name: str, folder: Path) -> None:
     metadata.set(json_file=path, derived_json_file=path)
 
 
-def read_checked(name: str) -> Content:
-    """Return the content of a registered data set's annotation file, which is valid.
-
-    What is suspicious about its boxes is logged.
-
-    Raises:
-        DatasetError: the file is missing, or has a mistake.
-    """
-    metadata = MetadataCatalog.get(name)
-    path = Path(metadata.json_file)
-    if not path.is_file():
-        # Of data that a tool makes, the registration names the tool.
-        remedy = "check the path, or set DETECTRON2_DATASETS to the folder of the data"
-        remedy = metadata.get("how_to_get", remedy)
-        raise DatasetError(f"there is no annotation file {path}; {remedy}")
-
-    content = read_coco(path, lists=("images", "categories"))
-    fault = first_fault(content, path)
-    if fault is not None:
-        raise DatasetError(
-            f"{fault}; tools/check_dataset.py lists all such mistakes, and repairs them with --fix"
-        )
-
-    findings, fault = check_content(content, path)
-    if fault is not None:
-        raise DatasetError(fault)
-    for kind, lines in findings.items():
-        level = logging.INFO if kind in HARMLESS else logging.WARNING
-        for line in lines:
-            log_once(level, line)
-    return content
-
-
-def log_once(level: int, message: str) -> None:
-    """Log a message, unless it was logged before: data are loaded anew for each evaluation."""
-    log_first_n(level, message, name=__name__, key="message")
-
-
 def as_list(names: str | Sequence[str]) -> list[str]:
     """Return the names of one or several data sets as a list."""
     if isinstance(names, str):
@@ -314,16 +177,19 @@ def check_same_classes(names: Sequence[str]) -> None:
 
 def class_names_of(names: str | Sequence[str]) -> list[str]:
     """Return the class names that registered data sets share; empty if they are unknown."""
-    first = as_list(names)[0]
-    ensure_class_names(first)
-    return list(MetadataCatalog.get(first).get("thing_classes", []))
+    classes = dataset_classes(names)
+    return [] if classes is None else list(classes.names)
 
 
 def dataset_classes(names: str | Sequence[str]) -> ClassList | None:
-    """Return the classes that registered data sets share; None if they are unknown."""
+    """Return the classes that registered data sets share; None if they are unknown.
+
+    A class of a data set without category ids has its index for one.
+    """
     first = as_list(names)[0]
     ensure_class_names(first)
-    return classes_of(MetadataCatalog.get(first))
+    classes = classes_of(MetadataCatalog.get(first))
+    return None if classes is None else classes.numbered()
 
 
 def ensure_class_names(name: str) -> None:
@@ -335,22 +201,6 @@ def ensure_class_names(name: str) -> None:
     path = Path(metadata.get("json_file", ""))
     if not metadata.get("thing_classes") and has_own_file(name) and path.is_file():
         set_class_names(name, read_json(path).get("categories", []))
-
-
-def set_class_names(name: str, categories: list[Entry]) -> None:
-    """Number the classes of a registered data set from 0 on, by rising category id.
-
-    Names that several categories have get their ids. Dropped categories are no classes.
-    """
-    dropped = MetadataCatalog.get(name).get("drop_categories", ())
-    ordered = sorted(categories, key=itemgetter("id"))
-    ordered = [category for category in ordered if category["id"] not in dropped]
-    ids = [category["id"] for category in ordered]
-
-    # detectron2's names: its evaluators look there, too.
-    metadata = MetadataCatalog.get(name)
-    metadata.thing_classes = distinct_names(ordered)
-    metadata.thing_dataset_id_to_contiguous_id = {x: label for label, x in enumerate(ids)}
 
 
 def clean_annotations(records: list[Record]) -> list[Record]:

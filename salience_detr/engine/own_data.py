@@ -10,17 +10,18 @@ from omegaconf import DictConfig
 
 from salience_detr.config import ConfigError
 from salience_detr.data.classes import ClassList
+from salience_detr.data.coco_dataset import register_coco_dataset
 from salience_detr.data.coco_format import (
     LARGEST,
     DatasetError,
-    distinct_names,
     entry_fault,
     is_whole,
+    names_by_id,
     read_coco,
 )
-from salience_detr.data.datasets import as_list, dataset_classes, register_coco_dataset
+from salience_detr.data.datasets import as_list, dataset_classes
 from salience_detr.data.preparation.layouts import Split, find_splits
-from salience_detr.data.split_classes import Classes, check_splits
+from salience_detr.data.split_classes import check_splits
 from salience_detr.engine.validation_split import split_for_validation
 
 # A warm-up that suits COCO would be all of the training on little data.
@@ -104,7 +105,7 @@ def use_own_data(
         drop_empty_categories(config, splits, categories)
     classes = {}
     for name, split in splits.items():
-        classes[name] = Classes.from_categories(str(split.json_file), categories[name])
+        classes[name] = ClassList.from_categories(categories[name], str(split.json_file))
 
     # An evaluation goes by the names alone.
     if len(splits) == 2 and "train" in needed:
@@ -176,8 +177,7 @@ def read_categories(json_file: Path, *, keep: bool) -> dict[int, str]:
 
     if not categories:
         raise DatasetError(f"{json_file} has no categories")
-    names = distinct_names(categories)
-    return {category["id"]: name for category, name in zip(categories, names, strict=True)}
+    return names_by_id(categories)
 
 
 def drop_empty_categories(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
 from functools import partial
@@ -14,12 +13,11 @@ from detectron2.engine import HookBase, hooks
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.logger import log_first_n, setup_logger
+from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from salience_detr.checkpoint import start_from
 from salience_detr.config import (
@@ -30,18 +28,16 @@ from salience_detr.config import (
     resolve_device,
     to_yaml,
 )
-from salience_detr.data.datasets import (
-    as_list,
-    check_boxes_to_learn,
-    check_class_count,
-    check_files,
-    dataset_classes,
-    warn_without_boxes,
-)
+from salience_detr.data.datasets import check_class_count, dataset_classes
 from salience_detr.data.loader import keep_value_range, seeded
 from salience_detr.data.sampling import SampledBatchSampler
-from salience_detr.data.split_classes import Classes, check_splits, describe_difference
 from salience_detr.engine.checkpointing import DataOrder, TrainingCheckpointer, cut_metrics
+from salience_detr.engine.checks import (
+    check_room,
+    check_test_classes,
+    check_test_set,
+    check_training_set,
+)
 from salience_detr.engine.hooks import (
     BestCheckpoint,
     EMAHook,
@@ -174,56 +170,6 @@ def train(config: DictConfig, *, resume: bool) -> None:
         run_steps(trainer, checkpointer, start, max_iter)
 
 
-def check_test_set(config: DictConfig) -> None:
-    """Find before the first step what an evaluation would stop at hours later.
-
-    Raises:
-        DatasetError: the annotations have a mistake, or an image is missing.
-    """
-    # Each by itself, as it is evaluated.
-    for name in as_list(config.dataloader.test.dataset.names):
-        dataset = copy.copy(config.dataloader.test.dataset)
-        dataset.names = name
-        records = instantiate(dataset)
-        check_files(records, name)
-        warn_without_boxes(records, name)
-
-
-def check_test_classes(config: DictConfig) -> None:
-    """Compare the classes of the test sets with those of the training set, by name.
-
-    Both are loaded. A test set that has fewer classes is fine, and said.
-
-    Raises:
-        DatasetError: a test set has classes that the training set lacks, or other ids for them; or
-            another number of classes than the model, where names are unknown.
-    """
-    num_classes = config.model.get("num_classes")
-    train_classes = Classes.of_dataset(as_list(config.dataloader.train.dataset.names)[0])
-    for name in as_list(config.dataloader.test.dataset.names):
-        test_classes = Classes.of_dataset(name)
-        if not train_classes.names or not test_classes.names:
-            check_class_count(name, num_classes)
-            continue
-
-        check_splits(train_classes, test_classes)
-        difference = describe_difference(train_classes.names, test_classes)
-        if difference is not None:
-            log_first_n(logging.INFO, difference, key="message")
-
-
-def check_training_set(config: DictConfig, loader: DataLoader) -> None:
-    """Find before the first step what training would stop at, or learn nothing from.
-
-    Raises:
-        DatasetError: an image is missing, or there is no box to learn.
-    """
-    records = getattr(loader.dataset, "records", None)  # None for a loader of another kind
-    if records is not None:
-        check_files(records, config.dataloader.train.dataset.names)
-        check_boxes_to_learn(records)
-
-
 def build_model(config: DictConfig) -> nn.Module:
     """Build the model of a config, randomly initialized, on its device."""
     return instantiate(config.model).to(resolve_device(config.train.device))
@@ -340,27 +286,6 @@ def build_checkpointer(
     if ema is not None:
         checkpointer.add_checkpointable("ema", ema.module)
     return checkpointer
-
-
-def check_room(config: DictConfig, checkpointer: TrainingCheckpointer) -> None:
-    """Make sure that the output folder has room for the checkpoints, beside those that are there.
-
-    Raises:
-        OSError: see :func:`check_output_dir`.
-    """
-    parameters = checkpointer.model.parameters()
-    parameter_bytes = sum(p.numel() * p.element_size() for p in parameters)
-
-    # A checkpoint holds the parameters, two moments of AdamW, and the EMA.
-    copies = 4 if "ema" in checkpointer.checkpointables else 3
-    checkpoint_bytes = copies * parameter_bytes
-
-    # The best one, the final one and one being written come on top of those that are kept. A run
-    # that goes on replaces or deletes its earlier ones.
-    num_checkpoints = config.train.checkpointer.max_to_keep + 3
-    bytes_on_disk = sum(path.stat().st_size for path in checkpointer.files())
-    needed_bytes = checkpoint_bytes * num_checkpoints - bytes_on_disk
-    check_output_dir(config.train.output_dir, needed_bytes=max(checkpoint_bytes, needed_bytes))
 
 
 def start_or_resume(

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from salience_detr.config import ConfigError
+from salience_detr.data.classes import classes_of
 from salience_detr.data.coco_format import prepare_for_evaluation
 from salience_detr.data.datasets import (
     as_list,
@@ -26,7 +27,7 @@ from salience_detr.data.datasets import (
     warn_without_boxes,
 )
 from salience_detr.data.loader import WatchedLoader, keep_value_range
-from salience_detr.data.split_classes import Classes, check_known, class_map, describe_difference
+from salience_detr.data.split_classes import check_known, class_map, describe_difference
 from salience_detr.data.value_range import AUTO, ValueRange
 from salience_detr.evaluation.by_name import ByNameEvaluator
 from salience_detr.evaluation.comparison import write_comparisons
@@ -89,12 +90,13 @@ def evaluate_dataset(
     model_classes = compare_classes(name, class_names, config.model.get("num_classes"))
     evaluator = build_evaluator(settings.evaluator, name)
 
-    data_classes = Classes.of_dataset(name)
-    mapping = class_map(model_classes, data_classes)
-    if mapping is not None:
-        difference = describe_difference(model_classes, data_classes)
-        log_first_n(logging.INFO, str(difference), key="message")
-        evaluator = ByNameEvaluator(evaluator, mapping)
+    data_classes = classes_of(MetadataCatalog.get(name))
+    if data_classes is not None:
+        mapping = class_map(model_classes, data_classes)
+        if mapping is not None:
+            difference = describe_difference(model_classes, data_classes)
+            log_first_n(logging.INFO, str(difference), key="message")
+            evaluator = ByNameEvaluator(evaluator, mapping)
 
     results = inference_on_dataset(model, WatchedLoader(loader), evaluator)
 
@@ -110,10 +112,10 @@ def compare_classes(name: str, class_names: Sequence[str], num_classes: int | No
         DatasetError: the data set has classes that the model lacks, or another number of them and
             the names of the model's are unknown.
     """
-    data_classes = Classes.of_dataset(name)
-    if not class_names or not data_classes.names:
+    data_classes = classes_of(MetadataCatalog.get(name))
+    if data_classes is None or not class_names:
         check_class_count(name, num_classes)
-        return list(data_classes.names)
+        return [] if data_classes is None else list(data_classes.names)
 
     check_known(class_names, data_classes, "the model")
     return list(class_names)

@@ -30,7 +30,7 @@ from salience_detr.modeling import SalienceDETR
 from salience_detr.modeling.encoder import BackgroundEmbedding, SalienceEncoderLayer
 from salience_detr.modeling.query_selection import QuerySelection
 from salience_detr.modeling.salience import SalienceFilter
-from salience_detr.modeling.salience_detr import Encoding
+from salience_detr.modeling.structures import Encoding
 from salience_detr.modeling.token_pyramid import TokenPyramid, TokenPyramidBuilder
 from salience_detr.predictor import merge_salience
 

@@ -7,56 +7,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import ImageList, Instances
-from detectron2.utils import comm
 from torch import Tensor, nn
 
 from salience_detr.layers.box_ops import box_xyxy_to_cxcywh
 from salience_detr.modeling.criterion import SetCriterion, check_labels
 from salience_detr.modeling.decoder import SalienceDecoder
 from salience_detr.modeling.denoising import DenoisingGenerator, DenoisingQueries
-from salience_detr.modeling.distributed import mean_over_processes
+from salience_detr.modeling.distributed import mean_over_processes, needs_variance
 from salience_detr.modeling.encoder import SalienceEncoder
 from salience_detr.modeling.feature_fusion import FeatureFusion
+from salience_detr.modeling.masks import padding_mask, self_attention_mask
+from salience_detr.modeling.neck import ChannelMapper
 from salience_detr.modeling.postprocess import clip_detections, select_detections
 from salience_detr.modeling.query_selection import Proposals, QuerySelection
-from salience_detr.modeling.salience import SalienceFilter, SalienceSelection
+from salience_detr.modeling.salience import SalienceFilter
 from salience_detr.modeling.salience_loss import SalienceCriterion
 from salience_detr.modeling.structures import (
     DetectionPredictions,
     DetectionTargets,
+    Encoding,
     LossNormalizers,
     ModelInput,
 )
 from salience_detr.modeling.token_pyramid import (
     TokenProjection,
-    TokenPyramid,
     TokenPyramidBuilder,
     flatten_maps,
 )
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """Results of all stages before the decoder.
-
-    Attributes:
-        tokens: the backbone's maps as tokens.
-        selection: salience of all tokens, and the tokens that the encoder refined.
-        memory: (B, S, D), encoded and fused.
-        proposals: tokens that become queries, with their boxes.
-    """
-
-    tokens: TokenPyramid
-    selection: SalienceSelection
-    memory: Tensor
-    proposals: Proposals
 
 
 @META_ARCH_REGISTRY.register()
@@ -78,8 +61,8 @@ class SalienceDETR(nn.Module):
     def __init__(
         self,
         *,
-        backbone: nn.Module,
-        neck: nn.Module,
+        backbone: Backbone,
+        neck: ChannelMapper,
         token_pyramid: TokenPyramidBuilder,
         token_projection: TokenProjection,
         salience_filter: SalienceFilter,
@@ -260,7 +243,6 @@ class SalienceDETR(nn.Module):
     def pixel_statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation, (3, 1, 1), made once per device and dtype."""
         key = (self.device, self.dtype)
-
         if key not in self._pixel_statistics:
             # Tensors made in inference mode could not be used in training.
             with torch.inference_mode(False):
@@ -287,7 +269,6 @@ class SalienceDETR(nn.Module):
             targets.append(DetectionTargets(labels, boxes, (height, width)))
 
         check_labels(targets, self.num_classes)
-
         return targets
 
     @torch.no_grad()
@@ -331,11 +312,8 @@ class SalienceDETR(nn.Module):
         A single image that is one value per channel in the last map, which has no variance, is
         padded to two. All other batches keep their size.
         """
-        backbone: Any = self.backbone
-        neck: Any = self.neck
-
-        stride = max(backbone.output_shape()[name].stride for name in neck.in_features)
-        if num_images > 1 or max(padded_size) > stride or not needs_variance(backbone):
+        stride = max(self.backbone_strides())
+        if num_images > 1 or max(padded_size) > stride or not needs_variance(self.backbone):
             return padded_size
 
         # The next multiple of the divisor that is above the stride.
@@ -344,14 +322,16 @@ class SalienceDETR(nn.Module):
 
     def spatial_shapes_list(self, height: int, width: int) -> list[tuple[int, int]]:
         """Return (H_l, W_l) of each level for a padded batch of ``height`` x ``width`` pixels."""
-        backbone: Any = self.backbone
-        neck: Any = self.neck
-
-        strides = [backbone.output_shape()[name].stride for name in neck.in_features]
-        while len(strides) < neck.num_levels:
+        strides = self.backbone_strides()
+        while len(strides) < self.neck.num_levels:
             strides.append(2 * strides[-1])
 
         return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in strides]
+
+    def backbone_strides(self) -> list[int]:
+        """Return the stride of each of the backbone's maps that the neck takes."""
+        shapes = self.backbone.output_shape()
+        return [shapes[name].stride for name in self.neck.in_features]
 
     def encode(self, images: Tensor, padding: Tensor) -> Encoding:
         """Run all stages before the decoder.
@@ -417,46 +397,3 @@ class SalienceDETR(nn.Module):
             results.append({"instances": clip_detections(selected)})
 
         return results
-
-
-def needs_variance(module: nn.Module) -> bool:
-    """Return whether a module has BatchNorm with statistics of this process's batch alone."""
-    # Over several processes it is synchronized.
-    if comm.get_world_size() > 1:
-        return False
-    return any(isinstance(x, nn.BatchNorm2d) and x.training for x in module.modules())
-
-
-def padding_mask(images: ImageList) -> Tensor:
-    """Return (B, H, W), True = padding."""
-    batch, _, padded_height, padded_width = images.tensor.shape
-    mask = images.tensor.new_ones(batch, padded_height, padded_width, dtype=torch.bool)
-    for image_mask, (height, width) in zip(mask, images.image_sizes, strict=True):
-        image_mask[:height, :width] = False
-    return mask
-
-
-def self_attention_mask(proposals: Proposals, denoising: DenoisingQueries | None) -> Tensor | None:
-    """Return the mask of the decoder's self-attention, True = may not attend.
-
-    Returns:
-        (T + n, T + n); (B, T + n, T + n) where some images have padded queries, which no query may
-        attend to; None where every query attends to all.
-    """
-    num_denoising = 0
-    if denoising is not None:
-        num_denoising = denoising.layout.num_queries
-    total = num_denoising + proposals.valid_mask.shape[1]
-
-    # The denoising mask is that of N matching queries, of which a batch may have fewer.
-    mask = None
-    if denoising is not None:
-        mask = denoising.attention_mask[:total, :total]
-
-    if proposals.valid_mask.all():
-        return mask
-
-    padded = F.pad(~proposals.valid_mask, [num_denoising, 0])[:, None]
-    if mask is None:
-        return padded.expand(-1, total, -1)
-    return mask | padded

@@ -1,6 +1,7 @@
-"""Ground truth, predictions and loss normalizers, in the format that the stages share.
+"""Inputs, ground truth, encoding, predictions and loss normalizers: what the stages share.
 
-Symbols: I decoder layers, B images, N queries, K classes, G boxes of an image.
+Symbols: I decoder layers, B images, S tokens, D channels, N queries, K classes, G boxes of an
+image.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+from salience_detr.modeling.query_selection import Proposals
+from salience_detr.modeling.salience import SalienceSelection
+from salience_detr.modeling.token_pyramid import TokenPyramid
 
 # An image as detectron2's models get it, see :meth:`SalienceDETR.forward`.
 ModelInput: TypeAlias = dict[str, Any]
@@ -90,3 +95,20 @@ class DetectionPredictions:
             self.pred_logits[:, :, num_first:], self.pred_boxes[:, :, num_first:]
         )
         return first, others
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Results of all stages before the decoder.
+
+    Attributes:
+        tokens: the backbone's maps as tokens.
+        selection: salience of all tokens, and the tokens that the encoder refined.
+        memory: (B, S, D), encoded and fused.
+        proposals: tokens that become queries, with their boxes.
+    """
+
+    tokens: TokenPyramid
+    selection: SalienceSelection
+    memory: Tensor
+    proposals: Proposals

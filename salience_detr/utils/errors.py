@@ -52,4 +52,4 @@ def shorten(names: Sequence[str], limit: int = 8) -> str:
     text = ", ".join(names[:limit])
     num_others = len(names) - limit
 
-    return f"{text} and {num_others} more" if num_others > 0 else text
+    return f"{text}, and {num_others} more" if num_others > 0 else text

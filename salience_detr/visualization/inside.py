@@ -20,7 +20,9 @@ from salience_detr.layers.ms_deform_attn import (
     MultiScaleDeformableAttention,
     sampling_locations_from_offsets,
 )
-from salience_detr.modeling.salience_detr import Encoding, SalienceDETR, padding_mask
+from salience_detr.modeling import SalienceDETR
+from salience_detr.modeling.masks import padding_mask
+from salience_detr.modeling.structures import Encoding
 from salience_detr.modeling.token_pyramid import TokenPyramid, gather_tokens
 from salience_detr.predictor import Predictor, prepare_input
 from salience_detr.visualization.capture import captured_calls

@@ -5,20 +5,25 @@ from __future__ import annotations
 import pytest
 
 from salience_detr.data import DatasetError
+from salience_detr.data.classes import ClassList
 from salience_detr.data.coco_format import distinct_names
 from salience_detr.data.split_classes import (
-    Classes,
     check_splits,
     class_map,
     describe_difference,
 )
 
-TRAIN = Classes("train", ("pit", "burr", "weld"), (1, 2, 3))
+
+def make(source, names, ids):
+    return ClassList(names, ids, source)
+
+
+TRAIN = make("train", ("pit", "burr", "weld"), (1, 2, 3))
 
 
 def test_the_same_classes_and_a_subset_are_accepted():
-    for names, ids in ((TRAIN.names, TRAIN.ids), (("pit", "weld"), (1, 3)), ((), ())):
-        check_splits(TRAIN, Classes("val", names, ids))
+    for names, ids in ((TRAIN.names, TRAIN.category_ids), (("pit", "weld"), (1, 3)), ((), ())):
+        check_splits(TRAIN, make("val", names, ids))
 
 
 @pytest.mark.parametrize(
@@ -33,23 +38,23 @@ def test_the_same_classes_and_a_subset_are_accepted():
 )
 def test_unknown_names_and_other_ids_are_refused(names, ids, message):
     with pytest.raises(DatasetError, match=message):
-        check_splits(TRAIN, Classes("val", names, ids))
+        check_splits(TRAIN, make("val", names, ids))
 
 
 def test_own_records_without_ids_go_by_name():
-    check_splits(TRAIN, Classes("val", ("weld", "pit"), None))
-    check_splits(Classes("train", TRAIN.names, None), Classes("val", ("weld", "pit"), (8, 9)))
+    check_splits(TRAIN, make("val", ("weld", "pit"), None))
+    check_splits(make("train", TRAIN.names, None), make("val", ("weld", "pit"), (8, 9)))
 
 
 def test_differences_are_described_in_a_line():
     assert describe_difference(TRAIN.names, TRAIN) is None and class_map(TRAIN.names, TRAIN) is None
 
-    subset = Classes("val", ("weld", "pit"), (3, 9))
+    subset = make("val", ("weld", "pit"), (3, 9))
     assert class_map(TRAIN.names, subset) == [1, -1, 0]
     assert describe_difference(TRAIN.names, subset) == (
         "val has 2 of the 3 classes (weld (id 3), pit (id 9)): evaluated by name, AP is over these"
     )
-    turned = Classes("val", ("weld", "burr", "pit"), None)
+    turned = make("val", ("weld", "burr", "pit"), None)
     assert class_map(TRAIN.names, turned) == [2, 1, 0]
     assert describe_difference(TRAIN.names, turned) == (
         "val has the same classes in another order: evaluated by name"
@@ -57,7 +62,7 @@ def test_differences_are_described_in_a_line():
 
 
 def test_many_names_are_shortened():
-    many = Classes("val", tuple(f"c{i}" for i in range(12)), None)
+    many = make("val", tuple(f"c{i}" for i in range(12)), None)
     assert many.describe(many.names).endswith("c7, and 4 more")
 
 

@@ -18,17 +18,18 @@ from salience_detr.data.annotation_checks import (
     describe_findings,
     make_table,
 )
+from salience_detr.data.classes import ClassList
 from salience_detr.data.coco_format import (
     LISTS,
     Content,
     DatasetError,
     Entry,
-    distinct_names,
     entry_fault,
     is_box,
     is_file,
     is_id,
     is_ignored,
+    names_by_id,
     read_coco,
     repeated,
 )
@@ -38,7 +39,7 @@ from salience_detr.data.images import UNREADABLE, ImageReadError, read_image
 from salience_detr.data.preparation.files import map_files
 from salience_detr.data.preparation.frames import Size, read_size
 from salience_detr.data.preparation.normalization import certain_box, certain_entry
-from salience_detr.data.split_classes import Classes, check_splits, describe_difference
+from salience_detr.data.split_classes import check_splits, describe_difference
 from salience_detr.data.value_range import ValueRange
 
 # Kinds of problems that training would stop at or get wrong ...
@@ -355,12 +356,10 @@ def compare_categories(train: ValidationResult, val: ValidationResult) -> None:
         val.add("fewer categories than to train on", difference)
 
 
-def classes_of(result: ValidationResult) -> Classes:
+def classes_of(result: ValidationResult) -> ClassList:
     """Return the usable categories as classes."""
-    categories = result.usable("categories")
-    names = distinct_names(categories)
-    name_of = {category["id"]: name for category, name in zip(categories, names, strict=True)}
-    return Classes.from_categories(str(result.json_file), name_of)
+    name_of = names_by_id(result.usable("categories"))
+    return ClassList.from_categories(name_of, str(result.json_file))
 
 
 def find_leaks(train: ValidationResult, val: ValidationResult) -> None:

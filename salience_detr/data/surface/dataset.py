@@ -17,8 +17,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from numpy.random import Generator
 
+from salience_detr.data.coco_dataset import register_coco_dataset, set_class_names
 from salience_detr.data.coco_format import DatasetError
-from salience_detr.data.datasets import register_coco_dataset, set_class_names
 from salience_detr.data.preparation.conversion import ImageLabels, assemble
 from salience_detr.data.preparation.files import map_files
 from salience_detr.data.surface.defects import DEFECTS, Defect
