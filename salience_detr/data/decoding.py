@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import BinaryIO, TypeAlias
+from typing import IO, BinaryIO, TypeAlias
 
 import cv2
 import numpy as np
@@ -31,6 +31,8 @@ if Image.MAX_IMAGE_PIXELS is not None:
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+JPEG2000_SIZE = b"\xff\x4f\xff\x51"  # markers of the stream and of its sizes
+JPEG2000_HEADER = 2**16  # bytes in which they are looked for
 BLOCK = 2**20  # bytes that are read at a time
 
 UPRIGHT = 1  # EXIF orientation
@@ -40,6 +42,7 @@ QUARTER_TURNS = (5, 6, 7, 8)  # orientations that exchange width and height
 # Tags of TIFF files.
 WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLES, PLANES = 256, 257, 258, 262, 277, 284
 EXTRA, FORMAT = 338, 339
+SIGNED = 2  # format of samples
 RGB = 2  # photometric interpretation
 INTERLEAVED = 1  # configuration of planes
 PREMULTIPLIED, ALPHA = 1, 2  # kinds of extra samples that are transparency
@@ -82,6 +85,9 @@ def decode_file(file: BinaryIO) -> DecodedImage:
     if signature[:4] in TIFF_SIGNATURES:
         tags = read_tags(file)
         file.seek(0)
+        if tag_of(tags, BITS, 1) == 8 and tag_of(tags, FORMAT, 1) == SIGNED:
+            # PIL takes -1 for 255.
+            raise OSError("its integers of 8 bits are signed; save them as unsigned, or of 16 bits")
 
     try:
         image = Image.open(file)
@@ -193,6 +199,9 @@ def read_size(file: BinaryIO) -> tuple[tuple[int, int], int]:
 
 def is_deep_raw(image: Image.Image) -> bool:
     """Return whether PIL would cut the 16 bits of a file's samples to 8; it is not decoded yet."""
+    if image.format == "JPEG2000" and image.fp is not None:
+        return jpeg2000_bits(image.fp) > 8
+
     tiles = getattr(image, "tile", None)
     if not tiles:
         return False
@@ -202,6 +211,21 @@ def is_deep_raw(image: Image.Image) -> bool:
     if codec == "ppm":
         return bool(args[1] == 2**16 - 1)
     return ";16" in str(args)
+
+
+def jpeg2000_bits(file: IO[bytes]) -> int:
+    """Return the number of bits of the first component of a JPEG 2000 file; 0 if it is unknown."""
+    place = file.tell()
+    file.seek(0)
+    header = file.read(JPEG2000_HEADER)
+    file.seek(place)
+
+    # Behind the marker: length, capabilities, eight sizes and the number of components.
+    start = header.find(JPEG2000_SIZE)
+    component = header[start + 42 : start + 43]
+    if start < 0 or not component:
+        return 0
+    return (component[0] & 0x7F) + 1  # the first bit is that of signed numbers
 
 
 def is_deep_file(file: BinaryIO) -> bool:

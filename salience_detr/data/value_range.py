@@ -10,8 +10,11 @@ it:
   are negative or larger, or if eight or more images together use less than a 16th of it
   (temperatures, say): from the lowest to the highest of them.
 - Floating values: [0, 1] if 99 % lie there and none reaches 2. Else [0, 255] if they lie there and
-  use a quarter of it. Else from the lowest to the highest of them. Whole numbers from 0 to more
-  than 1 are taken as integers, whatever type they have.
+  use a quarter of it. Else from the lowest to the highest of them; so too if eight or more images
+  together use less than a 16th of [0, 1]. Whole numbers from 0 to more than 1 are taken as
+  integers, whatever type they have.
+- A negative value far below all others, such as -9999 or -3.4e38, is a mark of pixels without a
+  value, and does not count: the gap is more than twice the range of the others.
 
 Integers in a range of N values fall into 256 bins of equal width: of 16 bits the upper 8 remain,
 as usual. Floating values are rounded to the nearest of the 256.
@@ -38,7 +41,7 @@ FULL_SPANS: dict[str, Span] = {"integers": (0, 65535), "floats": (0, 1)}
 SATURATED = 65535  # also the value of dead pixels
 OUTLIERS = 1e-3  # fraction of the pixels at either end that does not count
 NEARLY_ALL = 0.99
-FAR_OUT = 2.0  # values in [0, 1] have outliers below this
+FAR_OUT = 2.0  # values in [0, 1] have outliers below this; a mark is as many ranges away
 NARROW = 1 / 16  # part of a range that is too little to see anything, see validation.FAINT
 MIN_IMAGES = 8  # number of images that shows that a data set uses only so little
 MIN_CONTRAST = 64  # of values in 0..255
@@ -171,17 +174,30 @@ def choose_span(kind: str, values: np.ndarray, num_images: int) -> Span | None:
     if not len(values) or values.min() == values.max():
         return None
 
+    values = without_mark(values)
     low, high = inner_values(values)
+    is_sure = num_images >= MIN_IMAGES
     is_whole = kind == "integers" or bool((values == np.floor(values)).all())
     if is_whole and low >= 0 and (kind == "integers" or high > 1):
-        span = choose_depth(low, high, is_sure=kind == "floats" or num_images >= MIN_IMAGES)
+        span = choose_depth(low, high, is_sure=kind == "floats" or is_sure)
     else:
-        span = choose_floats(values, low, high)
+        span = choose_floats(values, low, high, is_sure=is_sure)
 
     # Almost all of the values may be equal.
     if not span[0] < span[1]:
         span = (float(values.min()), float(values.max()))
     return as_number(span[0]), as_number(span[1])
+
+
+def without_mark(values: np.ndarray) -> np.ndarray:
+    """Return the values without the lowest one if that marks pixels without a value."""
+    lowest = values.min()
+    others = values[values > lowest]
+    if lowest >= 0 or not len(others):
+        return values
+
+    low, high = inner_values(others)
+    return others if 0 < FAR_OUT * (high - low) < low - lowest else values
 
 
 def inner_values(values: np.ndarray) -> Span:
@@ -207,11 +223,17 @@ def choose_depth(low: float, high: float, *, is_sure: bool) -> Span:
     return low, high
 
 
-def choose_floats(values: np.ndarray, low: float, high: float) -> Span:
-    """Return the range of floating values, which lie between ``low`` and ``high`` but for a few."""
+def choose_floats(values: np.ndarray, low: float, high: float, *, is_sure: bool) -> Span:
+    """Return the range of floating values, which lie between ``low`` and ``high`` but for a few.
+
+    Args:
+        values: all of them.
+        low, high: their range.
+        is_sure: the values are enough to show that the rest of [0, 1] is unused.
+    """
     in_unit = ((values >= 0) & (values <= 1)).mean()
     if in_unit >= NEARLY_ALL and high < FAR_OUT:
-        return 0, 1
+        return (low, high) if is_sure and high - low < NARROW else (0, 1)
     if low >= 0 and high <= 255 and high - low >= MIN_CONTRAST:
         return 0, 255
     return low, high

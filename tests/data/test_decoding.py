@@ -181,3 +181,9 @@ def test_bands_that_cannot_be_read_are_described(tmp_path, pixels, options, capf
     with pytest.raises(ImageReadError, match=r"a\.tif: a TIFF file of \d bands of 16 bits.*save"):
         read_tiff(tmp_path, pixels, **options)
     assert capfd.readouterr().err == ""
+
+
+def test_signed_integers_of_8_bits_are_refused(tmp_path):
+    pixels = (GRAY.astype(int) - 128).astype(np.int8)
+    with pytest.raises(ImageReadError, match="8 bits are signed; save them as unsigned"):
+        read_tiff(tmp_path, pixels, sample_format=2)

@@ -86,6 +86,23 @@ def test_eight_images_show_that_integers_use_only_a_small_part():
     assert chosen(*[image] * 8) == [27_000, 27_255]
 
 
+def test_eight_images_show_that_floating_values_use_only_a_small_part_of_the_unit_interval():
+    image = (GRAY * 1e-4).astype(np.float32)
+    assert chosen(image) == [0, 1]
+    assert chosen(*[image] * 8) == pytest.approx([0, 0.0255])
+
+
+@pytest.mark.parametrize("mark", [-9999, -3.4e38])
+@pytest.mark.parametrize(
+    ("scale", "expected"), [(1 / 255, [0, 1]), (0.1, [0, 25.5]), (16.0, [0, 4095])]
+)
+def test_a_mark_of_pixels_without_a_value_does_not_change_the_range(mark, scale, expected):
+    image = (GRAY * scale).astype(np.float32)
+    image[:20] = mark
+    assert chosen(image) == pytest.approx(expected)
+    assert (ValueRange().to_uint8(image)[:20] == 0).all()
+
+
 @pytest.mark.parametrize("value", [0, 7, 300, 65_535])
 def test_a_constant_image_chooses_nothing(value):
     value_range = ValueRange()
@@ -190,6 +207,14 @@ def test_integers_and_floating_values_in_one_data_set_have_two_ranges(tmp_path):
 
 
 COLORS = np.dstack([GRAY, GRAY[::-1], GRAY.T])
+
+
+def test_colors_of_16_bits_in_jpeg_2000_keep_all_of_them(tmp_path):
+    deep = (COLORS << 4).astype(np.uint16)
+    lossless = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]
+    cv2.imwrite(str(tmp_path / "a.jp2"), deep[..., ::-1], lossless)
+    image = read_image(str(tmp_path / "a.jp2"))
+    assert np.abs(image.astype(int) - COLORS).mean() < 1
 
 
 @pytest.mark.parametrize("ending", [".png", ".tif", ".ppm"])
