@@ -188,10 +188,17 @@ def rows_to_predict(
     places = find_places(data, file, source)
     missing = [name for name, place in zip(data.names, places, strict=True) if place is None]
     if missing:
+        # Without names, the rows are those of the data set only if there are as many.
+        remedy = REMEDY
+        if len(data) != len(file):
+            remedy = (
+                "use data with the classes of the weights (train_net.py leaves out those without "
+                "boxes with --drop-empty-categories), or detect the classes of the weights, in "
+                "demo.py with --ignore-class-names (in Python: ignore_class_names=True)"
+            )
         raise CheckpointError(
             f"{source} lacks {len(missing)} of the data set's {len(data)} classes: "
-            f"{shorten(missing)}; its "
-            f"classes are {file}; {REMEDY}"
+            f"{shorten(missing)}; its classes are {file}; {remedy}"
         )
 
     if places == list(range(len(file))):

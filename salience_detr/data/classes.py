@@ -49,7 +49,8 @@ class ClassList:
         ids = dict(zip(self.names, self.category_ids or (), strict=False))
         described = []
         for name in names:
-            described.append(f"{name} (id {ids[name]})" if name in ids else name)
+            number = f" (id {ids[name]})" if name in ids else ""
+            described.append(name if name.endswith(number) else name + number)
         return shorten(described)
 
     def numbered(self) -> ClassList:
@@ -84,7 +85,8 @@ def match_classes(ours: ClassList, theirs: ClassList) -> list[int | None]:
     """Find each of our classes among theirs, by name.
 
     Names are compared as they are, and those without a partner once more by :func:`simplify`. Of a
-    name that is there several times, the category ids must agree, too.
+    name that is there several times, the category ids must agree, too. Those have their id in the
+    name where they are together, and not where only one of them is left.
 
     Returns:
         The place of each of our classes in theirs; None where they do not have it.
@@ -109,7 +111,37 @@ def match_classes(ours: ClassList, theirs: ClassList) -> list[int | None]:
                 places[members[0]] = candidates[0]
             elif candidates:
                 places |= match_ids(name, ours, members, theirs, candidates)
+
+    places |= match_numbered(ours, theirs, places)
     return [places.get(i) for i in range(len(ours))]
+
+
+def match_numbered(ours: ClassList, theirs: ClassList, known: Mapping[int, int]) -> dict[int, int]:
+    """Match classes without a partner whose name has the category id in it on one side only.
+
+    Categories of a file that share a name have it, see
+    :func:`salience_detr.data.coco_format.distinct_names`.
+    """
+    our_places = places_of(ours.names, without=known.keys())
+    their_places = places_of(theirs.names, without=known.values())
+    our_numbered = places_of(numbered_names(ours), without=known.keys())
+    their_numbered = places_of(numbered_names(theirs), without=known.values())
+
+    places = {i: their_places[name] for name, i in our_numbered.items() if name in their_places}
+    places |= {our_places[name]: i for name, i in their_numbered.items() if name in our_places}
+    return places
+
+
+def numbered_names(classes: ClassList) -> list[str]:
+    """Return the names with the category ids, none if these are unknown."""
+    ids = classes.category_ids or ()
+    return [f"{name} (id {i})" for name, i in zip(classes.names, ids, strict=False)]
+
+
+def places_of(names: Sequence[str], *, without: Iterable[int]) -> dict[str, int]:
+    """Return the place of each name, but for those at some places."""
+    left_out = set(without)
+    return {name: i for i, name in enumerate(names) if i not in left_out}
 
 
 def group(

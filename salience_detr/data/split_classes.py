@@ -16,7 +16,7 @@ def find_classes(data: ClassList, known: Sequence[str]) -> list[int | None]:
         DatasetError: names differ in upper and lower case only.
     """
     try:
-        return match_classes(ClassList(data.names), ClassList(tuple(known)))
+        return match_classes(data, ClassList(tuple(known)))
     except ClassNameError as error:
         raise DatasetError(f"{data.source}: {error}") from error
 
@@ -37,7 +37,8 @@ def check_known(known: Sequence[str], data: ClassList, source: str) -> None:
     if unknown:
         raise DatasetError(
             f"{data.source} has categories that {source} lacks: {data.describe(unknown)} (it has "
-            f"{shorten(known)}); rename or remove them in the one, or add them to the other"
+            f"{shorten(known)}); rename or remove them in the one, or add them to the other; "
+            "--drop-empty-categories leaves out those that have no box in either"
         )
 
 

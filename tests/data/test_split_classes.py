@@ -83,3 +83,19 @@ def test_names_of_several_categories_get_their_ids(names, expected):
 
 def test_an_entry_that_is_there_twice_has_one_name():
     assert distinct_names([{"id": 1, "name": "pit"}] * 2) == ["pit", "pit"]
+
+
+def test_a_category_of_a_shared_name_is_found_where_it_is_the_only_one():
+    files = {"train": {2: "nick", 3: "nick", 4: "burr"}, "val": {3: "nick", 4: "burr"}}
+    train, val = (numbered_classes(source, names) for source, names in files.items())
+    check_splits(train, val)
+    assert class_map(train.names, val) == [-1, 0, 1]
+
+    with pytest.raises(DatasetError, match=r"val has categories that train lacks: nick \(id 5\) \("):
+        check_splits(train, numbered_classes("val", {3: "nick", 5: "nick"}))
+
+
+def numbered_classes(source, names):
+    categories = [{"id": i, "name": name} for i, name in names.items()]
+    name_of = dict(zip(names, distinct_names(categories), strict=True))
+    return ClassList.from_categories(name_of, source)
