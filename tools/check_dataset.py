@@ -101,7 +101,8 @@ def write_repaired(results: list[ValidationResult], path: Path) -> None:
     """Write the first data set, repaired and without images of the others; print the changes.
 
     Raises:
-        DatasetError: no image would be left, or of some boxes none; or the boxes are corners.
+        DatasetError: no image would be left, or of some boxes none; or the boxes are corners or
+            fractions.
     """
     # An image in both sets stays in the second one.
     first, *others = results
@@ -112,6 +113,11 @@ def write_repaired(results: list[ValidationResult], path: Path) -> None:
         raise DatasetError(
             f"{path} is not written: boxes of {first.json_file} look like corners, and clipping "
             "them would hide it; write width and height into bbox first"
+        )
+    if Finding.FRACTIONS.value in first.problems:
+        raise DatasetError(
+            f"{path} is not written: boxes of {first.json_file} look like fractions of their "
+            "image; write pixels into bbox first"
         )
 
     lost = [kind for kind in ("images", "annotations") if first.content[kind] and not content[kind]]

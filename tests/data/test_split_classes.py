@@ -91,7 +91,7 @@ def test_a_category_of_a_shared_name_is_found_where_it_is_the_only_one():
     check_splits(train, val)
     assert class_map(train.names, val) == [-1, 0, 1]
 
-    with pytest.raises(DatasetError, match=r"val has categories that train lacks: nick \(id 5\) \("):
+    with pytest.raises(DatasetError, match=r"that train lacks: nick \(id 5\) \("):
         check_splits(train, numbered_classes("val", {3: "nick", 5: "nick"}))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -137,11 +138,26 @@ def test_a_set_of_which_nothing_would_be_left_is_not_written(
     assert "would be left" in capsys.readouterr().err
 
 
-def test_corners_are_not_clipped(data_set, capsys):
-    boxes = [[20, 5, 39, 29], [25, 5, 38, 28], [21, 16, 39, 29]]
-    code, fixed = fix(data_set([{"bbox": box} for box in boxes]))
-    assert code == 2 and fixed is None
-    assert "look like corners" in capsys.readouterr().err
+@pytest.mark.parametrize("form", [float, str])
+def test_corners_are_not_clipped_and_fractions_not_kept(data_set, capsys, form):
+    corners = [[20, 5, 39, 29], [25, 5, 38, 28], [21, 16, 39, 29]]
+    fractions = [[0.1, 0.2, 0.5, 0.5], [0.2, 0.1, 0.3, 0.2]]
+    for boxes, reason in ((corners, "look like corners"), (fractions, "look like fractions")):
+        path = data_set([{"bbox": [form(number) for number in box]} for box in boxes])
+        code, fixed = fix(path)
+        assert code == 2 and fixed is None
+        assert reason in capsys.readouterr().err
+
+
+def test_the_ends_of_names_that_fit_several_images_are_told(data_set, tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / "train" / folder).mkdir(parents=True)
+        shutil.copy(tmp_path / "a.png", tmp_path / "train" / folder / "x.png")
+    data_set([{"bbox": [1, 1, 5, 5]}], file_name="D:\\x.png")
+
+    assert main(["--data-dir", str(tmp_path), "--workers", "0"]) == 2
+    errors = capsys.readouterr().err
+    assert "train holds a/x.png, b/x.png; 'D:\\\\x.png': it could be a/x.png or b/x.png)" in errors
 
 
 def test_a_file_name_of_another_computer_is_corrected(data_set, capsys):

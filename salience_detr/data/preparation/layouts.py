@@ -170,11 +170,16 @@ def find_image_root(json_file: Path, folders: Sequence[Path], search_below: Sequ
     if any(num_located):
         return search_below[num_located.index(max(num_located))]
 
+    # A folder of images tells more than that of the annotations.
     tried = ", ".join(map(str, folders))
+    likely = [folder for folder in search_below if folder != json_file.parent]
+    shown = likely[0] if likely else folders[-1]
+    located = locate_images(shown, file_names)
+    remarks = [f"{name!r}: {remark}" for name, remark in located.missing.items() if remark]
+    details = "; ".join([describe_folder(shown), *remarks[:1]])
     raise DatasetError(
         f"the images of {json_file} ({', '.join(file_names[:3]) or 'none'}, ...) are in none "
-        f"of {tried} ({describe_folder(folders[-1])}); move them there, or name the file and its "
-        f"folder ({OPTIONS})"
+        f"of {tried} ({details}); move them there, or name the file and its folder ({OPTIONS})"
     )
 
 

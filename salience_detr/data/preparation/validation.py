@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from salience_detr.data.image_files import LocatedImages, describe_folder, locat
 from salience_detr.data.images import UNREADABLE, ImageReadError, read_image
 from salience_detr.data.preparation.files import map_files
 from salience_detr.data.preparation.frames import Size, read_size
-from salience_detr.data.preparation.normalization import certain_box, certain_entry
+from salience_detr.data.preparation.normalization import certain_box, certain_entry, normalize
 from salience_detr.data.split_classes import check_splits, describe_difference
 from salience_detr.data.value_range import ValueRange
 
@@ -60,6 +60,8 @@ WARNINGS = (
 )  # fmt: skip
 # ... and what needs no attention.
 NOTES = tuple(kind.value for kind in HARMLESS)
+# Kinds of errors that a repair may mend without loss.
+NORMALIZED = ("unusable entry", "malformed box", "box without area")
 # Rounding of annotation tools, in pixels.
 TOLERANCE = 0.01
 # Range of values, of 256, in which nothing can be seen.
@@ -298,7 +300,13 @@ def check_boxes(result: ValidationResult) -> None:
 
 
 def check_all_boxes(result: ValidationResult) -> None:
-    """Find what is wrong with the boxes as a whole, such as corners in place of sides."""
+    """Find what is wrong with the boxes as a whole, such as corners in place of sides.
+
+    Numbers that are texts count as numbers, so that a repair does not hide what they mean.
+    """
+    if any(kind in result.problems for kind in NORMALIZED):
+        normalized, _ = normalize(result.content)
+        result = replace(result, content=normalized)
     usable = [x for x in result.usable("annotations") if is_box(x.get("bbox"))]
     frames = {entry["id"]: box_frame(entry, file) for entry, file in result.images()}
 
