@@ -7,6 +7,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from salience_detr import Predictor
+from salience_detr.data.images import read_image
 from salience_detr.export import PackagedDetector
 from tools import export
 
@@ -96,7 +97,5 @@ def test_an_ending_that_does_not_fit_is_an_error_of_the_call(call, output, extra
 
 def test_images_are_compared_in_several_shapes(tmp_path):
     Image.new("RGB", (60, 90)).save(tmp_path / "a.png")
-    shapes = [
-        x.shape[:2] for x in export.several_shapes([export.read_image(str(tmp_path / "a.png"))])
-    ]
+    shapes = [x.shape[:2] for x in export.several_shapes([read_image(str(tmp_path / "a.png"))])]
     assert shapes == [(90, 60), (90, 30), (30, 60)]

@@ -104,24 +104,14 @@ def test_a_broken_image_is_one_line_from_a_worker_too(surface_data, micro_config
     (tmp_path / "x.jpg").write_bytes(b"no image")
     content = {
         "images": [{"id": 1, "file_name": "x.jpg", "width": 64, "height": 64}],
-        "annotations": [],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20]}],
+        "categories": [{"id": 1, "name": "pit"}],
     }
-    content["categories"] = [{"id": 1, "name": "pit"}]
     (tmp_path / "train.json").write_text(json.dumps(content))
-    words = [
-        "--train-json",
-        str(tmp_path / "train.json"),
-        "--train-images",
-        str(tmp_path),
-        "--augmented",
-    ]
-    words += [
-        "--config-file",
-        micro_config,
-        "--output",
-        str(tmp_path / "drawn"),
-        "dataloader.train.num_workers=1",
-    ]
+    words = ["--train-json", str(tmp_path / "train.json"), "--train-images", str(tmp_path)]
+    words += ["--config-file", micro_config, "--augmented", "dataloader.train.num_workers=1"]
+    words += ["--output", str(tmp_path / "drawn")]
+
     assert main(words) == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
     assert line.startswith("error: cannot read the image") and "x.jpg" in line
