@@ -17,11 +17,15 @@ import numpy as np
 from salience_detr.inference.timeline import Timeline, choose_rate
 
 VIDEO_ENDINGS = {
-    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m2ts", ".m2v", ".m4v",
-    ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt",
+    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".h264", ".h265",
+    ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov",
+    ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb",
     ".ts", ".vob", ".webm", ".wmv", ".y4m",
 }  # fmt: skip
 
+MATROSKA = {".mkv", ".webm"}
+# OpenCV 4.11 has it: the place of a frame in units of the rate.
+CAP_PROP_PTS = getattr(cv2, "CAP_PROP_PTS", -1)
 
 NUM_TIMED = 300  # frames from which the rate of a video is found out
 
@@ -98,6 +102,8 @@ class VideoReader:
         if self.num_frames is not None:
             duration = self.num_frames / self.fps
         if not isinstance(source, int):
+            if duration is not None and Path(source).suffix.lower() in MATROSKA:
+                duration -= min(lead_time(source, self.fps), duration)
             self.fps = choose_rate(first_times(source), self.fps)
         self.timeline = Timeline(self.fps, duration)
 
@@ -132,6 +138,18 @@ def first_times(source: str | Path) -> list[float]:
         times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
     capture.release()
     return times
+
+
+def lead_time(source: str | Path, fps: float) -> float:
+    """Return the seconds before the first frame of a Matroska file, which its duration includes.
+
+    A part that was cut out of a video without encoding it again begins so.
+    """
+    capture = cv2.VideoCapture(name_for_opencv(source))
+    capture.grab()
+    place = capture.get(CAP_PROP_PTS)
+    capture.release()
+    return max(0.0, place / fps)
 
 
 def read_ahead(frames: Iterable[T], depth: int) -> Generator[T]:

@@ -151,3 +151,23 @@ def test_a_video_that_breaks_off_gives_the_frames_before(tmp_path):
     count = len(list(read_ahead(VideoReader(tmp_path / "a.avi"), 4)))
 
     assert 10 < count < 40
+
+
+@pytest.mark.skipif(
+    not hasattr(cv2, "CAP_PROP_PTS"), reason="OpenCV 4.11 tells when a video begins"
+)
+def test_the_beginning_of_a_matroska_file_is_no_part_of_its_duration(tmp_path):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width = stream.height = 64
+        for i in range(20):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), i, np.uint8), format="rgb24")
+            frame.pts = 125 + i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+    reader = VideoReader(tmp_path / "a.mkv")
+    assert len(list(reader.placed())) == 20
+    assert reader.timeline.duration == pytest.approx(0.8, abs=0.05)
+    assert reader.timeline.reaches(0.9)
