@@ -57,10 +57,10 @@ class ClassTable:
     @property
     def categories(self) -> list[dict[str, Any]]:
         """Return the categories of COCO's annotation files."""
-        return [
-            {"id": category_id, "name": name}
-            for category_id, name in zip(self.category_ids, self.names, strict=True)
-        ]
+        categories = []
+        for category_id, name in zip(self.category_ids, self.names, strict=True):
+            categories.append({"id": category_id, "name": name})
+        return categories
 
 
 class Detections(Instances):

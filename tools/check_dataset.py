@@ -106,7 +106,9 @@ def write_repaired(results: list[ValidationResult], path: Path) -> None:
     """
     # An image in both sets stays in the second one.
     first, *others = results
-    digests = {file.digest for other in others for file in other.files}
+    digests: set[str] = set()
+    for other in others:
+        digests.update(file.digest for file in other.files)
     content, changes = repair(first, without=digests)
 
     if Finding.CORNERS.value in first.problems:

@@ -145,10 +145,9 @@ def convert_voc(args: argparse.Namespace) -> ConvertedDataset:
     occurring = set().union(*(image.classes for image in labels.values()))
     names = dict(enumerate(classes or sorted(map(str, occurring)), 1))
     category_ids = {name: category_id for category_id, name in names.items()}
-    conversions = {
-        name: assemble(images_labels, category_ids, names)
-        for name, images_labels in split_labels.items()
-    }
+    conversions = {}
+    for name, images_labels in split_labels.items():
+        conversions[name] = assemble(images_labels, category_ids, names)
 
     remarks = []
     used = {image.file_name for image in labels.values()}
@@ -173,9 +172,9 @@ def convert_yolo(args: argparse.Namespace) -> ConvertedDataset:
         roots["val"] = roots["train"]
 
     category_ids = {index: index for index in description.names}
-    conversions = {
-        name: assemble(labels, category_ids, description.names) for name, labels in splits.items()
-    }
+    conversions = {}
+    for name, labels in splits.items():
+        conversions[name] = assemble(labels, category_ids, description.names)
     return ConvertedDataset(conversions, roots, description.remarks)
 
 
@@ -196,7 +195,8 @@ def convert_coco(args: argparse.Namespace) -> ConvertedDataset:
             f"{source.image_root}; name the folder that the names are relative to"
         )
 
-    conversions = {name: Conversion(part) for name, part in zip(SPLITS, parts, strict=False)}
+    train, val = map(Conversion, parts)
+    conversions = {"train": train, "val": val}
     return ConvertedDataset(conversions, dict.fromkeys(conversions, source.image_root))
 
 

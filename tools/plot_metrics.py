@@ -108,10 +108,10 @@ def plot_losses(runs: dict[str, Lines], path: Path) -> None:
     axes = figure.subplots()
     axes.set_yscale("log")
     for run, lines in runs.items():
-        groups = {name for line in lines for name in line if name.startswith("loss_groups/")}
         names = ["total_loss"]
         if len(runs) == 1:
-            names += sorted(groups)
+            logged = set().union(*lines)
+            names += sorted(name for name in logged if name.startswith("loss_groups/"))
 
         for name in names:
             iterations, values = series(lines, name)

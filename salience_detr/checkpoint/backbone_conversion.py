@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import filterfalse
 from typing import NamedTuple
 
 from torch import Tensor
@@ -276,8 +277,8 @@ def timm_renames(source: Iterable[str], own: Collection[str]) -> Iterator[Rename
 
 def foreign_names(left_out: Iterable[str]) -> list[str]:
     """Return the names left out of a file of a known family that do not belong to the family."""
-    names = (name for name in left_out if not CLASSIFIER.fullmatch(name))
-    return [name for name in names if not CONSTANTS.fullmatch(name)]
+    names = filterfalse(CLASSIFIER.fullmatch, left_out)
+    return list(filterfalse(CONSTANTS.fullmatch, names))
 
 
 def names_of_deeper_stages(left_out: Iterable[str], translated: Iterable[str]) -> list[str]:
@@ -287,7 +288,7 @@ def names_of_deeper_stages(left_out: Iterable[str], translated: Iterable[str]) -
     """
     stages = {stage_of(name) for name in translated}
     in_stages = (name for name in left_out if stage_of(name) in stages)
-    return [name for name in in_stages if not CONSTANTS.fullmatch(name)]
+    return list(filterfalse(CONSTANTS.fullmatch, in_stages))
 
 
 def stage_of(name: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from salience_detr.checkpoint.errors import CheckpointError
-from salience_detr.data.classes import ClassList, ClassNameError, match_classes
+from salience_detr.data.classes import ClassList, ClassNameError, match_classes, unmatched_names
 from salience_detr.utils.errors import shorten
 
 logger = logging.getLogger(__name__)
@@ -76,8 +76,12 @@ class ClassRows:
 
         Classes that the file does not have keep the model's own rows.
         """
-        rows = [row for row, place in enumerate(places) if place is not None]
-        file_rows = [place for place in places if place is not None]
+        rows = []
+        file_rows = []
+        for row, place in enumerate(places):
+            if place is not None:
+                rows.append(row)
+                file_rows.append(place)
 
         adapted = {}
         for name in self.names:
@@ -142,7 +146,7 @@ def rows_to_train(
         )
         return rows.state
 
-    fresh = [name for name, place in zip(data.names, places, strict=True) if place is None]
+    fresh = unmatched_names(data, places)
     kept = [name for name, place in zip(data.names, places, strict=True) if place is not None]
     if not fresh and len(data) == len(file):
         logger.warning("%s: %s", source, describe_order(data))
@@ -186,7 +190,7 @@ def rows_to_predict(
         return rows.state, file
 
     places = find_places(data, file, source)
-    missing = [name for name, place in zip(data.names, places, strict=True) if place is None]
+    missing = unmatched_names(data, places)
     if missing:
         # Without names, the rows are those of the data set only if there are as many.
         remedy = REMEDY

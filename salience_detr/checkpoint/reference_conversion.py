@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -35,13 +36,22 @@ DROPPED = re.compile(
     r"|backbone\..*(num_batches_tracked|relative_position_index)"
 )
 
+
+def same_names(*layers: str) -> dict[str, str]:
+    """Return the names of the tensors of layers that both sides call the same."""
+    names = {}
+    for layer, tensor in product(layers, LAYER):
+        names[f".{layer}{tensor}"] = f".{layer}{tensor}"
+    return names
+
+
 # Tensors of the modules that the model is made of.
 ATTENTION_NAMES = (".in_proj_weight", ".in_proj_bias", ".out_proj.weight", ".out_proj.bias")
 ATTENTION = {name: name for name in ATTENTION_NAMES}
 DEFORMABLE_LAYERS = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
-DEFORMABLE = {f".{layer}{x}": f".{layer}{x}" for layer in DEFORMABLE_LAYERS for x in LAYER}
-MLP_2 = {f".layers.{i}{x}": f".layers.{i}{x}" for i in range(2) for x in LAYER}
-MLP_3 = {f".layers.{i}{x}": f".layers.{i}{x}" for i in range(3) for x in LAYER}
+DEFORMABLE = same_names(*DEFORMABLE_LAYERS)
+MLP_2 = same_names("layers.0", "layers.1")
+MLP_3 = same_names("layers.0", "layers.1", "layers.2")
 TRACKED_BATCH_NORM = (*BATCH_NORM, ".num_batches_tracked")
 CONV_NORM = {".0.weight": ".conv.weight", **{f".1{x}": f".norm{x}" for x in TRACKED_BATCH_NORM}}
 

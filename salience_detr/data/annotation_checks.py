@@ -95,13 +95,15 @@ def make_table(
     return BoxTable(
         boxes=boxes,
         sizes=image_sizes,
-        groups=number_groups(
-            (x["image_id"], x["category_id"], is_crowd)
-            for x, is_crowd in zip(annotations, ignored.tolist(), strict=True)
-        ),
+        groups=number_groups(map(group_of, annotations)),
         areas=np.fromiter((np.nan if x is None else x for x in areas), np.float64, count),
         ignored=ignored,
     )
+
+
+def group_of(annotation: Entry) -> tuple[Hashable, Hashable, bool]:
+    """Return what boxes have in common that may be the same: image, category, and being a crowd."""
+    return annotation["image_id"], annotation["category_id"], is_ignored(annotation)
 
 
 def number_groups(keys: Iterable[Hashable]) -> np.ndarray:

@@ -144,6 +144,11 @@ def places_of(names: Sequence[str], *, without: Iterable[int]) -> dict[str, int]
     return {name: i for i, name in enumerate(names) if i not in left_out}
 
 
+def unmatched_names(classes: ClassList, places: Sequence[int | None]) -> list[str]:
+    """Return the names of the classes for which :func:`match_classes` found no place."""
+    return [name for name, place in zip(classes.names, places, strict=True) if place is None]
+
+
 def group(
     names: Sequence[str], key: Callable[[str], str], *, without: Iterable[int]
 ) -> dict[str, list[int]]:

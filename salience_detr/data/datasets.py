@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -261,8 +262,7 @@ def clean_annotation(
 
     # Annotation tools round: up to a thousandth of a pixel is not counted.
     clipped = [x0, y0, x1, y1]
-    moved = [abs(after - before) for after, before in zip(clipped, box, strict=True)]
-    counts["clipped"] += max(moved) > 1e-3
+    counts["clipped"] += max(map(abs, map(operator.sub, clipped, box))) > 1e-3
     return {**annotation, "bbox": clipped, "bbox_mode": BoxMode.XYXY_ABS}
 
 
@@ -282,9 +282,11 @@ def check_files(records: Sequence[Record], dataset_names: str | Sequence[str] = 
             missing.append(name)
 
     if missing:
-        metadata = [MetadataCatalog.get(name) for name in as_list(dataset_names)]
-        roots = sorted({x.image_root for x in metadata if x.get("image_root")})
-        content = "; ".join(describe_folder(Path(root)) for root in roots)
+        roots = set()
+        for name in as_list(dataset_names):
+            roots.add(MetadataCatalog.get(name).get("image_root"))
+        folders = map(Path, sorted(filter(None, roots)))
+        content = "; ".join(map(describe_folder, folders))
         raise DatasetError(
             f"{len(missing)} of {len(records)} images are missing, the first is {missing[0]}; "
             f"check the folder of the images{f' ({content})' if content else ''}, or remove them "
@@ -294,8 +296,11 @@ def check_files(records: Sequence[Record], dataset_names: str | Sequence[str] = 
 
 def has_boxes(records: Sequence[Record]) -> bool:
     """Return whether any image has a box that is no crowd region."""
-    annotations = (x for record in records for x in record.get("annotations", []))
-    return any(not annotation.get("iscrowd", 0) for annotation in annotations)
+    for record in records:
+        for annotation in record.get("annotations", []):
+            if not annotation.get("iscrowd", 0):
+                return True
+    return False
 
 
 def check_boxes_to_learn(records: Sequence[Record]) -> None:

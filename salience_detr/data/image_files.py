@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -128,13 +128,15 @@ class FileIndex:
         """
         for parts in readings(name):
             wanted = [key_of(part) for part in reversed(parts)]
-            candidates = self.by_name.get(wanted[0], [])
-            lengths = [common_length(wanted, candidate) for candidate in candidates]
-            best = [
-                candidate
-                for candidate, length in zip(candidates, lengths, strict=True)
-                if length == max(lengths) and not self.is_other(wanted, candidate, length)
-            ]
+            lengths = {}
+            for candidate in self.by_name.get(wanted[0], []):
+                lengths[candidate] = common_end(wanted[::-1], list(map(key_of, candidate)))
+
+            best = []
+            longest = max(lengths.values(), default=0)
+            for candidate, length in lengths.items():
+                if length == longest and not self.is_other(wanted, candidate, length):
+                    best.append(candidate)
             if best:
                 return sorted(os.path.join(*candidate) for candidate in best)
         return []
@@ -174,10 +176,14 @@ def readings(name: str) -> list[list[str]]:
     return found
 
 
-def common_length(wanted: Sequence[str], candidate: Sequence[str]) -> int:
-    """Return the number of parts that two paths end with; the first has its last part first."""
-    pairs = zip(wanted, map(key_of, reversed(candidate)), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+def common_end(first: Sequence[str], second: Sequence[str]) -> int:
+    """Return the number of parts that two paths end with."""
+    length = 0
+    for part, other in zip(reversed(first), reversed(second), strict=False):
+        if part != other:
+            break
+        length += 1
+    return length
 
 
 def key_of(part: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -107,8 +108,10 @@ def category_ids_of(name: str, records: list[Record]) -> list[int]:
         return [class_to_id[i] for i in range(len(class_to_id))]
 
     # Classes without names are as many as the boxes show.
-    used = [x["category_id"] for record in records for x in record.get("annotations", [])]
-    num_classes = len(metadata.get("thing_classes", ())) or max(used, default=-1) + 1
+    num_classes = len(metadata.get("thing_classes", ()))
+    if not num_classes:
+        annotations = chain.from_iterable(record.get("annotations", []) for record in records)
+        num_classes = max((x["category_id"] for x in annotations), default=-1) + 1
     return list(range(num_classes))
 
 

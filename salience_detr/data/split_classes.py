@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from salience_detr.data.classes import ClassList, ClassNameError, match_classes
+from salience_detr.data.classes import ClassList, ClassNameError, match_classes, unmatched_names
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.utils.errors import shorten
 
@@ -32,8 +32,7 @@ def check_known(known: Sequence[str], data: ClassList, source: str) -> None:
     Raises:
         DatasetError: some are not.
     """
-    places = find_classes(data, known)
-    unknown = [data.names[i] for i, place in enumerate(places) if place is None]
+    unknown = unmatched_names(data, find_classes(data, known))
     if unknown:
         raise DatasetError(
             f"{data.source} has categories that {source} lacks: {data.describe(unknown)} (it has "

@@ -87,6 +87,11 @@ def draw_ground_truth(
 ) -> np.ndarray:
     """Draw the annotated boxes of a record in detectron2's format on its (H, W, 3) RGB image."""
     entries = record.get("annotations", [])
-    boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in entries]
-    labels = [class_names[x["category_id"]] for x in entries]
-    return draw_boxes(image, boxes, labels, [colors[x["category_id"]] for x in entries])
+    boxes = []
+    labels = []
+    box_colors = []
+    for entry in entries:
+        boxes.append(BoxMode.convert(entry["bbox"], entry["bbox_mode"], BoxMode.XYXY_ABS))
+        labels.append(class_names[entry["category_id"]])
+        box_colors.append(colors[entry["category_id"]])
+    return draw_boxes(image, boxes, labels, box_colors)

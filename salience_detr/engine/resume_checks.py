@@ -64,7 +64,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, object
         raise BrokenStateError("it has no state of the parameters")
 
     own_groups = optimizer.state_dict()["param_groups"]
-    sizes = [group_size(group) for group in groups]
+    sizes = list(map(group_size, groups))
     own_sizes = [len(group["params"]) for group in own_groups]
     if sizes != own_sizes:
         raise ValueError(
@@ -78,8 +78,11 @@ def check_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, object
         check_numbers({name: own[name] for name in shared}, group)
 
     # Parameters are numbered over all groups; those without a gradient have no state.
-    names = [name for group in groups for name in group["params"]]
-    parameters = [x for group in optimizer.param_groups for x in group["params"]]
+    names: list[int] = []
+    parameters: list[Tensor] = []
+    for group, own_group in zip(groups, optimizer.param_groups, strict=True):
+        names += group["params"]
+        parameters += own_group["params"]
     parameter_of = dict(zip(names, parameters, strict=True))
     if len(parameter_of) < len(names) or states.keys() - parameter_of.keys():
         raise BrokenStateError("its groups do not number the parameters of its state")

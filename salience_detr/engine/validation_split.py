@@ -52,10 +52,8 @@ def split_for_validation(
     content = read_coco(source.json_file, keep=True)
     parts = split_coco(content, source.json_file, args.val_fraction, args.split_by)
     folder = Path(config.train.output_dir, FOLDER)
-    texts = {
-        folder / f"{name}.json": json.dumps(part)
-        for name, part in zip(("train", "val"), parts, strict=True)
-    }
+    paths = (folder / "train.json", folder / "val.json")
+    texts = dict(zip(paths, map(json.dumps, parts), strict=True))
 
     # Each process comes here, and a resumed run comes again.
     changed = [path for path, text in texts.items() if read_text(path) != text]

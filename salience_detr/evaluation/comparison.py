@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from salience_detr.data.depth import choose_from_files
 from salience_detr.data.image_files import describe_folder, locate_images
 from salience_detr.data.images import ImageReadError, read_image
 from salience_detr.data.mapper import DetectionMapper
-from salience_detr.data.preparation.layouts import IMAGES, SAMPLE, count_images
+from salience_detr.data.preparation.layouts import IMAGES, SAMPLE, count_images, fullest_folder
 from salience_detr.data.value_range import ValueRange
 from salience_detr.evaluation.error_analysis import FALSE_POSITIVES, ImageErrors, Outcome
 from salience_detr.evaluation.results import (
@@ -281,13 +282,13 @@ def find_image_folder(annotation_file: Path, coco: COCO, folder: Path | None = N
         candidates.append(root / pattern.format(s=split))
 
     # Some images may be missing: the folder with most of them is it.
-    counts = [count_images(candidate, names[:SAMPLE]) for candidate in candidates]
-    if not any(counts):
+    fullest = fullest_folder(candidates, partial(count_images, file_names=names[:SAMPLE]))
+    if fullest is None:
         raise ResultsError(
             f"the images of {annotation_file} ({', '.join(names[:3])}, ...) are not in a usual "
             "place beside it; name their folder with --images"
         )
-    return candidates[counts.index(max(counts))]
+    return fullest
 
 
 def draw_worst_images(

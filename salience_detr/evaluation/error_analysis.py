@@ -128,7 +128,9 @@ def find_image_errors(image: ImageResults, iou_threshold: float) -> ImageErrors:
     matches = match_boxes(overlaps, same_class & ~is_crowd, iou_threshold)
 
     # Boxes that no detection took are Miss, until a false detection lies on one.
-    boxes = [Outcome.CROWD if crowd else Outcome.MISS for crowd in is_crowd]
+    boxes = [Outcome.MISS] * len(is_crowd)
+    for crowd in np.flatnonzero(is_crowd):
+        boxes[crowd] = Outcome.CROWD
     for match in matches[matches >= 0]:
         boxes[match] = Outcome.FOUND
 

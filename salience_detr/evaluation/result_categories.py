@@ -39,9 +39,10 @@ def match_categories(
     except ClassNameError as error:
         raise CategoryError(str(error)) from error
 
-    ids = [None if place is None else annotated[place]["id"] for place in places]
-    found = {category["id"]: i for category, i in zip(detected, ids, strict=True)}
-    if any(i is not None for i in ids):
+    found: dict[CategoryId, CategoryId | None] = {}
+    for category, place in zip(detected, places, strict=True):
+        found[category["id"]] = None if place is None else annotated[place]["id"]
+    if set(places) - {None}:
         report(found, ours)
         return found
 

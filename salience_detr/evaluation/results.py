@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -26,6 +26,7 @@ from salience_detr.data.coco_format import (
     prepare_for_evaluation,
     read_coco,
 )
+from salience_detr.data.image_files import common_end
 from salience_detr.evaluation.result_categories import CategoryError, match_categories
 from salience_detr.utils.files import parse_json
 
@@ -291,13 +292,11 @@ def best_matches(name: str, entries: list[Entry]) -> list[Entry]:
 
     Frames of several folders may have the same name: their folders tell them apart.
     """
-    lengths = []
+    by_length: dict[int, list[Entry]] = defaultdict(list)
     for entry in entries:
-        pairs = zip(reversed(parts_of(name)), reversed(parts_of(entry["file_name"])), strict=False)
-        lengths.append(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
-
-    longest = max(lengths, default=0)
-    return [x for x, length in zip(entries, lengths, strict=True) if length == longest]
+        length = common_end(parts_of(name), parts_of(entry["file_name"]))
+        by_length[length].append(entry)
+    return by_length[max(by_length, default=0)]
 
 
 def evaluate(results: Results) -> COCOeval:

@@ -21,7 +21,10 @@ def find_classes(words: Sequence[str], classes: ClassTable) -> list[int]:
     Raises:
         ValueError: a word is unknown; the message suggests a similar name and lists all names.
     """
-    return sorted({i for word in words for i in find_class(word, classes)})
+    found: set[int] = set()
+    for word in words:
+        found.update(find_class(word, classes))
+    return sorted(found)
 
 
 def find_class(word: str, classes: ClassTable) -> list[int]:
@@ -30,8 +33,8 @@ def find_class(word: str, classes: ClassTable) -> list[int]:
     A word that is both a name and an id is taken as the name.
     """
     # Names in any case are accepted if no name matches exactly.
-    folded = [simplify(name) for name in classes.names]
-    ids = [str(category_id) for category_id in classes.category_ids]
+    folded = list(map(simplify, classes.names))
+    ids = list(map(str, classes.category_ids))
     for key, texts in ((word, classes.names), (simplify(word), folded), (word, ids)):
         places = [i for i, other in enumerate(texts) if other == key]
         if places:

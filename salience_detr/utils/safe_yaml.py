@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import yaml
 from detectron2.utils.registry import locate
@@ -174,7 +176,7 @@ def count_nodes(node: yaml.Node, sizes: dict[int, int]) -> int:
     if isinstance(node, yaml.SequenceNode):
         children = node.value
     elif isinstance(node, yaml.MappingNode):
-        children = [part for pair in node.value for part in pair]
+        children = list(chain.from_iterable(node.value))
 
     sizes[id(node)] = 0
     size = 1 + sum(count_nodes(child, sizes) for child in children)
@@ -234,7 +236,7 @@ def check_joined_texts(node: DictConfig | ListConfig, key: str = "") -> None:
     Raises:
         UntrustedError: naming the key and the value.
     """
-    names = list(node.keys()) if isinstance(node, DictConfig) else range(len(node))
+    names: Sequence[Any] = list(node) if isinstance(node, DictConfig) else range(len(node))
     for name in names:
         child_key = f"{key}.{name}".lstrip(".")
         if OmegaConf.is_missing(node, name):

@@ -127,7 +127,10 @@ def add_legend(
     figure: Figure, colors: Sequence[str], labels: Sequence[str], *, below: bool = True
 ) -> None:
     """Add a legend of colors below all panels, or beside them."""
-    handles = [Patch(color=color, label=x) for color, x in zip(colors, labels, strict=True)]
+    handles = []
+    for color, label in zip(colors, labels, strict=True):
+        handles.append(Patch(color=color, label=label))
+
     if below:
         columns = max(1, int(figure.get_figwidth() / 2.2))
         figure.legend(handles=handles, loc="outside lower left", ncols=columns, frameon=False)

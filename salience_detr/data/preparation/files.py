@@ -28,8 +28,12 @@ def find_files(folder: Path, suffixes: Collection[str] | None = None) -> list[Pa
 
 def find_others(folder: Path) -> list[Path]:
     """Find the files of a folder and below it that are neither images nor annotations."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and not is_hidden(path))
-    return [p for p in paths if p.suffix.lower() not in OTHER_ENDINGS and not is_image(p)]
+    others = []
+    for path in sorted(folder.rglob("*")):
+        is_candidate = path.is_file() and not is_hidden(path)
+        if is_candidate and path.suffix.lower() not in OTHER_ENDINGS and not is_image(path):
+            others.append(path)
+    return others
 
 
 def first_file(candidates: Iterable[Path]) -> Path | None:

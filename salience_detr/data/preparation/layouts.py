@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from salience_detr.data.coco_format import LISTS, DatasetError, image_path, is_file, read_json
 from salience_detr.data.image_files import describe_folder, locate_images
+from salience_detr.utils.errors import shorten
 
 # Names under which the splits are found, also in capitals.
 SPLITS = {
@@ -76,11 +78,12 @@ def find_splits(data_dir: str | Path) -> dict[str, Split]:
         json_file = candidates[0]
         # A single file has no other split whose images could be taken for its own.
         folders = usual_folders(json_file, root, json_file.stem.removeprefix("instances_"))
-        folders += [path for place in ("*", "*/*") for path in root.glob(place) if path.is_dir()]
+        for place in ("*", "*/*"):
+            folders += filter(Path.is_dir, root.glob(place))
         return {"train": Split(json_file, find_image_root(json_file, folders, folders))}
 
     if candidates:
-        some = ", ".join(path.relative_to(root).as_posix() for path in candidates[:5])
+        some = shorten([path.relative_to(root).as_posix() for path in candidates], 5)
         raise DatasetError(
             f"{root} holds {len(candidates)} files in COCO's format ({some}), none of which has "
             f"the name of a split; name those to use with {OPTIONS}"
@@ -113,12 +116,15 @@ def spellings(root: Path, name: str) -> Iterator[Path]:
 
 def find_coco_files(root: Path) -> list[Path]:
     """Find the files in COCO's format in a folder and the folders in it."""
-    return [path for path in find_json_files(root) if is_coco_file(path)]
+    return list(filter(is_coco_file, find_json_files(root)))
 
 
 def find_json_files(root: Path) -> list[Path]:
     """Find the JSON files in a folder and the folders in it."""
-    return sorted({path for pattern in SINGLE_FILES for path in root.glob(pattern)})
+    found: set[Path] = set()
+    for pattern in SINGLE_FILES:
+        found.update(root.glob(pattern))
+    return sorted(found)
 
 
 def is_coco_file(path: Path) -> bool:
@@ -141,7 +147,7 @@ def usual_folders(json_file: Path, data_dir: Path, name: str) -> list[Path]:
     folders = [json_file.parent]
     for pattern in IMAGES:
         places = [data_dir] if pattern == "." else spellings(data_dir, pattern.format(s=name))
-        folders += [path for path in places if path.is_dir()]
+        folders += filter(Path.is_dir, places)
     return list(dict.fromkeys(folders))
 
 
@@ -161,14 +167,14 @@ def find_image_root(json_file: Path, folders: Sequence[Path], search_below: Sequ
     """
     # Missing images must not hide the folder: the one with most of them is taken.
     file_names = first_file_names(read_json(json_file, keep=True).get("images"))
-    num_found = [count_images(folder, file_names) for folder in folders]
-    if any(num_found):
-        return folders[num_found.index(max(num_found))]
+    fullest = fullest_folder(folders, partial(count_images, file_names=file_names))
+    if fullest is not None:
+        return fullest
 
     # The names may come from another computer.
-    num_located = [count_located(folder, file_names) for folder in search_below]
-    if any(num_located):
-        return search_below[num_located.index(max(num_located))]
+    fullest = fullest_folder(search_below, partial(count_located, file_names=file_names))
+    if fullest is not None:
+        return fullest
 
     # A folder of images tells more than that of the annotations.
     tried = ", ".join(map(str, folders))
@@ -183,14 +189,25 @@ def find_image_root(json_file: Path, folders: Sequence[Path], search_below: Sequ
     )
 
 
+def fullest_folder(folders: Sequence[Path], count: Callable[[Path], int]) -> Path | None:
+    """Return the folder of the highest count, the first of several; None if all counts are 0."""
+    counts = list(map(count, folders))
+    if not any(counts):
+        return None
+    return folders[counts.index(max(counts))]
+
+
 def first_file_names(images: object) -> list[str]:
     """Return the file names of the first usable entries of a COCO file's ``images``."""
     if not isinstance(images, list):
         return []
 
+    names = []
     entries = [entry for entry in images if isinstance(entry, dict)]
-    names = (entry.get("file_name") for entry in entries[:SAMPLE])
-    return [name for name in names if isinstance(name, str)]
+    for entry in entries[:SAMPLE]:
+        if isinstance(entry.get("file_name"), str):
+            names.append(entry["file_name"])
+    return names
 
 
 def count_images(folder: Path, file_names: Iterable[str]) -> int:
@@ -215,6 +232,5 @@ def suggest_step(root: Path) -> str:
     looked_for = "looked for " + ", ".join(pattern.format(s="train") for pattern in ANNOTATIONS)
     others = [path.relative_to(root).as_posix() for path in find_json_files(root)]
     if others:
-        some = ", ".join(others[:5])
-        return f"{looked_for}; of {some}, none has the lists {', '.join(LISTS)}"
+        return f"{looked_for}; of {shorten(others, 5)}, none has the lists {', '.join(LISTS)}"
     return looked_for

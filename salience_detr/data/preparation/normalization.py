@@ -96,11 +96,12 @@ def normalize(content: Content) -> tuple[Content, Counter[str]]:
             are copied.
     """
     changes: Counter[str] = Counter()
-    lists = {}
-    for kind in LISTS:
-        lists[kind] = [certain_entry(kind, entry) for entry in content[kind]]
-        num_changed = sum(a is not b for a, b in zip(lists[kind], content[kind], strict=True))
-        changes["entries with values made numbers"] += num_changed
+    lists: dict[str, list[Any]] = {kind: [] for kind in LISTS}
+    for kind, entries in lists.items():
+        for entry in content[kind]:
+            fixed = certain_entry(kind, entry)
+            entries.append(fixed)
+            changes["entries with values made numbers"] += fixed is not entry
 
     unify_image_ids(lists, changes)
     lists["annotations"] = [add_box(entry, changes) for entry in lists["annotations"]]

@@ -119,7 +119,11 @@ def draw_val(
     random.Random(SEED).shuffle(groups)
     stratify(groups, fraction)
     balance(groups, num_val, fraction)
-    return {index for group in groups if group.in_val for index in group.members}
+    drawn: set[int] = set()
+    for group in groups:
+        if group.in_val:
+            drawn.update(group.members)
+    return drawn
 
 
 def group_images(
@@ -185,15 +189,20 @@ def stratify(groups: Sequence[Group], fraction: float) -> None:
     for label in sorted(groups_of, key=lambda label: (len(groups_of[label]), repr(label))):
         having = groups_of[label]
         num_wanted = fraction * sum(group.classes[label] for group in having)
-        num_wanted -= sum(group.classes[label] for group in having if group.in_val)
-        undecided = [group for group in having if group.in_val is None]
+        undecided = []
+        for group in having:
+            if group.in_val is None:
+                undecided.append(group)
+            elif group.in_val:
+                num_wanted -= group.classes[label]
 
-        if len(having) > 1 and undecided and not any(group.in_val for group in having):
+        sides = {group.in_val for group in having}
+        if len(having) > 1 and undecided and True not in sides:
             first = min(undecided, key=lambda group: len(group.members))
             first.in_val = True
             num_wanted -= first.classes[label]
             undecided.remove(first)
-        if undecided and not any(group.in_val is False for group in having):
+        if undecided and False not in sides:
             undecided.pop().in_val = False
 
         # Taken if that brings the number of images closer to what is wanted.
@@ -299,13 +308,18 @@ def move_groups(
 def describe_split(train: Content, val: Content) -> str:
     """Return the numbers of images of the two parts, and the classes that one lacks, as text."""
     names = {category["id"]: category["name"] for category in train["categories"]}
-    shown = {x["category_id"] for part in (train, val) for x in part["annotations"]}
+    in_train, in_val = map(shown_categories, (train, val))
 
     descriptions = []
-    for purpose, part in (("training", train), ("validation", val)):
+    for purpose, part, shown in (("training", train, in_train), ("validation", val, in_val)):
         description = f"{len(part['images'])} images for {purpose}"
-        missing = shown - {annotation["category_id"] for annotation in part["annotations"]}
+        missing = (in_train | in_val) - shown
         if missing:
             description += f" (without {', '.join(sorted(names[x] for x in missing))})"
         descriptions.append(description)
     return " and ".join(descriptions)
+
+
+def shown_categories(content: Content) -> set[int]:
+    """Return the ids of the categories that have a box."""
+    return {annotation["category_id"] for annotation in content["annotations"]}

@@ -16,6 +16,7 @@ from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.endings import image_endings
 from salience_detr.data.preparation.conversion import UnusableError
 from salience_detr.data.preparation.files import find_files, first_file
+from salience_detr.utils.errors import shorten
 
 XML = {".xml"}
 # Usual names of the two folders, in small letters.
@@ -62,7 +63,7 @@ def find_folders(source: Path, annotations: Path | None, images: Path | None) ->
     if annotations is None and images is None:
         inner = sorted(path.parents[1] for path in source.glob("**/ImageSets/Main"))
         if len(inner) > 1:
-            some = ", ".join(map(str, inner[:5]))
+            some = shorten(list(map(str, inner)), 5)
             raise DatasetError(f"{source} holds several data sets; name one of {some}")
         if inner:
             source = inner[0]
@@ -112,7 +113,7 @@ def find_splits(folders: VocFolders, files: Sequence[Path]) -> dict[str, list[Pa
     without = []
     for file in files:
         parts = file.relative_to(folders.annotations).parts[:-1]
-        named = [SPLIT_FOLDERS[part.lower()] for part in parts if part.lower() in SPLIT_FOLDERS]
+        named = list(filter(None, map(SPLIT_FOLDERS.get, map(str.lower, parts))))
         if named:
             splits.setdefault(named[0], []).append(file)
         else:
@@ -179,9 +180,10 @@ class ImageHints:
     @property
     def folders(self) -> set[str]:
         """Names of folders that the image may be in."""
-        named = [PureWindowsPath(text.strip()) for text in (self.filename, self.path)]
-        parts = [part for path in named for part in path.parts[:-1]]
-        return {*self.xml_file.parts[:-1], *parts, *PureWindowsPath(self.folder.strip()).parts}
+        names = {*self.xml_file.parts[:-1], *PureWindowsPath(self.folder.strip()).parts}
+        for text in (self.filename, self.path):
+            names.update(PureWindowsPath(text.strip()).parts[:-1])
+        return names
 
 
 class ImageIndex:
@@ -224,7 +226,7 @@ class ImageIndex:
         scores = {file: folder_score(file, hints.folders) for file in candidates}
         best = [file for file in candidates if scores[file] == max(scores.values())]
         if len({file.parent for file in best}) > 1:
-            some = ", ".join(map(str, best[:3]))
+            some = shorten(list(map(str, best)), 3)
             raise UnusableError(f"several images could be meant: {some}; the XML file names none")
         return self.root / best[0], best[1:]
 

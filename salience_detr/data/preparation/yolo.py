@@ -68,7 +68,9 @@ def read_yolo(
                 f"for {images[0]} looked for {places}"
             )
 
-    lines = [line for image in chain(*splits.values()) for line in image.lines]
+    lines: list[Line] = []
+    for image in chain(*splits.values()):
+        lines += image.lines
     check_lines(lines, description.names)
     line_format = find_format(lines, description.has_keypoints)
 

@@ -17,6 +17,7 @@ import yaml
 
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.preparation.files import find_files, first_file
+from salience_detr.utils.errors import shorten
 from salience_detr.utils.files import parse_json
 
 # Names under which a split is found.
@@ -65,7 +66,7 @@ def find_description(source: Path) -> Path:
         if candidates and len({path.read_bytes() for path in candidates}) == 1:
             return candidates[0]
         if candidates:
-            some = ", ".join(path.name for path in candidates[:5])
+            some = shorten([path.name for path in candidates], 5)
             raise DatasetError(
                 f"name one of the several {pattern} files in {source} ({some}): it tells the "
                 "classes and the splits"
