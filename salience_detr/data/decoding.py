@@ -199,8 +199,9 @@ def read_size(file: BinaryIO) -> tuple[tuple[int, int], int]:
 
 def is_deep_raw(image: Image.Image) -> bool:
     """Return whether PIL would cut the 16 bits of a file's samples to 8; it is not decoded yet."""
-    if image.format == "JPEG2000" and image.fp is not None:
-        return jpeg2000_bits(image.fp) > 8
+    file = getattr(image, "fp", None)
+    if image.format == "JPEG2000" and file is not None:
+        return jpeg2000_bits(file) > 8
 
     tiles = getattr(image, "tile", None)
     if not tiles:
