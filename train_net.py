@@ -27,6 +27,7 @@ from salience_detr.cli.arguments import Parser, number, run_program
 from salience_detr.config import ConfigError, load_config
 from salience_detr.data.classes import ClassList
 from salience_detr.data.datasets import as_list, dataset_classes
+from salience_detr.data.split_classes import check_known
 from salience_detr.engine.launch import ProcessDiedError, end_after_peer, is_lost_peer, launch
 from salience_detr.engine.own_data import add_data_arguments, training_classes, use_own_data
 from salience_detr.engine.run_folder import locked_folder
@@ -152,6 +153,11 @@ def evaluated_classes(config: DictConfig, trained: ClassList | None) -> ClassLis
         dataset.names = name
         instantiate(dataset)
         found.append(dataset_classes(name))
+
+    # Of a single data set, the loading of the weights says more.
+    if trained is not None and len(found) > 1:
+        for other in filter(None, found):
+            check_known(trained.names, other, "the model")
 
     classes = found[0]
     if classes is None or any(other != classes for other in found):

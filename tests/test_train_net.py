@@ -17,6 +17,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 
 import train_net
 from salience_detr.checkpoint import load_weights, read_checkpoint, save_weights
@@ -783,3 +785,33 @@ def test_an_evaluation_puts_the_classes_into_the_order_of_the_data_by_name(
     flag = "--ignore-class-names"
     assert evaluate_only(micro_config, data, tmp_path / "on", weights, *images, flag) == 0
     assert results_of("on") == results_of("same")
+
+
+def test_own_records_without_names_of_classes_train(micro_config, surface_data, tmp_path):
+    content = json.loads((surface_data / "annotations" / "val.json").read_text())
+    records = []
+    for image in content["images"]:
+        path = surface_data / "val" / image["file_name"]
+        boxes = [x for x in content["annotations"] if x["image_id"] == image["id"]]
+        entries = [
+            {"bbox": x["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "category_id": x["category_id"] - 1}
+            for x in boxes
+        ]
+        records.append({"file_name": str(path), "annotations": entries})
+
+    DatasetCatalog.register("nameless", lambda: records)
+    names = [f"dataloader.{part}.dataset.names=nameless" for part in ("train", "test")]
+    try:
+        assert run(micro_config, tmp_path, "train.max_iter=1", *names) == 0
+    finally:
+        DatasetCatalog.remove("nameless")
+        MetadataCatalog.pop("nameless", None)
+
+
+@pytest.mark.parametrize("words", [["train.max_iter=1"], ["--eval-only", "--weights", WEIGHTS]])
+def test_no_test_set_is_an_error(micro_config, surface_data, tmp_path, capsys, words):
+    words = [*map(str, words), "dataloader.test.dataset.names=[]"]
+    assert run(micro_config, tmp_path, *words) == 2
+    assert capsys.readouterr().err == (
+        "error: dataset.names is empty; name a registered data set, or several\n"
+    )

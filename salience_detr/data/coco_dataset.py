@@ -149,14 +149,23 @@ def read_checked(name: str) -> Content:
             f"{fault}; tools/check_dataset.py lists all such mistakes, and repairs them with --fix"
         )
 
-    findings, fault = check_content(content, path)
+    check_boxes(content, path)
+    return content
+
+
+def check_boxes(content: Content, source: Path) -> None:
+    """Log what is suspicious about the boxes of valid entries.
+
+    Raises:
+        DatasetError: they cannot be used.
+    """
+    findings, fault = check_content(content, source)
     if fault is not None:
         raise DatasetError(fault)
     for kind, lines in findings.items():
         level = logging.INFO if kind in HARMLESS else logging.WARNING
         for line in lines:
             log_once(level, line)
-    return content
 
 
 def log_once(level: int, message: str) -> None:

@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from salience_detr.data.classes import ClassList, classes_of
 from salience_detr.data.coco_dataset import (
     CocoLoader,
+    check_boxes,
     log_once,
     read_checked,
     register_coco_dataset,
@@ -27,7 +28,7 @@ from salience_detr.data.coco_format import (
     read_json,
 )
 from salience_detr.data.image_files import FolderListing, describe_folder
-from salience_detr.data.own_records import complete_records, to_coco
+from salience_detr.data.own_records import as_content, complete_records, to_coco
 from salience_detr.utils.errors import shorten
 from salience_detr.utils.files import write_text
 
@@ -124,7 +125,10 @@ def load_registered(name: str) -> list[Record]:
         # Of data that others registered; their loaders may end in a bare KeyError.
         if has_own_file(name):
             read_checked(name)
-        return complete_records(get_detection_dataset_dicts(name, filter_empty=False))
+        records = complete_records(get_detection_dataset_dicts(name, filter_empty=False))
+        if not has_own_file(name):
+            check_boxes(as_content(records), Path(name))
+        return records
     except (LookupError, TypeError, AttributeError, AssertionError, OSError, ValueError) as error:
         raise DatasetError(f"data set {name!r}: {error}") from error
 
@@ -157,9 +161,15 @@ def derive_annotation_file(name: str, folder: Path) -> None:
 
 
 def as_list(names: str | Sequence[str]) -> list[str]:
-    """Return the names of one or several data sets as a list."""
+    """Return the names of one or several data sets as a list.
+
+    Raises:
+        DatasetError: there is none.
+    """
     if isinstance(names, str):
         return [names]
+    if not names:
+        raise DatasetError("dataset.names is empty; name a registered data set, or several")
     return list(names)
 
 
@@ -283,7 +293,7 @@ def check_files(records: Sequence[Record], dataset_names: str | Sequence[str] = 
 
     if missing:
         roots = set()
-        for name in as_list(dataset_names):
+        for name in as_list(dataset_names) if dataset_names else []:
             roots.add(MetadataCatalog.get(name).get("image_root"))
         folders = map(Path, sorted(filter(None, roots)))
         content = "; ".join(map(describe_folder, folders))

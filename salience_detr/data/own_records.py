@@ -25,23 +25,75 @@ from salience_detr.data.preparation.frames import read_size
 def complete_records(records: list[Record]) -> list[Record]:
     """Return copies of a data set's records that have an id and a size.
 
-    Images without ``image_id`` get their number in the data set, as detectron2's conversion gives.
-    Those without ``height`` and ``width`` get the size of their file.
+    Images without ``image_id`` get their number in the data set, as detectron2's conversion gives,
+    as a text where the others are texts. Those without ``height`` and ``width`` get the size of
+    their file. Numbers of annotations become Python's.
 
     Raises:
-        DatasetError: a record has no file name, or no readable size.
+        DatasetError: a record has no file name, no readable size, an id of another kind than the
+            others, or an annotation that cannot be used.
     """
+    kinds = {type(x["image_id"]) for x in records if x.get("image_id") is not None}
+    if str in kinds and len(kinds) > 1:
+        raise DatasetError("some image ids are numbers and others are texts; make all of one kind")
+
     completed = []
     for number, record in enumerate(records):
         where = f"record {number}"
         if not record.get("file_name"):
             raise DatasetError(f"{where} has no file_name; give each the path of its image")
 
-        record = {"image_id": number, **record, "file_name": str(record["file_name"])}
+        record = {**record, "file_name": str(record["file_name"])}
+        if record.get("image_id") is None:
+            record["image_id"] = str(number) if str in kinds else number
+        if record.get("annotations") is not None:
+            entries = record["annotations"]
+            record["annotations"] = [complete_annotation(entry, where) for entry in entries]
         if "height" not in record or "width" not in record:
             record["width"], record["height"] = file_size(record["file_name"], where)
         completed.append(record)
     return completed
+
+
+def complete_annotation(annotation: Record, where: str) -> Record:
+    """Return a copy of an annotation whose numbers are Python's, also of arrays.
+
+    Raises:
+        DatasetError: its box has no mode, or one that detectron2 cannot convert, or no numbers.
+    """
+    try:
+        box = [float(number) for number in annotation["bbox"]]
+        BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYWH_ABS)
+    except (LookupError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
+        given = f"bbox {annotation.get('bbox')!r:.80}, bbox_mode {annotation.get('bbox_mode')!r}"
+        raise DatasetError(
+            f"{where} has an annotation with {given}; give four numbers in pixels, and "
+            "BoxMode.XYXY_ABS or BoxMode.XYWH_ABS"
+        ) from error
+    return {**annotation, "bbox": box, "category_id": int(annotation["category_id"])}
+
+
+def as_content(records: list[Record]) -> Content:
+    """Return the boxes of complete records for the checks of all boxes together.
+
+    Each record is an image of its own, whatever its id is: a data set may repeat images.
+    """
+    images = []
+    annotations: list[Entry] = []
+    for number, record in enumerate(records):
+        images.append({"id": number, "width": record["width"], "height": record["height"]})
+        for annotation in record.get("annotations") or ():
+            box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS)
+            entry = {
+                "id": len(annotations) + 1,
+                "image_id": number,
+                "category_id": annotation["category_id"],
+                "bbox": list(box),
+                "area": box[2] * box[3],
+                "iscrowd": annotation.get("iscrowd", 0),
+            }
+            annotations.append(entry)
+    return {"images": images, "annotations": annotations}
 
 
 def file_size(file_name: str, where: str) -> tuple[int, int]:

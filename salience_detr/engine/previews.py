@@ -48,8 +48,10 @@ def preview_images(
     mapper = instantiate(test.mapper)
 
     # A class has one color, even where the test set numbers it otherwise.
-    true_names = class_names_of(dataset.names)
-    class_names = list(class_names or true_names)
+    true_names = class_names_of(dataset.names) or list(class_names)
+    if not true_names:
+        true_names = list(map(str, range(model.num_classes)))
+    class_names = list(class_names) or true_names
     colors = class_colors(len(class_names))
     color_of = dict(zip(class_names, colors, strict=True))
     true_colors = [color_of.get(name, UNKNOWN_COLOR) for name in true_names]

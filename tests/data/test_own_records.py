@@ -33,8 +33,35 @@ def register(tmp_path):
 
 def test_images_without_ids_are_numbered_and_others_keep_theirs(register):
     register({}, {"image_id": "b"}, {}, thing_classes=["pit", "burr"])
-    assert [record["image_id"] for record in load_dataset("own")] == [0, "b", 2]
-    assert [record["image_id"] for record in load_dataset("own", is_train=True)] == [0, "b", 2]
+    assert [record["image_id"] for record in load_dataset("own")] == ["0", "b", "2"]
+    assert [record["image_id"] for record in load_dataset("own", is_train=True)] == ["0", "b", "2"]
+
+
+def test_numbers_and_texts_as_ids_are_refused(register):
+    register({"image_id": 3}, {"image_id": "b"})
+    with pytest.raises(DatasetError, match="some image ids are numbers and others are texts"):
+        load_dataset("own")
+
+
+def test_boxes_of_arrays_are_lists_of_numbers(register):
+    numbers = {"bbox": np.array([4, 5, 14, 25]), "category_id": np.int64(1)}
+    register({"annotations": [BOX | numbers]}, thing_classes=["pit", "burr"])
+    for is_train in (False, True):
+        (annotation,) = load_dataset("own", is_train=is_train)[0]["annotations"]
+        assert annotation["bbox"] == [4, 5, 14, 25]
+        assert annotation["category_id"] == 1
+
+
+def test_the_boxes_of_records_are_checked_together(register, caplog):
+    register({"annotations": [BOX, BOX]}, {"annotations": [BOX]}, thing_classes=["pit", "burr"])
+    load_dataset("own")
+    assert "1 of 3 boxes are in the file twice" in caplog.text
+
+    fractions = BOX | {"bbox": [0.1, 0.1, 0.5, 0.5]}
+    DatasetCatalog.remove("own")
+    register({"annotations": [fractions]})
+    with pytest.raises(DatasetError, match="1 of 1 boxes lie within the first pixel"):
+        load_dataset("own")
 
 
 def test_images_without_sizes_get_those_of_their_files(register, tmp_path):
@@ -48,6 +75,14 @@ def test_images_without_sizes_get_those_of_their_files(register, tmp_path):
     ("change", "message"),
     [
         ({"file_name": None}, "data set 'own': record 1 has no file_name; give each the path"),
+        (
+            {"annotations": [{"bbox": [4, 5, 14, 25], "category_id": 1}]},
+            "record 1 has an annotation with bbox .4, 5, 14, 25., bbox_mode None; give four",
+        ),
+        (
+            {"annotations": [BOX | {"bbox_mode": BoxMode.XYWH_REL}]},
+            "bbox_mode <BoxMode.XYWH_REL: 3>; give four numbers in pixels",
+        ),
         ({"file_name": "x.png", "width": None}, "record 1 has no height and width, and no image"),
         (
             {"annotations": [BOX | {"category_id": 2}]},
