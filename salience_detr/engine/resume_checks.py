@@ -7,7 +7,7 @@ does not fit would fail in the middle of a step, or train on with wrong numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from salience_detr.checkpoint.errors import BrokenCheckpointError
-from salience_detr.checkpoint.validation import check_state_dict, is_dense
+from salience_detr.checkpoint.validation import check_state_dict, is_dense, is_finite
 
 # Entries of an optimizer's state that have a value for each of the parameter's.
 ELEMENTWISE = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
+# They are means of squares.
+SQUARES = {"exp_avg_sq", "max_exp_avg_sq"}
 
 
 class BrokenStateError(ValueError):
@@ -74,6 +76,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, object
 
     for own, group in zip(own_groups, groups, strict=True):
         check_numbers({"lr": own["lr"]}, group)
+        if group["lr"] < 0:
+            raise BrokenStateError(f"lr is {group['lr']}")
         shared = own.keys() & group.keys() - {"params"}
         check_numbers({name: own[name] for name in shared}, group)
 
@@ -88,6 +92,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, object
         raise BrokenStateError("its groups do not number the parameters of its state")
     for name, state in states.items():
         check_moments(name, state, parameter_of[name])
+    for group in groups:
+        check_alike([states[name] for name in group["params"] if states.get(name)])
 
 
 def group_size(group: Mapping[str, object]) -> int:
@@ -118,8 +124,18 @@ def check_moments(name: int, state: object, parameter: Tensor) -> None:
         if value.shape != parameter.shape:
             shapes = f"{tuple(value.shape)}, the parameter {tuple(parameter.shape)}"
             raise ValueError(f"{key} of parameter {name} has the shape {shapes}")
-        if torch.isnan(value).any():
-            raise BrokenStateError(f"{key} of parameter {name} holds NaN")
+        if not is_finite(value):
+            raise BrokenStateError(f"{key} of parameter {name} holds NaN or infinite values")
+        if key in SQUARES and (value < 0).any():
+            raise BrokenStateError(f"{key} of parameter {name} holds negative squares")
+
+
+def check_alike(states: Sequence[Mapping[str, object]]) -> None:
+    """Check that the states of a group's parameters have the same entries."""
+    for state in states:
+        different = states[0].keys() ^ state.keys()
+        if different:
+            raise BrokenStateError(f"{min(different)} is not saved of all parameters")
 
 
 def check_scheduler(scheduler: LRScheduler, saved: Mapping[str, object]) -> None:
