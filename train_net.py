@@ -100,13 +100,11 @@ def do_test(args: argparse.Namespace, config: DictConfig) -> None:
         check_show_dir(config, args.show_dir)
 
     # Rows without names are the classes of the training set, in order, where it is at hand.
-    trained_classes = None
+    trained_classes = read_classes(config.train.init_checkpoint)
     rows_in_order = None
-    if not args.ignore_class_names:
-        trained_classes = read_classes(config.train.init_checkpoint)
-        if trained_classes is None:
-            trained_classes = rows_in_order = training_classes(config, args)
-    data_classes = evaluated_classes(config, trained_classes)
+    if trained_classes is None and not args.ignore_class_names:
+        trained_classes = rows_in_order = training_classes(config, args)
+    data_classes = evaluated_classes(config, trained_classes, by_name=not args.ignore_class_names)
 
     # The config of a training run in this folder stays.
     output_dir = Path(config.train.output_dir)
@@ -122,22 +120,25 @@ def do_test(args: argparse.Namespace, config: DictConfig) -> None:
     )
 
     # Without names, the classes of each test set are taken for the model's, in order.
-    class_names: Sequence[str] = ()
-    if row_classes is not None and not args.ignore_class_names:
-        class_names = row_classes.names
+    class_names: Sequence[str] | None = ()
+    if row_classes is not None:
+        class_names = None if args.ignore_class_names else row_classes.names
     evaluate(config, model.eval(), class_names=class_names)
 
     if args.show_dir is not None and comm.is_main_process():
         show_evaluation(config, args.show_dir)
 
 
-def evaluated_classes(config: DictConfig, trained: ClassList | None) -> ClassList | None:
+def evaluated_classes(
+    config: DictConfig, trained: ClassList | None, *, by_name: bool
+) -> ClassList | None:
     """Load the test sets, and give the model of the config its number of classes, in place.
 
     Args:
         config: of the run.
         trained: classes of the weights, of which a data set may have fewer. If they are unknown,
             the model has the classes of the test sets.
+        by_name: whether the weights must have all classes of the test sets.
 
     Returns:
         The classes of the test sets; None if they are unknown, or if several sets have different
@@ -155,7 +156,7 @@ def evaluated_classes(config: DictConfig, trained: ClassList | None) -> ClassLis
         found.append(dataset_classes(name))
 
     # Of a single data set, the loading of the weights says more.
-    if trained is not None and len(found) > 1:
+    if trained is not None and by_name and len(found) > 1:
         for other in filter(None, found):
             check_known(trained.names, other, "the model")
 

@@ -22,7 +22,8 @@ CLASS_ROWS = re.compile(
 ANCHOR_ROWS = re.compile(r"head\.cls_score\..*")
 
 REMEDY = (
-    "use data with the classes of the weights, or take the rows in their order with "
+    "use data with the classes of the weights (train_net.py leaves out those without boxes with "
+    "--drop-empty-categories), or take the rows in their order with "
     "--ignore-class-names (in Python: ignore_class_names=True)"
 )
 
@@ -192,17 +193,9 @@ def rows_to_predict(
     places = find_places(data, file, source)
     missing = unmatched_names(data, places)
     if missing:
-        # Without names, the rows are those of the data set only if there are as many.
-        remedy = REMEDY
-        if len(data) != len(file):
-            remedy = (
-                "use data with the classes of the weights (train_net.py leaves out those without "
-                "boxes with --drop-empty-categories), or detect the classes of the weights, in "
-                "demo.py with --ignore-class-names (in Python: ignore_class_names=True)"
-            )
         raise CheckpointError(
             f"{source} lacks {len(missing)} of the data set's {len(data)} classes: "
-            f"{shorten(missing)}; its classes are {file}; {remedy}"
+            f"{shorten(missing)}; its classes are {file}; {REMEDY}"
         )
 
     if places == list(range(len(file))):
@@ -224,6 +217,7 @@ def rows_to_predict(
     else:
         found = f"the data set has {len(data)} of its {len(file)} classes ({data})"
         logger.warning("%s: %s; it detects all of them", source, found)
+        report_ids(file, data, places, source, used="those of the weights")
         return rows.state, file
 
     report_ids(file, data, places, source)
@@ -285,8 +279,15 @@ def report_nameless(rows: ClassRows, data: ClassList | None, source: str) -> Non
     )
 
 
-def report_ids(file: ClassList, data: ClassList, places: Places, source: str) -> None:
-    """Log if the category ids of the same classes differ."""
+def report_ids(
+    file: ClassList,
+    data: ClassList,
+    places: Places,
+    source: str,
+    *,
+    used: str = "those of the data set",
+) -> None:
+    """Log if the category ids of the same classes differ, and which ones results have."""
     if file.category_ids is None or data.category_ids is None:
         return
 
@@ -294,9 +295,10 @@ def report_ids(file: ClassList, data: ClassList, places: Places, source: str) ->
         if place is not None and file.category_ids[place] != data.category_ids[i]:
             ids = f"{file.category_ids[place]} there, {data.category_ids[i]} in the data set"
             logger.warning(
-                "%s has other category ids than the data set (%s: %s); results have the data set's",
+                "%s has other category ids than the data set (%s: %s); results have %s",
                 source,
                 data.names[i],
                 ids,
+                used,
             )
             return

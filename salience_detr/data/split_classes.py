@@ -90,3 +90,25 @@ def describe_difference(known: Sequence[str], data: ClassList) -> str | None:
             f"({data.describe(data.names)}): evaluated by name, AP is over these"
         )
     return f"{data.source} has the same classes in another order: evaluated by name"
+
+
+def map_in_order(num_classes: int, data: ClassList) -> list[int] | None:
+    """Return the class in a data set of each class of a model, in order, whatever their names are.
+
+    Returns:
+        -1 for classes beyond those of the data set; None if there are as many.
+    """
+    if num_classes == len(data):
+        return None
+    return [i if i < len(data) else -1 for i in range(num_classes)]
+
+
+def describe_numbers(num_classes: int, data: ClassList) -> str | None:
+    """Return a line on how a data set of another number of classes is evaluated, else None."""
+    if num_classes == len(data):
+        return None
+
+    line = f"{data.source} has {len(data)} classes, the model {num_classes}: compared in order"
+    if num_classes < len(data):
+        line += f"; never detected are {data.describe(data.names[num_classes:])}"
+    return line

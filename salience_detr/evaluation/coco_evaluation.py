@@ -27,9 +27,15 @@ from salience_detr.data.datasets import (
     warn_without_boxes,
 )
 from salience_detr.data.loader import WatchedLoader, keep_value_range
-from salience_detr.data.split_classes import check_known, class_map, describe_difference
+from salience_detr.data.split_classes import (
+    check_known,
+    class_map,
+    describe_difference,
+    describe_numbers,
+    map_in_order,
+)
 from salience_detr.data.value_range import AUTO, ValueRange
-from salience_detr.evaluation.by_name import ByNameEvaluator
+from salience_detr.evaluation.class_mapping import ClassMappingEvaluator
 from salience_detr.evaluation.comparison import write_comparisons
 from salience_detr.evaluation.results import category_names, load_results, make_coco
 from salience_detr.utils.files import check_output_dir
@@ -38,7 +44,11 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    config: DictConfig, model: nn.Module, *, class_names: Sequence[str] = (), suffix: str = ""
+    config: DictConfig,
+    model: nn.Module,
+    *,
+    class_names: Sequence[str] | None = (),
+    suffix: str = "",
 ) -> dict[str, object]:
     """Run the model over the data sets of ``dataloader.test`` with ``dataloader.evaluator``.
 
@@ -50,7 +60,8 @@ def evaluate(
         config: of the run.
         model: to evaluate.
         class_names: names of the model's classes. A data set may have fewer of them, or another
-            order; without names its classes are taken for the model's, in order.
+            order; without names its classes are taken for the model's, in order. None takes them
+            in order even if there are more or fewer than the model has.
         suffix: added to the name of the output folder.
 
     Returns:
@@ -73,7 +84,11 @@ def evaluate(
 
 
 def evaluate_dataset(
-    config: DictConfig, name: str, model: nn.Module, class_names: Sequence[str], suffix: str
+    config: DictConfig,
+    name: str,
+    model: nn.Module,
+    class_names: Sequence[str] | None,
+    suffix: str,
 ) -> dict[str, object]:
     """Run the model over one data set, see :func:`evaluate`."""
     settings = copy.deepcopy(config.dataloader)
@@ -87,16 +102,10 @@ def evaluate_dataset(
     loader = instantiate(settings.test)
     keep_value_range(config, loader)
     warn_without_boxes(getattr(loader.dataset, "records", ()), name)
-    model_classes = compare_classes(name, class_names, config.model.get("num_classes"))
+    mapping = compare_classes(name, class_names, config.model.get("num_classes"))
     evaluator = build_evaluator(settings.evaluator, name)
-
-    data_classes = classes_of(MetadataCatalog.get(name))
-    if data_classes is not None:
-        mapping = class_map(model_classes, data_classes)
-        if mapping is not None:
-            difference = describe_difference(model_classes, data_classes)
-            log_first_n(logging.INFO, str(difference), key="message")
-            evaluator = ByNameEvaluator(evaluator, mapping)
+    if mapping is not None:
+        evaluator = ClassMappingEvaluator(evaluator, mapping)
 
     results = inference_on_dataset(model, WatchedLoader(loader), evaluator)
 
@@ -105,20 +114,40 @@ def evaluate_dataset(
     return results or {}
 
 
-def compare_classes(name: str, class_names: Sequence[str], num_classes: int | None) -> list[str]:
-    """Return the names of the model's classes, which are the data set's where they are unknown.
+def compare_classes(
+    name: str, class_names: Sequence[str] | None, num_classes: int | None
+) -> list[int] | None:
+    """Compare the classes of a data set with the model's, and log how they differ.
+
+    Args:
+        name: of the data set.
+        class_names: names of the model's classes, see :func:`evaluate`.
+        num_classes: number of the model's classes, None if it is unknown.
+
+    Returns:
+        The class in the data set of each class of the model, -1 for none; None if all are the same.
 
     Raises:
         DatasetError: the data set has classes that the model lacks, or another number of them and
             the names of the model's are unknown.
     """
     data_classes = classes_of(MetadataCatalog.get(name))
-    if data_classes is None or not class_names:
-        check_class_count(name, num_classes)
-        return [] if data_classes is None else list(data_classes.names)
+    if data_classes is not None and class_names is None and num_classes is not None:
+        mapping = map_in_order(num_classes, data_classes)
+        difference = describe_numbers(num_classes, data_classes)
 
-    check_known(class_names, data_classes, "the model")
-    return list(class_names)
+    elif data_classes is not None and class_names:
+        check_known(class_names, data_classes, "the model")
+        mapping = class_map(class_names, data_classes)
+        difference = describe_difference(class_names, data_classes)
+
+    else:
+        check_class_count(name, num_classes)
+        return None
+
+    if difference is not None:
+        log_first_n(logging.INFO, difference, key="message")
+    return mapping
 
 
 def build_evaluator(settings: DictConfig, name: str) -> DatasetEvaluator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -159,6 +160,32 @@ def test_classes_that_the_model_lacks_are_named(registry):
     message = "unknown_val has categories that the model lacks: blow hole .id 7. .it has pit, burr"
     with pytest.raises(DatasetError, match=message):
         evaluate(config, PerfectDetector([0, 1, 2]), class_names=NAMES)
+
+
+@pytest.mark.parametrize(
+    ("categories", "precision", "message"),
+    [
+        # One class more than the model has: of three classes two are found.
+        ([(4, "a"), (5, "b"), (6, "c")], 200 / 3, "the model 2: compared in order; never detected"),
+        # One class less: detections of the second class are left out.
+        ([(4, "a")], 100, "has 1 classes, the model 2: compared in order"),
+    ],
+)
+def test_ignored_names_are_compared_in_order_whatever_their_number(
+    registry, caplog, categories, precision, message
+):
+    add_coco, _, configure = registry
+    name = f"in_order_{len(categories)}"
+    add_coco(name, categories, list(range(len(categories))))
+    config = configure(name)
+    config.model.num_classes = 2
+
+    with caplog.at_level(logging.INFO):
+        results = evaluate(config, PerfectDetector([0, 1]), class_names=None)
+
+    assert results["bbox"]["AP"] == pytest.approx(precision)
+    assert {x["category_id"] for x in results_of(config)} == {4, 5} & {i for i, _ in categories}
+    assert message in caplog.text
 
 
 def test_without_names_the_numbers_of_classes_are_compared(registry):

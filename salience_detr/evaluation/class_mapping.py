@@ -9,7 +9,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 
 
-class ByNameEvaluator(DatasetEvaluator):
+class ClassMappingEvaluator(DatasetEvaluator):
     """Evaluator of detections whose classes become those of the data set.
 
     Detections of classes that the data set lacks are left out.
