@@ -79,7 +79,7 @@ def install() -> str:
             return install_from_source()
         except SourceError as error:
             failures.append(f"  {name}: {error}")
-            print(f"passed over {name}: {error}", flush=True)
+            print(f"skipped {name}: {error}", flush=True)
 
     reasons = "\n".join(failures)
     raise SourceError(

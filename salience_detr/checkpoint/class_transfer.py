@@ -120,19 +120,8 @@ def rows_to_train(
     Raises:
         CheckpointError: names are there several times and cannot be matched.
     """
-    numbers = f"{rows.num_file} classes in the file, {rows.num_own} in the model"
     if file is None or data is None or (rows.names and len(data) != rows.num_own):
-        if rows.num_file == rows.num_own or not rows.names:
-            if file is None:
-                report_nameless(rows, data, source)
-            else:
-                logger.warning("%s: its class rows are taken in order: %s", source, file)
-            return rows.state
-
-        logger.warning(
-            "%s: %s; these start with random weights: %s", source, numbers, ", ".join(rows.names)
-        )
-        return rows.take([None] * rows.num_own)
+        return rows_in_order(rows, file, data, source)
 
     places = find_places(data, file, source)
     if places == list(range(len(file))):
@@ -155,15 +144,40 @@ def rows_to_train(
         logger.warning(
             "%s: %s, and no name is in both: all class rows start with random weights (%s)",
             source,
-            numbers,
+            describe_numbers(rows),
             ", ".join(rows.names),
         )
     else:
         outcome = f"kept the rows of {len(kept)} with the same name: {shorten(kept)}"
         if fresh:
             outcome += f"; these start with random weights: {shorten(fresh)}"
-        logger.warning("%s: %s; %s", source, numbers, outcome)
+        logger.warning("%s: %s; %s", source, describe_numbers(rows), outcome)
     return rows.take(places)
+
+
+def rows_in_order(
+    rows: ClassRows, file: ClassList | None, data: ClassList | None, source: str
+) -> Mapping[str, Tensor]:
+    """Return the state dict that a training starts from where names cannot be compared.
+
+    All rows are taken if there are as many as in the model, and otherwise start afresh.
+    """
+    if rows.names and rows.num_file != rows.num_own:
+        fresh = ", ".join(rows.names)
+        message = "%s: %s; these start with random weights: %s"
+        logger.warning(message, source, describe_numbers(rows), fresh)
+        return rows.take([None] * rows.num_own)
+
+    if file is None:
+        report_nameless(rows, data, source)
+    else:
+        logger.warning("%s: its class rows are taken in order: %s", source, file)
+    return rows.state
+
+
+def describe_numbers(rows: ClassRows) -> str:
+    """Return the numbers of classes of a file and of a model, for messages."""
+    return f"{rows.num_file} classes in the file, {rows.num_own} in the model"
 
 
 def rows_to_predict(

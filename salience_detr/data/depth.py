@@ -27,7 +27,7 @@ MAX_IMAGES = 50  # deep images whose values are read
 def choose_from_files(value_range: ValueRange, file_names: Sequence[str]) -> None:
     """Choose a range from evenly spaced files of a data set, unless it is known.
 
-    It stays unknown if none of them is a deep image. Files that cannot be read are passed over.
+    It stays unknown if none of them is a deep image. Files that cannot be read are skipped.
     """
     if all(map(value_range.is_known, KINDS)):
         return

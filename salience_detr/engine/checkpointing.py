@@ -167,7 +167,7 @@ class TrainingCheckpointer(Checkpointer):
         for path in self.output_dir.glob("model_*.pth"):
             if not path.is_file():
                 kind = "a folder" if path.is_dir() else "a broken link"
-                logger.warning("passing over %s: it is %s", path, kind)
+                logger.warning("skipping %s: it is %s", path, kind)
 
         # A file may be broken where the machine went down: the next one is tried.
         reasons = []
@@ -176,7 +176,7 @@ class TrainingCheckpointer(Checkpointer):
                 checkpoint = read_run_checkpoint(path)
                 self.check(checkpoint, path, self.checkpointables)
             except BrokenCheckpointError as error:
-                logger.warning("passing over %s", error)
+                logger.warning("skipping %s", error)
                 reasons.append(str(error))
                 continue
 

@@ -250,7 +250,7 @@ def test_a_checkpoint_that_no_run_has_written_is_passed_over(
     change(tmp_path / "model_0000002.pth", *keys, value=value)
 
     assert trained().resume() == 1
-    assert caplog.text.count("passing over") == 1 and "model_0000002.pth" in caplog.text
+    assert caplog.text.count("skipping") == 1 and "model_0000002.pth" in caplog.text
 
 
 MISFITS = [

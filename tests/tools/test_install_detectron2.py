@@ -87,7 +87,7 @@ def test_without_git_the_copy_in_the_wheel_is_installed(commands, capsys):
     commands.failing = ["ls-remote"]
     assert "pure-Python copy" in install()
     assert "install --no-deps" in commands.seen[-1]
-    assert "passed over Git" in capsys.readouterr().out
+    assert "skipped Git" in capsys.readouterr().out
 
 
 def test_when_nothing_works_every_source_and_the_remedy_are_named(commands):
