@@ -249,8 +249,8 @@ class ClassCounts:
         sign = -1 if group.in_val else 1
         cost = 0.0
         for label, count in group.classes.items():
-            surplus = self.in_val[label] - self.wanted[label]
-            cost += count * (count + 2 * sign * surplus) / self.wanted[label]
+            excess = self.in_val[label] - self.wanted[label]
+            cost += count * (count + 2 * sign * excess) / self.wanted[label]
         return cost
 
     def loses_class(self, group: Group) -> bool:
