@@ -24,11 +24,11 @@ $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.ready: $(VENV)/.python pyproject.toml setup.py constraints.txt tools/install_detectron2.py
+$(VENV)/.ready: $(VENV)/.python pyproject.toml setup.py constraints.txt salience_detr/cli/install_detectron2.py
 	@echo "Installing the packages into $(VENV): a few minutes the first time"
 	$(RUN) -m pip install --disable-pip-version-check --quiet --progress-bar on -c constraints.txt setuptools ninja torch torchvision
 	$(RUN) -m pip install --disable-pip-version-check --quiet --progress-bar on -c constraints.txt -e '.[dev,onnx,web,track,compare]'
-	$(RUN) tools/install_detectron2.py
+	$(RUN) salience_detr/cli/install_detectron2.py
 	@touch $@
 
 demo: setup ## evaluate the shipped weights, detect on images and on a video

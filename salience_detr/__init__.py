@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from typing import TYPE_CHECKING
 
 # detectron2's own imports cause this warning on every start.
 warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is deprecated")
-
-try:
-    import detectron2  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        "salience_detr needs detectron2, which is not on the package index; "
-        "install it with: python tools/install_detectron2.py "
-        "(in the project's folder; 'make setup' does it too)"
-    ) from error
 
 if TYPE_CHECKING:
     from salience_detr.modeling import SalienceDETR
@@ -24,9 +16,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Predictor", "SalienceDETR"]
 
+NO_DETECTRON2 = (
+    "salience_detr needs detectron2, which is not on the package index; install it with: "
+    "python -m salience_detr install-detectron2 (in the project's folder 'make setup' does it too)"
+)
+
 
 def __getattr__(name: str) -> type[Predictor | SalienceDETR]:
-    """Import the heavy parts when they are first used."""
+    """Import the heavy parts when they are first used.
+
+    Raises:
+        ImportError: detectron2 is not installed; says how to install it.
+    """
+    if name in __all__ and importlib.util.find_spec("detectron2") is None:
+        raise ImportError(NO_DETECTRON2)
+
     if name == "Predictor":
         from salience_detr.predictor import Predictor
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-import train_net
-from demo import demo
 from salience_detr import Predictor
-from tools import check_dataset, convert_dataset, evaluate_json
+from salience_detr.cli import check_dataset, convert_dataset, evaluate_json
+from salience_detr.cli import predict as demo
+from salience_detr.cli import train as train_net
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = str(ROOT / "configs" / "surface_defects_tiny.py")

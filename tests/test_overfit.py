@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import train_net
+from salience_detr.cli import train as train_net
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -20,8 +20,8 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-import train_net
 from salience_detr.checkpoint import load_weights, read_checkpoint, save_weights
+from salience_detr.cli import train as train_net
 from salience_detr.config import load_config
 from salience_detr.data import read_image, register_surface_defects
 from salience_detr.data.classes import ClassList
@@ -374,7 +374,7 @@ def test_processes_that_accumulate_train_like_one_that_does_not(equal_boxes, tmp
 def test_the_saved_results_evaluate_to_the_same_table(surface_data, micro_config, tmp_path, capsys):
     assert run(micro_config, tmp_path, "train.max_iter=1") == 0
 
-    from tools.evaluate_json import main
+    from salience_detr.cli.evaluate_json import main
 
     expected = AP_ROW.findall((tmp_path / "log.txt").read_text())[-1].split(",")
     results = tmp_path / "inference" / "coco_instances_results.json"

@@ -1,63 +1,12 @@
 #!/usr/bin/env python
 """Count parameters, multiply-accumulates (GMACs) and activations of models by stage, with fvcore.
 
-tools/analyze_model.py --config-file configs/salience_detr_r50_4scale_12ep.py
-tools/analyze_model.py --config-file F --config-file G --size 640 640 model.num_classes=5
+The program is in salience_detr/cli/analyze_model.py.
 """
 
-from __future__ import annotations
-
-import argparse
 import sys
-from pathlib import Path
 
-from detectron2.config import instantiate
-from tabulate import tabulate
-from tqdm import tqdm
-
-from salience_detr.benchmark.flops import ModelCost, StageCost, count_flops
-from salience_detr.cli.arguments import Parser, run_program
-from salience_detr.config import load_config
-
-HEADERS = ("parameters (M)", "GMACs", "activations (M)")
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
-    parser.add_config(action="append", help="may be repeated")
-    parser.add_size()
-    return parser.parse(argv)
-
-
-def print_cost(cost: ModelCost) -> None:
-    """Print a table of the stages, and the operators that fvcore could not count."""
-    headers = ("stage", *HEADERS)
-    print(tabulate(cost.stages, headers, floatfmt=".2f", tablefmt="github"))
-    if cost.uncounted:
-        calls = [f"{times} x {name}" for name, times in cost.uncounted.items()]
-        print(f"not counted: {', '.join(calls)}")
-
-
-def run(args: argparse.Namespace) -> None:
-    """Print the costs of each model, and a table of their totals if there are several."""
-    height, width = args.size
-    totals: list[StageCost] = []
-    for config_file in tqdm(args.config_file, desc="models", disable=len(args.config_file) == 1):
-        config = load_config(config_file, args.opts, trust=args.trust_config)
-        model = instantiate(config.model)
-        cost = count_flops(model, height, width)
-        print(f"{config_file} at {height}x{width}")
-        print_cost(cost)
-        print(flush=True)  # the next model may take minutes
-        totals.append(cost.stages[-1]._replace(stage=Path(config_file).stem))
-
-    if len(totals) > 1:
-        print(tabulate(totals, ("config", *HEADERS), floatfmt=".1f", tablefmt="github"))
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run_program(run, parse_args(argv))
-
+from salience_detr.cli.analyze_model import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,85 +1,12 @@
 #!/usr/bin/env python
 """Generate the "surface defects" data set: train and val images with COCO annotations.
 
-tools/make_surface_defects.py                                   for the shipped configs
-tools/make_surface_defects.py --output DIR --num-train 400 --size 240x320
+The program is in salience_detr/cli/make_surface_defects.py.
 """
 
-from __future__ import annotations
-
-import argparse
-import json
-import os
 import sys
-from pathlib import Path
 
-from salience_detr.cli.arguments import Parser, run_program
-from salience_detr.data.surface.dataset import SPLITS, generate_surface_defects
-
-
-def image_size(text: str) -> tuple[int, int]:
-    """Return (height, width) for "320" or "240x320".
-
-    Raises:
-        argparse.ArgumentTypeError: the text is neither.
-    """
-    height, _, width = text.partition("x")
-    try:
-        return int(height), int(width or height)
-    except ValueError:
-        message = f"{text!r} is neither a side nor HEIGHTxWIDTH in pixels"
-        raise argparse.ArgumentTypeError(message) from None
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
-
-    # The folder in which the configs look for the data.
-    output = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "surface_defects"
-
-    add = parser.add_argument
-    add("--output", type=Path, default=output, metavar="DIR", help="(default: %(default)s)")
-    add("--splits", nargs="+", choices=SPLITS, default=SPLITS)
-    add("--num-train", type=int, default=4000, help="images to train on (default: %(default)s)")
-    add("--num-val", type=int, default=300, help="images to validate on (default: %(default)s)")
-
-    size_help = "side or HEIGHTxWIDTH in pixels (default: 320)"
-    add("--size", type=image_size, default=(320, 320), help=size_help)
-    add("--seed", type=int, default=0)
-    workers = os.cpu_count() or 1
-    add("--workers", type=int, default=workers, help="processes (default: %(default)s)")
-    add("--force", action="store_true", help="replace a data set made with other arguments")
-    return parser.parse_args(argv)
-
-
-def generate(args: argparse.Namespace) -> None:
-    """Generate the splits, and print what they hold.
-
-    Raises:
-        DatasetError: there is a data set made with other arguments.
-        OSError: the folder cannot be written to.
-    """
-    counts = {"train": args.num_train, "val": args.num_val}
-    for split in args.splits:
-        path = generate_surface_defects(
-            args.output,
-            split=split,
-            num_images=counts[split],
-            image_size=args.size,
-            seed=args.seed,
-            workers=args.workers,
-            force=args.force,
-        )
-
-        # Counted from the file: a split that was complete already is not made again.
-        content = json.loads(path.read_text())
-        num_defects = len(content["annotations"])
-        print(f"{split}: {len(content['images'])} images, {num_defects} defects, {path}")
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run_program(generate, parse_args(argv))
-
+from salience_detr.cli.make_surface_defects import main
 
 if __name__ == "__main__":
     sys.exit(main())

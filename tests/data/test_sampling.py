@@ -14,7 +14,7 @@ from detectron2.data.samplers import (
 )
 from torch.utils.data import SequentialSampler
 
-import train_net
+from salience_detr.cli import train as train_net
 from salience_detr.data import DatasetError
 from salience_detr.data.loader import batches, build_train_loader
 from salience_detr.data.sampling import SampledBatchSampler

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from demo import demo as demo_program
 from salience_detr import Predictor
+from salience_detr.cli import predict as demo_program
 from salience_detr.inference.tiling import TiledDetector
 from salience_detr.inference.video import VideoWriter
 from tests.inference.fake_detector import RectangleDetector

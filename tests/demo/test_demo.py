@@ -16,9 +16,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from salience_detr import Predictor
+from salience_detr.cli import evaluate_json
 from salience_detr.data import register_coco_dataset
 from tests.inference.fake_detector import paint
-from tools import evaluate_json
 
 ROOT = Path(__file__).resolve().parents[2]
 

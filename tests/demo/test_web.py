@@ -21,7 +21,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from demo import web as web_program
+from salience_detr.cli import web as web_program
 from salience_detr.config import ConfigError
 from salience_detr.data.mapper import DetectionMapper
 from salience_detr.data.surface import generate_surface_defects

@@ -9,8 +9,8 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
-import train_net
 from salience_detr import Predictor
+from salience_detr.cli import train as train_net
 from salience_detr.config import ConfigError, load_config
 from salience_detr.data.datasets import DatasetError
 

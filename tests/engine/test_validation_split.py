@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
-import train_net
+from salience_detr.cli import train as train_net
+from salience_detr.cli.convert_dataset import main as convert_main
 from salience_detr.config import ConfigError
 from salience_detr.data.coco_format import DatasetError
-from tools.convert_dataset import main as convert_main
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from salience_detr.cli.evaluate_json import main
 from salience_detr.evaluation.comparison import (
     GAP,
     TILE,
@@ -22,7 +23,6 @@ from salience_detr.evaluation.comparison import (
 )
 from salience_detr.evaluation.error_analysis import find_errors, rank_by_errors
 from salience_detr.evaluation.results import ImageResults, ResultsError, load_results
-from tools.evaluate_json import main
 
 
 def new_image(size=(120, 100), value=90):

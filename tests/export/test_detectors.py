@@ -11,8 +11,8 @@ import torch
 from onnx import TensorProto, helper
 from PIL import Image
 
-from demo import demo
 from salience_detr import Predictor
+from salience_detr.cli import predict as demo
 from salience_detr.export import (
     DetectorInfo,
     ExportedDetector,

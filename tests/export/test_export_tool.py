@@ -7,9 +7,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from salience_detr import Predictor
+from salience_detr.cli import export
 from salience_detr.data.images import read_image
 from salience_detr.export import PackagedDetector
-from tools import export
 
 pytestmark = pytest.mark.xdist_group("export")
 

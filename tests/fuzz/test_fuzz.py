@@ -20,6 +20,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from salience_detr.checkpoint import CheckpointError, load_weights
+from salience_detr.cli import check_dataset, evaluate_json
 from salience_detr.config import load_config
 from salience_detr.data import DetectionMapper, ImageReadError
 from salience_detr.data.classes import ClassList
@@ -27,7 +28,6 @@ from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.datasets import load_dataset
 from salience_detr.data.images import read_image
 from salience_detr.engine.checkpointing import TrainingCheckpointer
-from tools import check_dataset, evaluate_json
 
 from . import mutations
 

@@ -9,11 +9,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from salience_detr.cli.convert_dataset import convert_voc, convert_yolo, main, parse_args
 from salience_detr.data import load_dataset, register_coco_dataset
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.preparation.yolo import label_candidates
 from salience_detr.data.preparation.yolo_layout import read_description
-from tools.convert_dataset import convert_voc, convert_yolo, main, parse_args
 
 
 def write_image(path, size=(100, 50), orientation=None):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from salience_detr.cli.check_dataset import main
 from salience_detr.data.preparation.repair import repair
 from salience_detr.data.preparation.statistics import class_table, size_histogram, size_table
 from salience_detr.data.preparation.validation import ERRORS, WARNINGS, validate
-from tools.check_dataset import main
 
 CATEGORIES = [{"id": 3, "name": "pit"}, {"id": 9, "name": "dent"}]
 

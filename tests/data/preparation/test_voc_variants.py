@@ -8,7 +8,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from tools.convert_dataset import main
+from salience_detr.cli.convert_dataset import main
 
 BOX = (11, 6, 30, 25)
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from tools.convert_dataset import main
+from salience_detr.cli.convert_dataset import main
 
 NAMES = ["pit", "dent", "burr"]
 # Three boxes of an image of 100 x 50 pixels, one of each class.

@@ -19,9 +19,9 @@ from salience_detr.benchmark import measurements
 from salience_detr.benchmark.flops import STAGES, ModelCost, StageCost, count_flops, noise_image
 from salience_detr.benchmark.measurements import OURS, Timing, Variant, Worker
 from salience_detr.benchmark.other_detectors import OTHER_DETECTORS
+from salience_detr.cli import benchmark
 from salience_detr.config import load_config
 from salience_detr.layers import ms_deform_attn
-from tools import benchmark
 
 SMALL = ["--size", "64", "64", "--device", "cpu", "--repeats", "1"]
 

@@ -10,8 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tools import install_detectron2
-from tools.install_detectron2 import SourceError, extract_package, install, verify_sha256
+from salience_detr.cli import install_detectron2
+from salience_detr.cli.install_detectron2 import (
+    SourceError,
+    extract_package,
+    install,
+    verify_sha256,
+)
 
 
 @pytest.fixture
@@ -139,12 +144,12 @@ def test_pip_installs_all_files_of_the_copy_under_its_own_name(labgym, tmp_path)
     assert result.stdout.split() == [str(package / "__init__.py"), "0.6"]
 
 
-def test_importing_the_package_without_detectron2_names_the_command():
+def test_the_package_without_detectron2_names_the_command():
     code = (
         "import sys; sys.modules['detectron2'] = None\n"
-        "try:\n import salience_detr\nexcept ImportError as e: print(e)"
+        "try:\n from salience_detr import Predictor\nexcept ImportError as e: print(e)"
     )
     printed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
-    assert "tools/install_detectron2.py" in printed
+    assert "install-detectron2" in printed

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from salience_detr import Predictor
-from tools.visualize_model import main, parse_args
+from salience_detr.cli.visualize_model import main, parse_args
 
 KINDS = ("cam", "proposals", "salience_levels", "sampling", "tokens")
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from detectron2.config import instantiate
 
+from salience_detr.cli.visualize_data import main
 from salience_detr.config import load_config
 from salience_detr.data import batches, read_image
-from tools.visualize_data import main
 
 
 def test_annotations_are_drawn_as_they_are(surface_data, micro_config, tmp_path, capsys):

@@ -21,11 +21,7 @@ from salience_detr.checkpoint import (
     read_checkpoint,
     save_weights,
 )
-from salience_detr.config import load_config
-from salience_detr.data.classes import ClassList
-from salience_detr.evaluation.results import ResultsError
-from salience_detr.inference.video import VideoReader
-from tools import (
+from salience_detr.cli import (
     analyze_model,
     benchmark_op,
     convert_checkpoint,
@@ -33,6 +29,10 @@ from tools import (
     make_demo_inputs,
     make_surface_defects,
 )
+from salience_detr.config import load_config
+from salience_detr.data.classes import ClassList
+from salience_detr.evaluation.results import ResultsError
+from salience_detr.inference.video import VideoReader
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import train_net
-from tools.plot_metrics import (
+from salience_detr.cli import train as train_net
+from salience_detr.cli.plot_metrics import (
     main,
     plot_precision_recall,
     read_metrics,

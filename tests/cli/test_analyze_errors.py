@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from salience_detr.cli.analyze_errors import confusion_table, main, table
 from salience_detr.evaluation.confusion import plot_confusion
-from tools.analyze_errors import confusion_table, main, table
 
 NAMES = ["report.md", "report.json", "confusion.png", "worst.jpg"]
 

@@ -8,8 +8,8 @@ import shutil
 import pytest
 from PIL import Image
 
+from salience_detr.cli.check_dataset import main
 from salience_detr.evaluation.results import evaluate, load_results, summary
-from tools.check_dataset import main
 
 
 @pytest.fixture

@@ -1,0 +1,297 @@
+"""Report what a detector gets wrong: classes, sizes, crowding, error types, confusions, images.
+
+tools/analyze_errors.py output/mine/inference/coco_instances_results.json \\
+    data/mine/annotations/instances_val.json
+
+RESULTS.json is the file that train_net.py --eval-only or demo.py --json writes. The output folder
+gets report.md (which is printed too), report.json, confusion.png and worst.jpg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from pycocotools.coco import COCO
+from tabulate import tabulate
+
+from salience_detr.cli.arguments import Parser, number, run_program
+from salience_detr.evaluation.comparison import (
+    QUALITY,
+    SCORE_THRESHOLD,
+    draw_worst_images,
+    find_image_folder,
+)
+from salience_detr.evaluation.confusion import confusion_matrix, plot_confusion
+from salience_detr.evaluation.error_analysis import (
+    BACKGROUND_IOU,
+    FALSE_POSITIVES,
+    TOUCHING_IOU,
+    ImageErrors,
+    Outcome,
+    Row,
+    class_rows,
+    crowd_counts,
+    density_rows,
+    error_counts,
+    find_errors,
+    overlap_rows,
+    rank_by_errors,
+    size_rows,
+)
+from salience_detr.evaluation.results import (
+    METRICS,
+    Results,
+    ResultsError,
+    evaluate,
+    load_results,
+    summary,
+)
+from salience_detr.utils.files import check_output_dir, write_image, write_text
+
+Cell: TypeAlias = str | int | float | None
+
+CLASS_METRICS = ("class", "boxes", *METRICS, "AR", "recall", "precision")
+ERROR_KEYS = tuple(outcome.value for outcome in FALSE_POSITIVES)
+CLASS_ERRORS = ("class", Outcome.CORRECT.value, *ERROR_KEYS, "missed")
+# Words of the printed tables for keys of report.json, which older reports have too.
+LABELS = {
+    **{outcome.value: outcome.label for outcome in (*FALSE_POSITIVES, Outcome.MISS)},
+    "missed": "not found",
+    "picture": "image",
+    "pictures": "images",
+    "boxes in the picture": "boxes in the image",
+    "false per picture": "false per image",
+    "pictures with crowd regions": "images with crowd regions",
+}
+# With more classes, the most frequent confusions are listed instead of the matrix.
+MAX_MATRIX_CLASSES = 20
+NUM_CONFUSIONS = 20
+# A sheet of more images would be too large to look at.
+MAX_WORST = 400
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("results", type=Path, metavar="RESULTS.json")
+    add("annotations", type=Path, metavar="ANNOTATIONS.json")
+    add("--images", type=Path, metavar="DIR", help="(default: looked for beside ANNOTATIONS)")
+    add("--output", type=Path, metavar="DIR", help="(default: the folder errors beside RESULTS)")
+
+    worst = number(int, 1, MAX_WORST)
+    add("--worst", type=worst, default=16, metavar="N", help="images on the sheet (default: 16)")
+    score = number(float, 0, 1)
+    score_help = f"lowest score of counted detections (default: {SCORE_THRESHOLD}); AP takes all"
+    add("--score-threshold", type=score, default=SCORE_THRESHOLD, metavar="S", help=score_help)
+    iou = number(float, BACKGROUND_IOU, 1)
+    iou_help = "lowest IoU of a correct detection with its box (default: 0.5)"
+    add("--iou-threshold", type=iou, default=0.5, metavar="IOU", help=iou_help)
+    return parser.parse_args(argv)
+
+
+def analyze(results: Results, args: argparse.Namespace) -> tuple[dict[str, Any], list[ImageErrors]]:
+    """Compute the content of the report.
+
+    Returns:
+        The content of report.json: settings, metrics and rows of the tables, with None where there
+        is nothing to measure; and the images with errors, worst first.
+    """
+    thresholds = {"score_threshold": args.score_threshold, "iou_threshold": args.iou_threshold}
+
+    evaluation = evaluate(results)
+    images = find_errors(results, **thresholds)
+    ranking = rank_by_errors(images)
+    matrix, names = confusion_matrix(results, **thresholds)
+
+    paths = {"results": str(args.results), "annotations": str(args.annotations)}
+    content = {
+        "settings": {**paths, **thresholds},
+        "pictures": len(images),
+        "metrics": summary(evaluation),
+        "classes": class_rows(evaluation, images),
+        "sizes": size_rows(evaluation, images),
+        "density": density_rows(results, images),
+        "overlap": overlap_rows(images),
+        "crowd": crowd_counts(images),
+        "errors": error_counts(images),
+        "confusion": {"classes": names, "matrix": matrix.tolist()},
+        "worst": [worst_row(errors, results.coco) for errors in ranking[: args.worst]],
+    }
+    return content, ranking
+
+
+def worst_row(errors: ImageErrors, coco: COCO) -> Row:
+    return {
+        "picture": coco.imgs[errors.image.image_id]["file_name"],
+        "mistakes": errors.num_false_negatives + errors.num_false_positives,
+        "boxes": errors.num_boxes,
+        "missed": errors.num_false_negatives,
+        "false": errors.num_false_positives,
+        "correct": errors.num_found,
+    }
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """Return a report as a Markdown text with tables."""
+    settings = content["settings"]
+    confusion = content["confusion"]
+
+    sections = [
+        f"# Errors of {settings['results']}",
+        f"Against {settings['annotations']}: {content['pictures']} images. AP and AR, in percent, "
+        "are COCO's, over all detections. All else counts detections with a score of at least "
+        f"{settings['score_threshold']:g}; a detection is correct from an IoU of "
+        f"{settings['iou_threshold']:g} with a box of its class. recall is the part of the boxes "
+        "that were found so, precision the part of these detections that are correct.",
+        table([content["metrics"]]),
+        "## Classes",
+        table(content["classes"], CLASS_METRICS),
+        "## Sizes",
+        "small: an area below 32 x 32 pixels, large: from 96 x 96 on, as annotated.",
+        table(content["sizes"]),
+        "## Crowding",
+        "Images by their number of boxes (crowd regions do not count):",
+        table(content["density"]),
+        "Boxes by their overlap with other boxes of their image, of any class, from an IoU of "
+        f"{TOUCHING_IOU:g} on:",
+        table(content["overlap"]),
+        table([content["crowd"]]),
+        "## Error types",
+        "Best first, detections take the free box of their class that they overlap most. Of the "
+        "others, a detection is ignored in a crowd region of its class; Dupe on a box of its class "
+        "that is taken; Cls on a box of another class; Loc where it overlaps a box of its class by "
+        f"an IoU of at least {BACKGROUND_IOU:g}, but too little; and Bkg elsewhere.",
+        table(count_rows("detections", content["errors"]["detections"])),
+        "A box that is not found is Cls or Loc if such a detection lies on it, else Miss.",
+        table(count_rows("boxes", content["errors"]["boxes"])),
+        "By the class of the detection, and boxes not found by their own:",
+        table(content["classes"], CLASS_ERRORS),
+        "## Confusions",
+        "Here detections take the free box that they overlap most, of whatever class.",
+        confusion_table(np.array(confusion["matrix"]), confusion["classes"]),
+        "## Worst images",
+        "By boxes not found plus false detections; the first are drawn in worst.jpg.",
+        table(content["worst"]) or "There is no mistake in any image.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def count_rows(name: str, counts: dict[str, int]) -> list[Row]:
+    return [{name: LABELS.get(key, key), "count": count} for key, count in counts.items()]
+
+
+def table(rows: Sequence[Mapping[str, Cell]], keys: Sequence[str] = ()) -> str:
+    """Return a Markdown table of some keys of the rows, or of all; - where a value is None."""
+    if not rows:
+        return ""
+
+    keys = keys or list(rows[0])
+    headers = [escape(LABELS.get(key, key)) for key in keys]
+
+    cells = []
+    for row in rows:
+        cells.append([escape(row[key]) for key in keys])
+
+    # A class may be called 1e5: that is no number.
+    texts = [i for i, cell in enumerate(cells[0]) if isinstance(cell, str)]
+    style = {"tablefmt": "github", "floatfmt": ".1f", "missingval": "-"}
+    return tabulate(cells, headers, disable_numparse=texts, **style)
+
+
+def escape(cell: Cell) -> Cell:
+    """Return a text as it can stand in a cell of a Markdown table; numbers stay as they are."""
+    if isinstance(cell, str):
+        return " ".join(cell.split()).replace("|", "\\|")
+    return cell
+
+
+def confusion_table(matrix: np.ndarray, names: list[str]) -> str:
+    """Return the confusion matrix, or of many classes the most frequent confusions."""
+    if len(names) <= MAX_MATRIX_CLASSES:
+        columns = [*names, "(missed)"]
+        rows = []
+        for name, counts in zip([*names, "(background)"], matrix.tolist(), strict=True):
+            rows.append({"true \\ detected": name} | dict(zip(columns, counts, strict=True)))
+        return table(rows)
+
+    # The last row and column are background and missed boxes, which are no confusions.
+    confused = matrix[:-1, :-1].copy()
+    np.fill_diagonal(confused, 0)
+    order = np.argsort(-confused, axis=None, kind="stable")[:NUM_CONFUSIONS]
+
+    rows = []
+    for true, detected in np.column_stack(np.unravel_index(order, confused.shape)):
+        count = int(confused[true, detected])
+        if count:
+            rows.append({"true": names[true], "detected": names[detected], "count": count})
+
+    if not rows:
+        return "No class is confused."
+    return f"The most frequent; all are in report.json.\n\n{table(rows)}"
+
+
+def find_images(args: argparse.Namespace, coco: COCO) -> Path | None:
+    """Return the folder of the images, None, with a note, if none is given and none is found."""
+    try:
+        return find_image_folder(args.annotations, coco, args.images)
+    except ResultsError as error:
+        if args.images is not None:
+            raise
+        print(f"note: no worst.jpg: {error}", file=sys.stderr)
+        return None
+
+
+def write_worst_images(
+    path: Path, ranking: list[ImageErrors], coco: COCO, image_root: Path | None, count: int
+) -> bool:
+    """Draw the worst images; without any, delete an older sheet and return False."""
+    sheet = None
+    if image_root is not None:
+        sheet, notes = draw_worst_images(coco, ranking, image_root, count=count)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+
+    # An older sheet would be taken for this report's.
+    if sheet is None:
+        path.unlink(missing_ok=True)
+        return False
+    write_image(path, sheet, quality=QUALITY)
+    return True
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the report, and print it.
+
+    Raises:
+        ResultsError: detections, annotations or images cannot be used.
+        OSError: a file cannot be written.
+    """
+    # Folders are checked first, because the analysis of a large data set takes minutes.
+    output = args.output or args.results.parent / "errors"
+    results = load_results(args.results, args.annotations)
+    image_root = find_images(args, results.coco)
+    check_output_dir(output, option="--output")
+
+    content, ranking = analyze(results, args)
+    text = markdown(content)
+    write_text(output / "report.md", text)
+    write_text(output / "report.json", json.dumps(content, indent=1, ensure_ascii=False))
+    confusion = content["confusion"]
+    plot_confusion(np.array(confusion["matrix"]), confusion["classes"], output / "confusion.png")
+
+    written = ["report.md", "report.json", "confusion.png"]
+    if write_worst_images(output / "worst.jpg", ranking, results.coco, image_root, args.worst):
+        written.append("worst.jpg")
+
+    print(text)
+    print("\n".join(str(output / name) for name in written))
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(run, parse_args(argv))

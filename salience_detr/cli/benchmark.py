@@ -1,0 +1,136 @@
+"""Measure a config's model, and detectors of other packages beside it, on this machine.
+
+benchmark.py --config-file F --device cpu --modes eager amp --batch-sizes 1 2 --compare all
+benchmark.py --config-file F --operator compiled reference --modes eager training
+
+Prints parameters, GMACs, latency, images per second and peak memory by batch size, and milliseconds
+by stage. Every measurement runs in a process of its own; one that fails is a row with the reason.
+Ctrl-C prints what was measured so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from salience_detr.benchmark.measurements import MODES, OPERATORS, OURS, Benchmark, Settings
+from salience_detr.benchmark.measurements import build as build_detector
+from salience_detr.benchmark.measurements import run as run_benchmark
+from salience_detr.benchmark.other_detectors import OTHER_DETECTORS
+from salience_detr.benchmark.report import as_json, as_markdown
+from salience_detr.cli.arguments import Parser, number, run_program
+from salience_detr.config import resolve_device
+from salience_detr.utils.files import check_result_path, write_text
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    on_gpu = torch.cuda.is_available()
+    parser = Parser(description=__doc__)
+    parser.add_config(required=False, default="configs/salience_detr_r50_4scale_12ep.py")
+    parser.add_size()
+
+    add = parser.add_argument
+    add("--weights", metavar="FILE", help="checkpoint of the config's model (default: random)")
+    add("--device", default="cuda" if on_gpu else "cpu", choices=("cpu", "cuda"))
+    batch_size = number(int, 1)
+    add("--batch-sizes", nargs="+", type=batch_size, default=[1, 2, 4], metavar="N")
+    modes_help = f"some of {', '.join(MODES)} (default: eager amp)"
+    modes = ["eager", "amp"]
+    add("--modes", nargs="+", choices=MODES, default=modes, metavar="MODE", help=modes_help)
+    add("--operator", nargs="+", choices=OPERATORS, default=["compiled"])
+    add("--dtype", default="bfloat16", choices=("bfloat16", "float16"), help="of the amp modes")
+
+    repeats = 20 if on_gpu else 5
+    add("--repeats", type=number(int, 1), default=repeats, metavar="N", help="timed calls")
+    warmup = 3 if on_gpu else 1
+    add("--warmup", type=number(int, 0), default=warmup, metavar="N", help="calls before them")
+
+    others = ("all", *OTHER_DETECTORS)
+    compare_help = f"some of {', '.join(others)} (default: none)"
+    add("--compare", nargs="+", choices=others, default=[], metavar="NAME", help=compare_help)
+    add("--json", type=Path, metavar="FILE", help="write all results to FILE")
+    add("--markdown", type=Path, metavar="FILE", help="write the tables to FILE")
+    return parser.parse(argv)
+
+
+def make_settings(args: argparse.Namespace) -> Settings:
+    """Return checked settings, with the number of classes of the config's model.
+
+    Raises:
+        ConfigError, CheckpointError, ValueError, OSError: an option, the config or the weights
+            cannot be used.
+    """
+    # Before the long work.
+    check_result_path(args.json, "--json")
+    check_result_path(args.markdown, "--markdown")
+    resolve_device(args.device)
+
+    compare = args.compare
+    if "all" in compare:
+        compare = OTHER_DETECTORS
+
+    # What is named twice is measured once.
+    settings = Settings(
+        config_file=args.config_file,
+        overrides=tuple(args.opts),
+        trust_config=args.trust_config,
+        weights=args.weights,
+        num_classes=80,
+        size=tuple(args.size),
+        device=args.device,
+        dtype=args.dtype,
+        modes=tuple(dict.fromkeys(args.modes)),
+        operators=tuple(dict.fromkeys(args.operator)),
+        batch_sizes=tuple(sorted({1, *args.batch_sizes})),
+        compare=tuple(dict.fromkeys(compare)),
+        warmup=args.warmup,
+        repeats=args.repeats,
+    )
+
+    # Built at once, so that a mistake ends the program before the first measurement.
+    model = build_detector(settings, OURS)
+    return replace(settings, num_classes=getattr(model, "num_classes", settings.num_classes))
+
+
+def make_benchmark(settings: Settings) -> Benchmark:
+    """Return a benchmark of the installed detectors, with notes on missing ones and on load."""
+    present = [name for name in settings.compare if find_spec(OTHER_DETECTORS[name].package)]
+    missing = [OTHER_DETECTORS[name].label for name in settings.compare if name not in present]
+    benchmark = Benchmark(replace(settings, compare=tuple(present)))
+
+    # A reader of the table cannot know that the machine was busy.
+    load = os.getloadavg()[0]
+    cores = os.cpu_count() or 1
+    if load > cores / 4:
+        start = f"load {load:.1f} on {cores} cores at the start"
+        benchmark.notes.append(f"Other work ran on the machine ({start}): times vary.")
+
+    # torchvision is a requirement of this package, so it is there.
+    if missing:
+        reason = "transformers is not installed; pip install 'salience_detr[compare]'"
+        benchmark.notes.append(f"{', '.join(missing)}: {reason}.")
+    return benchmark
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, and print and write the results."""
+    benchmark = make_benchmark(make_settings(args))
+
+    # After an interrupt, too: what was measured so far is printed and written.
+    finished = run_benchmark(benchmark)
+    tables = as_markdown(benchmark)
+    print(tables, end="")
+
+    for file, text in ((args.markdown, tables), (args.json, as_json(benchmark))):
+        if file:
+            write_text(file, text)
+    return 0 if finished else 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(run, parse_args(argv))

@@ -1,0 +1,140 @@
+"""Measure images per second and peak memory of training, by variant, and of the data loader alone.
+
+benchmark_training.py --config-file F --data-dir D [--steps 5] [--only plain] key=value ...
+
+Each variant (mixed precision, activation checkpointing, gradient accumulation, ...) trains on the
+same images in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import resource
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
+from detectron2.config import instantiate
+from detectron2.utils.events import EventStorage
+from omegaconf import DictConfig
+from tabulate import tabulate
+from tqdm import tqdm
+
+from salience_detr.benchmark.report import machine
+from salience_detr.benchmark.timing import time_calls
+from salience_detr.cli.arguments import Parser, number, run_program
+from salience_detr.config import load_config, resolve_amp, resolve_device
+from salience_detr.data import batches
+from salience_detr.engine.own_data import add_data_arguments, use_own_data
+from salience_detr.engine.train import build_model, build_optimizer, compile_model
+from salience_detr.engine.trainer import Trainer
+
+AMP = "train.amp.enabled=True"
+ENCODER = "model.encoder.use_checkpoint=True"
+BACKBONE = "model.backbone.use_checkpoint=True"
+VARIANTS = {
+    "plain": [],
+    "amp": [AMP],
+    "encoder checkpointed": [ENCODER],
+    "encoder and backbone checkpointed": [ENCODER, BACKBONE],
+    "amp, both checkpointed": [AMP, ENCODER, BACKBONE],
+    "accumulate 2": ["train.accumulate=2"],
+    "accumulate 4": ["train.accumulate=4"],
+    "channels last": ["train.channels_last=True"],
+    "amp, channels last": [AMP, "train.channels_last=True"],
+    "compile": ["train.compile=True"],
+}
+NUM_LOADED = 200  # images that the loader alone is timed with
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    parser.add_config()
+    add = parser.add_argument
+    steps_help = "steps to time, after one that is not timed"
+    add("--steps", type=number(int, 1), default=5, help=steps_help)
+    add("--only", action="append", choices=VARIANTS, help="repeatable (default: all but compile)")
+    add_data_arguments(parser)
+
+    args = parser.parse(argv)
+    args.only = args.only or [name for name in VARIANTS if name != "compile"]
+    return args
+
+
+def make_config(args: argparse.Namespace, overrides: list[str]) -> DictConfig:
+    overrides = [*args.opts, *overrides]
+    config = load_config(args.config_file, overrides, trust=args.trust_config)
+    use_own_data(config, args)
+    return config
+
+
+def time_training(args: argparse.Namespace, overrides: list[str]) -> tuple[float, float]:
+    """Return the median seconds of a step, and the peak memory in MiB.
+
+    That is the memory of tensors on a GPU, of the whole process on the CPU.
+    """
+    config = make_config(args, overrides)
+    device = resolve_device(config.train.device)
+
+    # The variants start from the same weights.
+    torch.manual_seed(0)
+    model = build_model(config)
+    compile_model(config, model)
+
+    trainer = Trainer(
+        model=model,
+        data_loader=instantiate(config.dataloader.train),
+        optimizer=build_optimizer(config, model),
+        clip_grad_norm=config.train.clip_grad_norm,
+        amp_dtype=resolve_amp(config.train.amp, device),
+        accumulate=config.train.accumulate,
+    )
+
+    with EventStorage() as trainer.storage:
+        time_calls(trainer.run_step, 1)
+        milliseconds = time_calls(trainer.run_step, args.steps)
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    return statistics.median(milliseconds) / 1e3, peak
+
+
+def time_loading(args: argparse.Namespace, workers: int) -> float:
+    """Return the images per second that the loader alone delivers."""
+    config = make_config(args, [f"dataloader.train.num_workers={workers}"])
+    batch_size = config.dataloader.train.total_batch_size
+    stream = batches(instantiate(config.dataloader.train), 0)
+    next(stream)  # starts the workers
+
+    num_batches = math.ceil(NUM_LOADED / batch_size)
+    milliseconds = time_calls(lambda: next(stream), num_batches)
+    return num_batches * batch_size * 1e3 / sum(milliseconds)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print a table of the variants, and one of the loader alone."""
+    batch_size = make_config(args, []).dataloader.train.total_batch_size
+
+    # Neither memory nor compiled code of one variant reaches the next.
+    rows = []
+    spawn = multiprocessing.get_context("spawn")
+    for name in tqdm(args.only, desc="variants"):
+        overrides = ["train.amp.enabled=False", *VARIANTS[name]]
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            seconds, peak = pool.submit(time_training, args, overrides).result()
+        rows.append((name, batch_size / seconds, seconds, peak))
+
+    circumstances = f"{machine('auto')}, PyTorch {torch.__version__}"
+    print(f"{args.config_file}, batch {batch_size}, {circumstances}\n")
+    headers = ["training", "images/s", "s/step", "peak memory (MiB)"]
+    print(tabulate(rows, headers, floatfmt=("", ".2f", ".2f", ".0f"), tablefmt="github"), "\n")
+
+    rates = [(workers, time_loading(args, workers)) for workers in (0, 1, 2)]
+    print(tabulate(rates, ("loader workers", "images/s"), floatfmt=".0f", tablefmt="github"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(run, parse_args(argv))

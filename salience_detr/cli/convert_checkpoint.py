@@ -1,0 +1,164 @@
+"""Convert a checkpoint into a file with the weights of a Salience DETR alone.
+
+Checkpoints of the published implementation get this project's names. Of a checkpoint of
+train_net.py the weights are kept: their exponential moving average (EMA) if there is one. The file
+holds the names and category ids of the classes, if the checkpoint tells them or is COCO's.
+
+With --half or --raw, the checkpoint may be of any detector; its tensors keep their names.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from tabulate import tabulate
+from torch import Tensor
+
+from salience_detr.checkpoint import (
+    CheckpointError,
+    convert_reference_checkpoint,
+    read_checkpoint,
+    save_weights,
+)
+from salience_detr.checkpoint.backbone_conversion import describe, find_format
+from salience_detr.checkpoint.class_names import (
+    COCO_CLASSES,
+    classes_in,
+    name_rows,
+    published_names,
+)
+from salience_detr.checkpoint.files import find_state_dict
+from salience_detr.checkpoint.reference_conversion import dropped_names, is_reference_checkpoint
+from salience_detr.cli.arguments import Parser, run_program
+from salience_detr.data.classes import ClassList
+from salience_detr.utils.errors import shorten
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("input", metavar="IN", help="a published or own checkpoint (.pth), or its URL")
+    add("output", metavar="OUT", type=Path, help="file to write, .safetensors or .pth")
+    add("--all-classes", action="store_true", help="keep all class rows, not COCO's 80 used ones")
+    add("--half", action="store_true", help="store float16: half the size, about three digits")
+    add("--raw", action="store_true", help="take the trained weights, not their EMA")
+    return parser.parse_args(argv)
+
+
+class Conversion(NamedTuple):
+    """Weights of a detector.
+
+    Attributes:
+        state: the tensors in this project's names.
+        classes: classes of their rows, None if they are unknown.
+        left_out: names of the tensors that were left out.
+    """
+
+    state: dict[str, Tensor]
+    classes: ClassList | None
+    left_out: list[str]
+
+
+def convert(args: argparse.Namespace) -> Conversion:
+    """Return the weights in this project's names.
+
+    Raises:
+        CheckpointError: if the file cannot be read, or is no detector.
+    """
+    content = read_checkpoint(args.input)
+    if args.raw:
+        content.pop("ema", None)
+    state = dict(find_state_dict(content, args.input))
+
+    classes = classes_in(content, args.input)
+    left_out: list[str] = []
+    if is_reference_checkpoint(state):
+        left_out = dropped_names(state)
+        state, classes = convert_published(state, all_classes=args.all_classes)
+    elif "query_selection.class_head.bias" not in state:
+        check_detector(state, args)
+
+    if args.half:
+        for name, tensor in state.items():
+            if tensor.is_floating_point():
+                state[name] = tensor.half()
+    return Conversion(state, classes, left_out)
+
+
+def convert_published(
+    state: Mapping[str, Tensor], *, all_classes: bool
+) -> tuple[dict[str, Tensor], ClassList | None]:
+    """Return the weights of a published checkpoint in this project's names, and their classes.
+
+    The file may name its classes; else they are COCO's.
+
+    Raises:
+        CheckpointError: see :func:`convert_reference_checkpoint`.
+    """
+    names = published_names(state)
+    if all_classes:
+        num_rows = state["transformer.encoder_class_head.bias"].numel()
+        classes = name_rows(names, num_rows) if names else None
+        return convert_reference_checkpoint(state, category_ids=None), classes
+
+    names = names or COCO_CLASSES
+    converted = convert_reference_checkpoint(state, category_ids=tuple(names))
+    return converted, ClassList(tuple(names.values()), tuple(names))
+
+
+def check_detector(state: Mapping[str, Tensor], args: argparse.Namespace) -> None:
+    """Make sure that tensors of unknown names may be written with these names.
+
+    Raises:
+        CheckpointError: nothing would change in the file, or it holds a classifier.
+    """
+    is_classifier = find_format(state) is not None
+    if is_classifier or not (args.half or args.raw):
+        raise CheckpointError(
+            f"{args.input} looks like {describe(state)}, not a Salience DETR; with --half or --raw "
+            "the file of another detector is written with its names unchanged"
+        )
+
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(f"{args.input} holds more than tensors: {shorten(sorted(others))}")
+
+
+def print_summary(conversion: Conversion, output: Path) -> None:
+    """Print the numbers of each part of the model, its classes, and what was left out."""
+    num_tensors: Counter[str] = Counter()
+    num_values: Counter[str] = Counter()
+    for name, tensor in conversion.state.items():
+        part = name.partition(".")[0]
+        num_tensors[part] += 1
+        num_values[part] += tensor.numel()
+
+    rows = [(part, num_tensors[part], num_values[part] / 1e6) for part in num_tensors]
+    rows.append(("total", num_tensors.total(), num_values.total() / 1e6))
+    headers = ("part", "tensors", "values (M)")
+    print(tabulate(rows, headers=headers, floatfmt=".2f", tablefmt="github"))
+
+    left_out = conversion.left_out
+    if left_out:
+        print(f"\nleft out, as constants or repetitions ({len(left_out)}): {', '.join(left_out)}")
+
+    if conversion.classes is None:
+        print("\nthe checkpoint does not name its classes, and neither does the new file")
+    else:
+        print(f"\n{len(conversion.classes)} classes: {conversion.classes}")
+    print(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the converted weights, and print a summary."""
+    conversion = convert(args)
+    save_weights(conversion.state, args.output, classes=conversion.classes)
+    print_summary(conversion, args.output)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(run, parse_args(argv))

@@ -1,0 +1,186 @@
+"""Export a trained model: ONNX, a program of torch.export, or a package compiled by AOTInductor.
+
+export.py --config-file F --weights W --output model.onnx --simplify --verify shots/*.jpg
+export.py --config-file F --weights W --output model.pt2
+export.py --config-file F --weights W --output model.pt2 --compile
+
+Batch size, height and width of the exported model are free. In Python, OnnxDetector and
+PackagedDetector of salience_detr.export run it with the Predictor's interface; demo/demo.py takes
+it for --weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import instantiate
+from tabulate import tabulate
+from tqdm import tqdm
+
+from salience_detr.benchmark.timing import time_calls
+from salience_detr.cli.arguments import Parser, run_program
+from salience_detr.data import DatasetError
+from salience_detr.data.images import ImageReadError, to_rgb
+from salience_detr.data.surface import generate_surface_defects
+from salience_detr.export import (
+    DetectorInfo,
+    ExportedDetector,
+    OnnxDetector,
+    PackagedDetector,
+)
+from salience_detr.export.onnx import DEFAULT_OPSET, LAST_OPSET, check_export, export_onnx
+from salience_detr.export.program import compile_package, export_program, save_program
+from salience_detr.export.verification import (
+    UNCERTAIN_PART,
+    UNCERTAIN_PART_OF_RANDOM,
+    Difference,
+    verify,
+)
+from salience_detr.predictor import Predictor
+from salience_detr.utils.files import check_result_path
+
+ENDINGS = (".onnx", ".pt2")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    parser.add_config()
+    add = parser.add_argument
+    add("--weights", metavar="FILE", help="checkpoint (default: random weights)")
+    add("--output", required=True, type=Path, metavar="FILE", help="ends in .onnx or .pt2")
+    add("--compile", action="store_true", help="compile a .pt2 for this processor (minutes)")
+
+    opset_help = f"ONNX opset, up to {LAST_OPSET} (default: {DEFAULT_OPSET})"
+    add("--opset", type=int, default=DEFAULT_OPSET, help=opset_help)
+    add("--simplify", action="store_true", help="run onnxslim over the ONNX graph")
+    verify_help = "compare with PyTorch on these images (default: images of the test set)"
+    add("--verify", nargs="*", metavar="IMAGE", help=verify_help)
+    args = parser.parse(argv)
+
+    if args.output.suffix not in ENDINGS:
+        parser.error(f"--output {args.output} must end in {' or '.join(ENDINGS)}")
+    if args.compile and args.output.suffix != ".pt2":
+        parser.error(f"--compile writes a .pt2 file, not {args.output}")
+    return args
+
+
+def test_images(predictor: Predictor, count: int = 4) -> tuple[list[np.ndarray], str]:
+    """Return images to compare on, with their origin: the test set, or generated ones."""
+    try:
+        records = instantiate(predictor.config.dataloader.test.dataset)
+        chosen = records[:: max(1, len(records) // count)][:count]
+        images = [to_rgb(x["file_name"], "RGB", predictor.value_range) for x in chosen]
+        return images, "images of the test set"
+    except (DatasetError, ImageReadError):
+        with tempfile.TemporaryDirectory() as folder:
+            generate_surface_defects(Path(folder), split="val", num_images=count, progress=False)
+            paths = sorted(Path(folder).rglob("*.jpg"))
+            return [to_rgb(path) for path in paths], "generated images"
+
+
+def several_shapes(images: list[np.ndarray]) -> list[np.ndarray]:
+    """Return the images, with the left half and the upper third of the first one."""
+    height, width = images[0].shape[:2]
+    portrait = images[0][:, : max(1, width // 2)]
+    landscape = images[0][: max(1, height // 3)]
+    return [*images, portrait, landscape]
+
+
+def write(predictor: Predictor, args: argparse.Namespace) -> ExportedDetector:
+    """Export the model, and load the written file."""
+    info = DetectorInfo.from_predictor(predictor)
+    print("exporting the model", flush=True)
+    program = export_program(predictor)
+
+    print(f"writing {args.output}", flush=True)
+    if args.output.suffix == ".onnx":
+        export_onnx(program, args.output, info, opset=args.opset, simplify=args.simplify)
+        return OnnxDetector(args.output, device="cpu")
+    if args.compile:
+        compile_package(program, args.output, info)
+    else:
+        save_program(program, args.output, info)
+    return PackagedDetector(args.output)
+
+
+def report(
+    predictor: Predictor, exported: ExportedDetector, images: list[np.ndarray], origin: str
+) -> list[Difference]:
+    """Compare the exported model with the predictor, and print tables of differences and times."""
+    shapes = several_shapes(images)
+    differences = verify(predictor, exported, shapes)
+    labels = [f"{x.shape[0]}x{x.shape[1]}" for x in shapes]
+    labels += [f"{label} in a batch" for label in labels]
+
+    rows = []
+    for label, difference in zip(labels, differences, strict=True):
+        row = {
+            "image": label,
+            "detections": difference.detections,
+            "not in both": difference.unmatched,
+            "their highest score": difference.unmatched_score,
+            "largest difference of scores": difference.score,
+            "of boxes (px)": difference.box,
+        }
+        rows.append(row)
+    print(f"\nagainst PyTorch on {origin}:")
+    formats = ("", "", "", ".3f", ".1e", ".1e")
+    print(tabulate(rows, headers="keys", floatfmt=formats, tablefmt="github"))
+
+    times = []
+    detectors = {"PyTorch": predictor, type(exported).__name__: exported}
+    for name, detector in tqdm(detectors.items(), desc="timing"):
+        # The first of the detections warms up.
+        milliseconds = time_calls(partial(detector, images[0]), 6)[1:]
+        times.append((name, statistics.median(milliseconds)))
+
+    print(f"\none image of {labels[0]}, reading and resizing included, median of 5:")
+    print(tabulate(times, headers=("", "ms"), floatfmt=".1f", tablefmt="github"))
+    return differences
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export and verify; return 1 if the exported model detects something else."""
+    # Everything that can be wrong with the arguments, before the work of minutes.
+    check_result_path(args.output, "--output")
+    if args.output.suffix == ".onnx":
+        check_export(args.opset)
+    predictor = Predictor(
+        args.config_file,
+        args.weights,
+        device="cpu",
+        overrides=args.opts,
+        trust_config=args.trust_config,
+    )
+    images = [to_rgb(path, "RGB", predictor.value_range) for path in args.verify or []]
+    origin = "the given images"
+
+    exported = write(predictor, args)
+    mebibytes = args.output.stat().st_size / 2**20
+    print(f"{args.output}: {mebibytes:.1f} MiB, {len(exported.class_names)} classes")
+    if args.verify is None:
+        return 0
+
+    if not images:
+        images, origin = test_images(predictor)
+    differences = report(predictor, exported, images, origin)
+
+    score = max(x.score for x in differences)
+    box = max(x.box for x in differences)
+    unmatched = sum(x.unmatched for x in differences)
+    largest = f"largest differences: {score:.1e} in score, {box:.1e} px in boxes"
+    print(f"\n{largest}; {unmatched} detections differ")
+
+    # Random weights rank many tokens nearly equal, so that rounding decides more of them.
+    uncertain_part = UNCERTAIN_PART if args.weights else UNCERTAIN_PART_OF_RANDOM
+    is_rounding = all(x.is_rounding(uncertain_part=uncertain_part) for x in differences)
+    return 0 if is_rounding else 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(run, parse_args(argv))

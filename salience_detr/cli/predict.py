@@ -1,0 +1,205 @@
+"""Detect objects on images and videos, and draw the detections.
+
+    demo.py --config-file F --weights W --input a.jpg folder 'shots/*.png' film.mp4 --output out
+    demo.py --config-file F --weights W --input film.mp4 --output out --track --csv results.csv
+    demo.py --config-file F --weights W --input large.tif --output out --tile 640 --save-crops
+    demo.py --config-file F --weights W --input folder --output out --classes scratch pit
+    demo.py --config-file F --weights W --webcam 0 --output out
+    demo.py --weights model.onnx --input a.jpg --output out
+    torchrun --nproc-per-node 4 demo.py ...        each process works on a part of the inputs
+
+--json writes a file in COCO's format: images, categories, and annotations with bbox (x, y, width,
+height), category_id of the data set, score, and track_id where there is one. Each frame of a video
+is an image of its own. --csv writes a row for each detection. Frames are counted from 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.utils import comm
+
+from salience_detr.cli.arguments import INTERRUPTED, Parser, number, print_skipped, run_program
+from salience_detr.config import resolve_device
+from salience_detr.inference.class_filter import only_classes
+from salience_detr.inference.detection_run import DetectionRun, Ending, Summary
+from salience_detr.inference.distributed import join_torchrun, run_distributed
+from salience_detr.inference.inputs import collect_inputs
+from salience_detr.inference.loading import load_detector
+from salience_detr.inference.outputs import OutputFolder
+from salience_detr.inference.result_files import ResultFiles, earlier_parts
+from salience_detr.inference.tiling import TiledDetector
+from salience_detr.inference.tracking import MIN_SCORE, Tracker
+from salience_detr.predictor import Detector
+from salience_detr.utils.files import check_output_dir, check_result_path
+from salience_detr.utils.signals import StopSignals
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    parser.add_detector(required=False, help="LazyConfig file of a checkpoint")
+
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", metavar="PATH", help="images, videos, folders, globs")
+    source.add_argument(
+        "--webcam",
+        type=number(int, 0, 2**31 - 1),
+        metavar="N",
+        help="camera; frames may be dropped",
+    )
+    add = parser.add_argument
+    add("--output", required=True, type=Path, metavar="DIR", help="folder of the drawings")
+
+    add("--score-threshold", type=float, default=0.5, help="lowest score (default: %(default)s)")
+    names_help = "do not compare the classes of the weights with the data set's"
+    add("--ignore-class-names", action="store_true", help=names_help)
+    add("--classes", nargs="+", metavar="CLASS", help="names, or category ids of the data set")
+    add("--tile", type=int, metavar="SIZE", help="detect on overlapping squares of SIZE pixels")
+    add("--tile-overlap", type=float, metavar="PART", help="overlap of tiles (default: 0.2)")
+    add("--tiles-only", action="store_true", help="do not detect on the whole image besides")
+
+    add("--track", action="store_true", help="number the objects of a video")
+    add("--salience", action="store_true", help="write salience maps, as NAME_salience.*")
+    add("--save-crops", action="store_true", help="cut detections out, as crops/CLASS/NAME_K.jpg")
+    add("--json", type=Path, metavar="FILE", help="write detections in COCO's format")
+    add("--csv", type=Path, metavar="FILE", help="write detections as they come, a row each")
+
+    add("--dtype", default="float32", help="float32, bfloat16, float16 (default: %(default)s)")
+    add("--batch-size", type=int, metavar="N", help="images at a time (default: GPU 4, CPU 1)")
+    args = parser.parse(argv)
+
+    if args.tile is None and (args.tiles_only or args.tile_overlap is not None):
+        parser.error("--tile-overlap and --tiles-only need --tile SIZE")
+    return args
+
+
+def build_detector(args: argparse.Namespace) -> Detector:
+    """Build the detector that the arguments ask for."""
+    # Batches save little time on a CPU.
+    batch_size = args.batch_size
+    if batch_size is None:
+        batch_size = 1 if resolve_device(args.device).type == "cpu" else 4
+
+    # A tracker needs detections of low scores to continue its tracks.
+    score_threshold = args.score_threshold
+    if args.track:
+        score_threshold = min(score_threshold, MIN_SCORE)
+
+    detector = load_detector(
+        args.config_file,
+        args.weights,
+        device=args.device,
+        dtype=args.dtype,
+        score_threshold=score_threshold,
+        batch_size=batch_size,
+        overrides=args.opts,
+        trust_config=args.trust_config,
+        ignore_class_names=args.ignore_class_names,
+    )
+
+    # Classes are filtered on each tile, where the limit of detections applies.
+    if args.classes:
+        detector = only_classes(detector, args.classes)
+    if args.tile is not None:
+        overlap = 0.2
+        if args.tile_overlap is not None:
+            overlap = args.tile_overlap
+
+        detector = TiledDetector(
+            detector,
+            tile=args.tile,
+            overlap=overlap,
+            with_whole=not args.tiles_only,
+            progress=bool(args.input),
+        )
+    return detector
+
+
+def prepare(args: argparse.Namespace) -> tuple[list[Path], list[str], Detector]:
+    """Return the inputs, a message for each missing one, and the detector.
+
+    Raises:
+        USER_ERRORS: there is no input, an output cannot be written, or no detector can be built.
+    """
+    # A camera has the name of its video as its input.
+    sources = [Path(f"webcam{args.webcam}.mp4")]
+    missing: list[str] = []
+    if args.input:
+        inputs = collect_inputs(args.input)
+        sources = inputs.files
+        missing = inputs.missing
+        for remark in inputs.remarks:
+            if comm.is_main_process():
+                print(remark, file=sys.stderr)
+
+    # Errors are reported now, rather than after hours of detection.
+    check_output_dir(args.output, option="--output")
+    check_result_path(args.json, "--json")
+    check_result_path(args.csv, "--csv")
+    if args.track:
+        Tracker(fps=25, score_threshold=args.score_threshold)  # its package may be missing
+
+    return sources, missing, build_detector(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Detect on all inputs in this process, or with torchrun's others, and report.
+
+    Returns:
+        0 after detection on at least one input, 1 if no input could be read or an output could not
+        be written, 130 after an interruption.
+
+    Raises:
+        USER_ERRORS: see :func:`prepare` and :func:`run_distributed`.
+    """
+    with join_torchrun(), StopSignals() as stop_signals:
+        sources, missing, detector = prepare(args)
+
+        # Only the parts of an earlier run exist at this point.
+        parts = earlier_parts(args.json, args.csv)
+        if parts and comm.is_main_process():
+            print("left by an earlier run that was killed:", *parts, file=sys.stderr)
+
+        folder = OutputFolder(
+            args.output, detector.classes, salience=args.salience, crops=args.save_crops
+        )
+        detection_run = DetectionRun(
+            detector,
+            folder,
+            folder.plan(sources),
+            ResultFiles(detector.classes, args.json, args.csv),
+            stop_signals,
+            score_threshold=args.score_threshold,
+            track=args.track,
+            num_threads=min(4, os.cpu_count() or 1),
+            show_progress=comm.is_main_process(),
+        )
+        summary = run_distributed(detection_run, camera=args.webcam)
+
+    # Under torchrun, only the first process reports.
+    return 0 if summary is None else report(summary, missing, args)
+
+
+def report(summary: Summary, missing: Sequence[str], args: argparse.Namespace) -> int:
+    """Print the numbers of a run, its outputs and its problems, and return the exit code."""
+    counts = f"{summary.num_detections} detections on {summary.num_images} images"
+    print(f"{counts}, drawn in {args.output}")
+    for path in filter(None, (args.json, args.csv)):
+        print(f"detections written to {path}")
+
+    for warning in summary.warnings.values():
+        print(warning, file=sys.stderr)
+    print_skipped([*missing, *summary.failures.values()])
+
+    if summary.ending == Ending.INTERRUPTED:
+        print(INTERRUPTED, file=sys.stderr)
+        return 130
+    return 0 if summary.num_completed and summary.ending == Ending.DONE else 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program(run, parse_args(argv))
