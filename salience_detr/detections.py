@@ -12,7 +12,8 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from salience_detr.data.classes import CategoryId, ClassList
-from salience_detr.utils.drawing import Color, draw_detections
+from salience_detr.utils.drawing import draw_detections
+from salience_detr.utils.drawing_options import DEFAULTS, Color, DrawingOptions
 
 logger = logging.getLogger(__name__)
 
@@ -108,13 +109,16 @@ class Detections(Instances):
             )
         return results
 
-    def draw(self, image: np.ndarray | None = None) -> np.ndarray:
+    def draw(
+        self, image: np.ndarray | None = None, *, options: DrawingOptions = DEFAULTS
+    ) -> np.ndarray:
         """Draw boxes, class names and scores.
 
         Args:
             image: (H, W, 3) uint8 RGB image of the same size to draw on, such as a salience map.
                 By default it is the image that was detected on: a file is read again, an array is
                 taken as it is now.
+            options: lines, labels, filling and colors.
 
         Returns:
             (H, W, 3) uint8 RGB.
@@ -133,8 +137,13 @@ class Detections(Instances):
                 f"this one has {image.shape[0]}x{image.shape[1]}"
             )
 
-        names = self._classes.names
-        return draw_detections(image, self, class_names=names, colors=self._classes.colors)
+        return draw_detections(
+            image,
+            self,
+            class_names=self._classes.names,
+            colors=self._classes.colors,
+            options=options,
+        )
 
     def __getitem__(self, item: int | slice | Tensor) -> Detections:
         return Detections(super().__getitem__(item), self._classes, self._read_image)

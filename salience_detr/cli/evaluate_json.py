@@ -22,10 +22,16 @@ from salience_detr.evaluation.comparison import (
 )
 from salience_detr.evaluation.results import (
     METRICS,
+    category_names,
     class_precisions,
     evaluate,
     load_results,
     summary,
+)
+from salience_detr.utils.drawing_options import (
+    add_drawing_arguments,
+    drawing_options,
+    has_drawing_arguments,
 )
 from salience_detr.utils.files import check_output_dir
 
@@ -44,12 +50,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--score-threshold", type=number(float, 0, 1), metavar="S", help=score_help)
     count_help = "draw the first N images (default: all)"
     add("--show-count", type=number(int, 1), metavar="N", help=count_help)
+    add_drawing_arguments(parser)
     args = parser.parse_args(argv)
 
     # The default is set below, so that a given score can be told from none.
     drawing_flags = {args.images, args.score_threshold, args.show_count}
     if args.show_dir is None and drawing_flags != {None}:
         parser.error("--images, --score-threshold and --show-count go with --show-dir DIR")
+    if args.show_dir is None and has_drawing_arguments(args):
+        parser.error("--line-width, --colors and the other options of drawings go with --show-dir")
     if args.score_threshold is None:
         args.score_threshold = SCORE_THRESHOLD
     return args
@@ -63,7 +72,9 @@ def run(args: argparse.Namespace) -> None:
         OSError: a drawing cannot be written.
     """
     # The folders are checked before the evaluation, which may take minutes.
+    options = drawing_options(args)
     results = load_results(args.results, args.annotations)
+    options.palette(category_names(results.coco))
     if args.show_dir is not None:
         image_root = find_image_folder(args.annotations, results.coco, args.images)
         check_output_dir(args.show_dir, option="--show-dir")
@@ -87,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
             args.show_dir,
             score_threshold=args.score_threshold,
             limit=args.show_count,
+            options=options,
         )
         print(f"{drawn} images drawn in {args.show_dir}: ground truth left, detections right")
         print_skipped(notes, "images")

@@ -35,6 +35,7 @@ from salience_detr.inference.result_files import ResultFiles, earlier_parts
 from salience_detr.inference.tiling import TiledDetector
 from salience_detr.inference.tracking import MIN_SCORE, Tracker
 from salience_detr.predictor import Detector
+from salience_detr.utils.drawing_options import add_drawing_arguments, drawing_options
 from salience_detr.utils.files import check_output_dir, check_result_path
 from salience_detr.utils.signals import StopSignals
 
@@ -70,6 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     add("--dtype", default="float32", help="float32, bfloat16, float16 (default: %(default)s)")
     add("--batch-size", type=int, metavar="N", help="images at a time (default: GPU 4, CPU 1)")
+    add_drawing_arguments(parser)
     args = parser.parse(argv)
 
     if args.tile is None and (args.tiles_only or args.tile_overlap is not None):
@@ -157,7 +159,9 @@ def run(args: argparse.Namespace) -> int:
         USER_ERRORS: see :func:`prepare` and :func:`run_distributed`.
     """
     with join_torchrun(), StopSignals() as stop_signals:
+        options = drawing_options(args)
         sources, missing, detector = prepare(args)
+        options.palette(detector.class_names)  # tells an unknown class before the work
 
         # Only the parts of an earlier run exist at this point.
         parts = earlier_parts(args.json, args.csv)
@@ -175,6 +179,7 @@ def run(args: argparse.Namespace) -> int:
             stop_signals,
             score_threshold=args.score_threshold,
             track=args.track,
+            drawing=options,
             num_threads=min(4, os.cpu_count() or 1),
             show_progress=comm.is_main_process(),
         )

@@ -33,6 +33,11 @@ from salience_detr.engine.run_folder import locked_folder
 from salience_detr.engine.train import build_model, save_config, setup_run, train
 from salience_detr.engine.trainer import StopError
 from salience_detr.evaluation.coco_evaluation import check_show_dir, evaluate, show_evaluation
+from salience_detr.utils.drawing_options import (
+    add_drawing_arguments,
+    drawing_options,
+    has_drawing_arguments,
+)
 from salience_detr.utils.errors import print_error, tolerate_names
 
 USER_ERRORS = (*arguments.USER_ERRORS, FloatingPointError, RecursionError)
@@ -58,10 +63,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--machine-rank", type=int, default=0, help="number of this machine, from 0")
     add("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
     add_data_arguments(parser)
+    add_drawing_arguments(parser)
 
     args = parser.parse(argv)
     if args.show_dir is not None and not args.eval_only:
         parser.error(f"--show-dir {args.show_dir} draws what --eval-only finds: add --eval-only")
+    if args.show_dir is None and has_drawing_arguments(args):
+        parser.error("--line-width, --colors and the other options of drawings go with --show-dir")
     if args.ignore_class_names and not args.eval_only:
         parser.error("--ignore-class-names goes with --eval-only; training compares by name")
     return args
@@ -97,6 +105,7 @@ def do_test(args: argparse.Namespace, config: DictConfig) -> None:
         raise ConfigError("--eval-only needs weights: add --weights FILE")
     if args.show_dir is not None:
         check_show_dir(config, args.show_dir)
+    options = drawing_options(args)
 
     # Rows without names are the classes of the training set, in order, where it is at hand.
     trained_classes = read_classes(config.train.init_checkpoint)
@@ -104,6 +113,8 @@ def do_test(args: argparse.Namespace, config: DictConfig) -> None:
     if trained_classes is None and not args.ignore_class_names:
         trained_classes = rows_in_order = training_classes(config, args)
     data_classes = evaluated_classes(config, trained_classes, by_name=not args.ignore_class_names)
+    if data_classes is not None:
+        options.palette(data_classes.names)  # an unknown class is told before the evaluation
 
     # The config of a training run in this folder stays.
     output_dir = Path(config.train.output_dir)
@@ -125,7 +136,7 @@ def do_test(args: argparse.Namespace, config: DictConfig) -> None:
     evaluate(config, model.eval(), class_names=class_names)
 
     if args.show_dir is not None and comm.is_main_process():
-        show_evaluation(config, args.show_dir)
+        show_evaluation(config, args.show_dir, options)
 
 
 def evaluated_classes(

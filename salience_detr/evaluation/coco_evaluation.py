@@ -38,6 +38,7 @@ from salience_detr.data.value_range import AUTO, ValueRange
 from salience_detr.evaluation.class_mapping import ClassMappingEvaluator
 from salience_detr.evaluation.comparison import write_comparisons
 from salience_detr.evaluation.results import category_names, load_results, make_coco
+from salience_detr.utils.drawing_options import DEFAULTS, DrawingOptions
 from salience_detr.utils.files import check_output_dir
 
 logger = logging.getLogger(__name__)
@@ -226,7 +227,7 @@ def check_show_dir(config: DictConfig, show_dir: Path) -> None:
     check_output_dir(show_dir, option="--show-dir")
 
 
-def show_evaluation(config: DictConfig, show_dir: Path) -> None:
+def show_evaluation(config: DictConfig, show_dir: Path, options: DrawingOptions = DEFAULTS) -> None:
     """Draw the ground truth and the detections of each image of the test set into a folder.
 
     The detections are those that :func:`evaluate` wrote. Process 0 calls this.
@@ -240,15 +241,21 @@ def show_evaluation(config: DictConfig, show_dir: Path) -> None:
     output_dir = Path(config.dataloader.evaluator.output_dir)
     value_range = ValueRange(config.dataloader.test.mapper.get("value_range", AUTO))
     if len(names) == 1:
-        show_dataset(names[0], output_dir, show_dir, value_range)
+        show_dataset(names[0], output_dir, show_dir, value_range, options)
         return
 
     for name in names:
         folder = name.replace("/", "_")
-        show_dataset(name, output_dir / folder, show_dir / folder, value_range)
+        show_dataset(name, output_dir / folder, show_dir / folder, value_range, options)
 
 
-def show_dataset(name: str, output_dir: Path, show_dir: Path, value_range: ValueRange) -> None:
+def show_dataset(
+    name: str,
+    output_dir: Path,
+    show_dir: Path,
+    value_range: ValueRange,
+    options: DrawingOptions = DEFAULTS,
+) -> None:
     """Draw the images of one data set, see :func:`show_evaluation`."""
     metadata = MetadataCatalog.get(name)
     results_file = output_dir / "coco_instances_results.json"
@@ -260,7 +267,9 @@ def show_dataset(name: str, output_dir: Path, show_dir: Path, value_range: Value
     lists = ("images", "categories")  # COCO's test sets have no annotations
     results = load_results(results_file, Path(metadata.json_file), lists=lists)
     image_root = Path(metadata.get("image_root", "."))
-    drawn, notes = write_comparisons(results, image_root, show_dir, value_range=value_range)
+    drawn, notes = write_comparisons(
+        results, image_root, show_dir, value_range=value_range, options=options
+    )
     logger.info("%d images drawn in %s: ground truth left, detections right", drawn, show_dir)
     for note in notes:
         logger.warning("not drawn: %s", note)

@@ -28,7 +28,8 @@ from salience_detr.evaluation.results import (
     ResultsError,
     category_names,
 )
-from salience_detr.utils.drawing import Color, class_colors, draw_boxes, resize_between
+from salience_detr.utils.drawing import draw_boxes, resize_between
+from salience_detr.utils.drawing_options import DEFAULTS, Color, DrawingOptions
 from salience_detr.utils.errors import printable
 from salience_detr.utils.files import UsedPaths, write_image
 from salience_detr.visualization.panels import add_legend, new_sheet, render, show_image
@@ -76,6 +77,7 @@ def draw_entries(
     entries: Sequence[Mapping[str, Any]],
     colors: Sequence[Color],
     coco: COCO,
+    options: DrawingOptions = DEFAULTS,
 ) -> np.ndarray:
     """Draw ground-truth boxes, or detections with their scores; crowd regions are hatched.
 
@@ -84,6 +86,7 @@ def draw_entries(
         entries: annotations or detections of the image, in pixels of the annotated size.
         colors: RGB of each.
         coco: knows annotated sizes and class names.
+        options: lines, labels and filling.
     """
     canvas = image.copy()
     names = dict(zip(sorted(coco.cats), category_names(coco), strict=True))
@@ -103,7 +106,7 @@ def draw_entries(
 
         boxes.append(box)
         labels.append(label)
-    return draw_boxes(canvas, boxes, labels, [color for _, color in pairs])
+    return draw_boxes(canvas, boxes, labels, [color for _, color in pairs], options)
 
 
 def drawing_rank(entry: Mapping[str, Any]) -> tuple[bool, float]:
@@ -130,7 +133,9 @@ def hatch(canvas: np.ndarray, box: np.ndarray, color: Color) -> None:
     canvas[y0:y1, x0:x1][(rows + columns) % 12 < 2] = color
 
 
-def draw_comparison(image: np.ndarray, results: ImageResults, coco: COCO) -> np.ndarray:
+def draw_comparison(
+    image: np.ndarray, results: ImageResults, coco: COCO, options: DrawingOptions = DEFAULTS
+) -> np.ndarray:
     """Draw an (H, W, 3) uint8 RGB image twice: ground truth left, detections right, with counts."""
     image = resize_between(image, MIN_SIDE, MAX_SIDE)
     num_crowds = int(results.is_crowd.sum())
@@ -140,13 +145,13 @@ def draw_comparison(image: np.ndarray, results: ImageResults, coco: COCO) -> np.
 
     # Each class has one color in all images.
     ids = sorted(coco.cats)
-    palette = dict(zip(ids, class_colors(len(ids)), strict=True))
+    palette = dict(zip(ids, options.palette(category_names(coco)), strict=True))
 
     colors = [palette[x["category_id"]] for x in results.annotations]
-    left = draw_entries(image, results.annotations, colors, coco)
+    left = draw_entries(image, results.annotations, colors, coco, options)
 
     colors = [palette[x["category_id"]] for x in results.detections]
-    right = draw_entries(image, results.detections, colors, coco)
+    right = draw_entries(image, results.detections, colors, coco, options)
     right_title = f"detections: {len(results.detections)}"
     return side_by_side(add_title(left, title), add_title(right, right_title))
 
@@ -175,6 +180,7 @@ def write_comparisons(
     score_threshold: float = SCORE_THRESHOLD,
     limit: int | None = None,
     value_range: ValueRange | None = None,
+    options: DrawingOptions = DEFAULTS,
 ) -> tuple[int, list[str]]:
     """Draw images with :func:`draw_comparison` into a folder, under their own names.
 
@@ -185,6 +191,7 @@ def write_comparisons(
         score_threshold: lowest score of detections that are drawn.
         limit: number of images to draw, the first in the annotations; None for all.
         value_range: range of the values of deep images; by default it is chosen from all images.
+        options: lines, labels, filling and colors.
 
     Returns:
         The number of images drawn, and a message for each image that could not be read.
@@ -213,7 +220,7 @@ def write_comparisons(
             notes.append(str(error))
             continue
 
-        write_image(path, draw_comparison(pixels, image, coco), quality=QUALITY)
+        write_image(path, draw_comparison(pixels, image, coco, options), quality=QUALITY)
     return len(chosen) - len(notes), notes
 
 

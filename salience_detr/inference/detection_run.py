@@ -37,6 +37,7 @@ from salience_detr.inference.video import (
     read_ahead,
 )
 from salience_detr.predictor import Detector, PredictorOutput
+from salience_detr.utils.drawing_options import DEFAULTS, DrawingOptions
 from salience_detr.utils.errors import one_line
 from salience_detr.utils.files import FileNameError
 from salience_detr.utils.signals import StopSignals
@@ -93,6 +94,7 @@ class DetectionRun:
         stop_signals: signals that may end the run.
         score_threshold: detections below it are neither drawn nor written.
         track: whether the objects of a video are numbered.
+        drawing: lines, labels, filling and colors of the drawings.
         num_threads: threads that read images.
         show_progress: whether progress bars are shown.
     """
@@ -104,6 +106,7 @@ class DetectionRun:
     stop_signals: StopSignals
     score_threshold: float = 0.0
     track: bool = False
+    drawing: DrawingOptions = DEFAULTS
     num_threads: int = 2
     show_progress: bool = True
     summary: Summary = field(default_factory=Summary)
@@ -238,7 +241,7 @@ class DetectionRun:
         self, image: np.ndarray, detections: Detections, salience: np.ndarray
     ) -> Iterator[np.ndarray]:
         """Yield the drawing and, if it is wanted, the salience map."""
-        yield detections.draw(image)
+        yield detections.draw(image, options=self.drawing)
         if self.folder.salience:
             yield draw_salience_map(image, salience)
 

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from detectron2.structures import Instances
 
+from salience_detr.utils.drawing_options import DEFAULTS, Color, DrawingOptions, class_colors
 from salience_detr.utils.errors import printable
 
-Color = tuple[int, int, int]  # RGB, 0 to 255
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
-
-def class_colors(num_classes: int, known: Sequence[Sequence[int]] | None = None) -> list[Color]:
-    """Return a distinct color for each class.
-
-    Args:
-        num_classes: number of classes.
-        known: RGB of the first classes; the others get theirs here.
-    """
-    colors = [(int(r), int(g), int(b)) for r, g, b in (known or [])[:num_classes]]
-
-    # Steps by the golden ratio spread hues well, however many follow.
-    for i in range(len(colors), num_classes):
-        r, g, b = colorsys.hsv_to_rgb((0.02 + i * 0.618034) % 1.0, 0.85, 1.0)
-        colors.append((round(255 * r), round(255 * g), round(255 * b)))
-    return colors
+__all__ = [
+    "Color",
+    "class_colors",
+    "draw_boxes",
+    "draw_detections",
+    "draw_salience",
+    "resize_between",
+]
 
 
 def draw_detections(
@@ -36,6 +30,7 @@ def draw_detections(
     *,
     class_names: Sequence[str],
     colors: Sequence[Color] | None = None,
+    options: DrawingOptions = DEFAULTS,
 ) -> np.ndarray:
     """Return a copy of an (H, W, 3) uint8 RGB image with boxes, class names and scores.
 
@@ -45,6 +40,7 @@ def draw_detections(
             ``track_ids``, which are drawn unless they are negative.
         class_names: names of all classes.
         colors: RGB of the first classes or of all.
+        options: lines, labels and filling, and colors that come before the others.
     """
     classes = instances.pred_classes.tolist()
     labels = []
@@ -56,7 +52,7 @@ def draw_detections(
             if number >= 0:
                 labels[i] = f"#{number} {labels[i]}"
 
-    palette = class_colors(len(class_names), colors)
+    palette = options.palette(class_names, colors)
 
     # The best detections are drawn last, on top.
     order = range(len(instances) - 1, -1, -1)
@@ -66,11 +62,16 @@ def draw_detections(
         [boxes[i] for i in order],
         [labels[i] for i in order],
         [palette[classes[i]] for i in order],
+        options,
     )
 
 
 def draw_boxes(
-    image: np.ndarray, boxes: Sequence[np.ndarray], labels: Sequence[str], colors: Sequence[Color]
+    image: np.ndarray,
+    boxes: Sequence[np.ndarray],
+    labels: Sequence[str],
+    colors: Sequence[Color],
+    options: DrawingOptions = DEFAULTS,
 ) -> np.ndarray:
     """Return a copy of an (H, W, 3) uint8 RGB image with labeled boxes.
 
@@ -79,6 +80,7 @@ def draw_boxes(
         boxes: absolute xyxy boxes; what lies outside of the image is clipped.
         labels: text of each box.
         colors: RGB of each box.
+        options: lines, labels and filling.
     """
     canvas = np.ascontiguousarray(image).copy()
     height, width = canvas.shape[:2]
@@ -87,15 +89,44 @@ def draw_boxes(
     last_pixel = [width - 1, height - 1, width - 1, height - 1]
     for box, label, color in zip(boxes, labels, colors, strict=True):
         x0, y0, x1, y1 = np.clip(np.round(box), 0, last_pixel).astype(int).tolist()
-        cv2.rectangle(canvas, (x0, y0), (x1, y1), color, thickness)
-        _draw_label(canvas, label, (x0, y0), color)
+        if options.fill_opacity > 0:
+            _fill(canvas[y0 : y1 + 1, x0 : x1 + 1], color, options.fill_opacity)
+
+        if options.line_width is None:
+            cv2.rectangle(canvas, (x0, y0), (x1, y1), color, thickness)
+        else:
+            _draw_frame(canvas, (x0, y0, x1, y1), color, options.line_width)
+        if options.has_labels:
+            _draw_label(canvas, label, (x0, y0), color, options.font_scale)
     return canvas
 
 
-def _draw_label(canvas: np.ndarray, text: str, corner: tuple[int, int], color: Color) -> None:
+def _draw_frame(
+    canvas: np.ndarray, box: tuple[int, int, int, int], color: Color, line_width: int
+) -> None:
+    """Draw the lines of a box; OpenCV's are one or two pixels wider than asked for."""
+    before = (line_width - 1) // 2
+    left, top, right, bottom = (max(0, side - before) for side in box)
+    x0, y0, x1, y1 = (side - before + line_width for side in box)
+
+    canvas[top:y0, left:x1] = color
+    canvas[bottom:y1, left:x1] = color
+    canvas[top:y1, left:x0] = color
+    canvas[top:y1, right:x1] = color
+
+
+def _fill(region: np.ndarray, color: Color, opacity: float) -> None:
+    """Mix a color into an (h, w, 3) region, in place."""
+    mixed = (1 - opacity) * region + opacity * np.array(color)
+    region[:] = np.round(mixed)
+
+
+def _draw_label(
+    canvas: np.ndarray, text: str, corner: tuple[int, int], color: Color, font_scale: float
+) -> None:
     """Write text on a filled box above a corner, or below it at the upper edge of the image."""
     font = cv2.FONT_HERSHEY_SIMPLEX
-    scale = max(0.35, min(canvas.shape[:2]) / 1000)
+    scale = font_scale * max(0.35, min(canvas.shape[:2]) / 1000)
     thickness = max(1, round(scale * 1.5))
     text = printable(text)
     (text_width, text_height), baseline = cv2.getTextSize(text, font, scale, thickness)
