@@ -12,7 +12,6 @@ from salience_detr.config import ConfigError
 from salience_detr.data.classes import ClassList
 from salience_detr.data.coco_dataset import register_coco_dataset
 from salience_detr.data.coco_format import (
-    LARGEST,
     DatasetError,
     entry_fault,
     is_whole,
@@ -22,10 +21,8 @@ from salience_detr.data.coco_format import (
 from salience_detr.data.datasets import as_list, dataset_classes
 from salience_detr.data.preparation.layouts import Split, find_splits
 from salience_detr.data.split_classes import check_splits
+from salience_detr.engine.run_length import fit_schedule, set_epochs
 from salience_detr.engine.validation_split import split_for_validation
-
-# A warm-up that suits COCO would be all of the training on little data.
-LONGEST_WARMUP = 0.1
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +60,8 @@ def use_own_data(
 ) -> None:
     """Change a config, in place, as the flags of the command line say; without flags it stays.
 
+    Epochs without data are passes over the data set of the config.
+
     The classes and their number come from the annotation files. The number of iterations follows
     from the epochs, the number of images and the batch size. Evaluations, checkpoints and the steps
     of the learning rate keep their places in the schedule.
@@ -80,8 +79,8 @@ def use_own_data(
     if args.val_fraction is not None or args.split_by is not None:
         splits = split_for_validation(config, args, splits)
     if not splits:
-        if args.epochs is not None:
-            raise ConfigError("--epochs goes with --data-dir or --train-json; set train.max_iter")
+        if args.epochs is not None and "train" in needed:
+            set_epochs(config, args.epochs, overridden)
         if args.drop_empty_categories:
             raise ConfigError("--drop-empty-categories goes with --data-dir or --train-json")
         return
@@ -203,45 +202,3 @@ def drop_empty_categories(
             del names[category_id]
         dataset = config.dataloader["train" if name == "train" else "test"].dataset
         dataset.drop_categories = empty
-
-
-def fit_schedule(
-    config: DictConfig, num_images: int, epochs: float | None, overridden: Collection[str]
-) -> None:
-    """Give a run over ``num_images`` images the epochs of the config, or others.
-
-    Periods and warm-up follow, unless they were overridden.
-    """
-    if not num_images:
-        raise DatasetError("the training data set holds no images")
-    if epochs is not None and not 0 < epochs < LARGEST:
-        raise ConfigError(f"--epochs is {epochs:g}; it must be positive and finite")
-
-    # The recipe's number of epochs, over other data.
-    train = config.train
-    max_iter_before = train.max_iter
-    if "train.max_iter" not in overridden:
-        if epochs is not None:
-            train.epochs = epochs
-        iterations = train.epochs * num_images / config.dataloader.train.total_batch_size
-        train.max_iter = max(1, round(iterations))
-
-    # Evaluations and checkpoints keep their share of the run.
-    scale = train.max_iter / max_iter_before
-    if "train.eval_period" not in overridden:
-        train.eval_period = scale_period(train.eval_period, scale)
-    if "train.checkpointer.period" not in overridden:
-        train.checkpointer.period = scale_period(train.checkpointer.period, scale)
-
-    # The warm-up keeps its number of iterations, as a part of the run.
-    schedule = config.lr_multiplier
-    if "warmup_length" in schedule and "lr_multiplier.warmup_length" not in overridden:
-        warmup_iterations = schedule.warmup_length * max_iter_before
-        schedule.warmup_length = min(warmup_iterations / train.max_iter, LONGEST_WARMUP)
-
-
-def scale_period(period: int, scale: float) -> int:
-    """Return a period of at least one iteration; 0, which is never, stays."""
-    if period <= 0:
-        return period
-    return max(1, round(period * scale))

@@ -1,0 +1,104 @@
+"""Length of a run in epochs, and what follows from it: periods and warm-up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from pathlib import Path
+
+from detectron2.data import MetadataCatalog
+from omegaconf import DictConfig
+
+from salience_detr.config import ConfigError
+from salience_detr.data.coco_format import LARGEST, DatasetError, read_coco
+from salience_detr.data.datasets import as_list
+
+# A warm-up that suits COCO would be all of the training on little data.
+LONGEST_WARMUP = 0.1
+# More evaluations than these cost time, and show no more.
+MOST_EVALUATIONS = 20
+
+
+def set_epochs(config: DictConfig, epochs: float, overridden: Collection[str]) -> None:
+    """Give a config other epochs over its own data set, in place; see :func:`fit_schedule`.
+
+    Raises:
+        ConfigError: neither the number of its images nor that of its epochs is known.
+    """
+    num_images = count_images(config)
+    if num_images is None:
+        epochs_before = config.train.get("epochs")
+        if not epochs_before:
+            raise ConfigError(
+                f"--epochs {epochs:g}: neither train.epochs nor the size of "
+                f"{config.dataloader.train.dataset.names} is known; set train.max_iter"
+            )
+
+        # The proportion of the config.
+        batch_size = config.dataloader.train.total_batch_size
+        num_images = max(1, round(config.train.max_iter * batch_size / epochs_before))
+    fit_schedule(config, num_images, epochs, overridden)
+
+
+def count_images(config: DictConfig) -> int | None:
+    """Return the number of images of the training sets; None if their files are not at hand."""
+    dataset = config.dataloader.train.dataset
+    num_images = 0
+    for name in as_list(dataset.names):
+        path = dataset.get("json_file") or MetadataCatalog.get(name).get("json_file")
+        if not path or not Path(path).is_file():
+            return None
+        num_images += len(read_coco(Path(path), keep=True)["images"])
+    return num_images
+
+
+def fit_schedule(
+    config: DictConfig, num_images: int, epochs: float | None, overridden: Collection[str]
+) -> None:
+    """Give a run over ``num_images`` images the epochs of the config, or others.
+
+    Periods and warm-up follow, unless they were overridden. Steps of the learning rate are parts of
+    the run, and follow by themselves.
+
+    Raises:
+        DatasetError: there are no images.
+        ConfigError: the number of epochs is not possible.
+    """
+    if not num_images:
+        raise DatasetError("the training data set holds no images")
+    if epochs is not None and not 0 < epochs < LARGEST:
+        raise ConfigError(f"--epochs is {epochs:g}; it must be positive and finite")
+
+    # The recipe's number of epochs, over other data.
+    train = config.train
+    max_iter_before = train.max_iter
+    epoch = num_images / config.dataloader.train.total_batch_size
+    if "train.max_iter" not in overridden:
+        if epochs is not None:
+            train.epochs = epochs
+        train.max_iter = max(1, round(train.epochs * epoch))
+
+    # Evaluations and checkpoints keep their share of the run, within what is useful.
+    scale = train.max_iter / max_iter_before
+    shortest = max(epoch, train.max_iter / MOST_EVALUATIONS)
+    if "train.eval_period" not in overridden:
+        train.eval_period = scale_period(train.eval_period, scale, shortest)
+    if "train.checkpointer.period" not in overridden:
+        period = train.checkpointer.period
+        train.checkpointer.period = scale_period(period, scale, shortest)
+
+    # The warm-up keeps its number of iterations, as a part of the run.
+    schedule = config.lr_multiplier
+    if "warmup_length" in schedule and "lr_multiplier.warmup_length" not in overridden:
+        warmup_iterations = schedule.warmup_length * max_iter_before
+        schedule.warmup_length = min(warmup_iterations / train.max_iter, LONGEST_WARMUP)
+
+
+def scale_period(period: int, scale: float, shortest: float) -> int:
+    """Return a period for a run of another length; 0, which is never, stays.
+
+    It is rounded up: otherwise the last evaluation would follow closely upon the one before.
+    """
+    if period <= 0:
+        return period
+    return math.ceil(max(period * scale, shortest, 1) - 1e-6)
