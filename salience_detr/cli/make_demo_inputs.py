@@ -37,7 +37,7 @@ def make_video(path: Path, *, seconds: float, side: int) -> None:
     # The name's ending says the format. A video that is interrupted leaves nothing.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         temporary = Path(folder) / path.name
-        with VideoWriter(temporary, fps=FPS) as video:
+        with VideoWriter(temporary, fps=FPS, h264=False) as video:
             for i in range(num_frames):
                 left = i * pixels_per_frame
                 video.write(plate[:, left : left + side])

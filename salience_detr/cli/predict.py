@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from detectron2.utils import comm
@@ -196,6 +196,8 @@ def report(summary: Summary, missing: Sequence[str], args: argparse.Namespace) -
     for path in filter(None, (args.json, args.csv)):
         print(f"detections written to {path}")
 
+    if summary.other_codecs:
+        print(describe_codecs(summary.other_codecs), file=sys.stderr)
     for warning in summary.warnings.values():
         print(warning, file=sys.stderr)
     print_skipped([*missing, *summary.failures.values()])
@@ -204,6 +206,24 @@ def report(summary: Summary, missing: Sequence[str], args: argparse.Namespace) -
         print(INTERRUPTED, file=sys.stderr)
         return 130
     return 0 if summary.num_completed and summary.ending == Ending.DONE else 1
+
+
+def describe_codecs(other_codecs: Mapping[Path, str]) -> str:
+    """Describe in one line the videos that browsers do not play, and the remedy."""
+    path, codec = next(iter(other_codecs.items()))
+    others = ""
+    if len(other_codecs) > 1:
+        others = f" (as are {len(other_codecs) - 1} others)"
+
+    # An .avi has the ending of its input, or an odd size, which H.264 does not have.
+    remedy = "pip install 'salience_detr[video]' adds H.264"
+    if path.suffix.lower() == ".avi":
+        remedy = "H.264 is written for .mp4 inputs of even size"
+    return (
+        f"{path}{others} is {codec}, which browsers do not play; {remedy}, and this converts it: "
+        f"ffmpeg -i {path} -vf 'pad=ceil(iw/2)*2:ceil(ih/2)*2' -pix_fmt yuv420p "
+        f"{path.with_name(path.stem + '_h264.mp4')}"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from salience_detr.data.depth import choose_from_files
 from salience_detr.data.images import ImageReadError
 from salience_detr.detections import Detections
+from salience_detr.inference.encoders import H264
 from salience_detr.inference.inputs import ImageReader, LoadedImage, is_video
 from salience_detr.inference.outputs import (
     AnnotatedVideo,
@@ -69,6 +70,7 @@ class Summary:
         num_completed: inputs that were completed.
         failures: reason why an input was skipped.
         warnings: a remark on an input that was processed.
+        other_codecs: name of the codec of each written video that is not H.264.
         ending: how the run ended.
     """
 
@@ -77,6 +79,7 @@ class Summary:
     num_completed: int = 0
     failures: dict[Path, str] = field(default_factory=dict)
     warnings: dict[Path, str] = field(default_factory=dict)
+    other_codecs: dict[Path, str] = field(default_factory=dict)
     ending: Ending = Ending.DONE
 
 
@@ -313,7 +316,7 @@ class DetectionRun:
         count = 0
         hidden = not self.show_progress
         bar = tqdm(frames, desc=source.name, total=reader.num_frames, unit="frame", disable=hidden)
-        with AnnotatedVideo(paths, fps=reader.fps) as video:
+        with self.annotated_video(paths, reader.fps) as video:
             for batch in batches(bar, batch_size):
                 outputs = self.detect([frame.image for frame in batch])
                 for frame, output in zip(batch, outputs, strict=True):
@@ -333,6 +336,17 @@ class DetectionRun:
         if count == 0:
             raise VideoError(f"no frame of the video {source} can be decoded")
         return count
+
+    @contextmanager
+    def annotated_video(self, paths: OutputPaths, fps: float) -> Iterator[AnnotatedVideo]:
+        """Open the video of the drawings; note it if its codec is one that browsers do not play."""
+        video = AnnotatedVideo(paths, fps=fps)
+        try:
+            with video:
+                yield video
+        finally:
+            if video.codec not in (None, H264):
+                self.summary.other_codecs[paths.drawing] = str(video.codec)
 
 
 def succeeded(output: PredictorOutput | str) -> PredictorOutput:

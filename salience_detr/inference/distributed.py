@@ -102,11 +102,13 @@ def merge_summaries(summaries: Sequence[Summary], sources: Sequence[Path]) -> Su
     """Add up the summaries of all processes, with messages in the order of the inputs."""
     failures = ChainMap(*(summary.failures for summary in summaries))
     warnings = ChainMap(*(summary.warnings for summary in summaries))
+    other_codecs = ChainMap(*(summary.other_codecs for summary in summaries))
     return Summary(
         num_images=sum(summary.num_images for summary in summaries),
         num_detections=sum(summary.num_detections for summary in summaries),
         num_completed=sum(summary.num_completed for summary in summaries),
         failures={source: failures[source] for source in sources if source in failures},
         warnings={source: warnings[source] for source in sources if source in warnings},
+        other_codecs=dict(sorted(other_codecs.items())),
         ending=max(summary.ending for summary in summaries),
     )

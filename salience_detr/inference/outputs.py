@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,12 +174,19 @@ class AnnotatedVideo:
         for writer, drawing in zip(self.writers, drawings, strict=False):
             writer.write(drawing)
 
+    @property
+    def codec(self) -> str | None:
+        """Return the name of the codec; None without a frame."""
+        return self.writers[0].codec
+
     def __enter__(self) -> AnnotatedVideo:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for writer in self.writers:
-            writer.close()
+        # An error of one does not leave the other open.
+        with ExitStack() as stack:
+            for writer in self.writers:
+                stack.callback(writer.close)
 
 
 def crop_box(image: np.ndarray, box: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
+from salience_detr.inference.encoders import Encoder, VideoError, is_readable, open_encoder
 from salience_detr.inference.timeline import Timeline, choose_rate
 
 VIDEO_ENDINGS = {
@@ -30,10 +31,6 @@ CAP_PROP_PTS = getattr(cv2, "CAP_PROP_PTS", -1)
 NUM_TIMED = 300  # frames from which the rate of a video is found out
 
 T = TypeVar("T")
-
-
-class VideoError(RuntimeError):
-    """Error of a video that cannot be read or written."""
 
 
 def name_for_opencv(path: str | Path) -> str:
@@ -251,50 +248,61 @@ def output_suffix(source: Path, size: tuple[int, int]) -> str:
 
 
 class VideoWriter:
-    """Writer of frames of one size. Once it is closed, the video is playable."""
+    """Writer of frames of one size, as H.264 where that can be had. A closed video is playable.
 
-    def __init__(self, path: Path, *, fps: float) -> None:
+    Args:
+        path: the file, .mp4 or .avi.
+        fps: frames per second.
+        h264: whether H.264 may be used; the other codecs are OpenCV's.
+
+    Attributes:
+        codec: name of the codec; None before the first frame.
+    """
+
+    def __init__(self, path: Path, *, fps: float, h264: bool = True) -> None:
         self.path = path
         self.fps = fps
-        self.writer: cv2.VideoWriter | None = None
+        self.h264 = h264
+        self.encoder: Encoder | None = None
+        self.size = (0, 0)
+        self.codec: str | None = None
 
     def write(self, frame: np.ndarray) -> None:
-        """Append an (H, W, 3) uint8 RGB frame; the first one sets the size."""
-        if self.writer is None:
-            height, width = frame.shape[:2]
-            self.writer = self.open(width, height)
-        self.writer.write(np.ascontiguousarray(frame[..., ::-1]))
-
-    def open(self, width: int, height: int) -> cv2.VideoWriter:
-        """Open the file with a codec for its ending and size.
+        """Append an (H, W, 3) uint8 RGB frame; the first one sets the size.
 
         Raises:
-            VideoError: no such codec can be used.
+            VideoError: no codec can be used, or the codec fails.
+            OSError: the file cannot be written.
         """
-        backend = cv2.CAP_ANY
-        codec = "mp4v"
-        if width % 2 or height % 2:
-            # FFmpeg would cut off the last row or column.
-            backend = cv2.CAP_OPENCV_MJPEG
-            codec = "MJPG"
-        elif self.path.suffix.lower() == ".avi":
-            codec = "XVID"
+        size = (frame.shape[1], frame.shape[0])
+        if self.encoder is None:
+            name_for_opencv(self.path)
+            self.encoder = open_encoder(self.path, fps=self.fps, size=size, h264=self.h264)
+            self.size = size
+            self.codec = self.encoder.codec
 
-        # A codec that is missing shows only in the writer's state.
-        fourcc = cv2.VideoWriter.fourcc(*codec)
-        name = name_for_opencv(self.path)
-        writer = cv2.VideoWriter(name, backend, fourcc, self.fps, (width, height))
-        if not writer.isOpened():
-            raise VideoError(
-                f"cannot write the video {self.path} with the codec {codec}; "
-                "use an output .mp4 or .avi"
-            )
-        return writer
+        # A camera may change its size after it was lost.
+        if size != self.size:
+            frame = cv2.resize(np.ascontiguousarray(frame), self.size)
+        self.encoder.write(frame)
 
     def close(self) -> None:
-        """Complete the file."""
-        if self.writer is not None:
-            self.writer.release()
+        """Complete the file.
+
+        Raises:
+            VideoError: it cannot be read.
+        """
+        if self.encoder is None:
+            return
+
+        encoder = self.encoder
+        self.encoder = None
+        encoder.close()
+        if not is_readable(self.path):
+            raise VideoError(
+                f"the video {self.path} was written as {self.codec}, but cannot be read; is the "
+                "disk full?"
+            )
 
     def __enter__(self) -> VideoWriter:
         return self

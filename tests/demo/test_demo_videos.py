@@ -263,3 +263,18 @@ def test_a_camera_that_is_not_there_is_a_failure(demo, rectangles, tmp_path, cap
     words = ["--config-file", "c", "--weights", "w", "--webcam", "77"]
     assert demo.main([*words, "--output", str(tmp_path / "out")]) == 1
     assert "cannot open camera 77" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi"])
+def test_a_video_that_browsers_do_not_play_is_said(call, rectangles, tmp_path, capsys, name):
+    with VideoWriter(tmp_path / name, fps=10, h264=False) as writer:
+        for _ in range(3):
+            writer.write(paint(48, 64, (10, 10, 30, 30, 0)))
+
+    pytest.importorskip("av")
+    assert call(tmp_path / name) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "browsers" in line]
+    assert len(said) == (name == "a.avi")
+    if said:
+        assert "out/a.avi is MPEG-4, which browsers do not play" in said[0]
+        assert "ffmpeg -i " in said[0] and said[0].endswith("a_h264.mp4")
