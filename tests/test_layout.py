@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[1] / "salience_detr"
 
 # From the top down: a folder or module may import those below it, never those above it.
 FLOORS = [
+    "__main__",
     "cli",
     "benchmark",
     "engine",

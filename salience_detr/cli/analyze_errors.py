@@ -1,11 +1,4 @@
-"""Report what a detector gets wrong: classes, sizes, crowding, error types, confusions, images.
-
-tools/analyze_errors.py output/mine/inference/coco_instances_results.json \\
-    data/mine/annotations/instances_val.json
-
-RESULTS.json is the file that train_net.py --eval-only or demo.py --json writes. The output folder
-gets report.md (which is printed too), report.json, confusion.png and worst.jpg.
-"""
+"""Report what a detector gets wrong: classes, sizes, crowding, error types, confusions, images."""
 
 from __future__ import annotations
 
@@ -20,10 +13,10 @@ import numpy as np
 from pycocotools.coco import COCO
 from tabulate import tabulate
 
-from salience_detr.cli.arguments import Parser, number, run_program
+from salience_detr.cli.arguments import run_program
+from salience_detr.cli.flags.analyze_errors import parse_args
 from salience_detr.evaluation.comparison import (
     QUALITY,
-    SCORE_THRESHOLD,
     draw_worst_images,
     find_image_folder,
 )
@@ -72,27 +65,6 @@ LABELS = {
 # With more classes, the most frequent confusions are listed instead of the matrix.
 MAX_MATRIX_CLASSES = 20
 NUM_CONFUSIONS = 20
-# A sheet of more images would be too large to look at.
-MAX_WORST = 400
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
-    add = parser.add_argument
-    add("results", type=Path, metavar="RESULTS.json")
-    add("annotations", type=Path, metavar="ANNOTATIONS.json")
-    add("--images", type=Path, metavar="DIR", help="(default: looked for beside ANNOTATIONS)")
-    add("--output", type=Path, metavar="DIR", help="(default: the folder errors beside RESULTS)")
-
-    worst = number(int, 1, MAX_WORST)
-    add("--worst", type=worst, default=16, metavar="N", help="images on the sheet (default: 16)")
-    score = number(float, 0, 1)
-    score_help = f"lowest score of counted detections (default: {SCORE_THRESHOLD}); AP takes all"
-    add("--score-threshold", type=score, default=SCORE_THRESHOLD, metavar="S", help=score_help)
-    iou = number(float, BACKGROUND_IOU, 1)
-    iou_help = "lowest IoU of a correct detection with its box (default: 0.5)"
-    add("--iou-threshold", type=iou, default=0.5, metavar="IOU", help=iou_help)
-    return parser.parse_args(argv)
 
 
 def analyze(results: Results, args: argparse.Namespace) -> tuple[dict[str, Any], list[ImageErrors]]:

@@ -1,8 +1,4 @@
-"""Count parameters, multiply-accumulates (GMACs) and activations of models by stage, with fvcore.
-
-tools/analyze_model.py --config-file configs/salience_detr_r50_4scale_12ep.py
-tools/analyze_model.py --config-file F --config-file G --size 640 640 model.num_classes=5
-"""
+"""Count parameters, GMACs and activations of models by stage, with fvcore."""
 
 from __future__ import annotations
 
@@ -14,17 +10,11 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from salience_detr.benchmark.flops import ModelCost, StageCost, count_flops
-from salience_detr.cli.arguments import Parser, run_program
+from salience_detr.cli.arguments import run_program
+from salience_detr.cli.flags.analyze_model import parse_args
 from salience_detr.config import load_config
 
 HEADERS = ("parameters (M)", "GMACs", "activations (M)")
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
-    parser.add_config(action="append", help="may be repeated")
-    parser.add_size()
-    return parser.parse(argv)
 
 
 def print_cost(cost: ModelCost) -> None:

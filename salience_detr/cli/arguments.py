@@ -9,17 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from salience_detr.checkpoint import CheckpointError
-from salience_detr.data import DataWorkerError, ImageReadError
 from salience_detr.utils.errors import print_error, tolerate_names
 
 Number = TypeVar("Number", int, float)
 
-# ConfigError, DatasetError, ExportError and ResultsError are ValueErrors. ImportErrors name a
-# package that is not installed.
-USER_ERRORS = (
-    CheckpointError, DataWorkerError, ImageReadError, ImportError, OSError, ValueError
-)  # fmt: skip
 INTERRUPTED = "interrupted: the results until then are written"
 
 
@@ -65,6 +58,29 @@ class Parser(argparse.ArgumentParser):
         pixels = number(int, 1)
         size = ("HEIGHT", "WIDTH")
         self.add_argument("--size", type=pixels, nargs=2, default=(800, 1333), metavar=size)
+
+    def add_data(self) -> None:
+        """Add the flags of own data, which ``engine/own_data.py`` reads."""
+        group = self.add_argument_group("own data, in COCO's format")
+        add = group.add_argument
+        add("--data-dir", metavar="DIR", help="folder with both splits in a usual layout")
+
+        # Or each file and folder by itself; these win over the folder of both.
+        for split, purpose in (("train", "to train on"), ("val", "to evaluate on")):
+            add(f"--{split}-json", metavar="FILE", help=f"annotations {purpose}")
+            add(f"--{split}-images", metavar="DIR", help="folder of their images")
+
+        fraction_help = "draw this part of the training images for validation, such as 0.2"
+        add("--val-fraction", type=float, metavar="F", help=fraction_help)
+        split_help = (
+            "with --val-fraction: images stay together whose names have an equal first group"
+        )
+        add("--split-by", metavar="REGEX", help=split_help)
+
+        drop_help = "leave out categories that have no box in either split"
+        add("--drop-empty-categories", action="store_true", help=drop_help)
+        epochs_help = "passes over the data (default: the config's)"
+        add("--epochs", type=float, metavar="N", help=epochs_help)
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse a command line whose overrides may stand anywhere, after a list of paths too."""
@@ -113,6 +129,20 @@ def number(
     return convert
 
 
+def user_errors() -> tuple[type[Exception], ...]:
+    """Return the types of the errors that a user can cause.
+
+    ConfigError, DatasetError, ExportError and ResultsError are ValueErrors. ImportErrors name a
+    package that is not installed.
+    """
+    # Seconds to import, which --help does not need.
+    from salience_detr.checkpoint import CheckpointError
+    from salience_detr.data import DataWorkerError, ImageReadError
+
+    package_errors = (CheckpointError, DataWorkerError, ImageReadError)
+    return (*package_errors, ImportError, OSError, ValueError)
+
+
 def run_program(
     program: Callable[[argparse.Namespace], int | None], args: argparse.Namespace
 ) -> int:
@@ -123,7 +153,7 @@ def run_program(
     tolerate_names([sys.stdout, sys.stderr])
     try:
         return program(args) or 0
-    except USER_ERRORS as error:
+    except user_errors() as error:
         print_error(error)
         return 2
     except RecursionError as error:

@@ -1,12 +1,4 @@
-"""Measure a config's model, and detectors of other packages beside it, on this machine.
-
-benchmark.py --config-file F --device cpu --modes eager amp --batch-sizes 1 2 --compare all
-benchmark.py --config-file F --operator compiled reference --modes eager training
-
-Prints parameters, GMACs, latency, images per second and peak memory by batch size, and milliseconds
-by stage. Every measurement runs in a process of its own; one that fails is a row with the reason.
-Ctrl-C prints what was measured so far.
-"""
+"""Measure a config's model, and detectors of other packages beside it, on this machine."""
 
 from __future__ import annotations
 
@@ -14,48 +6,18 @@ import argparse
 import os
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 
-import torch
-
-from salience_detr.benchmark.measurements import MODES, OPERATORS, OURS, Benchmark, Settings
+from salience_detr.benchmark.measurements import OURS, Benchmark, Settings
 from salience_detr.benchmark.measurements import build as build_detector
 from salience_detr.benchmark.measurements import run as run_benchmark
 from salience_detr.benchmark.other_detectors import OTHER_DETECTORS
 from salience_detr.benchmark.report import as_json, as_markdown
-from salience_detr.cli.arguments import Parser, number, run_program
+from salience_detr.cli.arguments import run_program
+from salience_detr.cli.flags.benchmark import parse_args
 from salience_detr.config import resolve_device
 from salience_detr.utils.files import check_result_path, write_text
 
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    on_gpu = torch.cuda.is_available()
-    parser = Parser(description=__doc__)
-    parser.add_config(required=False, default="configs/salience_detr_r50_4scale_12ep.py")
-    parser.add_size()
-
-    add = parser.add_argument
-    add("--weights", metavar="FILE", help="checkpoint of the config's model (default: random)")
-    add("--device", default="cuda" if on_gpu else "cpu", choices=("cpu", "cuda"))
-    batch_size = number(int, 1)
-    add("--batch-sizes", nargs="+", type=batch_size, default=[1, 2, 4], metavar="N")
-    modes_help = f"some of {', '.join(MODES)} (default: eager amp)"
-    modes = ["eager", "amp"]
-    add("--modes", nargs="+", choices=MODES, default=modes, metavar="MODE", help=modes_help)
-    add("--operator", nargs="+", choices=OPERATORS, default=["compiled"])
-    add("--dtype", default="bfloat16", choices=("bfloat16", "float16"), help="of the amp modes")
-
-    repeats = 20 if on_gpu else 5
-    add("--repeats", type=number(int, 1), default=repeats, metavar="N", help="timed calls")
-    warmup = 3 if on_gpu else 1
-    add("--warmup", type=number(int, 0), default=warmup, metavar="N", help="calls before them")
-
-    others = ("all", *OTHER_DETECTORS)
-    compare_help = f"some of {', '.join(others)} (default: none)"
-    add("--compare", nargs="+", choices=others, default=[], metavar="NAME", help=compare_help)
-    add("--json", type=Path, metavar="FILE", help="write all results to FILE")
-    add("--markdown", type=Path, metavar="FILE", help="write the tables to FILE")
-    return parser.parse(argv)
+DEFAULT_CALLS = {"cpu": (5, 1), "cuda": (20, 3)}  # timed ones, and those before them
 
 
 def make_settings(args: argparse.Namespace) -> Settings:
@@ -68,7 +30,14 @@ def make_settings(args: argparse.Namespace) -> Settings:
     # Before the long work.
     check_result_path(args.json, "--json")
     check_result_path(args.markdown, "--markdown")
-    resolve_device(args.device)
+    device = resolve_device(args.device).type
+
+    # The first calls on a GPU compile and tune; a CPU is slow.
+    repeats, warmup = DEFAULT_CALLS[device]
+    if args.repeats is not None:
+        repeats = args.repeats
+    if args.warmup is not None:
+        warmup = args.warmup
 
     compare = args.compare
     if "all" in compare:
@@ -82,14 +51,14 @@ def make_settings(args: argparse.Namespace) -> Settings:
         weights=args.weights,
         num_classes=80,
         size=tuple(args.size),
-        device=args.device,
+        device=device,
         dtype=args.dtype,
         modes=tuple(dict.fromkeys(args.modes)),
         operators=tuple(dict.fromkeys(args.operator)),
         batch_sizes=tuple(sorted({1, *args.batch_sizes})),
         compare=tuple(dict.fromkeys(compare)),
-        warmup=args.warmup,
-        repeats=args.repeats,
+        warmup=warmup,
+        repeats=repeats,
     )
 
     # Built at once, so that a mistake ends the program before the first measurement.

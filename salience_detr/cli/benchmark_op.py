@@ -1,12 +1,4 @@
-"""Time the compiled deformable-attention operator against the PyTorch reference, with peak memory.
-
-benchmark_op.py --device cpu --repeats 15
-benchmark_op.py --device cuda --dtype bfloat16 --json operator.json
-
-Three implementations take turns, so that other work on the machine disturbs all alike: the
-reference (grid_sample), the fused operator, and the unfused one (locations and softmax by PyTorch,
-sampling by the operator).
-"""
+"""Time the compiled deformable-attention operator against the PyTorch reference."""
 
 from __future__ import annotations
 
@@ -16,7 +8,6 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from tabulate import tabulate
@@ -25,7 +16,9 @@ from tqdm import tqdm
 
 from salience_detr.benchmark.report import machine
 from salience_detr.benchmark.timing import time_calls
-from salience_detr.cli.arguments import Parser, number, run_program
+from salience_detr.cli.arguments import run_program
+from salience_detr.cli.flags.benchmark_op import parse_args
+from salience_detr.config import resolve_device
 from salience_detr.layers import ms_deform_attn as attention
 from salience_detr.layers.operator import is_compiled_for
 from salience_detr.utils.files import check_result_path, write_text
@@ -192,34 +185,20 @@ def measure(shape: Shape, device: str, dtype: torch.dtype, repeats: int) -> list
     return rows
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtypes = ("float64", "float32", "float16", "bfloat16")
-    numbers = range(len(SHAPES))
-    parser = Parser(description=__doc__)
-
-    add = parser.add_argument
-    add("--device", default=default_device, choices=("cpu", "cuda"))
-    add("--dtype", default="float32", choices=dtypes)
-    add("--repeats", type=number(int, 1), default=7, help="timed turns (default: 7)")
-    add("--shapes", nargs="*", type=int, choices=numbers, default=numbers, help="(default: all)")
-    add("--json", type=Path, metavar="FILE", help="write the rows to FILE")
-    return parser.parse_args(argv)
-
-
 def run(args: argparse.Namespace) -> None:
     """Print a table of all shapes, passes and implementations, and write its rows."""
     check_result_path(args.json, "--json")
-    if not is_compiled_for(args.device):
+    device = resolve_device(args.device).type
+    if not is_compiled_for(device):
         remedy = "python ops/build.py builds it, or says why it cannot"
-        raise ValueError(f"the operator is not compiled for {args.device}; {remedy}")
+        raise ValueError(f"the operator is not compiled for {device}; {remedy}")
 
     rows = []
     for index in tqdm(args.shapes, desc="shapes"):
-        rows += measure(SHAPES[index], args.device, getattr(torch, args.dtype), args.repeats)
+        rows += measure(SHAPES[index], device, getattr(torch, args.dtype), args.repeats)
 
     circumstances = f"PyTorch {torch.__version__}, {args.repeats} turns"
-    print(f"{args.dtype} on {machine(args.device)}, {circumstances}")
+    print(f"{args.dtype} on {machine(device)}, {circumstances}")
     print(tabulate(rows, headers="keys", floatfmt=".2f", tablefmt="github"))
     if args.json:
         write_text(args.json, json.dumps(rows, indent=1))

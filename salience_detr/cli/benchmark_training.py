@@ -1,10 +1,4 @@
-"""Measure images per second and peak memory of training, by variant, and of the data loader alone.
-
-benchmark_training.py --config-file F --data-dir D [--steps 5] [--only plain] key=value ...
-
-Each variant (mixed precision, activation checkpointing, gradient accumulation, ...) trains on the
-same images in a process of its own.
-"""
+"""Measure speed and memory of training, by variant, and of the data loader alone."""
 
 from __future__ import annotations
 
@@ -24,43 +18,15 @@ from tqdm import tqdm
 
 from salience_detr.benchmark.report import machine
 from salience_detr.benchmark.timing import time_calls
-from salience_detr.cli.arguments import Parser, number, run_program
+from salience_detr.cli.arguments import run_program
+from salience_detr.cli.flags.benchmark_training import VARIANTS, parse_args
 from salience_detr.config import load_config, resolve_amp, resolve_device
 from salience_detr.data import batches
-from salience_detr.engine.own_data import add_data_arguments, use_own_data
+from salience_detr.engine.own_data import use_own_data
 from salience_detr.engine.train import build_model, build_optimizer, compile_model
 from salience_detr.engine.trainer import Trainer
 
-AMP = "train.amp.enabled=True"
-ENCODER = "model.encoder.use_checkpoint=True"
-BACKBONE = "model.backbone.use_checkpoint=True"
-VARIANTS = {
-    "plain": [],
-    "amp": [AMP],
-    "encoder checkpointed": [ENCODER],
-    "encoder and backbone checkpointed": [ENCODER, BACKBONE],
-    "amp, both checkpointed": [AMP, ENCODER, BACKBONE],
-    "accumulate 2": ["train.accumulate=2"],
-    "accumulate 4": ["train.accumulate=4"],
-    "channels last": ["train.channels_last=True"],
-    "amp, channels last": [AMP, "train.channels_last=True"],
-    "compile": ["train.compile=True"],
-}
 NUM_LOADED = 200  # images that the loader alone is timed with
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
-    parser.add_config()
-    add = parser.add_argument
-    steps_help = "steps to time, after one that is not timed"
-    add("--steps", type=number(int, 1), default=5, help=steps_help)
-    add("--only", action="append", choices=VARIANTS, help="repeatable (default: all but compile)")
-    add_data_arguments(parser)
-
-    args = parser.parse(argv)
-    args.only = args.only or [name for name in VARIANTS if name != "compile"]
-    return args
 
 
 def make_config(args: argparse.Namespace, overrides: list[str]) -> DictConfig:

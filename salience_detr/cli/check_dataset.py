@@ -1,23 +1,15 @@
-"""List all problems of a data set in COCO's format: every annotation and image is read.
-
-tools/check_dataset.py train.json images/train --val val.json images/val
-tools/check_dataset.py --data-dir data/mine
-tools/check_dataset.py train.json images/train --fix train_fixed.json
-
-The exit code is 0 without errors (there may be warnings), 1 with errors, and 2 if the files cannot
-be read.
-"""
+"""List all problems of a data set in COCO's format: every annotation and image is read."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from tabulate import tabulate
 
-from salience_detr.cli.arguments import Parser, number, run_program
+from salience_detr.cli.arguments import run_program
+from salience_detr.cli.flags.check_dataset import parse_args
 from salience_detr.data.annotation_checks import Finding
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.preparation.layouts import Split, find_splits
@@ -32,27 +24,6 @@ from salience_detr.data.preparation.validation import (
     validate,
 )
 from salience_detr.utils.files import write_text
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
-    add = parser.add_argument
-    add("json", nargs="?", type=Path, help="annotations")
-    add("images", nargs="?", type=Path, help="folder of their images")
-    add("--val", nargs=2, type=Path, metavar=("JSON", "IMAGES"), help="second set, for validation")
-    add("--data-dir", type=Path, metavar="DIR", help="instead: folder with both in a usual layout")
-    add("--fix", type=Path, metavar="OUT.json", help="write the (first) set, repaired")
-    add("--show", type=int, default=5, metavar="N", help="examples of each kind of problem")
-
-    workers = os.cpu_count() or 1
-    add("--workers", type=number(int, 0), default=workers, help="processes that read images")
-    args = parser.parse_args(argv)
-
-    if (args.data_dir is None) == (args.json is None) or bool(args.json) != bool(args.images):
-        parser.error("give JSON and IMAGES, or --data-dir")
-    if args.data_dir and args.val:
-        parser.error("--val goes with JSON and IMAGES; --data-dir finds both sets")
-    return args
 
 
 def select_splits(args: argparse.Namespace) -> dict[str, Split]:

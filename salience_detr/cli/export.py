@@ -1,13 +1,4 @@
-"""Export a trained model: ONNX, a program of torch.export, or a package compiled by AOTInductor.
-
-export.py --config-file F --weights W --output model.onnx --simplify --verify shots/*.jpg
-export.py --config-file F --weights W --output model.pt2
-export.py --config-file F --weights W --output model.pt2 --compile
-
-Batch size, height and width of the exported model are free. In Python, OnnxDetector and
-PackagedDetector of salience_detr.export run it with the Predictor's interface; demo/demo.py takes
-it for --weights.
-"""
+"""Export a trained model: ONNX, a program of torch.export, or a package compiled by AOTInductor."""
 
 from __future__ import annotations
 
@@ -23,7 +14,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from salience_detr.benchmark.timing import time_calls
-from salience_detr.cli.arguments import Parser, run_program
+from salience_detr.cli.arguments import run_program
+from salience_detr.cli.flags.export import parse_args
 from salience_detr.data import DatasetError
 from salience_detr.data.images import ImageReadError, to_rgb
 from salience_detr.data.surface import generate_surface_defects
@@ -33,7 +25,7 @@ from salience_detr.export import (
     OnnxDetector,
     PackagedDetector,
 )
-from salience_detr.export.onnx import DEFAULT_OPSET, LAST_OPSET, check_export, export_onnx
+from salience_detr.export.onnx import check_export, export_onnx
 from salience_detr.export.program import compile_package, export_program, save_program
 from salience_detr.export.verification import (
     UNCERTAIN_PART,
@@ -43,30 +35,6 @@ from salience_detr.export.verification import (
 )
 from salience_detr.predictor import Predictor
 from salience_detr.utils.files import check_result_path
-
-ENDINGS = (".onnx", ".pt2")
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
-    parser.add_config()
-    add = parser.add_argument
-    add("--weights", metavar="FILE", help="checkpoint (default: random weights)")
-    add("--output", required=True, type=Path, metavar="FILE", help="ends in .onnx or .pt2")
-    add("--compile", action="store_true", help="compile a .pt2 for this processor (minutes)")
-
-    opset_help = f"ONNX opset, up to {LAST_OPSET} (default: {DEFAULT_OPSET})"
-    add("--opset", type=int, default=DEFAULT_OPSET, help=opset_help)
-    add("--simplify", action="store_true", help="run onnxslim over the ONNX graph")
-    verify_help = "compare with PyTorch on these images (default: images of the test set)"
-    add("--verify", nargs="*", metavar="IMAGE", help=verify_help)
-    args = parser.parse(argv)
-
-    if args.output.suffix not in ENDINGS:
-        parser.error(f"--output {args.output} must end in {' or '.join(ENDINGS)}")
-    if args.compile and args.output.suffix != ".pt2":
-        parser.error(f"--compile writes a .pt2 file, not {args.output}")
-    return args
 
 
 def test_images(predictor: Predictor, count: int = 4) -> tuple[list[np.ndarray], str]:

@@ -176,11 +176,25 @@ def last_line(output: str) -> str:
     return output.strip().rpartition("\n")[-1] or "no reason given"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    argparse.ArgumentParser(description=__doc__).parse_args(argv)
+def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) -> argparse.Namespace:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=formatter)
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Install detectron2, and print its source, or why no source works."""
     try:
         print(install())
     except SourceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,4 @@
-"""Prepare the inputs of the demo: some images, and a video of a plate that slides past a camera.
-
-tools/make_demo_inputs.py --output DIR --images datasets/surface_defects/val
-"""
+"""Prepare the inputs of the demo: some images, and a video of a plate that slides past a camera."""
 
 from __future__ import annotations
 
@@ -13,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from salience_detr.cli.arguments import Parser, run_program
+from salience_detr.cli.arguments import run_program
+from salience_detr.cli.flags.make_demo_inputs import parse_args
 from salience_detr.data.surface import render_surface
 from salience_detr.inference.video import VideoWriter
 
@@ -42,17 +40,6 @@ def make_video(path: Path, *, seconds: float, side: int) -> None:
                 left = i * pixels_per_frame
                 video.write(plate[:, left : left + side])
         temporary.replace(path)
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
-    add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="DIR")
-    add("--images", type=Path, metavar="DIR", help="folder to take JPEG images from")
-    add("--num-images", type=int, default=8)
-    add("--seconds", type=float, default=4, help="length of the video")
-    add("--size", type=int, default=320, help="side of the video in pixels")
-    return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,56 +1,16 @@
-"""Generate the "surface defects" data set: train and val images with COCO annotations.
-
-tools/make_surface_defects.py                                   for the shipped configs
-tools/make_surface_defects.py --output DIR --num-train 400 --size 240x320
-"""
+"""Generate the "surface defects" data set: train and val images with COCO annotations."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-from pathlib import Path
 
-from salience_detr.cli.arguments import Parser, run_program
-from salience_detr.data.surface.dataset import SPLITS, generate_surface_defects
-
-
-def image_size(text: str) -> tuple[int, int]:
-    """Return (height, width) for "320" or "240x320".
-
-    Raises:
-        argparse.ArgumentTypeError: the text is neither.
-    """
-    height, _, width = text.partition("x")
-    try:
-        return int(height), int(width or height)
-    except ValueError:
-        message = f"{text!r} is neither a side nor HEIGHTxWIDTH in pixels"
-        raise argparse.ArgumentTypeError(message) from None
+from salience_detr.cli.arguments import run_program
+from salience_detr.cli.flags.make_surface_defects import parse_args
+from salience_detr.data.surface.dataset import generate_surface_defects
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
-
-    # The folder in which the configs look for the data.
-    output = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "surface_defects"
-
-    add = parser.add_argument
-    add("--output", type=Path, default=output, metavar="DIR", help="(default: %(default)s)")
-    add("--splits", nargs="+", choices=SPLITS, default=SPLITS)
-    add("--num-train", type=int, default=4000, help="images to train on (default: %(default)s)")
-    add("--num-val", type=int, default=300, help="images to validate on (default: %(default)s)")
-
-    size_help = "side or HEIGHTxWIDTH in pixels (default: 320)"
-    add("--size", type=image_size, default=(320, 320), help=size_help)
-    add("--seed", type=int, default=0)
-    workers = os.cpu_count() or 1
-    add("--workers", type=int, default=workers, help="processes (default: %(default)s)")
-    add("--force", action="store_true", help="replace a data set made with other arguments")
-    return parser.parse_args(argv)
-
-
-def generate(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Generate the splits, and print what they hold.
 
     Raises:
@@ -76,4 +36,4 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_program(generate, parse_args(argv))
+    return run_program(run, parse_args(argv))

@@ -1,11 +1,4 @@
-"""Draw the metrics of training runs as PNG files.
-
-tools/plot_metrics.py output/mine                losses, AP, precision-recall, confusion matrix
-tools/plot_metrics.py output/one output/other    losses and AP of several runs in one image
-
-Precision-recall and confusion matrix need the detections of an evaluation (RUN/inference*) and the
-annotations (from RUN/config.yaml).
-"""
+"""Draw the metrics of training runs as PNG files."""
 
 from __future__ import annotations
 
@@ -19,7 +12,8 @@ from detectron2.data import MetadataCatalog
 from matplotlib.figure import Figure
 from scipy.ndimage import median_filter
 
-from salience_detr.cli.arguments import Parser, number, run_program
+from salience_detr.cli.arguments import run_program
+from salience_detr.cli.flags.plot_metrics import parse_args
 from salience_detr.config import ConfigError, load_config
 from salience_detr.data.datasets import as_list
 from salience_detr.evaluation.confusion import confusion_matrix, plot_confusion
@@ -37,20 +31,6 @@ SMOOTHING = 25  # log lines, of which the median is drawn
 AP_STYLES = {"bbox/AP50": "--", "bbox/AP": "-", "ema/bbox/AP50": "--", "ema/bbox/AP": "-"}
 # A legend of more classes would be longer than the figure.
 MAX_LABELED_CLASSES = 20
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
-    add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="output folder of train_net.py")
-    add("--output", type=Path, metavar="DIR", help="for the images (default: RUN/plots)")
-    add("--results", type=Path, metavar="FILE", help="detections (default: those in RUN)")
-    add("--annotations", type=Path, metavar="FILE", help="(default: those of RUN/config.yaml)")
-
-    score = number(float, 0, 1)
-    add("--score-threshold", type=score, default=0.3, help="for the confusion matrix (0.3)")
-    parser.add_trust()
-    return parser.parse_args(argv)
 
 
 def read_metrics(run: Path) -> Lines:

@@ -1,17 +1,4 @@
-"""Detect objects on images and videos, and draw the detections.
-
-    demo.py --config-file F --weights W --input a.jpg folder 'shots/*.png' film.mp4 --output out
-    demo.py --config-file F --weights W --input film.mp4 --output out --track --csv results.csv
-    demo.py --config-file F --weights W --input large.tif --output out --tile 640 --save-crops
-    demo.py --config-file F --weights W --input folder --output out --classes scratch pit
-    demo.py --config-file F --weights W --webcam 0 --output out
-    demo.py --weights model.onnx --input a.jpg --output out
-    torchrun --nproc-per-node 4 demo.py ...        each process works on a part of the inputs
-
---json writes a file in COCO's format: images, categories, and annotations with bbox (x, y, width,
-height), category_id of the data set, score, and track_id where there is one. Each frame of a video
-is an image of its own. --csv writes a row for each detection. Frames are counted from 0.
-"""
+"""Detect objects on images and videos, and draw the detections."""
 
 from __future__ import annotations
 
@@ -23,7 +10,8 @@ from pathlib import Path
 
 from detectron2.utils import comm
 
-from salience_detr.cli.arguments import INTERRUPTED, Parser, number, print_skipped, run_program
+from salience_detr.cli.arguments import INTERRUPTED, print_skipped, run_program
+from salience_detr.cli.flags.predict import parse_args
 from salience_detr.config import resolve_device
 from salience_detr.inference.class_filter import only_classes
 from salience_detr.inference.detection_run import DetectionRun, Ending, Summary
@@ -35,48 +23,9 @@ from salience_detr.inference.result_files import ResultFiles, earlier_parts
 from salience_detr.inference.tiling import TiledDetector
 from salience_detr.inference.tracking import MIN_SCORE, Tracker
 from salience_detr.predictor import Detector
-from salience_detr.utils.drawing_options import add_drawing_arguments, drawing_options
+from salience_detr.utils.drawing_options import drawing_options
 from salience_detr.utils.files import check_output_dir, check_result_path
 from salience_detr.utils.signals import StopSignals
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
-    parser.add_detector(required=False, help="LazyConfig file of a checkpoint")
-
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", nargs="+", metavar="PATH", help="images, videos, folders, globs")
-    source.add_argument(
-        "--webcam",
-        type=number(int, 0, 2**31 - 1),
-        metavar="N",
-        help="camera; frames may be dropped",
-    )
-    add = parser.add_argument
-    add("--output", required=True, type=Path, metavar="DIR", help="folder of the drawings")
-
-    add("--score-threshold", type=float, default=0.5, help="lowest score (default: %(default)s)")
-    names_help = "do not compare the classes of the weights with the data set's"
-    add("--ignore-class-names", action="store_true", help=names_help)
-    add("--classes", nargs="+", metavar="CLASS", help="names, or category ids of the data set")
-    add("--tile", type=int, metavar="SIZE", help="detect on overlapping squares of SIZE pixels")
-    add("--tile-overlap", type=float, metavar="PART", help="overlap of tiles (default: 0.2)")
-    add("--tiles-only", action="store_true", help="do not detect on the whole image besides")
-
-    add("--track", action="store_true", help="number the objects of a video")
-    add("--salience", action="store_true", help="write salience maps, as NAME_salience.*")
-    add("--save-crops", action="store_true", help="cut detections out, as crops/CLASS/NAME_K.jpg")
-    add("--json", type=Path, metavar="FILE", help="write detections in COCO's format")
-    add("--csv", type=Path, metavar="FILE", help="write detections as they come, a row each")
-
-    add("--dtype", default="float32", help="float32, bfloat16, float16 (default: %(default)s)")
-    add("--batch-size", type=int, metavar="N", help="images at a time (default: GPU 4, CPU 1)")
-    add_drawing_arguments(parser)
-    args = parser.parse(argv)
-
-    if args.tile is None and (args.tiles_only or args.tile_overlap is not None):
-        parser.error("--tile-overlap and --tiles-only need --tile SIZE")
-    return args
 
 
 def build_detector(args: argparse.Namespace) -> Detector:

@@ -1,11 +1,4 @@
-"""Train or evaluate the model of a LazyConfig file.
-
-train_net.py --config-file configs/surface_defects_tiny.py
-train_net.py --config-file configs/salience_detr_r50_4scale_12ep.py --num-gpus 8
-train_net.py --config-file F --eval-only --weights W --show-dir shown
-train_net.py --config-file F --data-dir D --weights W train.output_dir=output/mine
-torchrun --nproc-per-node 8 train_net.py --config-file F
-"""
+"""Train or evaluate the model of a LazyConfig file."""
 
 from __future__ import annotations
 
@@ -21,58 +14,24 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 
 from salience_detr.checkpoint import load_weights, read_classes
-from salience_detr.cli import arguments
-from salience_detr.cli.arguments import Parser, number, run_program
+from salience_detr.cli.arguments import run_program, user_errors
+from salience_detr.cli.flags.train import parse_args
 from salience_detr.config import ConfigError, load_config
 from salience_detr.data.classes import ClassList
 from salience_detr.data.datasets import as_list, dataset_classes
 from salience_detr.data.split_classes import check_known
 from salience_detr.engine.launch import ProcessDiedError, end_after_peer, is_lost_peer, launch
-from salience_detr.engine.own_data import add_data_arguments, training_classes, use_own_data
+from salience_detr.engine.own_data import training_classes, use_own_data
 from salience_detr.engine.run_folder import locked_folder
 from salience_detr.engine.train import build_model, save_config, setup_run, train
 from salience_detr.engine.trainer import StopError
 from salience_detr.evaluation.coco_evaluation import check_show_dir, evaluate, show_evaluation
 from salience_detr.utils.drawing_options import (
-    add_drawing_arguments,
     drawing_options,
-    has_drawing_arguments,
 )
 from salience_detr.utils.errors import print_error, tolerate_names
 
-USER_ERRORS = (*arguments.USER_ERRORS, FloatingPointError, RecursionError)
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the flags of detectron2's ``default_argument_parser``, and a few more.
-
-    That parser itself takes everything after the first ``key=value`` for an override, flags too.
-    """
-    parser = Parser(description=__doc__)
-    parser.add_config()
-    add = parser.add_argument
-    add("--resume", action="store_true", help="continue the run in train.output_dir")
-    add("--eval-only", action="store_true", help="evaluate the weights")
-    add("--weights", metavar="FILE", help="to start from or evaluate: train.init_checkpoint")
-    names_help = "with --eval-only: do not compare the classes of the weights and the data set"
-    add("--ignore-class-names", action="store_true", help=names_help)
-    add("--show-dir", type=Path, metavar="DIR", help="with --eval-only: draw the detections here")
-    gpus_help = "processes per machine, on the CPU without GPUs"
-    add("--num-gpus", type=number(int, 1), default=1, help=gpus_help)
-    add("--num-machines", type=number(int, 1), default=1, help="number of machines")
-    add("--machine-rank", type=int, default=0, help="number of this machine, from 0")
-    add("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
-    add_data_arguments(parser)
-    add_drawing_arguments(parser)
-
-    args = parser.parse(argv)
-    if args.show_dir is not None and not args.eval_only:
-        parser.error(f"--show-dir {args.show_dir} draws what --eval-only finds: add --eval-only")
-    if args.show_dir is None and has_drawing_arguments(args):
-        parser.error("--line-width, --colors and the other options of drawings go with --show-dir")
-    if args.ignore_class_names and not args.eval_only:
-        parser.error("--ignore-class-names goes with --eval-only; training compares by name")
-    return args
+USER_ERRORS = (*user_errors(), FloatingPointError, RecursionError)
 
 
 def make_config(args: argparse.Namespace) -> DictConfig:
@@ -245,7 +204,11 @@ def log_traceback() -> None:
 
 def run(argv: list[str] | None = None) -> int:
     """Run the command line; a mistake of the user becomes one line and the exit code 2."""
-    args = parse_args(argv)
+    return start(parse_args(argv))
+
+
+def start(args: argparse.Namespace) -> int:
+    """Train or evaluate as a parsed command line says, and return the exit code."""
     try:
         return run_program(start_processes, args)
     except SystemExit as stop:

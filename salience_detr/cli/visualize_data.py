@@ -1,8 +1,4 @@
-"""Draw a data set: the annotations of the file, or what the training loader yields.
-
-tools/visualize_data.py --config-file configs/neu_det_r18.py --output drawn
-tools/visualize_data.py --config-file F --data-dir data/mine --output drawn --augmented --count 50
-"""
+"""Draw a data set: the annotations of the file, or what the training loader yields."""
 
 from __future__ import annotations
 
@@ -18,13 +14,14 @@ from detectron2.structures import BoxMode
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from salience_detr.cli.arguments import Parser, number, run_program
+from salience_detr.cli.arguments import run_program
+from salience_detr.cli.flags.visualize_data import parse_args
 from salience_detr.config import load_config
 from salience_detr.data import DatasetError, batches, read_image
 from salience_detr.data.datasets import class_names_of
 from salience_detr.data.depth import choose_from_files
 from salience_detr.data.value_range import AUTO, ValueRange
-from salience_detr.engine.own_data import add_data_arguments, use_own_data
+from salience_detr.engine.own_data import use_own_data
 from salience_detr.utils.drawing import class_colors, draw_boxes
 from salience_detr.utils.files import UsedPaths, check_output_dir, write_image
 
@@ -46,23 +43,6 @@ class Sample:
     image: np.ndarray
     boxes: np.ndarray
     classes: list[int]
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
-    parser.add_config()
-    add = parser.add_argument
-    add("--output", required=True, type=Path, metavar="DIR")
-    add("--split", choices=LOADERS, default="train")
-    add("--augmented", action="store_true", help="draw what the training loader yields")
-    count = number(int, 1)
-    add("--count", type=count, default=20, metavar="N", help="images, at most (default: 20)")
-    add_data_arguments(parser)
-
-    args = parser.parse(argv)
-    if args.augmented and args.split == "val":
-        parser.error("--augmented goes with --split train: validation images are not augmented")
-    return args
 
 
 def read_annotated(loader: DictConfig) -> Iterator[Sample]:
@@ -105,7 +85,7 @@ def read_augmented(loader: DictConfig) -> Iterator[Sample]:
             )
 
 
-def draw_samples(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Draw images of the data set into the output folder.
 
     Raises:
@@ -140,4 +120,4 @@ def draw_samples(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_program(draw_samples, parse_args(argv))
+    return run_program(run, parse_args(argv))

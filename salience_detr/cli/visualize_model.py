@@ -1,13 +1,4 @@
-"""Draw what happens inside a model on images.
-
-tools/visualize_model.py --config-file F --weights W --input a.jpg folder 'shots/*.png' --output out
-tools/visualize_model.py --config-file F --weights W --input a.jpg --output out \\
-    --parts sampling cam --query 17
-
-Writes NAME_salience_levels.png, NAME_tokens.png, NAME_proposals.png, NAME_sampling.png and
-NAME_cam.png for each image, and queries.png, statistics of the queries of all images.
-NAME_proposals.png shows the numbers of the best queries.
-"""
+"""Draw what happens inside a model on images."""
 
 from __future__ import annotations
 
@@ -22,11 +13,10 @@ from tqdm import tqdm
 
 from salience_detr.cli.arguments import (
     INTERRUPTED,
-    Parser,
-    number,
     print_skipped,
     run_program,
 )
+from salience_detr.cli.flags.visualize_model import ENDINGS, parse_args
 from salience_detr.data.images import ImageReadError, to_rgb
 from salience_detr.inference.inputs import collect_inputs, is_video
 from salience_detr.predictor import Predictor
@@ -44,30 +34,6 @@ from salience_detr.visualization import (
     inspect,
     plot_query_statistics,
 )
-
-# Ending of the file of each part; "queries" is one file for all images.
-ENDINGS = {
-    "salience": "_salience_levels.png",
-    "tokens": "_tokens.png",
-    "proposals": "_proposals.png",
-    "sampling": "_sampling.png",
-    "cam": "_cam.png",
-}
-PARTS = [*ENDINGS, "queries"]
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
-    parser.add_detector()
-    add = parser.add_argument
-    add("--input", required=True, nargs="+", metavar="PATH", help="images, folders or patterns")
-    add("--output", required=True, type=Path, metavar="DIR", help="folder of the drawings")
-
-    parts_help = f"some of: {', '.join(PARTS)} (default: all)"
-    add("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=parts_help)
-    query_help = "query of sampling and cam, from 0 (default: those of the best detections)"
-    add("--query", type=number(int, 0), metavar="N", help=query_help)
-    return parser.parse(argv)
 
 
 def write_drawings(

@@ -1,11 +1,4 @@
-"""Web page that shows the detections and the salience of an image that is dropped on it.
-
-    web.py --config-file F --weights W
-    web.py --weights model.onnx --port 8000
-
-Only browsers on this machine can open the page, unless --host is given. It loads nothing from other
-servers.
-"""
+"""Web page that shows the detections and the salience of an image that is dropped on it."""
 
 from __future__ import annotations
 
@@ -33,7 +26,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from salience_detr.cli.arguments import Parser, run_program
+from salience_detr.cli.arguments import run_program
+from salience_detr.cli.flags.web import parse_args
 from salience_detr.data.images import to_rgb
 from salience_detr.detections import Detections
 from salience_detr.inference.inputs import image_size
@@ -263,15 +257,6 @@ class ServerErrors(logging.Filter):
             record.args = None
             record.exc_info = None
         return True
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
-    parser.add_detector(required=False, help="LazyConfig file of a checkpoint")
-    add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all addresses")
-    add("--port", type=int, default=7860, help="port, 0 for a free one (default: 7860)")
-    return parser.parse(argv)
 
 
 def free_port(host: str, port: int) -> int:

@@ -25,33 +25,6 @@ from salience_detr.engine.run_length import fit_schedule, set_epochs
 from salience_detr.engine.validation_split import split_for_validation
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that :func:`use_own_data` reads."""
-    group = parser.add_argument_group("own data, in COCO's format")
-    group.add_argument(
-        "--data-dir", metavar="DIR", help="folder with both splits in a usual layout"
-    )
-
-    # Or each file and folder by itself; these win over the folder of both.
-    for split, purpose in (("train", "to train on"), ("val", "to evaluate on")):
-        group.add_argument(f"--{split}-json", metavar="FILE", help=f"annotations {purpose}")
-        group.add_argument(f"--{split}-images", metavar="DIR", help="folder of their images")
-
-    fraction_help = "draw this part of the training images for validation, such as 0.2"
-    group.add_argument("--val-fraction", type=float, metavar="F", help=fraction_help)
-    group_help = "with --val-fraction: images stay together whose names have an equal first group"
-    group.add_argument("--split-by", metavar="REGEX", help=group_help)
-
-    group.add_argument(
-        "--drop-empty-categories",
-        action="store_true",
-        help="leave out categories that have no box in either split",
-    )
-    group.add_argument(
-        "--epochs", type=float, metavar="N", help="passes over the data (default: the config's)"
-    )
-
-
 def use_own_data(
     config: DictConfig,
     args: argparse.Namespace,
@@ -68,7 +41,7 @@ def use_own_data(
 
     Args:
         config: of a LazyConfig file, overrides applied.
-        args: see :func:`add_data_arguments`.
+        args: of the command line, see ``Parser.add_data``.
         overridden: keys that the user set on the command line, which stay.
         needed: the splits that there must be; without "train" the schedule is left alone.
 

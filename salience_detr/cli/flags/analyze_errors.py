@@ -1,0 +1,41 @@
+"""Report what a detector gets wrong: classes, sizes, crowding, error types, confusions, images.
+
+%(prog)s output/mine/inference/coco_instances_results.json \\
+    data/mine/annotations/instances_val.json
+
+RESULTS.json is the file that train_net.py --eval-only or demo.py --json writes. The output folder
+gets report.md (which is printed too), report.json, confusion.png and worst.jpg.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from salience_detr.cli.arguments import Parser, number
+
+# A sheet of more images would be too large to look at.
+MAX_WORST = 400
+# Those of evaluation/, which takes seconds to import.
+SCORE_THRESHOLD = 0.3
+BACKGROUND_IOU = 0.1
+
+
+def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) -> argparse.Namespace:
+    parser = Parser(prog=prog, description=__doc__)
+    add = parser.add_argument
+    add("results", type=Path, metavar="RESULTS.json")
+    add("annotations", type=Path, metavar="ANNOTATIONS.json")
+    add("--images", type=Path, metavar="DIR", help="(default: looked for beside ANNOTATIONS)")
+    add("--output", type=Path, metavar="DIR", help="(default: the folder errors beside RESULTS)")
+
+    worst = number(int, 1, MAX_WORST)
+    add("--worst", type=worst, default=16, metavar="N", help="images on the sheet (default: 16)")
+    score = number(float, 0, 1)
+    score_help = f"lowest score of counted detections (default: {SCORE_THRESHOLD}); AP takes all"
+    add("--score-threshold", type=score, default=SCORE_THRESHOLD, metavar="S", help=score_help)
+    iou = number(float, BACKGROUND_IOU, 1)
+    iou_help = "lowest IoU of a correct detection with its box (default: 0.5)"
+    add("--iou-threshold", type=iou, default=0.5, metavar="IOU", help=iou_help)
+    return parser.parse_args(argv)

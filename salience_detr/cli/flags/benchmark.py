@@ -1,0 +1,51 @@
+"""Measure a config's model, and detectors of other packages beside it, on this machine.
+
+%(prog)s --config-file F --device cpu --modes eager amp --batch-sizes 1 2 --compare all
+%(prog)s --config-file F --operator compiled reference --modes eager training
+
+Prints parameters, GMACs, latency, images per second and peak memory by batch size, and milliseconds
+by stage. Every measurement runs in a process of its own; one that fails is a row with the reason.
+Ctrl-C prints what was measured so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from salience_detr.cli.arguments import Parser, number
+
+# Those of benchmark/, which takes seconds to import.
+MODES = ("eager", "compiled", "amp", "compiled-amp", "training", "training-amp")
+OPERATORS = ("compiled", "reference")
+OTHERS = ("retinanet", "fcos", "faster-rcnn", "deformable-detr", "rt-detr")
+
+
+def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) -> argparse.Namespace:
+    parser = Parser(prog=prog, description=__doc__)
+    parser.add_config(required=False, default="configs/salience_detr_r50_4scale_12ep.py")
+    parser.add_size()
+
+    add = parser.add_argument
+    add("--weights", metavar="FILE", help="checkpoint of the config's model (default: random)")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    batch_size = number(int, 1)
+    add("--batch-sizes", nargs="+", type=batch_size, default=[1, 2, 4], metavar="N")
+    modes_help = f"some of {', '.join(MODES)} (default: eager amp)"
+    modes = ["eager", "amp"]
+    add("--modes", nargs="+", choices=MODES, default=modes, metavar="MODE", help=modes_help)
+    add("--operator", nargs="+", choices=OPERATORS, default=["compiled"])
+    add("--dtype", default="bfloat16", choices=("bfloat16", "float16"), help="of the amp modes")
+
+    repeats_help = "timed calls (default: GPU 20, CPU 5)"
+    add("--repeats", type=number(int, 1), metavar="N", help=repeats_help)
+    warmup_help = "calls before them (default: GPU 3, CPU 1)"
+    add("--warmup", type=number(int, 0), metavar="N", help=warmup_help)
+
+    others = ("all", *OTHERS)
+    compare_help = f"some of {', '.join(others)} (default: none)"
+    add("--compare", nargs="+", choices=others, default=[], metavar="NAME", help=compare_help)
+    add("--json", type=Path, metavar="FILE", help="write all results to FILE")
+    add("--markdown", type=Path, metavar="FILE", help="write the tables to FILE")
+    return parser.parse(argv)

@@ -1,0 +1,27 @@
+"""Convert a checkpoint into a file with the weights of a Salience DETR alone.
+
+Checkpoints of the published implementation get this project's names. Of a checkpoint of
+train_net.py the weights are kept: their exponential moving average (EMA) if there is one. The file
+holds the names and category ids of the classes, if the checkpoint tells them or is COCO's.
+
+With --half or --raw, the checkpoint may be of any detector; its tensors keep their names.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from salience_detr.cli.arguments import Parser
+
+
+def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) -> argparse.Namespace:
+    parser = Parser(prog=prog, description=__doc__)
+    add = parser.add_argument
+    add("input", metavar="IN", help="a published or own checkpoint (.pth), or its URL")
+    add("output", metavar="OUT", type=Path, help="file to write, .safetensors or .pth")
+    add("--all-classes", action="store_true", help="keep all class rows, not COCO's 80 used ones")
+    add("--half", action="store_true", help="store float16: half the size, about three digits")
+    add("--raw", action="store_true", help="take the trained weights, not their EMA")
+    return parser.parse_args(argv)

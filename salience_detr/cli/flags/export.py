@@ -1,0 +1,45 @@
+"""Export a trained model: ONNX, a program of torch.export, or a package compiled by AOTInductor.
+
+%(prog)s --config-file F --weights W --output model.onnx --simplify --verify shots/*.jpg
+%(prog)s --config-file F --weights W --output model.pt2
+%(prog)s --config-file F --weights W --output model.pt2 --compile
+
+Batch size, height and width of the exported model are free. In Python, OnnxDetector and
+PackagedDetector of salience_detr.export run it with the Predictor's interface; demo/demo.py takes
+it for --weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from salience_detr.cli.arguments import Parser
+
+ENDINGS = (".onnx", ".pt2")
+# Those of export/onnx.py, which takes seconds to import.
+DEFAULT_OPSET = 18
+LAST_OPSET = 21
+
+
+def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) -> argparse.Namespace:
+    parser = Parser(prog=prog, description=__doc__)
+    parser.add_config()
+    add = parser.add_argument
+    add("--weights", metavar="FILE", help="checkpoint (default: random weights)")
+    add("--output", required=True, type=Path, metavar="FILE", help="ends in .onnx or .pt2")
+    add("--compile", action="store_true", help="compile a .pt2 for this processor (minutes)")
+
+    opset_help = f"ONNX opset, up to {LAST_OPSET} (default: {DEFAULT_OPSET})"
+    add("--opset", type=int, default=DEFAULT_OPSET, help=opset_help)
+    add("--simplify", action="store_true", help="run onnxslim over the ONNX graph")
+    verify_help = "compare with PyTorch on these images (default: images of the test set)"
+    add("--verify", nargs="*", metavar="IMAGE", help=verify_help)
+    args = parser.parse(argv)
+
+    if args.output.suffix not in ENDINGS:
+        parser.error(f"--output {args.output} must end in {' or '.join(ENDINGS)}")
+    if args.compile and args.output.suffix != ".pt2":
+        parser.error(f"--compile writes a .pt2 file, not {args.output}")
+    return args

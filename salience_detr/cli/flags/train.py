@@ -1,0 +1,54 @@
+"""Train or evaluate the model of a LazyConfig file.
+
+%(prog)s --config-file configs/surface_defects_tiny.py
+%(prog)s --config-file configs/salience_detr_r50_4scale_12ep.py --num-gpus 8
+%(prog)s --config-file F --eval-only --weights W --show-dir shown
+%(prog)s --config-file F --data-dir D --weights W train.output_dir=output/mine
+torchrun --nproc-per-node 8 -m salience_detr train --config-file F
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from salience_detr.cli.arguments import Parser, number
+from salience_detr.utils.drawing_options import add_drawing_arguments, has_drawing_arguments
+
+
+def parse_args(
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+    description: str | None = __doc__,
+) -> argparse.Namespace:
+    """Parse the flags of detectron2's ``default_argument_parser``, and a few more.
+
+    That parser itself takes everything after the first ``key=value`` for an override, flags too.
+    """
+    parser = Parser(prog=prog, description=description)
+    parser.add_config()
+    add = parser.add_argument
+    add("--resume", action="store_true", help="continue the run in train.output_dir")
+    add("--eval-only", action="store_true", help="evaluate the weights")
+    add("--weights", metavar="FILE", help="to start from or evaluate: train.init_checkpoint")
+    names_help = "with --eval-only: do not compare the classes of the weights and the data set"
+    add("--ignore-class-names", action="store_true", help=names_help)
+    add("--show-dir", type=Path, metavar="DIR", help="with --eval-only: draw the detections here")
+    gpus_help = "processes per machine, on the CPU without GPUs"
+    add("--num-gpus", type=number(int, 1), default=1, help=gpus_help)
+    add("--num-machines", type=number(int, 1), default=1, help="number of machines")
+    add("--machine-rank", type=int, default=0, help="number of this machine, from 0")
+    add("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
+    parser.add_data()
+    add_drawing_arguments(parser)
+
+    args = parser.parse(argv)
+    if args.show_dir is not None and not args.eval_only:
+        parser.error(f"--show-dir {args.show_dir} draws what --eval-only finds: add --eval-only")
+    if args.show_dir is None and has_drawing_arguments(args):
+        parser.error("--line-width, --colors and the other options of drawings go with --show-dir")
+    if args.ignore_class_names and not args.eval_only:
+        parser.error("--ignore-class-names goes with --eval-only; training compares by name")
+    return args
