@@ -27,9 +27,17 @@ train = dict(
     checkpointer=dict(period=5000, max_to_keep=3),
     eval_period=5000,
     best_metric="bbox/AP",
+    # Evaluations without a better best_metric after which the run ends; 0 never ends it.
+    patience=0,
+    # Names of modules that are not trained: ["backbone", "neck"]
+    freeze=[],
+    # Deterministic algorithms, where PyTorch has them.
+    deterministic=False,
     # Validation images that are drawn with detections and salience at each evaluation.
     previews=4,
     log_period=20,
     # Send what TensorBoard shows to Weights & Biases as well.
     wandb=dict(enabled=False, project="salience_detr", name=None),
+    # Send the same numbers to MLflow, at MLFLOW_TRACKING_URI.
+    mlflow=dict(enabled=False, experiment="salience_detr", name=None),
 )

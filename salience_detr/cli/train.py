@@ -25,10 +25,9 @@ from salience_detr.engine.own_data import training_classes, use_own_data
 from salience_detr.engine.run_folder import locked_folder
 from salience_detr.engine.train import build_model, save_config, setup_run, train
 from salience_detr.engine.trainer import StopError
+from salience_detr.engine.tuning import use_tuning
 from salience_detr.evaluation.coco_evaluation import check_show_dir, evaluate, show_evaluation
-from salience_detr.utils.drawing_options import (
-    drawing_options,
-)
+from salience_detr.utils.drawing_options import drawing_options
 from salience_detr.utils.errors import print_error, tolerate_names
 
 USER_ERRORS = (*user_errors(), FloatingPointError, RecursionError)
@@ -46,6 +45,7 @@ def make_config(args: argparse.Namespace) -> DictConfig:
     needed = ["val"]
     if not args.eval_only:
         needed.append("train")
+    use_tuning(config, args)
     use_own_data(config, args, overridden, needed)
 
     if args.weights:

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from salience_detr.data.coco_format import DatasetError, Record
 from salience_detr.data.depth import choose_from_files
 from salience_detr.data.mapper import DetectionMapper
-from salience_detr.data.sampling import SampledBatchSampler
+from salience_detr.data.sampling import SampledBatchSampler, build_repeat_sampler
 from salience_detr.data.value_range import AUTO
 from salience_detr.utils.signals import stop_with_parent
 
@@ -235,15 +235,19 @@ def build_train_loader(
     seed: int = 0,
     aspect_ratio_grouping: bool = False,
     sampler: Iterable[int] | None = None,
+    repeat_threshold: float = 0.0,
 ) -> DataLoader:
     """Build the loader of this process, for its part of ``total_batch_size`` images per iteration.
 
     The stream is the same for any number of processes and workers. With ``aspect_ratio_grouping`` a
     batch holds either upright or wide images, which need less padding than both together. One of
-    detectron2's training samplers may take the place of the random permutations.
+    detectron2's training samplers may take the place of the random permutations. With a
+    ``repeat_threshold``, images of classes that are in a smaller part of the images are drawn more
+    often (see :func:`build_repeat_sampler`).
 
     Raises:
-        DatasetError: there are no images, or the sampler is not for them.
+        DatasetError: there are no images, the sampler is not for them, or the threshold is not
+            between 0 and 1.
         ValueError: ``total_batch_size`` is no multiple of the number of processes.
     """
     if not dataset:
@@ -261,6 +265,14 @@ def build_train_loader(
         world_size=comm.get_world_size(),
         groups=groups,
     )
+    if repeat_threshold:
+        if sampler is not None:
+            raise DatasetError(
+                f"dataloader.train has a sampler and a repeat_threshold of {repeat_threshold}: "
+                "leave one of them out"
+            )
+        sampler = build_repeat_sampler(dataset, repeat_threshold, seed)
+
     if sampler is not None:
         batch_sampler = SampledBatchSampler(
             sampler=sampler,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 
 import numpy as np
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from torch.utils.data import Sampler
 
-from salience_detr.data.coco_format import DatasetError
+from salience_detr.data.coco_format import DatasetError, Record
+
+logger = logging.getLogger(__name__)
 
 REMEDY = (
     "use one of detectron2's, such as detectron2.data.samplers.RepeatFactorTrainingSampler, over "
@@ -80,3 +84,45 @@ class SampledBatchSampler(Sampler[list[tuple[int, int]]]):
 
             if len(waiting[group]) == self.batch_size:
                 yield waiting.pop(group)
+
+
+def build_repeat_sampler(
+    records: list[Record], threshold: float, seed: int
+) -> RepeatFactorTrainingSampler:
+    """Build the sampler that draws images of rare classes more often, as LVIS's recipe does.
+
+    A class that is in a part f of the images has the factor max(1, sqrt(threshold / f)); an image
+    is drawn, on average, as often as the largest factor of its classes says.
+
+    Args:
+        records: of the training images.
+        threshold: part of the images, in (0, 1], below which a class is rare.
+        seed: of the order, the same in all processes.
+
+    Raises:
+        DatasetError: the threshold is not between 0 and 1.
+    """
+    if not 0 < threshold <= 1:
+        raise DatasetError(
+            f"dataloader.train.repeat_threshold is {threshold}; it is a part of the images, "
+            "between 0 (no repetition) and 1"
+        )
+
+    # Regions without a class to learn do not make an image rare.
+    learned = []
+    for record in records:
+        annotations = [x for x in record.get("annotations", []) if not x.get("iscrowd", 0)]
+        learned.append({"annotations": annotations})
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(learned, threshold)
+
+    logger.info(
+        "images of classes in less than %.3g of the images are repeated: %d of %d images, up to "
+        "%.2f times; an epoch still counts %d images, and all repetitions are %.2f epochs",
+        threshold,
+        int((factors > 1).sum()),
+        len(records),
+        float(factors.max()),
+        len(records),
+        float(factors.mean()),
+    )
+    return RepeatFactorTrainingSampler(factors, seed=seed)

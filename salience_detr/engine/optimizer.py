@@ -9,6 +9,8 @@ from timm.layers import RmsNorm, RmsNorm2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from salience_detr.engine.layer_decay import layer_scales
+
 NORMS = (
     _BatchNorm, FrozenBatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, RmsNorm, RmsNorm2d
 )  # fmt: skip
@@ -30,6 +32,7 @@ def get_parameter_groups(
     weight_decay: float,
     backbone_lr_factor: float = 0.1,
     sampling_offsets_lr_factor: float = 0.1,
+    layer_decay: float = 1.0,
 ) -> list[ParameterGroup]:
     """Group the trainable parameters by learning rate and weight decay.
 
@@ -37,7 +40,14 @@ def get_parameter_groups(
     biases (those of relative positions too) do not decay. detectron2's
     ``get_default_optimizer_params`` has neither: it knows one factor per name of a parameter, and
     not the norms of other libraries.
+
+    A ``layer_decay`` below 1 lets each layer of the backbone learn at that part of the rate of the
+    next one; the last layer has the rate of the backbone.
     """
+    scales: dict[str, float] = {}
+    if layer_decay != 1:
+        scales = layer_scales(model.get_submodule("backbone"), layer_decay)
+
     groups: dict[tuple[float, float], ParameterGroup] = {}
     modules = dict(model.named_modules())
     for name, parameter in model.named_parameters():
@@ -47,7 +57,7 @@ def get_parameter_groups(
         # Both factors apply to sampling offsets in a backbone.
         factor = 1.0
         if name.startswith("backbone."):
-            factor *= backbone_lr_factor
+            factor *= backbone_lr_factor * scales.get(name.removeprefix("backbone."), 1.0)
         if "sampling_offsets" in name:
             factor *= sampling_offsets_lr_factor
 

@@ -21,6 +21,7 @@ from salience_detr.data.coco_format import (
 from salience_detr.data.datasets import as_list, dataset_classes
 from salience_detr.data.preparation.layouts import Split, find_splits
 from salience_detr.data.split_classes import check_splits
+from salience_detr.engine.batch_size import use_batch_size
 from salience_detr.engine.run_length import fit_schedule, set_epochs
 from salience_detr.engine.validation_split import split_for_validation
 
@@ -52,8 +53,10 @@ def use_own_data(
     if args.val_fraction is not None or args.split_by is not None:
         splits = split_for_validation(config, args, splits)
     if not splits:
-        if args.epochs is not None and "train" in needed:
-            set_epochs(config, args.epochs, overridden)
+        if "train" in needed:
+            batch_size = config.dataloader.train.total_batch_size
+            use_batch_size(config, args)
+            set_epochs(config, args.epochs, overridden, batch_size=batch_size)
         if args.drop_empty_categories:
             raise ConfigError("--drop-empty-categories goes with --data-dir or --train-json")
         return
@@ -87,6 +90,7 @@ def use_own_data(
 
     # An evaluation has no schedule.
     if "train" in needed:
+        use_batch_size(config, args)
         num_images = len(read_coco(splits["train"].json_file, keep=True)["images"])
         fit_schedule(config, num_images, args.epochs, overridden)
 

@@ -19,23 +19,34 @@ LONGEST_WARMUP = 0.1
 MOST_EVALUATIONS = 20
 
 
-def set_epochs(config: DictConfig, epochs: float, overridden: Collection[str]) -> None:
+def set_epochs(
+    config: DictConfig, epochs: float | None, overridden: Collection[str], *, batch_size: int
+) -> None:
     """Give a config other epochs over its own data set, in place; see :func:`fit_schedule`.
+
+    Args:
+        config: with the size of the batch that is trained with.
+        epochs: None keeps those of the config, over batches of another size.
+        overridden: keys that the user set on the command line, which stay.
+        batch_size: the one that the config was written for.
 
     Raises:
         ConfigError: neither the number of its images nor that of its epochs is known.
     """
+    if epochs is None and config.dataloader.train.total_batch_size == batch_size:
+        return
+
     num_images = count_images(config)
     if num_images is None:
         epochs_before = config.train.get("epochs")
         if not epochs_before:
+            length = "--batch-size" if epochs is None else f"--epochs {epochs:g}"
             raise ConfigError(
-                f"--epochs {epochs:g}: neither train.epochs nor the size of "
+                f"{length}: neither train.epochs nor the size of "
                 f"{config.dataloader.train.dataset.names} is known; set train.max_iter"
             )
 
         # The proportion of the config.
-        batch_size = config.dataloader.train.total_batch_size
         num_images = max(1, round(config.train.max_iter * batch_size / epochs_before))
     fit_schedule(config, num_images, epochs, overridden)
 

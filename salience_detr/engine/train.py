@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -30,14 +31,17 @@ from salience_detr.config import (
 )
 from salience_detr.data.datasets import check_class_count, dataset_classes
 from salience_detr.data.loader import keep_value_range, seeded
-from salience_detr.data.sampling import SampledBatchSampler
-from salience_detr.engine.checkpointing import DataOrder, TrainingCheckpointer, cut_metrics
+from salience_detr.engine.checkpointing import TrainingCheckpointer, cut_metrics
 from salience_detr.engine.checks import (
     check_room,
     check_test_classes,
     check_test_set,
     check_training_set,
 )
+from salience_detr.engine.data_order import data_order
+from salience_detr.engine.determinism import use_deterministic_algorithms
+from salience_detr.engine.early_stopping import EarlyStop
+from salience_detr.engine.freezing import freeze
 from salience_detr.engine.hooks import (
     BestCheckpoint,
     EMAHook,
@@ -50,6 +54,12 @@ from salience_detr.engine.launch import share_cpu_threads
 from salience_detr.engine.previews import preview_images
 from salience_detr.engine.sync_batch_norm import use_cpu_sync_batch_norm
 from salience_detr.engine.trainer import FetchError, Trainer
+from salience_detr.engine.tuning import (
+    check_tuning,
+    first_hooks,
+    frozen_names,
+    last_hooks,
+)
 from salience_detr.engine.writers import MetricsWriter, build_writers, wandb_run
 from salience_detr.evaluation.coco_evaluation import best_metric_of, evaluate_with_ema
 from salience_detr.layers.activation_checkpointing import checkpoints_batch_norm
@@ -85,6 +95,8 @@ def setup_run(config: DictConfig) -> None:
     train_loop = logging.getLogger("detectron2.engine.train_loop")
     train_loop.addFilter(lambda record: "Exception during" not in record.msg)
 
+    if config.train.get("deterministic", False):
+        use_deterministic_algorithms()
     share_cpu_threads()
     seed_all_rng(config.train.seed)
 
@@ -121,6 +133,7 @@ def train(config: DictConfig, *, resume: bool) -> None:
         FloatingPointError: the loss is not finite.
     """
     # Mistakes in the data end the run before anything is built.
+    check_tuning(config)
     check_test_set(config)
     check_arguments(config, "dataloader.train.sampler")
     with seeded(config.train.seed):  # of a sampler that draws its own seed
@@ -132,6 +145,7 @@ def train(config: DictConfig, *, resume: bool) -> None:
 
     # The EMA is a copy of the model as it is before stages are compiled.
     model = build_model(config)
+    freeze(model, frozen_names(config))
     optimizer = build_optimizer(config, model)
     ema = build_ema(config, model)
     compile_model(config, model)
@@ -260,27 +274,16 @@ def build_checkpointer(
     trainer: Trainer,
 ) -> TrainingCheckpointer:
     """Build the checkpointer of all that the run needs to go on exactly."""
-    # A run that is resumed with another order of the data would not be the same run.
-    loader = config.dataloader.train
-    order: dict[str, int | str] = {
-        "train.seed": config.train.seed,
-        "total_batch_size": loader.total_batch_size,
-        "number of images": len(trainer.data_loader.dataset),
-        "aspect_ratio_grouping": int(loader.get("aspect_ratio_grouping", False)),
-    }
-    batch_sampler = trainer.data_loader.batch_sampler
-    if isinstance(batch_sampler, SampledBatchSampler):
-        order["sampler"] = batch_sampler.description
-
+    # The settings come first: what else does not fit follows from them.
     checkpointer = TrainingCheckpointer(
         model,
         config.train.output_dir,
         max_to_keep=config.train.checkpointer.max_to_keep,
-        classes=dataset_classes(loader.dataset.names),
+        classes=dataset_classes(config.dataloader.train.dataset.names),
+        data_order=data_order(config, trainer.data_loader),
         optimizer=trainer.optimizer,
         scheduler=scheduler,
         grad_scaler=trainer.grad_scaler,
-        data_order=DataOrder(order),
     )
 
     if ema is not None:
@@ -329,7 +332,7 @@ def build_hooks(
     """Build the hooks of a run, in the order in which they act after a step."""
     settings = config.train
     output_dir = settings.output_dir
-    run_hooks: list[HookBase] = []
+    run_hooks = first_hooks(config)
     ema_model = None
     best_metric = best_metric_of(config)
     if ema is not None:
@@ -339,7 +342,7 @@ def build_hooks(
 
     # metrics.json has the line of a step before it is saved: a run that is resumed from there does
     # not come to that step again. A run shorter than the period is logged at its end.
-    writers = build_writers(output_dir, settings.max_iter, start)
+    writers = build_writers(output_dir, settings.max_iter, start, settings.get("mlflow", {}))
     period = min(settings.log_period, settings.max_iter)
     metrics_writers = [writer for writer in writers if isinstance(writer, MetricsWriter)]
     run_hooks.append(hooks.PeriodicWriter(metrics_writers, period))
@@ -360,6 +363,9 @@ def build_hooks(
     # The others write after it, so that TensorBoard has the results in the same write.
     other_writers = [writer for writer in writers if writer not in metrics_writers]
     run_hooks.append(hooks.PeriodicWriter(other_writers, period))
+
+    schedule = instantiate(config.lr_multiplier)
+    run_hooks += last_hooks(config, best.metric, checkpointer=checkpointer, schedule=schedule)
     return run_hooks
 
 
@@ -374,7 +380,9 @@ def run_steps(
         FetchError, OSError, FloatingPointError: see :func:`train`.
     """
     try:
-        trainer.train(start, max_iter)
+        # An early end has said why, and saved the final checkpoint.
+        with suppress(EarlyStop):
+            trainer.train(start, max_iter)
     except FetchError:
         # The step has changed nothing yet where its data cannot be read.
         if trainer.iter > start:

@@ -1,4 +1,4 @@
-"""Writers of the numbers of a run: console, metrics.json, TensorBoard, Weights & Biases."""
+"""Writers of the numbers of a run: console, metrics.json, TensorBoard, Weights & Biases, MLflow."""
 
 from __future__ import annotations
 
@@ -7,34 +7,44 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
 
 from salience_detr.config import ConfigError
+from salience_detr.engine.mlflow_writer import MLflowWriter
 
 logger = logging.getLogger(__name__)
 
 
-def build_writers(output_dir: str, max_iter: int, start: int) -> list[EventWriter]:
+def build_writers(
+    output_dir: str, max_iter: int, start: int, mlflow: Mapping[str, Any]
+) -> list[EventWriter]:
     """Return the writers of this process: all of them in process 0, else none.
 
     Args:
         output_dir: folder of the run.
         max_iter: iteration at which the run ends.
         start: first iteration; what TensorBoard has of later ones, from before a resume, is hidden.
+        mlflow: ``train.mlflow`` of the config; a config of an earlier version has none.
     """
     if not comm.is_main_process():
         return []
-    return [
+
+    writers: list[EventWriter] = [
         ConsoleWriter(max_iter),
         MetricsWriter(str(Path(output_dir) / "metrics.json")),
         TensorboardXWriter(str(output_dir), purge_step=start),
     ]
+    settings = dict(mlflow)
+    if settings.pop("enabled", False):
+        writers.append(MLflowWriter(output_dir, **settings))
+    return writers
 
 
 class MetricsWriter(JSONWriter):

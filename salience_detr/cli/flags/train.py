@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from salience_detr.cli.arguments import Parser, number
+from salience_detr.cli.tuning_arguments import add_tuning_arguments
 from salience_detr.utils.drawing_options import add_drawing_arguments, has_drawing_arguments
 
 
@@ -42,6 +43,7 @@ def parse_args(
     add("--machine-rank", type=int, default=0, help="number of this machine, from 0")
     add("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
     parser.add_data()
+    add_tuning_arguments(parser)
     add_drawing_arguments(parser)
 
     args = parser.parse(argv)

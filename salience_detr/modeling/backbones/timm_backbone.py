@@ -66,6 +66,8 @@ class TimmBackbone(Backbone):
         features = list(model.feature_info.info)
         indices = {stride: index_of_stride(name, features, stride) for stride in strides}
         check_maps(name, model, strides, size_divisibility)
+        self.name = name
+        self.options = options
 
         out_indices = sorted(indices.values())
         self.body: Any = timm.create_model(
