@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from detectron2.utils import comm
@@ -16,10 +17,12 @@ from salience_detr.config import resolve_device
 from salience_detr.inference.class_filter import only_classes
 from salience_detr.inference.detection_run import DetectionRun, Ending, Summary
 from salience_detr.inference.distributed import join_torchrun, run_distributed
-from salience_detr.inference.inputs import collect_inputs
+from salience_detr.inference.inputs import Inputs, collect_inputs
+from salience_detr.inference.live import LiveSource, find_live_source
 from salience_detr.inference.loading import load_detector
 from salience_detr.inference.outputs import OutputFolder
 from salience_detr.inference.result_files import ResultFiles, earlier_parts
+from salience_detr.inference.sources import resolve_words
 from salience_detr.inference.tiling import TiledDetector
 from salience_detr.inference.tracking import MIN_SCORE, Tracker
 from salience_detr.predictor import Detector
@@ -65,27 +68,50 @@ def build_detector(args: argparse.Namespace) -> Detector:
             tile=args.tile,
             overlap=overlap,
             with_whole=not args.tiles_only,
-            progress=bool(args.input),
+            progress=find_live(args) is None,
         )
     return detector
 
 
-def prepare(args: argparse.Namespace) -> tuple[list[Path], list[str], Detector]:
-    """Return the inputs, a message for each missing one, and the detector.
+def find_live(args: argparse.Namespace) -> LiveSource | None:
+    """Return the camera or stream that the arguments name, None for files.
+
+    Raises:
+        ValueError: there are other inputs besides.
+    """
+    if args.webcam is not None:
+        return LiveSource(args.webcam)
+    return find_live_source(args.input, args.stream_timeout)
+
+
+def find_inputs(args: argparse.Namespace, live: LiveSource | None) -> Inputs:
+    """Return the inputs, and print what lies beside them.
+
+    Raises:
+        OSError, ValueError: there is no input.
+    """
+    # A camera or stream has the name of its video as its input.
+    if live is not None:
+        return Inputs([live.path], missing=[], remarks=[])
+
+    words = resolve_words(args.input, args.output)
+    if not words.patterns and not words.listed:
+        raise FileNotFoundError("; ".join(words.missing))
+    inputs = collect_inputs(words.patterns, words.listed)
+    for remark in inputs.remarks:
+        if comm.is_main_process():
+            print(remark, file=sys.stderr)
+    return replace(inputs, missing=words.missing + inputs.missing)
+
+
+def prepare(args: argparse.Namespace) -> tuple[Inputs, LiveSource | None, Detector]:
+    """Return the inputs, the camera or stream if it is one, and the detector.
 
     Raises:
         USER_ERRORS: there is no input, an output cannot be written, or no detector can be built.
     """
-    # A camera has the name of its video as its input.
-    sources = [Path(f"webcam{args.webcam}.mp4")]
-    missing: list[str] = []
-    if args.input:
-        inputs = collect_inputs(args.input)
-        sources = inputs.files
-        missing = inputs.missing
-        for remark in inputs.remarks:
-            if comm.is_main_process():
-                print(remark, file=sys.stderr)
+    live = find_live(args)
+    inputs = find_inputs(args, live)
 
     # Errors are reported now, rather than after hours of detection.
     check_output_dir(args.output, option="--output")
@@ -94,7 +120,7 @@ def prepare(args: argparse.Namespace) -> tuple[list[Path], list[str], Detector]:
     if args.track:
         Tracker(fps=25, score_threshold=args.score_threshold)  # its package may be missing
 
-    return sources, missing, build_detector(args)
+    return inputs, live, build_detector(args)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -109,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
     """
     with join_torchrun(), StopSignals() as stop_signals:
         options = drawing_options(args)
-        sources, missing, detector = prepare(args)
+        inputs, live, detector = prepare(args)
         options.palette(detector.class_names)  # tells an unknown class before the work
 
         # Only the parts of an earlier run exist at this point.
@@ -123,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
         detection_run = DetectionRun(
             detector,
             folder,
-            folder.plan(sources),
+            folder.plan(inputs.files, inputs.names),
             ResultFiles(detector.classes, args.json, args.csv),
             stop_signals,
             score_threshold=args.score_threshold,
@@ -132,10 +158,10 @@ def run(args: argparse.Namespace) -> int:
             num_threads=min(4, os.cpu_count() or 1),
             show_progress=comm.is_main_process(),
         )
-        summary = run_distributed(detection_run, camera=args.webcam)
+        summary = run_distributed(detection_run, live=live)
 
     # Under torchrun, only the first process reports.
-    return 0 if summary is None else report(summary, missing, args)
+    return 0 if summary is None else report(summary, inputs.missing, args)
 
 
 def report(summary: Summary, missing: Sequence[str], args: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from salience_detr.data.images import ImageReadError
 from salience_detr.detections import Detections
 from salience_detr.inference.encoders import H264
 from salience_detr.inference.inputs import ImageReader, LoadedImage, is_video
+from salience_detr.inference.live import LiveSource, StreamReader
 from salience_detr.inference.outputs import (
     AnnotatedVideo,
     OutputFolder,
@@ -114,19 +115,20 @@ class DetectionRun:
     show_progress: bool = True
     summary: Summary = field(default_factory=Summary)
 
-    def run(self, sources: Sequence[Path], *, camera: int | None = None) -> Summary:
+    def run(self, sources: Sequence[Path], *, live: LiveSource | None = None) -> Summary:
         """Detect on all inputs, or until a signal comes.
 
         Args:
-            sources: images and videos; for a camera, the name of its video. It may be empty.
-            camera: number of a camera.
+            sources: images and videos; for a camera or stream, the name of its video. It may be
+                empty.
+            live: the camera or stream.
         """
         # An interruption or a full disk ends the run, but not the writing of its results.
         try:
-            if camera is None:
+            if live is None:
                 self.process_files(sources)
             elif sources:
-                self.process_camera(sources[0], camera)
+                self.process_live(sources[0], live)
         except KeyboardInterrupt:
             self.summary.ending = Ending.INTERRUPTED
         except OSError as error:
@@ -273,22 +275,24 @@ class DetectionRun:
                 f"of {reader.num_frames} frames {count} can be decoded"
             )
 
-    def process_camera(self, source: Path, number: int) -> None:
-        """Detect on the newest frame of a camera, again and again, until it has no more frames."""
+    def process_live(self, source: Path, live: LiveSource) -> None:
+        """Detect on the newest frame of a camera or stream, again and again, until it ends."""
         with self.failures_noted(source):
-            reader = VideoReader(number)
+            reader = live.open()
 
             # A batch would have to wait for later frames.
             with closing(iter(LatestFrames(reader))) as frames:
                 placed = (VideoFrame(place, place, image) for place, image in frames)
                 self.process_frames(source, reader, placed, batch_size=1)
 
-            self.summary.warnings[source] = f"camera {number} gives no more frames"
+            self.summary.warnings[source] = f"{live.title} gives no more frames"
+            if isinstance(reader, StreamReader):
+                self.summary.warnings[source] = reader.ending
 
     def process_frames(
         self,
         source: Path,
-        reader: VideoReader,
+        reader: VideoReader | StreamReader,
         frames: Iterable[VideoFrame],
         batch_size: int,
     ) -> int:

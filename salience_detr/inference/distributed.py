@@ -16,6 +16,7 @@ import torch
 from detectron2.utils import comm
 
 from salience_detr.inference.detection_run import DetectionRun, Summary
+from salience_detr.inference.live import LiveSource
 from salience_detr.inference.result_files import merge_csv, merge_json
 
 TIMEOUT = timedelta(days=30)  # one process may have far more to do than another
@@ -51,12 +52,12 @@ def join_torchrun() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-def run_distributed(run: DetectionRun, *, camera: int | None = None) -> Summary | None:
+def run_distributed(run: DetectionRun, *, live: LiveSource | None = None) -> Summary | None:
     """Detect on this process's part of the inputs, and merge the results in the first process.
 
     Args:
         run: run of this process; its output paths name the inputs of all processes.
-        camera: number of a camera, see :meth:`DetectionRun.run`.
+        live: a camera or stream, see :meth:`DetectionRun.run`.
 
     Returns:
         The summary of all processes; None in all but the first.
@@ -69,7 +70,7 @@ def run_distributed(run: DetectionRun, *, camera: int | None = None) -> Summary 
     sources = list(run.outputs)
     files = run.files
     with files:
-        run.run(sources[comm.get_rank() :: comm.get_world_size()], camera=camera)
+        run.run(sources[comm.get_rank() :: comm.get_world_size()], live=live)
     if comm.get_world_size() == 1:
         return run.summary
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -39,15 +40,22 @@ class Inputs:
         files: images and videos, in order and without repetition.
         missing: a message for each pattern without a file.
         remarks: a message for each folder that holds other files, too.
+        names: path of each file relative to the folder or pattern that it was found by, which its
+            outputs get.
     """
 
     files: list[Path]
     missing: list[str]
     remarks: list[str]
+    names: dict[Path, Path] = field(default_factory=dict)
 
 
-def collect_inputs(patterns: Sequence[str]) -> Inputs:
+def collect_inputs(patterns: Sequence[str], listed: Sequence[str] = ()) -> Inputs:
     """Collect the files named by paths, folders (with their subfolders) and glob patterns.
+
+    Args:
+        patterns: what the command line names.
+        listed: paths of a list, whose names are relative to the folder that they have in common.
 
     Raises:
         FileNotFoundError: there is none.
@@ -55,6 +63,7 @@ def collect_inputs(patterns: Sequence[str]) -> Inputs:
     files: list[Path] = []
     missing: list[str] = []
     remarks: list[str] = []
+    names: dict[Path, Path] = {}
     for pattern in patterns:
         matches, others = find_files(pattern)
         if not matches:
@@ -63,10 +72,47 @@ def collect_inputs(patterns: Sequence[str]) -> Inputs:
             remarks.append(describe_others(Path(pattern), others, "images or videos"))
 
         files += matches
+        root = root_of(pattern)
+        for match in matches:
+            names.setdefault(match, match.relative_to(root))
+
+    of_list: list[Path] = []
+    for path in listed:
+        matches, _ = find_files(path)
+        if not matches:
+            missing.append(f"--input -: there is no such image, video or folder: {path}")
+        of_list += matches
+
+    files += of_list
+    for path, name in names_of_list(of_list).items():
+        names.setdefault(path, name)
 
     if not files:
         raise FileNotFoundError("; ".join(missing + remarks))
-    return Inputs(list(dict.fromkeys(files)), missing, remarks)
+    return Inputs(list(dict.fromkeys(files)), missing, remarks, names)
+
+
+def root_of(pattern: str) -> Path:
+    """Return the folder that the files of a path, folder or pattern are relative to."""
+    path = Path(pattern)
+    if os.path.isfile(path):
+        return path.parent
+    if os.path.isdir(path):
+        return path
+
+    # The folders before the first one with a wildcard.
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])
+    return Path(*fixed)
+
+
+def names_of_list(paths: Sequence[Path]) -> dict[Path, Path]:
+    """Return the path of each file relative to the folder that all have in common."""
+    if not paths:
+        return {}
+
+    absolute = {path: Path(os.path.abspath(path)) for path in paths}
+    root = os.path.commonpath([path.parent for path in absolute.values()])
+    return {path: full.relative_to(root) for path, full in absolute.items()}
 
 
 def find_files(pattern: str) -> tuple[list[Path], list[Path]]:

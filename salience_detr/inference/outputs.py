@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,11 +66,17 @@ class OutputFolder:
         self.crops = crops
         self.class_folders = safe_names(classes.names)
 
-    def plan(self, sources: Sequence[Path]) -> dict[Path, OutputPaths]:
+    def plan(
+        self, sources: Sequence[Path], names: Mapping[Path, Path] | None = None
+    ) -> dict[Path, OutputPaths]:
         """Return the output paths of each input, named like it, with a number if that is in use.
 
         No output has the name of an input or of another output. The names depend only on the list
         of inputs, so that all processes of torchrun agree on them.
+
+        Args:
+            sources: images and videos.
+            names: path of each in the folder of the outputs; by default its name alone.
         """
         paths = {path.resolve() for path in sources}
 
@@ -79,31 +85,45 @@ class OutputFolder:
         earlier_crops = [path for path in paths if crops in path.parents]
         for path in earlier_crops:
             words = path.stem.split("_")
-            paths |= {crops / "_".join(words[:i]) for i in range(1, len(words) + 1)}
+            folder = crops.joinpath(*path.relative_to(crops).parts[1:-1])
+            paths |= {folder / "_".join(words[:i]) for i in range(1, len(words) + 1)}
 
         used = UsedPaths(paths)
-        return {source: self.plan_one(source, used) for source in sources}
+        outputs = {}
+        for source in sources:
+            name = Path(source.name)
+            if names is not None:
+                name = names.get(source, name)
+            outputs[source] = self.plan_one(source, name, used)
+        return outputs
 
-    def plan_one(self, source: Path, used: UsedPaths) -> OutputPaths:
+    def plan_one(self, source: Path, name: Path, used: UsedPaths) -> OutputPaths:
         """Return the output paths of one input, and note their use."""
         suffixes = [source.suffix if source.suffix.lower() in WRITABLE_ENDINGS else ".png"]
         if is_video(source):
             # The size of the frames decides between the two.
             suffixes = [output_suffix(source, (0, 0)), ".avi"]
 
+        # A folder of the inputs that is called like that of the crops must not mix with it.
+        root = self.root / name.parent
+        if self.crops and name.parts[0].casefold() == CROPS and len(name.parts) > 1:
+            root = self.root / f"{CROPS}_of_input" / name.parent.relative_to(name.parts[0])
+        inner = root.relative_to(self.root)
+
         def paths_of(stem: str) -> list[Path]:
             names = [f"{stem}{suffix}" for suffix in suffixes]
             if self.salience:
                 names += [f"{stem}_salience{suffix}" for suffix in suffixes]
+            paths = [root / name for name in names]
             if self.crops:
                 # One entry for all crops of the input, whose names begin with it.
-                names.append(f"{CROPS}/{stem}")
-            return [self.root / name for name in names]
+                paths.append(self.root / CROPS / inner / stem)
+            return paths
 
-        stem = used.unused_stem(source.stem, paths_of)
+        stem = used.unused_stem(name.stem, paths_of)
         return OutputPaths(
-            drawing=self.root / f"{stem}{suffixes[0]}",
-            salience=self.root / f"{stem}_salience{suffixes[0]}",
+            drawing=root / f"{stem}{suffixes[0]}",
+            salience=root / f"{stem}_salience{suffixes[0]}",
         )
 
     def check_names(self, paths: OutputPaths) -> None:
@@ -116,7 +136,11 @@ class OutputFolder:
         if self.salience:
             check_name(paths.salience)
         if self.crops:
-            check_name(self.root / CROPS / f"{paths.drawing.stem}_1.jpg")
+            check_name(self.root / CROPS / self.inner_folder(paths) / f"{paths.drawing.stem}_1.jpg")
+
+    def inner_folder(self, paths: OutputPaths) -> Path:
+        """Return the folder of an input's outputs within the folder of all."""
+        return paths.drawing.parent.relative_to(self.root)
 
     def write_crops(
         self,
@@ -126,6 +150,8 @@ class OutputFolder:
         frame: int | None = None,
     ) -> None:
         """Write the content of each box as crops/CLASS/NAME_K.jpg, for a frame NAME_FRAME-K.jpg.
+
+        An input of a subfolder has its crops in crops/CLASS/SUBFOLDER.
 
         K counts the detections on the image from 1, in descending order of scores. A box without a
         pixel in the image is left out, but counts.
@@ -140,7 +166,7 @@ class OutputFolder:
             crop = crop_box(image, box)
 
             if crop.size:
-                folder = self.root / CROPS / self.class_folders[label]
+                folder = self.root / CROPS / self.class_folders[label] / self.inner_folder(paths)
                 suffix = ".jpg" if max(crop.shape[:2]) <= MAX_JPEG_SIDE else ".png"
                 write_image(folder / f"{prefix}{number}{suffix}", crop)
 

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -172,6 +172,22 @@ def read_ahead(frames: Iterable[T], depth: int) -> Generator[T]:
         pool.shutdown(cancel_futures=True)
 
 
+class LiveReader(Protocol):
+    """Reader of a camera or stream, whose frames come at its own pace.
+
+    Attributes:
+        fps: frames per second.
+    """
+
+    fps: float
+
+    def __iter__(self) -> Iterator[np.ndarray | None]:
+        """Yield (H, W, 3) uint8 RGB frames, or None while there are none."""
+
+    def close(self) -> None:
+        """Release the camera or stream."""
+
+
 class LatestFrames:
     """Iterator over the newest frames of a camera; older ones that were not taken are dropped.
 
@@ -180,7 +196,7 @@ class LatestFrames:
 
     PATIENCE = 2.0  # seconds that close() waits for a camera that hangs
 
-    def __init__(self, camera: VideoReader) -> None:
+    def __init__(self, camera: LiveReader) -> None:
         self.camera = camera
         self.changed = threading.Condition()
         self.latest: tuple[float, np.ndarray] | None = None  # time and frame
@@ -192,11 +208,13 @@ class LatestFrames:
         """Store the newest frame, in the thread, until the camera ends or the iterator closes."""
         try:
             for frame in self.camera:
+                if self.is_stopped:
+                    return
+                if frame is None:
+                    continue
                 with self.changed:
                     self.latest = (time.monotonic(), frame)
                     self.changed.notify()
-                    if self.is_stopped:
-                        return
         except cv2.error:
             pass  # some cameras fail this way when they have no more frames
         finally:

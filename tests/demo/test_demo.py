@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -102,6 +104,21 @@ def test_images_and_videos_of_the_same_name_do_not_overwrite_each_other(call, im
     # The names of outputs have no folders, so the second one gets a number.
     assert call(images / "1.jpg", other / "1.jpg") == 0
     assert outputs(tmp_path) == ["1.jpg", "1_2.jpg"]
+
+
+def test_folders_and_lists_keep_their_subfolders(call, images, tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (images / name).mkdir()
+        (images / name / "x.jpg").write_bytes((images / "1.jpg").read_bytes())
+
+    assert call(images) == 0
+    written = sorted(x.relative_to(tmp_path / "out") for x in (tmp_path / "out").rglob("*.jpg"))
+    assert list(map(str, written)) == ["1.jpg", "2.jpg", "a/x.jpg", "b/x.jpg"]
+
+    lines = f"{images / 'a' / 'x.jpg'}\n{images / '2.jpg'}\n"
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(lines.encode())))
+    assert call("-", extra=["--output", str(tmp_path / "listed")]) == 0
+    assert (tmp_path / "listed" / "a" / "x.jpg").is_file() and (tmp_path / "listed/2.jpg").is_file()
 
 
 @pytest.mark.parametrize("name", ["gray.png", "alpha.png", "deep.png"])

@@ -18,6 +18,7 @@ import pytest
 from salience_detr.inference import video as video_module
 from salience_detr.inference.video import VideoReader, VideoWriter
 from tests.inference.fake_detector import paint
+from tests.inference.test_live import Camera
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -278,3 +279,30 @@ def test_a_video_that_browsers_do_not_play_is_said(call, rectangles, tmp_path, c
     if said:
         assert "out/a.avi is MPEG-4, which browsers do not play" in said[0]
         assert "ffmpeg -i " in said[0] and said[0].endswith("a_h264.mp4")
+
+
+def test_a_stream_is_watched_until_it_ends(demo, rectangles, tmp_path, capsys):
+    server = Camera([12], pause=0.005)
+    words = ["--config-file", "c", "--weights", "w", "--output", str(tmp_path / "out")]
+    words += ["--stream-timeout", "0.3", "--json", str(tmp_path / "results.json")]
+    address = server.address.replace("://", "://me:secret@")
+    try:
+        assert demo.main([*words, "--input", address]) == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+
+    errors = capsys.readouterr().err
+    assert "video has ended: no frame for 0.3 s, and " in errors and "secret" not in errors
+    results = read_json(tmp_path / "results.json")
+    assert 1 <= len(results["images"]) <= 12 and {x["bbox"][2] for x in results["annotations"]}
+    assert results["images"][0]["file_name"] == "127_0_0_1_video.mp4"
+    frames = list(VideoReader(tmp_path / "out" / "127_0_0_1_video.mp4"))
+    assert len(frames) == results["images"][-1]["frame"] + 1
+
+
+def test_a_stream_that_is_not_there_is_a_failure_of_one_line(demo, rectangles, tmp_path, capsys):
+    words = ["--config-file", "c", "--weights", "w", "--output", str(tmp_path / "out")]
+    assert demo.main([*words, "--input", "rtsp://127.0.0.1:1/live"]) == 1
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "rtsp" in x]
+    assert line.strip().startswith("cannot open the stream rtsp://127.0.0.1:1/live: 127.0.0.1, ")

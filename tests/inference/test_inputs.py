@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +52,29 @@ def test_folders_patterns_and_files_are_collected_once_each(save, tmp_path):
     # A file that is named itself is taken, whatever its ending.
     notes = tmp_path / "notes.txt"
     assert collect_inputs([str(notes)]).files == [notes]
+
+
+def test_files_have_their_path_below_the_folder_or_pattern(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("in/a/x.png", "in/b/x.png", "in/y.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 6)).save(name)
+
+    def named(*patterns, listed=()):
+        inputs = collect_inputs(patterns, listed)
+        return [inputs.names[path].as_posix() for path in inputs.files]
+
+    every = ["a/x.png", "b/x.png", "y.png"]
+    assert named("in") == named("in/**/*.png") == named(str(tmp_path / "in")) == every
+    assert named("**/x.png") == ["in/a/x.png", "in/b/x.png"]
+    assert named("./in/?/x.png") == every[:2] and named("in/a/*.png") == ["x.png"]
+    assert named("in/a/x.png", "in/b/x.png") == ["x.png", "x.png"]
+
+    # The files of a list are named from the folder that they have in common.
+    assert named(listed=["in/a/x.png", str(tmp_path / "in/b/x.png")]) == every[:2]
+    assert named(listed=["in/a/x.png"]) == ["x.png"]
+    inputs = collect_inputs(["in/y.png"], ["none.png", "in/a"])
+    assert inputs.missing == ["--input -: there is no such image, video or folder: none.png"]
 
 
 def test_images_of_any_ending_are_found_by_their_signature(save, tmp_path):

@@ -64,6 +64,24 @@ def test_no_output_has_the_name_of_another_or_of_an_input(tmp_path):
     assert planned(tmp_path, "x/f.mp4", "x/f.avi") == ["f.mp4", "f_2.avi"]
 
 
+def test_outputs_keep_the_subfolders_of_their_inputs(tmp_path):
+    names = {Path(f"in/{x}/x.jpg"): Path(x, "x.jpg") for x in ("a", "b", "crops/red")}
+    folder = OutputFolder(tmp_path, CLASSES, salience=True, crops=True)
+    outputs = folder.plan(list(names), names).values()
+    drawings = [x.drawing.relative_to(tmp_path).as_posix() for x in outputs]
+
+    # Crops of other inputs lie in the folder crops.
+    assert drawings == ["a/x.jpg", "b/x.jpg", "crops_of_input/red/x.jpg"]
+    first = next(iter(outputs))
+    assert first.salience == tmp_path / "a" / "x_salience.jpg"
+
+    image = paint(60, 80, (10, 10, 30, 20, 0))
+    folder.write_crops(image, detections((10, 10, 30, 20, 0, 0.9)), first)
+    assert [x.relative_to(tmp_path).as_posix() for x in tmp_path.rglob("*.jpg")] == [
+        "crops/red/a/x_1.jpg"
+    ]
+
+
 def test_with_crops_names_differ_without_their_endings_and_from_earlier_crops(tmp_path):
     # Crops are .jpg files, whatever the endings of their inputs.
     names = planned(tmp_path, "x/a.jpg", "x/a.png", "x/a.mp4", crops=True)

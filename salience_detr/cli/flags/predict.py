@@ -4,6 +4,8 @@
     %(prog)s --config-file F --weights W --input film.mp4 --output out --track --csv results.csv
     %(prog)s --config-file F --weights W --input large.tif --output out --tile 640 --save-crops
     %(prog)s --config-file F --weights W --input folder --output out --classes scratch pit
+    %(prog)s --config-file F --weights W --input rtsp://camera/stream --output out
+    find shots -name '*.png' | %(prog)s --config-file F --weights W --input - --output out
     %(prog)s --config-file F --weights W --webcam 0 --output out
     %(prog)s --weights model.onnx --input a.jpg --output out
     torchrun --nproc-per-node 4 -m salience_detr predict ...    (shares the inputs)
@@ -22,13 +24,18 @@ from pathlib import Path
 from salience_detr.cli.arguments import Parser, number
 from salience_detr.utils.drawing_options import add_drawing_arguments
 
+INPUT_HELP = (
+    "images, videos, folders, globs, http addresses of files, a camera (0), a stream (rtsp://...), "
+    "or - for a list of paths on standard input"
+)
+
 
 def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) -> argparse.Namespace:
     parser = Parser(prog=prog, description=__doc__)
     parser.add_detector(required=False, help="LazyConfig file of a checkpoint")
 
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", nargs="+", metavar="PATH", help="images, videos, folders, globs")
+    source.add_argument("--input", nargs="+", metavar="PATH", help=INPUT_HELP)
     source.add_argument(
         "--webcam",
         type=number(int, 0, 2**31 - 1),
@@ -36,6 +43,9 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
         help="camera; frames may be dropped",
     )
     add = parser.add_argument
+    timeout_help = "without a frame until a stream has ended (default: %(default)g)"
+    seconds = number(float, 0.1)
+    add("--stream-timeout", type=seconds, default=30.0, metavar="SECONDS", help=timeout_help)
     add("--output", required=True, type=Path, metavar="DIR", help="folder of the drawings")
 
     add("--score-threshold", type=float, default=0.5, help="lowest score (default: %(default)s)")
