@@ -61,9 +61,17 @@ class Parser(argparse.ArgumentParser):
 
     def add_data(self) -> None:
         """Add the flags of own data, which ``engine/own_data.py`` reads."""
-        group = self.add_argument_group("own data, in COCO's format")
-        add = group.add_argument
-        add("--data-dir", metavar="DIR", help="folder with both splits in a usual layout")
+        add = self.add_splits()
+        drop_help = "leave out categories that have no box in either split"
+        add("--drop-empty-categories", action="store_true", help=drop_help)
+        epochs_help = "passes over the data (default: the config's)"
+        add("--epochs", type=float, metavar="N", help=epochs_help)
+
+    def add_splits(self) -> Callable[..., argparse.Action]:
+        """Add the flags that name own data, and return the function that adds more of them."""
+        add = self.add_argument_group("own data").add_argument
+        dir_help = "folder of a data set (COCO, YOLO, Pascal VOC), or YOLO's data.yaml"
+        add("--data-dir", metavar="DIR", help=dir_help)
 
         # Or each file and folder by itself; these win over the folder of both.
         for split, purpose in (("train", "to train on"), ("val", "to evaluate on")):
@@ -76,11 +84,7 @@ class Parser(argparse.ArgumentParser):
             "with --val-fraction: images stay together whose names have an equal first group"
         )
         add("--split-by", metavar="REGEX", help=split_help)
-
-        drop_help = "leave out categories that have no box in either split"
-        add("--drop-empty-categories", action="store_true", help=drop_help)
-        epochs_help = "passes over the data (default: the config's)"
-        add("--epochs", type=float, metavar="N", help=epochs_help)
+        return add
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse a command line whose overrides may stand anywhere, after a list of paths too."""

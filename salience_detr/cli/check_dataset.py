@@ -12,7 +12,7 @@ from salience_detr.cli.arguments import run_program
 from salience_detr.cli.flags.check_dataset import parse_args
 from salience_detr.data.annotation_checks import Finding
 from salience_detr.data.coco_format import DatasetError
-from salience_detr.data.preparation.layouts import Split, find_splits
+from salience_detr.data.preparation.layouts import Split
 from salience_detr.data.preparation.repair import repair
 from salience_detr.data.preparation.statistics import class_table, size_histogram, size_table
 from salience_detr.data.preparation.validation import (
@@ -23,13 +23,16 @@ from salience_detr.data.preparation.validation import (
     find_leaks,
     validate,
 )
+from salience_detr.engine.own_data import chosen_splits
 from salience_detr.utils.files import write_text
 
 
 def select_splits(args: argparse.Namespace) -> dict[str, Split]:
     """Return the splits that the arguments name."""
-    if args.data_dir:
-        return find_splits(args.data_dir)
+    if args.json is None:
+        if args.val_fraction is not None:
+            print("note: --val-fraction is left to the training: the images are checked together")
+        return chosen_splits(args)
 
     splits = {"train": Split(args.json, args.images)}
     if args.val:
@@ -119,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         find_leaks(results["train"], results["val"])
         compare_categories(results["train"], results["val"])
     # A single file may be one to evaluate on.
-    if args.data_dir or args.val:
+    if args.json is None or args.val:
         require_boxes(results)
 
     for result in results.values():

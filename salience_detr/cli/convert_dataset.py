@@ -3,130 +3,50 @@
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from salience_detr.cli.arguments import run_program
 from salience_detr.cli.flags.convert_dataset import VOC_FRACTION, parse_args
 from salience_detr.data.coco_format import DatasetError, read_coco
 from salience_detr.data.endings import describe_others
-from salience_detr.data.preparation.conversion import (
-    Conversion,
-    ImageLabels,
-    assemble,
-    check_usable,
-    draw_labels,
+from salience_detr.data.preparation import dataset_conversion
+from salience_detr.data.preparation.conversion import Conversion, check_usable
+from salience_detr.data.preparation.dataset_conversion import (
+    ConvertedDataset,
+    output_paths,
+    write_dataset,
 )
 from salience_detr.data.preparation.files import find_others
-from salience_detr.data.preparation.layouts import Split, count_located
-from salience_detr.data.preparation.layouts import find_splits as find_coco_splits
+from salience_detr.data.preparation.layouts import Split, count_located, find_splits
 from salience_detr.data.preparation.splitting import split_coco
-from salience_detr.data.preparation.voc import find_xml_files, read_voc
-from salience_detr.data.preparation.voc_layout import ImageIndex, find_folders, find_splits
-from salience_detr.data.preparation.yolo import common_folder, read_yolo
-from salience_detr.data.preparation.yolo_layout import find_description, read_description
-from salience_detr.utils.files import write_text
-
-SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class ConvertedDataset:
-    """Data set in COCO's format.
-
-    Attributes:
-        conversions: content by split: "train", "val" or "test".
-        image_roots: folder of the images by split.
-        remarks: what else the user should know.
-    """
-
-    conversions: dict[str, Conversion]
-    image_roots: dict[str, Path]
-    remarks: list[str] = field(default_factory=list)
-
-
-def split(
-    splits: dict[str, list[ImageLabels]], args: argparse.Namespace
-) -> dict[str, list[ImageLabels]]:
-    """Draw a part of "train" for validation, if the user asks for it.
-
-    Raises:
-        DatasetError: there is a part for validation, or none to draw it from.
-    """
-    if args.val_fraction is None:
-        return splits
-    if "val" in splits or "train" not in splits:
-        raise DatasetError(
-            f"--val-fraction {args.val_fraction:g} splits a data set without a part for "
-            f"validation, but {args.source} has {' and '.join(splits)}: leave it out"
-        )
-    return {**splits, **draw_labels(splits["train"], args.val_fraction, args.split_by)}
 
 
 def convert_voc(args: argparse.Namespace) -> ConvertedDataset:
-    """Convert a VOC data set; all splits get the same classes."""
-    folders = find_folders(args.source, args.annotations, args.images)
-    all_files = find_xml_files(folders.annotations)
-    splits = find_splits(folders, all_files)
-    # Lists may name files that are not there.
-    files = sorted({*all_files, *itertools.chain(*splits.values())})
-
-    index = ImageIndex(folders.images)
-    labels = read_voc(
-        folders, files, index,
-        zero_based=args.zero_based, drop_difficult=args.drop_difficult, workers=args.workers,
-    )  # fmt: skip
-    split_labels = {name: [labels[path] for path in paths] for name, paths in splits.items()}
-
-    # 0 asks for no validation.
-    if not splits:
-        split_labels = {"train": list(labels.values())}
-        num_images = sum(image.size is not None for image in labels.values())
-        if args.val_fraction is None and round(VOC_FRACTION * num_images):
-            args.val_fraction = VOC_FRACTION
-    if args.val_fraction != 0:
-        split_labels = split(split_labels, args)
-
-    # A class may be missing from a split.
+    """Convert a VOC data set as the arguments say."""
     classes = [name.strip() for name in args.classes.split(",") if name.strip()]
-    occurring = set().union(*(image.classes for image in labels.values()))
-    names = dict(enumerate(classes or sorted(map(str, occurring)), 1))
-    category_ids = {name: category_id for category_id, name in names.items()}
-    conversions = {}
-    for name, images_labels in split_labels.items():
-        conversions[name] = assemble(images_labels, category_ids, names)
-
-    remarks = []
-    used = {image.file_name for image in labels.values()}
-    unknown = [str(file) for file in index.files if str(file) not in used]
-    if unknown:
-        example = folders.images / unknown[0]
-        remarks.append(
-            f"{len(unknown)} images have no .xml file and are in no set ({example}, ...)"
-        )
-    return ConvertedDataset(conversions, dict.fromkeys(conversions, folders.images), remarks)
+    return dataset_conversion.convert_voc(
+        args.source,
+        annotations=args.annotations,
+        images=args.images,
+        classes=classes,
+        zero_based=args.zero_based,
+        drop_difficult=args.drop_difficult,
+        val_fraction=args.val_fraction,
+        split_by=args.split_by,
+        workers=args.workers,
+    )
 
 
 def convert_yolo(args: argparse.Namespace) -> ConvertedDataset:
-    """Convert a YOLO data set, whose category ids are YOLO's indices, from 0."""
-    root = args.source if args.source.is_dir() else args.source.parent
-    description = read_description(find_description(args.source), root)
-
-    # The names of the images are relative to the folder that all of them are in.
-    roots = {name: common_folder(images) for name, images in description.splits.items()}
-    splits = split(read_yolo(description, roots, workers=args.workers), args)
-    if len(splits) > len(roots):
-        roots["val"] = roots["train"]
-
-    category_ids = {index: index for index in description.names}
-    conversions = {}
-    for name, labels in splits.items():
-        conversions[name] = assemble(labels, category_ids, description.names)
-    return ConvertedDataset(conversions, roots, description.remarks)
+    """Convert a YOLO data set as the arguments say."""
+    return dataset_conversion.convert_yolo(
+        args.source,
+        val_fraction=args.val_fraction,
+        split_by=args.split_by,
+        workers=args.workers,
+    )
 
 
 def convert_coco(args: argparse.Namespace) -> ConvertedDataset:
@@ -164,7 +84,7 @@ def find_single_file(args: argparse.Namespace) -> Split:
             raise DatasetError(f"there is no folder of images {args.images}")
         return Split(args.source, args.images)
 
-    found = find_coco_splits(args.source)
+    found = find_splits(args.source)
     if list(found) != ["train"]:
         files = " and ".join(str(part.json_file) for part in found.values())
         raise DatasetError(f"{args.source} is split already: it has {files}")
@@ -178,29 +98,11 @@ CONVERTERS: dict[str, Callable[[argparse.Namespace], ConvertedDataset]] = {
 }
 
 
-def output_paths(output: Path) -> dict[str, Path]:
-    """Return the annotation file of each split."""
-    return {name: output / "annotations" / f"instances_{name}.json" for name in SPLITS}
-
-
 def write(dataset: ConvertedDataset, output: Path) -> None:
-    """Write and report the splits, and print train_net.py's arguments for them."""
-    # Splits of an earlier conversion would be taken for parts of this one.
-    paths = output_paths(output)
-    for path in paths.values():
-        path.unlink(missing_ok=True)
-
-    train_arguments: dict[str, list[str]] = {}
-    for name, conversion in dataset.conversions.items():
-        path = paths[name]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(conversion.content))
-        print(f"{path}: {conversion.report()}")
-
-        # Without a validation part the test part takes its place.
-        option = name.replace("test", "val")
-        images = str(dataset.image_roots[name])
-        train_arguments[name] = [f"--{option}-json", str(path), f"--{option}-images", images]
+    """Write and report the splits, and print the flags of train and check for them."""
+    written = write_dataset(dataset, output)
+    for name, path in written.items():
+        print(f"{path}: {dataset.conversions[name].report()}")
 
     for remark in dataset.remarks:
         print(remark)
@@ -208,15 +110,24 @@ def write(dataset: ConvertedDataset, output: Path) -> None:
         others = find_others(folder)
         if others:
             print(describe_others(folder, others, "images"))
-    if "val" in train_arguments:
-        train_arguments.pop("test", None)
-        if not dataset.conversions["val"].content["annotations"]:
-            print("warning: the part for validation has no boxes, so that nothing can be measured")
-    elif "test" not in train_arguments:
-        train_arguments["val"] = ["--val-fraction", str(VOC_FRACTION)]
+    val = dataset.conversions.get("val")
+    if val is not None and not val.content["annotations"]:
+        print("warning: the part for validation has no boxes, so that nothing can be measured")
 
-    words = itertools.chain(*train_arguments.values())
-    print(f"train_net.py takes them with {shlex.join(words)}")
+    # Without a part for validation the test part takes its place.
+    files: list[str] = []
+    for name in ("train", "val" if val is not None else "test"):
+        if name in written:
+            option = name.replace("test", "val")
+            files += [f"--{option}-json", str(written[name])]
+            files += [f"--{option}-images", str(dataset.image_roots[name])]
+    fraction: list[str] = []
+    if written.keys() == {"train"}:
+        fraction = ["--val-fraction", str(VOC_FRACTION)]
+
+    data_dir = shlex.join(["--data-dir", str(output), *fraction])
+    print(f"train, val, check and visualize data take it with {data_dir}")
+    print(f"or, file by file, with {shlex.join([*files, *fraction])}")
 
 
 def run(args: argparse.Namespace) -> None:

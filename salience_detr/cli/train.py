@@ -30,7 +30,7 @@ from salience_detr.evaluation.coco_evaluation import check_show_dir, evaluate, s
 from salience_detr.utils.drawing_options import drawing_options
 from salience_detr.utils.errors import print_error, tolerate_names
 
-USER_ERRORS = (*user_errors(), FloatingPointError, RecursionError)
+USER_ERRORS: tuple[type[Exception], ...] = (*user_errors(), FloatingPointError, RecursionError)
 
 
 def make_config(args: argparse.Namespace) -> DictConfig:

@@ -19,7 +19,8 @@ from salience_detr.data.coco_format import (
     read_coco,
 )
 from salience_detr.data.datasets import as_list, dataset_classes
-from salience_detr.data.preparation.layouts import Split, find_splits
+from salience_detr.data.preparation.data_dir import open_data_dir
+from salience_detr.data.preparation.layouts import Split
 from salience_detr.data.split_classes import check_splits
 from salience_detr.engine.batch_size import use_batch_size
 from salience_detr.engine.run_length import fit_schedule, set_epochs
@@ -97,7 +98,11 @@ def use_own_data(
 
 def chosen_splits(args: argparse.Namespace) -> dict[str, Split]:
     """Return the splits that the flags name; single files win over those of the folder."""
-    splits = find_splits(args.data_dir) if args.data_dir else {}
+    splits: dict[str, Split] = {}
+    if args.data_dir:
+        draw = args.val_fraction is None and args.val_json is None
+        splits = open_data_dir(args.data_dir, draw=draw)
+
     for name in ("train", "val"):
         json_file = getattr(args, f"{name}_json")
         images = getattr(args, f"{name}_images")

@@ -1,7 +1,8 @@
-"""List all problems of a data set in COCO's format: every annotation and image is read.
+"""List all problems of a data set: every annotation and image is read.
 
 %(prog)s train.json images/train --val val.json images/val
 %(prog)s --data-dir data/mine
+%(prog)s --data-dir data/yolo/data.yaml
 %(prog)s train.json images/train --fix train_fixed.json
 
 The exit code is 0 without errors (there may be warnings), 1 with errors, and 2 if the files cannot
@@ -24,7 +25,7 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     add("json", nargs="?", type=Path, help="annotations")
     add("images", nargs="?", type=Path, help="folder of their images")
     add("--val", nargs=2, type=Path, metavar=("JSON", "IMAGES"), help="second set, for validation")
-    add("--data-dir", type=Path, metavar="DIR", help="instead: folder with both in a usual layout")
+    parser.add_splits()
     add("--fix", type=Path, metavar="OUT.json", help="write the (first) set, repaired")
     add("--show", type=int, default=5, metavar="N", help="examples of each kind of problem")
 
@@ -32,8 +33,9 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     add("--workers", type=number(int, 0), default=workers, help="processes that read images")
     args = parser.parse_args(argv)
 
-    if (args.data_dir is None) == (args.json is None) or bool(args.json) != bool(args.images):
-        parser.error("give JSON and IMAGES, or --data-dir")
-    if args.data_dir and args.val:
+    has_flags = bool(args.data_dir or args.train_json or args.val_json)
+    if has_flags == bool(args.json) or bool(args.json) != bool(args.images):
+        parser.error("give JSON and IMAGES, or --data-dir (or --train-json, --train-images, ...)")
+    if has_flags and args.val:
         parser.error("--val goes with JSON and IMAGES; --data-dir finds both sets")
     return args

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from salience_detr.data.coco_format import LISTS, DatasetError, image_path, is_file, read_json
+import yaml
+
+from salience_detr.data.coco_format import (
+    LISTS,
+    DatasetError,
+    image_path,
+    is_file,
+    read_json,
+)
 from salience_detr.data.image_files import describe_folder, locate_images
 from salience_detr.utils.errors import shorten
 
@@ -30,9 +38,13 @@ SINGLE_FILES = ("*.json", "*/*.json", "*/*/*.json")
 YOLO_FILES = ("*.yaml", "*.yml", "*.data", "*.names", "classes.txt")
 # Number of images that are looked for to find their folder.
 SAMPLE = 20
-OPTIONS = (
-    "--train-json, --train-images, --val-json, --val-images; for tools/check_dataset.py JSON IMAGES"
-)
+# File that a conversion writes beside its annotations: the folder of the images of each of them.
+IMAGE_FOLDERS = "image_folders.yaml"
+OPTIONS = "--train-json, --train-images, --val-json, --val-images"
+
+
+class NoAnnotationsError(DatasetError):
+    """Folder without annotations in COCO's format."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,7 @@ def find_splits(data_dir: str | Path) -> dict[str, Split]:
             f"{root} holds {len(candidates)} files in COCO's format ({some}), none of which has "
             f"the name of a split; name those to use with {OPTIONS}"
         )
-    raise DatasetError(f"no annotations in COCO's format are in {root}; {suggest_step(root)}")
+    raise NoAnnotationsError(f"no annotations in COCO's format are in {root}; {suggest_step(root)}")
 
 
 def first_path(root: Path, names: Iterable[str]) -> Path | None:
@@ -167,6 +179,7 @@ def find_image_root(json_file: Path, folders: Sequence[Path], search_below: Sequ
     """
     # Missing images must not hide the folder: the one with most of them is taken.
     file_names = first_file_names(read_json(json_file, keep=True).get("images"))
+    folders = [*recorded_folder(json_file), *folders]
     fullest = fullest_folder(folders, partial(count_images, file_names=file_names))
     if fullest is not None:
         return fullest
@@ -187,6 +200,23 @@ def find_image_root(json_file: Path, folders: Sequence[Path], search_below: Sequ
         f"the images of {json_file} ({', '.join(file_names[:3]) or 'none'}, ...) are in none "
         f"of {tried} ({details}); move them there, or name the file and its folder ({OPTIONS})"
     )
+
+
+def recorded_folder(json_file: Path) -> list[Path]:
+    """Return the folder of images that a conversion has recorded, if it is there.
+
+    Raises:
+        DatasetError: the file of these folders cannot be read.
+    """
+    path = json_file.with_name(IMAGE_FOLDERS)
+    if not path.is_file():
+        return []
+    try:
+        folder = yaml.safe_load(path.read_text(encoding="utf-8")).get(json_file.name)
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise DatasetError(f"{path} cannot be read ({reason}); convert the data again") from error
+    return [Path(folder)] if folder and Path(folder).is_dir() else []
 
 
 def fullest_folder(folders: Sequence[Path], count: Callable[[Path], int]) -> Path | None:
