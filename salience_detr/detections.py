@@ -15,6 +15,8 @@ from salience_detr.data.classes import CategoryId, ClassList
 from salience_detr.utils.drawing import draw_detections
 from salience_detr.utils.drawing_options import DEFAULTS, Color, DrawingOptions
 
+NO_ADAPTER = "this needs {0}: pip install {0}, or pip install 'salience_detr[adapters]'"
+
 logger = logging.getLogger(__name__)
 
 
@@ -108,6 +110,61 @@ class Detections(Instances):
                 {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score}
             )
         return results
+
+    def to_supervision(self) -> Any:
+        """Return the detections as ``supervision.Detections``.
+
+        ``class_id`` is the index of the class in the model, ``class_name`` is in ``data``, and
+        ``tracker_id`` is -1 where an object has no track number.
+
+        Raises:
+            ImportError: supervision is not installed.
+        """
+        try:
+            import supervision  # an optional package
+        except ImportError as error:
+            raise ImportError(NO_ADAPTER.format("supervision")) from error
+
+        tracker_id = None
+        if self.has("track_ids"):
+            tracker_id = self.track_ids.numpy()
+        return supervision.Detections(
+            xyxy=self.pred_boxes.tensor.numpy(),
+            confidence=self.scores.numpy(),
+            class_id=self.pred_classes.numpy(),
+            tracker_id=tracker_id,
+            data={"class_name": np.array(self.labels, dtype=str)},
+        )
+
+    def to_fiftyone(self) -> Any:
+        """Return the detections as ``fiftyone.Detections``, with boxes relative to the image.
+
+        The track number, where there is one, is the ``index`` of a detection.
+
+        Raises:
+            ImportError: fiftyone is not installed.
+        """
+        try:
+            import fiftyone  # an optional package
+        except ImportError as error:
+            raise ImportError(NO_ADAPTER.format("fiftyone")) from error
+
+        height, width = self.image_size
+        boxes = self.pred_boxes.tensor.tolist()
+        scores = self.scores.tolist()
+        numbers = [-1] * len(self)
+        if self.has("track_ids"):
+            numbers = self.track_ids.tolist()
+
+        detections = []
+        columns = zip(boxes, scores, self.labels, numbers, strict=True)
+        for (x0, y0, x1, y1), score, label, number in columns:
+            box = [x0 / width, y0 / height, (x1 - x0) / width, (y1 - y0) / height]
+            fields = {"label": label, "bounding_box": box, "confidence": score}
+            if number >= 0:
+                fields["index"] = number
+            detections.append(fiftyone.Detection(**fields))
+        return fiftyone.Detections(detections=detections)
 
     def draw(
         self, image: np.ndarray | None = None, *, options: DrawingOptions = DEFAULTS

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,3 +72,36 @@ def test_classes_without_names_are_called_by_their_number():
 def test_classes_without_category_ids_have_their_number_and_a_line_says_so(caplog):
     assert ClassTable.build(ClassList(("a", "b")), 2).category_ids == (0, 1)
     assert "do not hold the category ids of their classes" in caplog.text
+
+
+def test_supervision_gets_boxes_scores_names_and_tracks(found):
+    pytest.importorskip("supervision")
+    converted = found.to_supervision()
+    assert converted.xyxy.tolist() == found.pred_boxes.tensor.tolist()
+    assert converted.confidence.tolist() == [0.75, 0.5, 0.25]
+    assert converted.class_id.tolist() == [1, 0, 1] and converted.tracker_id is None
+    assert converted["class_name"].tolist() == ["burr", "nick", "burr"]
+
+    found.track_ids = torch.tensor([4, -1, 2])
+    assert found.to_supervision().tracker_id.tolist() == [4, -1, 2]
+    assert len(found[:0].to_supervision()) == 0
+
+
+def test_fiftyone_gets_boxes_in_parts_of_the_image(found, monkeypatch):
+    # Its own packages bring a data base; a stand-in notes what it would get.
+    stub = SimpleNamespace(Detection=dict, Detections=dict)
+    monkeypatch.setitem(sys.modules, "fiftyone", stub)
+    found.track_ids = torch.tensor([4, -1, 2])
+    first, second, _ = found.to_fiftyone()["detections"]
+
+    # x 1 to 11 of 60 pixels, y 2 to 32 of 40.
+    box = pytest.approx([1 / 60, 2 / 40, 10 / 60, 30 / 40])
+    assert first == {"label": "burr", "bounding_box": box, "confidence": 0.75, "index": 4}
+    assert second["label"] == "nick" and "index" not in second
+
+
+@pytest.mark.parametrize("name", ["supervision", "fiftyone"])
+def test_an_adapter_without_its_package_names_the_extra(found, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=rf"needs {name}: .*'salience_detr\[adapters\]'"):
+        getattr(found, f"to_{name}")()
