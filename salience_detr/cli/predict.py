@@ -17,7 +17,7 @@ from salience_detr.config import resolve_device
 from salience_detr.inference.class_filter import only_classes
 from salience_detr.inference.detection_run import DetectionRun, Ending, Summary
 from salience_detr.inference.distributed import join_torchrun, run_distributed
-from salience_detr.inference.inputs import Inputs, collect_inputs
+from salience_detr.inference.inputs import Inputs, collect_inputs, is_video
 from salience_detr.inference.live import LiveSource, find_live_source
 from salience_detr.inference.loading import load_detector
 from salience_detr.inference.outputs import OutputFolder
@@ -104,6 +104,34 @@ def find_inputs(args: argparse.Namespace, live: LiveSource | None) -> Inputs:
     return replace(inputs, missing=words.missing + inputs.missing)
 
 
+def labeling_names(inputs: Inputs) -> dict[str, str]:
+    """Return the name of each input in a labeling tool: its path in the folder of the inputs."""
+    names = {}
+    for path in inputs.files:
+        names[str(path)] = inputs.names.get(path, Path(path.name)).as_posix()
+    return names
+
+
+def check_labeling_names(inputs: Inputs) -> None:
+    """Raise ValueError unless --pre-annotations has images, each with a name of its own."""
+    paths: dict[str, str] = {}
+    for path, name in labeling_names(inputs).items():
+        if is_video(Path(path)):
+            continue
+        if name in paths:
+            raise ValueError(
+                f"--pre-annotations: {paths[name]} and {path} would both be called {name}; give "
+                "--input the folder that holds both"
+            )
+        paths[name] = path
+
+    if not paths:
+        raise ValueError("--pre-annotations are of images, and there is none among the inputs")
+    num_videos = len(inputs.files) - len(paths)
+    if num_videos and comm.is_main_process():
+        print(f"--pre-annotations leaves out {num_videos} videos", file=sys.stderr)
+
+
 def prepare(args: argparse.Namespace) -> tuple[Inputs, LiveSource | None, Detector]:
     """Return the inputs, the camera or stream if it is one, and the detector.
 
@@ -117,6 +145,9 @@ def prepare(args: argparse.Namespace) -> tuple[Inputs, LiveSource | None, Detect
     check_output_dir(args.output, option="--output")
     check_result_path(args.json, "--json")
     check_result_path(args.csv, "--csv")
+    check_result_path(args.pre_annotations, "--pre-annotations")
+    if args.pre_annotations is not None:
+        check_labeling_names(inputs)
     if args.track:
         Tracker(fps=25, score_threshold=args.score_threshold)  # its package may be missing
 
@@ -139,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
         options.palette(detector.class_names)  # tells an unknown class before the work
 
         # Only the parts of an earlier run exist at this point.
-        parts = earlier_parts(args.json, args.csv)
+        parts = earlier_parts(args.json, args.csv, args.pre_annotations)
         if parts and comm.is_main_process():
             print("left by an earlier run that was killed:", *parts, file=sys.stderr)
 
@@ -150,7 +181,9 @@ def run(args: argparse.Namespace) -> int:
             detector,
             folder,
             folder.plan(inputs.files, inputs.names),
-            ResultFiles(detector.classes, args.json, args.csv),
+            ResultFiles(
+                detector.classes, args.json, args.csv, args.pre_annotations, labeling_names(inputs)
+            ),
             stop_signals,
             score_threshold=args.score_threshold,
             track=args.track,
@@ -168,7 +201,7 @@ def report(summary: Summary, missing: Sequence[str], args: argparse.Namespace) -
     """Print the numbers of a run, its outputs and its problems, and return the exit code."""
     counts = f"{summary.num_detections} detections on {summary.num_images} images"
     print(f"{counts}, drawn in {args.output}")
-    for path in filter(None, (args.json, args.csv)):
+    for path in filter(None, (args.json, args.csv, args.pre_annotations)):
         print(f"detections written to {path}")
 
     if summary.other_codecs:

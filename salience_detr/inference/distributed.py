@@ -75,9 +75,10 @@ def run_distributed(run: DetectionRun, *, live: LiveSource | None = None) -> Sum
         return run.summary
 
     try:
-        gathered = comm.gather((run.summary, files.json_part, files.csv_part))
+        own_parts = (files.json_part, files.csv_part, files.labels_part)
+        gathered = comm.gather((run.summary, *own_parts))
     except RuntimeError as error:  # gloo lost a connection
-        parts = [str(part) for part in (files.json_part, files.csv_part) if part]
+        parts = [str(part) for part in own_parts if part]
         raise LostProcessError(
             "another process has ended, so the results are not merged; those of this process "
             f"stay in {' and '.join(parts) or run.folder.root}"
@@ -86,15 +87,18 @@ def run_distributed(run: DetectionRun, *, live: LiveSource | None = None) -> Sum
         return None
 
     # Each input is in one part only; the merged files have the order of the inputs.
-    summaries, json_parts, csv_parts = zip(*gathered, strict=True)
+    summaries, json_parts, csv_parts, labels_parts = zip(*gathered, strict=True)
     order = {str(source): place for place, source in enumerate(sources)}
     if files.json_path:
         merge_json(json_parts, files.json_path, files.classes, order)
     if files.csv_path:
         merge_csv(csv_parts, files.csv_path, order)
+    if files.labels_path:
+        order_of_names = {files.names[source]: place for source, place in order.items()}
+        merge_json(labels_parts, files.labels_path, files.classes, order_of_names)
 
     # Parts are deleted last: an error above must not lose them.
-    for part in filter(None, json_parts + csv_parts):
+    for part in filter(None, json_parts + csv_parts + labels_parts):
         part.unlink()
     return merge_summaries(summaries, sources)
 

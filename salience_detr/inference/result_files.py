@@ -78,6 +78,32 @@ class CocoResults:
             temporary.write_text(json.dumps(self.content()))
 
 
+class PreAnnotations(CocoResults):
+    """Detections on images as a data set that labeling tools import, to be corrected there.
+
+    File names are relative to the folder of the inputs, and each annotation has all that CVAT and
+    Label Studio ask for. Frames of videos are left out: the tools name them in their own ways.
+
+    Args:
+        classes: classes of the detector.
+        names: name of each image in the tool.
+    """
+
+    def __init__(self, classes: ClassTable, names: Mapping[str, str]) -> None:
+        super().__init__(classes)
+        self.names = names
+
+    def add(self, detections: Detections, file_name: str, frame: int | None = None) -> None:
+        if frame is not None:
+            return
+
+        first = len(self.annotations)
+        super().add(detections, self.names[file_name])
+        for annotation in self.annotations[first:]:
+            annotation["segmentation"] = []
+            annotation["attributes"] = {"score": round(annotation["score"], 4)}
+
+
 class ResultFiles:
     """JSON and CSV file, which are complete when the ``with`` block ends without an error.
 
@@ -90,12 +116,22 @@ class ResultFiles:
         classes: classes of the detector.
         json_path: JSON file to write, or None.
         csv_path: CSV file to write, or None.
+        labels_path: JSON file of :class:`PreAnnotations` to write, or None.
+        names: name of each image in it.
     """
 
     def __init__(
-        self, classes: ClassTable, json_path: Path | None = None, csv_path: Path | None = None
+        self,
+        classes: ClassTable,
+        json_path: Path | None = None,
+        csv_path: Path | None = None,
+        labels_path: Path | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         self.classes = classes
+        self.names = names or {}
+        self.labels_path = labels_path
+        self.labels_part = part_path(labels_path)
         self.json_path = json_path
         self.csv_path = csv_path
         self.json_part = part_path(json_path)
@@ -103,6 +139,7 @@ class ResultFiles:
 
     def __enter__(self) -> ResultFiles:
         self.coco = CocoResults(self.classes)
+        self.labels = PreAnnotations(self.classes, self.names)
         self.stack = ExitStack()
         if self.csv_part:
             temporary = self.stack.enter_context(written_whole(self.csv_part))
@@ -118,11 +155,15 @@ class ResultFiles:
         self.stack.__exit__(*error)
         if self.json_part and error[0] is None:
             self.coco.write(self.json_part)
+        if self.labels_part and error[0] is None:
+            self.labels.write(self.labels_part)
 
     def add(self, detections: Detections, file_name: str, frame: int | None = None) -> None:
         """Add the detections on an image, or on a frame of a video, counted from 0."""
         if self.json_part:
             self.coco.add(detections, file_name, frame)
+        if self.labels_part:
+            self.labels.add(detections, file_name, frame)
         if self.csv_part:
             self.csv_writer.writerows(csv_rows(detections, self.classes, file_name, frame))
             self.csv_file.flush()

@@ -396,3 +396,30 @@ def test_a_name_that_is_not_utf8_is_written_like_any_other(call, images, tmp_pat
     # The drawing keeps the bytes of the name; a video of such a name is skipped.
     names = [os.fsencode(name) for name in outputs(tmp_path)]
     assert sorted(names) == [b"1.jpg", b"2.jpg", b"odd\xff.jpg"]
+
+
+def test_pre_annotations_are_a_data_set_of_the_folder(call, rectangles, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        image = paint(50, 80, (10, 10, 30, 20, 0), (40, 10, 60, 30, 2))
+        cv2.imwrite(str(tmp_path / "in" / name / "x.png"), image[..., ::-1])
+
+    file = tmp_path / "labels.json"
+    assert call(tmp_path / "in", extra=["--pre-annotations", str(file)]) == 0
+    assert f"detections written to {file}" in capsys.readouterr().out
+
+    content = read_json(file)
+    size = {"height": 50, "width": 80}
+    assert content["images"] == [
+        {"id": 1, "file_name": "a/x.png", **size}, {"id": 2, "file_name": "b/x.png", **size},
+    ]  # fmt: skip
+    assert [x["name"] for x in content["categories"]] == ["red", "green", "blue"]
+    first = content["annotations"][0]
+    assert first["bbox"] == [10, 10, 20, 10] and first["area"] == 200
+    assert first["attributes"] == {"score": pytest.approx(0.9)}
+    assert first["segmentation"] == [] and first["iscrowd"] == 0 and first["category_id"] == 11
+
+    # A tool could not tell two images of one name apart.
+    inputs = [tmp_path / "in" / name / "x.png" for name in ("a", "b")]
+    assert call(*inputs, extra=["--pre-annotations", str(file)]) == 2
+    assert "would both be called x.png; give --input the folder" in capsys.readouterr().err

@@ -62,6 +62,9 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     add("--json", type=Path, metavar="FILE", help="write detections in COCO's format")
     add("--csv", type=Path, metavar="FILE", help="write detections as they come, a row each")
 
+    labels_help = "write detections on images as a COCO data set for CVAT or Label Studio"
+    add("--pre-annotations", type=Path, metavar="FILE", help=labels_help)
+
     add("--dtype", default="float32", help="float32, bfloat16, float16 (default: %(default)s)")
     add("--batch-size", type=int, metavar="N", help="images at a time (default: GPU 4, CPU 1)")
     add_drawing_arguments(parser)
