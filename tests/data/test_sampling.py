@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import chain
 
 import pytest
 import torch
@@ -96,6 +97,47 @@ def test_the_processes_share_the_stream():
     for ours, theirs, start in zip(positions(0), positions(1), (0, 4, 8), strict=True):
         together = sorted((position, index) for index, position in ours + theirs)
         assert together == alone[start : start + 4]
+
+
+def test_images_of_rare_classes_are_repeated(caplog):
+    # Class 0 is in all of eight images, class 1 in two of them: sqrt(0.81 / 0.25) = 1.8. A crowd
+    # of class 2 is nothing to learn.
+    content = []
+    for number in range(8):
+        annotations = [{"category_id": 0}]
+        if number in (2, 5):
+            annotations.append({"category_id": 1})
+        if number == 7:
+            annotations.append({"category_id": 2, "iscrowd": 1})
+        content.append({**records(8)[number], "annotations": annotations})
+
+    def stream(start, count):
+        loader = build_train_loader(
+            dataset=content, mapper=number_of, total_batch_size=2, seed=4, num_workers=0,
+            repeat_threshold=0.81,
+        )  # fmt: skip
+        loaded = batches(loader, start)
+        return [next(loaded) for _ in range(count)]
+
+    with caplog.at_level("INFO"):
+        numbers = list(chain.from_iterable(stream(0, 480)))
+    assert "2 of 8 images, up to 1.80 times; an epoch still counts 8 images" in caplog.text
+    assert "all repetitions are 1.20 epochs" in caplog.text
+
+    # 100 passes of, on average, 9.6 images.
+    counts = [numbers.count(number) for number in range(8)]
+    for number, count in enumerate(counts):
+        assert count == pytest.approx(180 if number in (2, 5) else 100, abs=15)
+
+    # A resumed run goes on in the middle of the stream.
+    assert stream(77, 9) == stream(0, 86)[77:]
+
+
+def test_two_ways_of_sampling_are_refused():
+    with pytest.raises(DatasetError, match=r"a sampler and a repeat_threshold of 0.1"):
+        first(TrainingSampler(7), 1, repeat_threshold=0.1)
+    with pytest.raises(DatasetError, match=r"repeat_threshold is 1.5; it is a part"):
+        first(None, 1, repeat_threshold=1.5)
 
 
 def test_samplers_that_end_or_are_of_other_data_are_refused():

@@ -10,7 +10,8 @@ import pytest
 from detectron2.utils.events import EventStorage
 
 from salience_detr.config import ConfigError
-from salience_detr.engine.writers import MetricsWriter, wandb_run
+from salience_detr.engine.mlflow_writer import MLflowWriter
+from salience_detr.engine.writers import MetricsWriter, build_writers, wandb_run
 
 
 class FakeWandb:
@@ -66,3 +67,62 @@ def test_results_follow_the_numbers_of_their_step_in_a_line_of_their_own(tmp_pat
 
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert lines == [{"iteration": 4, "total_loss": 2.0}, {"iteration": 4, "bbox/AP": 30.0}]
+
+
+class FakeMlflow:
+    """MLflow that notes what it is told; its runs are all called run7."""
+
+    exceptions = SimpleNamespace(MlflowException=type("MlflowException", (Exception,), {}))
+
+    def __init__(self):
+        self.runs = []
+        self.metrics = []
+        self.down = False
+
+    def set_experiment(self, name):
+        if self.down:
+            raise self.exceptions.MlflowException("no server\nat all")
+
+    def start_run(self, run_id, run_name):
+        self.runs.append(run_id)
+        return SimpleNamespace(info=SimpleNamespace(run_id="run7"))
+
+    def log_artifact(self, path):
+        assert path.endswith("config.yaml")
+
+    def log_metrics(self, metrics, step):
+        self.set_experiment("")
+        self.metrics.append((step, metrics))
+
+    def end_run(self):
+        self.runs.append("end")
+
+
+def test_mlflow_gets_each_step_once_and_a_resumed_run_continues_the_same_one(
+    tmp_path, monkeypatch, caplog
+):
+    fake = FakeMlflow()
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    for start in (3, 5):
+        *_, writer = build_writers(str(tmp_path), 9, start, {"enabled": True, "experiment": "e"})
+        with EventStorage(start) as storage:
+            storage.put_scalars(**{"bbox/AP-a(b)": 2.0, "lr": 0.5}, smoothing_hint=False)
+            writer.write()
+            writer.write()
+            storage.iter = start + 1
+            storage.put_scalar("lr", 0.25, smoothing_hint=False)
+            fake.down = start == 5
+            writer.write()
+        writer.close()
+
+    # Parentheses are none of the characters that it takes. A server that is gone ends nothing.
+    assert fake.runs == [None, "end", "run7", "end"]
+    first = {"bbox/AP-a_b_": 2.0, "lr": 0.5}
+    assert fake.metrics == [(3, first), (4, {"lr": 0.25}), (5, first)]
+    assert "MLflow has not got the numbers of step 6" in caplog.text
+
+    with pytest.raises(ConfigError, match="MLflow says: no server"):
+        MLflowWriter(str(tmp_path), experiment="e")
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(ConfigError, match=r"pip install 'salience_detr\[mlflow\]'"):
+        MLflowWriter(str(tmp_path), experiment="e")
