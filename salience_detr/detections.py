@@ -66,6 +66,18 @@ class ClassTable:
         return categories
 
 
+def is_confident(instances: Instances, thresholds: Tensor) -> Tensor:
+    """Return (N,) bool, True for detections that reach the score threshold of their class.
+
+    Args:
+        instances: N detections, with ``scores`` and ``pred_classes``.
+        thresholds: (K,) threshold of each class of the model.
+    """
+    # A threshold is compared in the dtype of the scores, as a plain number would be.
+    limits = thresholds.to(instances.scores)[instances.pred_classes]
+    return instances.scores >= limits
+
+
 class Detections(Instances):
     """Detections on one image, as detectron2's Instances that know their classes and their image.
 

@@ -7,20 +7,20 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from detectron2.config import instantiate
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.structures import Instances
 from omegaconf import DictConfig
 from torch import Tensor
 
-from salience_detr.checkpoint import load_weights
+from salience_detr.checkpoint import ScoreThresholds, load_weights, read_thresholds
+from salience_detr.checkpoint.score_thresholds import BEST, ScoreThreshold, resolve_thresholds
 from salience_detr.config import ConfigError, load_config, resolve_device
 from salience_detr.data.classes import ClassList, classes_of
 from salience_detr.data.coco_dataset import register_coco_dataset
@@ -28,9 +28,10 @@ from salience_detr.data.datasets import as_list, ensure_class_names
 from salience_detr.data.images import ImageLike, as_batch, to_rgb
 from salience_detr.data.mapper import DetectionMapper
 from salience_detr.data.value_range import ValueRange
-from salience_detr.detections import ClassTable, Detections
+from salience_detr.detections import ClassTable, Detections, is_confident
 from salience_detr.modeling import SalienceDETR
 from salience_detr.modeling.masks import padding_mask
+from salience_detr.modeling.salience_maps import merge_salience, salience_maps
 from salience_detr.modeling.structures import ModelInput
 
 # Dtypes of autocast by their names; float32 needs none.
@@ -57,10 +58,12 @@ class Detector(ABC):
     Attributes:
         classes: classes of the model.
         batch_size: maximum number of images that are computed together.
+        source: file of the weights, for messages.
     """
 
     classes: ClassTable
     batch_size: int
+    source: str = "this detector"
 
     @property
     def class_names(self) -> list[str]:
@@ -71,6 +74,26 @@ class Detector(ABC):
     @abstractmethod
     def value_range(self) -> ValueRange:
         """Return the range of the values of deep images; chosen from the first if none is given."""
+
+    @property
+    def best_thresholds(self) -> ScoreThresholds | None:
+        """Return the score thresholds that are stored beside the weights, None if none are."""
+        return None
+
+    def class_thresholds(self, score_threshold: ScoreThreshold) -> Tensor:
+        """Return the (K,) score threshold of each class.
+
+        Args:
+            score_threshold: one number for all classes; numbers by class name, the others being 0;
+                or "best", the stored ones of the highest F1 of each class.
+
+        Raises:
+            ValueError: it is out of range, a class is unknown, or none are stored.
+        """
+        classes = ClassList(self.classes.names, self.classes.category_ids)
+        best = self.best_thresholds if score_threshold == BEST else None
+        values = resolve_thresholds(score_threshold, classes, best, source=self.source)
+        return torch.tensor(values, dtype=torch.float64)
 
     @overload
     def __call__(self, image: ImageLike, *, channel_order: str = "RGB") -> Detections: ...
@@ -122,8 +145,12 @@ class ModelDetector(Detector):
         classes: classes of the model.
         mapper: mapper that turns images into model inputs.
         size_divisibility: the sides of a batch are rounded up to multiples of this.
-        score_threshold: detections with lower scores are left out.
+        score_threshold: detections with lower scores are left out; see
+            :meth:`Detector.class_thresholds`.
         batch_size: maximum number of images that are computed together.
+
+    Attributes:
+        score_thresholds: (K,) lowest score of the detections of each class.
 
     Raises:
         ValueError: the threshold or the batch size is out of range.
@@ -135,18 +162,16 @@ class ModelDetector(Detector):
         mapper: DetectionMapper,
         *,
         size_divisibility: int = 32,
-        score_threshold: float = 0.0,
+        score_threshold: ScoreThreshold = 0.0,
         batch_size: int = 8,
     ) -> None:
-        if not 0 <= score_threshold <= 1:
-            raise ValueError(f"score_threshold is {score_threshold}; scores lie between 0 and 1")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
 
         self.classes = classes
         self.mapper = mapper
         self.size_divisibility = size_divisibility
-        self.score_threshold = score_threshold
+        self.score_thresholds = self.class_thresholds(score_threshold)
         self.batch_size = batch_size
 
     @property
@@ -163,7 +188,7 @@ class ModelDetector(Detector):
             results = self._infer_by_size(inputs)
 
             for image, (instances, salience) in zip(batch, results, strict=True):
-                confident = instances[instances.scores >= self.score_threshold]
+                confident = instances[is_confident(instances, self.score_thresholds)]
                 read_image = partial(to_rgb, image, channel_order, self.value_range)
                 yield PredictorOutput(Detections(confident, self.classes, read_image), salience)
 
@@ -203,7 +228,9 @@ class Predictor(ModelDetector):
         device: "cpu", "cuda", ..., or "auto" for a GPU if there is one.
         dtype: "float32", "bfloat16" or "float16", or PyTorch's. The model computes in it by
             autocast; weights, coordinates and results stay in float32.
-        score_threshold: detections with lower scores are left out.
+        score_threshold: detections with lower scores are left out: a number, numbers by class name
+            (0 for the others), or "best" for those that ``tools/analyze_errors.py
+            --save-thresholds`` has stored in the weights.
         batch_size: maximum number of images that are computed together.
         overrides: ``key=value`` changes of the config.
         trust_config: let a .yaml config call whatever it names; a .py config is code anyway.
@@ -224,7 +251,7 @@ class Predictor(ModelDetector):
         *,
         device: str = "auto",
         dtype: str | torch.dtype = "float32",
-        score_threshold: float = 0.0,
+        score_threshold: ScoreThreshold = 0.0,
         batch_size: int = 8,
         overrides: Sequence[str] = (),
         trust_config: bool = False,
@@ -246,6 +273,8 @@ class Predictor(ModelDetector):
                 "run or exported here; train_net.py --eval-only evaluates other detectors"
             )
         self.model = model.to(resolve_device(device)).eval()
+        self.weights = weights
+        self.source = "a model with random weights" if weights is None else str(weights)
 
         # Registered classes are compared only if the data set itself is at hand: the config of one
         # data set may serve for the weights of another.
@@ -269,6 +298,10 @@ class Predictor(ModelDetector):
             score_threshold=score_threshold,
             batch_size=batch_size,
         )
+
+    @cached_property
+    def best_thresholds(self) -> ScoreThresholds | None:
+        return None if self.weights is None else read_thresholds(self.weights)
 
     def _infer(self, inputs: list[ModelInput]) -> list[tuple[Instances, np.ndarray]]:
         with self.precision():
@@ -336,50 +369,3 @@ def detect_with_salience(
     maps = salience_maps(merged, inputs, model.size_divisibility)
     instances = [output["instances"].to("cpu") for output in outputs]
     return list(zip(instances, maps, strict=True))
-
-
-def merge_salience(score_maps: Sequence[Tensor]) -> Tensor:
-    """Return the highest salience over all levels.
-
-    Args:
-        score_maps: logits (B, H_l, W_l) of each level, finest first.
-
-    Returns:
-        (B, H_0, W_0) in [0, 1].
-    """
-    finest = score_maps[0].shape[-2:]
-    levels = []
-    for logits in score_maps:
-        salience = logits[:, None].float().sigmoid()
-        levels.append(F.interpolate(salience, size=finest, mode="bilinear", align_corners=False))
-
-    return torch.stack(levels).amax(0)[:, 0]
-
-
-def salience_maps(
-    salience: Tensor, inputs: Sequence[ModelInput], size_divisibility: int
-) -> list[np.ndarray]:
-    """Cut the padding off and resize the salience to each image.
-
-    Args:
-        salience: (B, H_0, W_0) in [0, 1], over the padded batch.
-        inputs: model inputs of the batch.
-        size_divisibility: the padded batch has the largest sides, rounded up to multiples of this.
-
-    Returns:
-        (height, width) float32 in [0, 1] of each image.
-    """
-    # Pixels of the padded batch per pixel of the salience.
-    max_height = max(model_input["image"].shape[1] for model_input in inputs)
-    padded_height = math.ceil(max_height / size_divisibility) * size_divisibility
-    stride = padded_height / salience.shape[1]
-
-    maps = []
-    for padded, model_input in zip(salience, inputs, strict=True):
-        rows, columns = (max(1, round(side / stride)) for side in model_input["image"].shape[1:])
-        unpadded = padded[None, None, :rows, :columns]
-        size = (model_input["height"], model_input["width"])
-        resized = F.interpolate(unpadded, size=size, mode="bilinear", align_corners=False)
-        maps.append(resized[0, 0].cpu().numpy())
-
-    return maps

@@ -18,6 +18,9 @@ from salience_detr.utils.files import parse_json
 # Keys of a checkpoint beside the weights; in a .safetensors file they are JSON in its metadata.
 NAMES_KEY = "class_names"
 IDS_KEY = "category_ids"
+# Score thresholds of the classes, see score_thresholds.py.
+THRESHOLDS_KEY = "score_thresholds"
+ENTRY_KEYS = (NAMES_KEY, IDS_KEY, THRESHOLDS_KEY)
 
 # Names of COCO's 80 classes by their id, in the order of converted checkpoints.
 COCO_CLASSES = {x["id"]: str(x["name"]) for x in COCO_CATEGORIES if x["isthing"]}
@@ -44,11 +47,13 @@ def to_metadata(classes: ClassList | None) -> dict[str, str]:
 def from_metadata(metadata: Mapping[str, str]) -> dict[str, object]:
     """Return the entries of a checkpoint that the metadata of a .safetensors file hold.
 
+    They are the names and ids of the classes, and their score thresholds.
+
     Raises:
         CheckpointError: an entry is not valid JSON.
     """
     entries = {}
-    for key in (NAMES_KEY, IDS_KEY):
+    for key in ENTRY_KEYS:
         if key not in metadata:
             continue
         try:
@@ -62,8 +67,8 @@ def from_metadata(metadata: Mapping[str, str]) -> dict[str, object]:
 
 
 def without_entries(content: Mapping[str, object]) -> dict[str, object]:
-    """Return the content of a checkpoint without the entries that name its classes."""
-    return {key: value for key, value in content.items() if key not in (NAMES_KEY, IDS_KEY)}
+    """Return the content of a checkpoint without the entries on its classes."""
+    return {key: value for key, value in content.items() if key not in ENTRY_KEYS}
 
 
 def classes_in(content: Mapping[str, object], path: str | Path) -> ClassList | None:

@@ -21,6 +21,11 @@ from salience_detr.checkpoint.class_names import (
     without_entries,
 )
 from salience_detr.checkpoint.errors import CheckpointError
+from salience_detr.checkpoint.score_thresholds import (
+    ScoreThresholds,
+    thresholds_to_entries,
+    thresholds_to_metadata,
+)
 from salience_detr.checkpoint.validation import check_tensors
 from salience_detr.data.classes import ClassList
 from salience_detr.utils.files import written_whole
@@ -108,7 +113,11 @@ def find_state_dict(content: Mapping[str, object], path: str | Path) -> Mapping[
 
 
 def save_weights(
-    state: Mapping[str, Tensor], path: Path, *, classes: ClassList | None = None
+    state: Mapping[str, Tensor],
+    path: Path,
+    *,
+    classes: ClassList | None = None,
+    thresholds: ScoreThresholds | None = None,
 ) -> None:
     """Write a state dict as .safetensors, or as .pth under the key "model", whole or not at all.
 
@@ -116,6 +125,7 @@ def save_weights(
         state: the tensors by name.
         path: path of the file.
         classes: classes of the rows, written beside the tensors; None if they are unknown.
+        thresholds: their score thresholds; None if there are none.
 
     Raises:
         CheckpointError: if the file cannot be written.
@@ -125,8 +135,34 @@ def save_weights(
             if path.suffix == ".safetensors":
                 # Tensors that share memory cannot be written.
                 copies = {name: x.detach().contiguous().clone() for name, x in state.items()}
-                save_file(copies, temporary, metadata=to_metadata(classes) or None)
+                metadata = to_metadata(classes) | thresholds_to_metadata(thresholds)
+                save_file(copies, temporary, metadata=metadata or None)
             else:
-                torch.save({"model": dict(state), **to_entries(classes)}, temporary)
+                entries = to_entries(classes) | thresholds_to_entries(thresholds)
+                torch.save({"model": dict(state), **entries}, temporary)
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+
+
+def store_thresholds(path: Path, thresholds: ScoreThresholds) -> None:
+    """Write score thresholds into a checkpoint; all else in it stays as it is.
+
+    Args:
+        path: a .safetensors file, or one of torch.save, such as a run's ``model_best.pth``.
+        thresholds: they replace earlier ones.
+
+    Raises:
+        CheckpointError: if the file cannot be read or written; it is as before then.
+    """
+    content = read_checkpoint(path)
+    try:
+        with written_whole(path) as temporary:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt") as file:
+                    metadata = file.metadata() or {}
+                metadata |= thresholds_to_metadata(thresholds)
+                save_file(load_file(path), temporary, metadata=metadata)
+            else:
+                torch.save({**content, **thresholds_to_entries(thresholds)}, temporary)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them
         raise CheckpointError(f"cannot write {path}: {error}") from error

@@ -24,6 +24,7 @@ from salience_detr.checkpoint.reference_conversion import (
     convert_reference_classes,
     is_reference_checkpoint,
 )
+from salience_detr.checkpoint.score_thresholds import ScoreThresholds, thresholds_in
 from salience_detr.checkpoint.validation import load_state_dict_strictly
 from salience_detr.data.classes import ClassList
 from salience_detr.utils.errors import shorten
@@ -41,6 +42,15 @@ def read_classes(path: str | Path) -> ClassList | None:
         CheckpointError: if the file cannot be read.
     """
     return classes_in(read_checkpoint(path), path)
+
+
+def read_thresholds(path: str | Path) -> ScoreThresholds | None:
+    """Return the score thresholds that a checkpoint holds, None if it holds none.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+    """
+    return thresholds_in(read_checkpoint(path), path)
 
 
 def load_weights(

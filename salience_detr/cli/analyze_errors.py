@@ -1,4 +1,4 @@
-"""Report what a detector gets wrong: classes, sizes, crowding, error types, confusions, images."""
+"""Report what a detector gets wrong, and which score thresholds suit it best."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tabulate import tabulate
 
 from salience_detr.cli.arguments import run_program
 from salience_detr.cli.flags.analyze_errors import parse_args
+from salience_detr.cli.threshold_storage import thresholds_by_file
 from salience_detr.evaluation.comparison import (
     QUALITY,
     draw_worst_images,
@@ -36,6 +37,7 @@ from salience_detr.evaluation.error_analysis import (
     overlap_rows,
     rank_by_errors,
     size_rows,
+    type_counts,
 )
 from salience_detr.evaluation.results import (
     METRICS,
@@ -45,6 +47,15 @@ from salience_detr.evaluation.results import (
     load_results,
     summary,
 )
+from salience_detr.evaluation.score_curves import (
+    ScoreCurve,
+    best_thresholds,
+    overall_curve,
+    score_curves,
+)
+from salience_detr.evaluation.score_plots import plot_error_types, plot_score_curves
+from salience_detr.evaluation.threshold_rows import curve_values, step_rows, threshold_rows
+from salience_detr.export.thresholds import write_thresholds
 from salience_detr.utils.files import check_output_dir, write_image, write_text
 
 Cell: TypeAlias = str | int | float | None
@@ -67,7 +78,9 @@ MAX_MATRIX_CLASSES = 20
 NUM_CONFUSIONS = 20
 
 
-def analyze(results: Results, args: argparse.Namespace) -> tuple[dict[str, Any], list[ImageErrors]]:
+def analyze(
+    results: Results, curves: Sequence[ScoreCurve], args: argparse.Namespace
+) -> tuple[dict[str, Any], list[ImageErrors]]:
     """Compute the content of the report.
 
     Returns:
@@ -81,17 +94,26 @@ def analyze(results: Results, args: argparse.Namespace) -> tuple[dict[str, Any],
     ranking = rank_by_errors(images)
     matrix, names = confusion_matrix(results, **thresholds)
 
+    best = best_thresholds(curves)
+    rows = [] if best is None else threshold_rows(curves, best)
+    overall = overall_curve(curves)
+
     paths = {"results": str(args.results), "annotations": str(args.annotations)}
     content = {
         "settings": {**paths, **thresholds},
         "pictures": len(images),
         "metrics": summary(evaluation),
+        "thresholds": rows,
+        "lowest_score": min((x["score"] for x in results.detections), default=None),
+        "score_steps": step_rows(overall),
+        "score_curves": [curve_values(curve) for curve in (overall, *curves)],
         "classes": class_rows(evaluation, images),
         "sizes": size_rows(evaluation, images),
         "density": density_rows(results, images),
         "overlap": overlap_rows(images),
         "crowd": crowd_counts(images),
         "errors": error_counts(images),
+        "error_types": type_counts(images),
         "confusion": {"classes": names, "matrix": matrix.tolist()},
         "worst": [worst_row(errors, results.coco) for errors in ranking[: args.worst]],
     }
@@ -122,6 +144,8 @@ def markdown(content: dict[str, Any]) -> str:
         f"{settings['iou_threshold']:g} with a box of its class. recall is the part of the boxes "
         "that were found so, precision the part of these detections that are correct.",
         table([content["metrics"]]),
+        "## Score thresholds",
+        *threshold_sections(content),
         "## Classes",
         table(content["classes"], CLASS_METRICS),
         "## Sizes",
@@ -138,7 +162,8 @@ def markdown(content: dict[str, Any]) -> str:
         "Best first, detections take the free box of their class that they overlap most. Of the "
         "others, a detection is ignored in a crowd region of its class; Dupe on a box of its class "
         "that is taken; Cls on a box of another class; Loc where it overlaps a box of its class by "
-        f"an IoU of at least {BACKGROUND_IOU:g}, but too little; and Bkg elsewhere.",
+        f"an IoU of at least {BACKGROUND_IOU:g}, but too little; Both where it so overlaps a box "
+        "of another class only; and Bkg elsewhere.",
         table(count_rows("detections", content["errors"]["detections"])),
         "A box that is not found is Cls or Loc if such a detection lies on it, else Miss.",
         table(count_rows("boxes", content["errors"]["boxes"])),
@@ -152,6 +177,32 @@ def markdown(content: dict[str, Any]) -> str:
         table(content["worst"]) or "There is no mistake in any image.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def threshold_sections(content: dict[str, Any]) -> list[str]:
+    """Return the paragraphs on score thresholds."""
+    iou = content["settings"]["iou_threshold"]
+    intro = (
+        f"F1, precision and recall, in percent, at an IoU of {iou:g}. Detections with at least the "
+        "threshold count; it has the highest F1 of all, and of several the highest."
+    )
+    if not content["thresholds"]:
+        return [intro, "There is no best threshold: no detection is correct."]
+
+    # As a text, a threshold keeps all of its digits.
+    rows = []
+    for row in content["thresholds"]:
+        threshold = row["threshold"]
+        rows.append(row | {"threshold": "" if threshold is None else str(threshold)})
+
+    sections = [intro, table(rows), "All classes by one threshold:", table(content["score_steps"])]
+    lowest = content["lowest_score"]
+    if lowest is not None and lowest >= content["thresholds"][-2]["threshold"]:
+        sections.append(
+            f"The best threshold keeps all detections, whose lowest score is {lowest:.3g}: if more "
+            "were left out of the file, it may be lower. Detect with --score-threshold 0."
+        )
+    return sections
 
 
 def count_rows(name: str, counts: dict[str, int]) -> list[Row]:
@@ -237,6 +288,21 @@ def write_worst_images(
     return True
 
 
+def title_of(content: dict[str, Any]) -> str:
+    """Return the title of the drawing of error types."""
+    settings = content["settings"]
+    name = Path(settings["annotations"]).name
+    return f"{name}: scores from {settings['score_threshold']:g}, IoU {settings['iou_threshold']:g}"
+
+
+def plot_curves(path: Path, curves: Sequence[ScoreCurve], iou_threshold: float) -> bool:
+    """Draw the curves; without any correct detection, delete an older drawing, return False."""
+    if plot_score_curves(curves, path, iou_threshold=iou_threshold):
+        return True
+    path.unlink(missing_ok=True)
+    return False
+
+
 def run(args: argparse.Namespace) -> None:
     """Write the report, and print it.
 
@@ -250,19 +316,31 @@ def run(args: argparse.Namespace) -> None:
     image_root = find_images(args, results.coco)
     check_output_dir(output, option="--output")
 
-    content, ranking = analyze(results, args)
+    curves = score_curves(results, iou_threshold=args.iou_threshold)
+    best = best_thresholds(curves)
+    stored = thresholds_by_file(best, results.coco, args)
+
+    content, ranking = analyze(results, curves, args)
     text = markdown(content)
     write_text(output / "report.md", text)
     write_text(output / "report.json", json.dumps(content, indent=1, ensure_ascii=False))
     confusion = content["confusion"]
     plot_confusion(np.array(confusion["matrix"]), confusion["classes"], output / "confusion.png")
 
-    written = ["report.md", "report.json", "confusion.png"]
+    plot_error_types(content["error_types"], output / "error_types.png", title=title_of(content))
+
+    written = ["report.md", "report.json", "confusion.png", "error_types.png"]
+    if plot_curves(output / "score_curves.png", curves, args.iou_threshold):
+        written.append("score_curves.png")
     if write_worst_images(output / "worst.jpg", ranking, results.coco, image_root, args.worst):
         written.append("worst.jpg")
 
     print(text)
     print("\n".join(str(output / name) for name in written))
+
+    for path, thresholds in stored.items():
+        write_thresholds(path, thresholds)
+        print(f"{path}: stored the thresholds of {len(thresholds.classes)} classes")
 
 
 def main(argv: list[str] | None = None) -> int:

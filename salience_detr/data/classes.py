@@ -81,6 +81,19 @@ def simplify(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold().strip()
 
 
+def find_name(name: str, names: Sequence[str]) -> int:
+    """Return the place of a name, compared as :func:`match_classes` does.
+
+    Raises:
+        ValueError: it is there not once.
+    """
+    for key in (str, simplify):
+        places = [i for i, other in enumerate(names) if key(other) == key(name)]
+        if len(places) == 1:
+            return places[0]
+    raise ValueError(f"the class {name!r} is unknown or there twice; the classes are {names}")
+
+
 def match_classes(ours: ClassList, theirs: ClassList) -> list[int | None]:
     """Find each of our classes among theirs, by name.
 

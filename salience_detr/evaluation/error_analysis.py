@@ -8,7 +8,8 @@ COCO's evaluation. Any other is, by the first that fits,
 - Dupe on a box of its class that a better detection has taken,
 - Cls on a box of another class,
 - Loc where it overlaps a box of its class by ``BACKGROUND_IOU``, but less than the threshold,
-- Bkg elsewhere. TIDE's Both (a box of another class, overlapped too little) is counted here.
+- Both where it overlaps only a box of another class so, which is wrong in class and in place,
+- Bkg elsewhere.
 
 A box that no detection took is a false negative: Cls or Loc if such a detection lies on it, else
 Miss.
@@ -45,6 +46,7 @@ class Outcome(Enum):
     CORRECT = "correct"
     LOC = "localisation"
     CLS = "class confused"
+    BOTH = "both"
     DUPE = "duplicate"
     BKG = "background"
     IGNORED = "ignored"
@@ -58,7 +60,7 @@ class Outcome(Enum):
         return self.name.capitalize()
 
 
-FALSE_POSITIVES = (Outcome.LOC, Outcome.CLS, Outcome.DUPE, Outcome.BKG)
+FALSE_POSITIVES = (Outcome.CLS, Outcome.LOC, Outcome.BOTH, Outcome.DUPE, Outcome.BKG)
 DETECTION_OUTCOMES = (Outcome.CORRECT, *FALSE_POSITIVES, Outcome.IGNORED)
 FALSE_NEGATIVES = (Outcome.CLS, Outcome.LOC, Outcome.MISS)
 BOX_OUTCOMES = (Outcome.FOUND, *FALSE_NEGATIVES, Outcome.CROWD)
@@ -174,6 +176,8 @@ def classify_false_positive(
     own_class = np.where(same_class & ~is_crowd, overlaps, 0.0)
     if own_class.max(initial=0.0) >= BACKGROUND_IOU:
         return Outcome.LOC, int(own_class.argmax())
+    if other_class.max(initial=0.0) >= BACKGROUND_IOU:
+        return Outcome.BOTH, None
 
     return Outcome.BKG, None
 
@@ -326,6 +330,13 @@ def crowd_counts(images: Sequence[ImageErrors]) -> Row:
         "pictures with crowd regions": sum(Outcome.CROWD in x.box_outcomes for x in images),
         "detections ignored in them": detections[Outcome.IGNORED],
     }
+
+
+def type_counts(images: Sequence[ImageErrors]) -> dict[str, int]:
+    """Count the errors of each type by TIDE's names: false detections, and boxes that are Miss."""
+    detections, boxes = count_outcomes(images)
+    counts = {outcome.label: detections[outcome] for outcome in FALSE_POSITIVES}
+    return counts | {Outcome.MISS.label: boxes[Outcome.MISS]}
 
 
 def error_counts(images: Sequence[ImageErrors]) -> dict[str, dict[str, int]]:

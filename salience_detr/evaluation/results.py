@@ -299,8 +299,8 @@ def best_matches(name: str, entries: list[Entry]) -> list[Entry]:
     return by_length[max(by_length, default=0)]
 
 
-def evaluate(results: Results) -> COCOeval:
-    """Run COCO's evaluation of boxes; without detections, AP is 0 where there are boxes."""
+def prepare_evaluation(results: Results) -> COCOeval:
+    """Return COCO's evaluation of boxes, not run yet."""
     with contextlib.redirect_stdout(io.StringIO()):
         if results.detections:
             # Copies, as loadRes adds keys to what it is given.
@@ -309,8 +309,15 @@ def evaluate(results: Results) -> COCOeval:
             # loadRes fails without detections.
             detections = make_coco({**results.coco.dataset, "annotations": []})
 
-        evaluation = COCOeval(results.coco, detections, "bbox")
-        evaluation.params.imgIds = results.image_ids
+    evaluation = COCOeval(results.coco, detections, "bbox")
+    evaluation.params.imgIds = results.image_ids
+    return evaluation
+
+
+def evaluate(results: Results) -> COCOeval:
+    """Run COCO's evaluation of boxes; without detections, AP is 0 where there are boxes."""
+    evaluation = prepare_evaluation(results)
+    with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

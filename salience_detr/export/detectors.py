@@ -13,6 +13,7 @@ import torch
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
+from salience_detr.checkpoint import ScoreThresholds
 from salience_detr.export.graph import INPUTS, OUTPUTS
 from salience_detr.export.info import METADATA_KEY, DetectorInfo, ExportError
 from salience_detr.modeling.postprocess import clip_detections
@@ -26,14 +27,21 @@ class ExportedDetector(ModelDetector):
 
     Args:
         info: metadata of the file.
+        path: the file.
         options: ``score_threshold`` and ``batch_size`` of :class:`ModelDetector`.
     """
 
-    def __init__(self, info: DetectorInfo, **options: Any) -> None:
+    def __init__(self, info: DetectorInfo, path: str | Path, **options: Any) -> None:
+        self.info = info
+        self.source = str(path)
         divisibility = info.size_divisibility
         super().__init__(
             info.classes, info.make_mapper(), size_divisibility=divisibility, **options
         )
+
+    @property
+    def best_thresholds(self) -> ScoreThresholds | None:
+        return self.info.thresholds
 
     @abstractmethod
     def run(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -101,7 +109,8 @@ class OnnxDetector(ExportedDetector):
             raise ExportError(f"{path} is not an ONNX file that can be run: {reason}") from error
 
         metadata = self.session.get_modelmeta().custom_metadata_map
-        super().__init__(DetectorInfo.from_json(metadata.get(METADATA_KEY), path), **options)
+        info = DetectorInfo.from_json(metadata.get(METADATA_KEY), path)
+        super().__init__(info, path, **options)
 
     def run(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         feed = dict(zip(INPUTS, (images.numpy(), image_sizes.numpy()), strict=True))
@@ -161,7 +170,7 @@ class PackagedDetector(ExportedDetector):
         except Exception as error:  # a damaged file can fail in any way
             raise ExportError(f"{path} cannot be loaded: {one_line(error)[:200]}") from error
 
-        super().__init__(DetectorInfo.from_json(text, path), **options)
+        super().__init__(DetectorInfo.from_json(text, path), path, **options)
 
     @torch.inference_mode()
     def run(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from salience_detr.checkpoint import ScoreThresholds
 from salience_detr.data.augmentation import ResizeShortestEdge
 from salience_detr.data.mapper import DetectionMapper
 from salience_detr.data.value_range import AUTO
@@ -37,6 +38,7 @@ class DetectorInfo:
         size_divisibility: salience maps cover the batch, its sides rounded up to multiples of this.
         value_range: the values of deep images that become black and white; see
             :class:`salience_detr.data.value_range.ValueRange`.
+        thresholds: best score thresholds of the classes; None if none are stored.
     """
 
     classes: ClassTable
@@ -45,6 +47,7 @@ class DetectorInfo:
     image_format: str
     size_divisibility: int
     value_range: object = AUTO
+    thresholds: ScoreThresholds | None = None
 
     @classmethod
     def from_predictor(cls, predictor: Predictor) -> DetectorInfo:
@@ -68,11 +71,17 @@ class DetectorInfo:
             image_format=predictor.mapper.image_format,
             size_divisibility=predictor.model.size_divisibility,
             value_range=predictor.value_range.setting,
+            thresholds=predictor.best_thresholds,
         )
 
     def to_json(self) -> str:
         """Return the entry of a file's metadata."""
-        return json.dumps({"version": VERSION} | dataclasses.asdict(self))
+        content = {"version": VERSION} | dataclasses.asdict(self)
+
+        # Earlier versions of this package read files without thresholds.
+        if self.thresholds is None:
+            del content["thresholds"]
+        return json.dumps(content)
 
     @classmethod
     def from_json(cls, text: str | None, source: str | Path) -> DetectorInfo:
@@ -91,6 +100,8 @@ class DetectorInfo:
             content: Settings = json.loads(text)
             version = content.pop("version")
             table = content.pop("classes")
+            if content.get("thresholds") is not None:
+                content["thresholds"] = ScoreThresholds.from_content(content["thresholds"])
             if version == VERSION:
                 return cls(classes=read_classes(table), **check_settings(content))
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:

@@ -11,7 +11,8 @@ from PIL import Image
 from salience_detr.cli.analyze_errors import confusion_table, main, table
 from salience_detr.evaluation.confusion import plot_confusion
 
-NAMES = ["report.md", "report.json", "confusion.png", "worst.jpg"]
+DRAWINGS = ["confusion.png", "error_types.png", "score_curves.png"]
+NAMES = ["report.md", "report.json", *DRAWINGS, "worst.jpg"]
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_everything_is_written_beside_the_results(files, tmp_path, capsys):
     )
     assert report["confusion"]["matrix"] == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
     assert [x["picture"] for x in report["worst"]] == ["é2.png"]
-    for name in ("confusion.png", "worst.jpg"):
+    for name in (*DRAWINGS, "worst.jpg"):
         drawn = np.asarray(Image.open(output / name).convert("RGB"))
         assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 5
 
@@ -65,7 +66,7 @@ def test_without_images_only_the_sheet_is_missing(files, tmp_path, capsys):
     assert main([*files, "--output", str(output)]) == 0
     notes = capsys.readouterr().err.splitlines()
     assert len(notes) == 1 and notes[0].startswith("note: no worst.jpg: the images of")
-    assert sorted(path.name for path in output.iterdir()) == sorted(NAMES[:3])
+    assert sorted(path.name for path in output.iterdir()) == sorted(NAMES[:-1])
     assert (
         main(
             [

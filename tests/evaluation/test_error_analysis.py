@@ -59,7 +59,7 @@ def annotations(*boxes, images=(1, 2)):
         (detection(1, 4, [9, 0, 10, 10]), Outcome.BKG, Outcome.MISS),  # 1/19
         (detection(1, 8, [0, 0, 10, 9]), Outcome.CLS, Outcome.CLS),
         # Too little, and another class.
-        (detection(1, 8, [6, 0, 10, 10]), Outcome.BKG, Outcome.MISS),
+        (detection(1, 8, [6, 0, 10, 10]), Outcome.BOTH, Outcome.MISS),
         # In the crowd region, and in one of another class.
         (detection(1, 4, [205, 205, 10, 10]), Outcome.IGNORED, Outcome.MISS),
         (detection(1, 8, [205, 205, 10, 10]), Outcome.BKG, Outcome.MISS),

@@ -1,10 +1,14 @@
-"""Report what a detector gets wrong: classes, sizes, crowding, error types, confusions, images.
+"""Report what a detector gets wrong, and which score thresholds suit it best.
 
 %(prog)s output/mine/inference/coco_instances_results.json \\
-    data/mine/annotations/instances_val.json
+    data/mine/annotations/instances_val.json --save-thresholds output/mine/model_best.pth
 
 RESULTS.json is the file that train_net.py --eval-only or demo.py --json writes. The output folder
-gets report.md (which is printed too), report.json, confusion.png and worst.jpg.
+gets report.md (which is printed too), report.json, worst.jpg, and drawings: confusion.png,
+error_types.png, and score_curves.png with F1, precision and recall over the score threshold.
+
+--save-thresholds stores the thresholds of the highest F1 in weights or exported models, for
+score_threshold="best" of Predictor and for --score-threshold best.
 """
 
 from __future__ import annotations
@@ -38,4 +42,6 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     iou = number(float, BACKGROUND_IOU, 1)
     iou_help = "lowest IoU of a correct detection with its box (default: 0.5)"
     add("--iou-threshold", type=iou, default=0.5, metavar="IOU", help=iou_help)
+    save_help = "weights (.safetensors, .pth) or exported models (.onnx, .pt2) of these results"
+    add("--save-thresholds", nargs="+", type=Path, default=[], metavar="FILE", help=save_help)
     return parser.parse_args(argv)
