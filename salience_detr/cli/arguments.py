@@ -147,6 +147,11 @@ def user_errors() -> tuple[type[Exception], ...]:
     return (*package_errors, ImportError, OSError, ValueError)
 
 
+def score_threshold(word: str) -> float | str:
+    """Return the value of --score-threshold, a number or "best"."""
+    return word if word == "best" else float(word)
+
+
 def run_program(
     program: Callable[[argparse.Namespace], int | None], args: argparse.Namespace
 ) -> int:

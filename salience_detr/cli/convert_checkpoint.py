@@ -13,6 +13,7 @@ from torch import Tensor
 
 from salience_detr.checkpoint import (
     CheckpointError,
+    ScoreThresholds,
     convert_reference_checkpoint,
     read_checkpoint,
     save_weights,
@@ -26,6 +27,7 @@ from salience_detr.checkpoint.class_names import (
 )
 from salience_detr.checkpoint.files import find_state_dict
 from salience_detr.checkpoint.reference_conversion import dropped_names, is_reference_checkpoint
+from salience_detr.checkpoint.score_thresholds import thresholds_in
 from salience_detr.cli.arguments import run_program
 from salience_detr.cli.flags.convert_checkpoint import parse_args
 from salience_detr.data.classes import ClassList
@@ -38,11 +40,13 @@ class Conversion(NamedTuple):
     Attributes:
         state: the tensors in this project's names.
         classes: classes of their rows, None if they are unknown.
+        thresholds: score thresholds of the classes, None if the checkpoint holds none.
         left_out: names of the tensors that were left out.
     """
 
     state: dict[str, Tensor]
     classes: ClassList | None
+    thresholds: ScoreThresholds | None
     left_out: list[str]
 
 
@@ -53,8 +57,10 @@ def convert(args: argparse.Namespace) -> Conversion:
         CheckpointError: if the file cannot be read, or is no detector.
     """
     content = read_checkpoint(args.input)
-    if args.raw:
-        content.pop("ema", None)
+    thresholds = thresholds_in(content, args.input)
+    if args.raw and content.pop("ema", None) is not None and thresholds is not None:
+        print("the score thresholds are those of the EMA: the raw weights get none")
+        thresholds = None
     state = dict(find_state_dict(content, args.input))
 
     classes = classes_in(content, args.input)
@@ -69,7 +75,7 @@ def convert(args: argparse.Namespace) -> Conversion:
         for name, tensor in state.items():
             if tensor.is_floating_point():
                 state[name] = tensor.half()
-    return Conversion(state, classes, left_out)
+    return Conversion(state, classes, thresholds, left_out)
 
 
 def convert_published(
@@ -133,13 +139,20 @@ def print_summary(conversion: Conversion, output: Path) -> None:
         print("\nthe checkpoint does not name its classes, and neither does the new file")
     else:
         print(f"\n{len(conversion.classes)} classes: {conversion.classes}")
+    if conversion.thresholds is not None:
+        print(f"with the best score thresholds of {conversion.thresholds.source}")
     print(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the converted weights, and print a summary."""
     conversion = convert(args)
-    save_weights(conversion.state, args.output, classes=conversion.classes)
+    save_weights(
+        conversion.state,
+        args.output,
+        classes=conversion.classes,
+        thresholds=conversion.thresholds,
+    )
     print_summary(conversion, args.output)
 
 

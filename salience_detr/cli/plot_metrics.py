@@ -23,6 +23,8 @@ from salience_detr.evaluation.results import (
     evaluate,
     load_results,
 )
+from salience_detr.evaluation.score_curves import score_curves
+from salience_detr.evaluation.score_plots import plot_score_curves
 from salience_detr.utils.files import parse_json
 
 Lines: TypeAlias = list[dict[str, float]]  # of metrics.json
@@ -210,7 +212,13 @@ def plot_detections(args: argparse.Namespace, output: Path) -> list[Path]:
     if plot_precision_recall(class_precisions(evaluate(results)), path):
         written.append(path)
 
-    matrix, names = confusion_matrix(results, score_threshold=args.score_threshold)
+    curves = score_curves(results, iou_threshold=args.iou_threshold)
+    path = output / "score_curves.png"
+    if plot_score_curves(curves, path, iou_threshold=args.iou_threshold):
+        written.append(path)
+
+    thresholds = {"score_threshold": args.score_threshold, "iou_threshold": args.iou_threshold}
+    matrix, names = confusion_matrix(results, **thresholds)
     plot_confusion(matrix, names, output / "confusion.png")
     return [*written, output / "confusion.png"]
 

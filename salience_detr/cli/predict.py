@@ -38,24 +38,24 @@ def build_detector(args: argparse.Namespace) -> Detector:
     if batch_size is None:
         batch_size = 1 if resolve_device(args.device).type == "cpu" else 4
 
-    # A tracker needs detections of low scores to continue its tracks.
-    score_threshold = args.score_threshold
-    if args.track:
-        score_threshold = min(score_threshold, MIN_SCORE)
-
-    detector = load_detector(
+    model = load_detector(
         args.config_file,
         args.weights,
         device=args.device,
         dtype=args.dtype,
-        score_threshold=score_threshold,
+        score_threshold=args.score_threshold,
         batch_size=batch_size,
         overrides=args.opts,
         trust_config=args.trust_config,
         ignore_class_names=args.ignore_class_names,
     )
 
+    # A tracker needs detections of low scores to continue its tracks.
+    if args.track:
+        model.score_thresholds = model.score_thresholds.clamp(max=MIN_SCORE)
+
     # Classes are filtered on each tile, where the limit of detections applies.
+    detector: Detector = model
     if args.classes:
         detector = only_classes(detector, args.classes)
     if args.tile is not None:
@@ -149,7 +149,7 @@ def prepare(args: argparse.Namespace) -> tuple[Inputs, LiveSource | None, Detect
     if args.pre_annotations is not None:
         check_labeling_names(inputs)
     if args.track:
-        Tracker(fps=25, score_threshold=args.score_threshold)  # its package may be missing
+        Tracker(fps=25, score_threshold=0.5)  # its package may be missing
 
     return inputs, live, build_detector(args)
 
@@ -185,7 +185,7 @@ def run(args: argparse.Namespace) -> int:
                 detector.classes, args.json, args.csv, args.pre_annotations, labeling_names(inputs)
             ),
             stop_signals,
-            score_threshold=args.score_threshold,
+            score_thresholds=detector.class_thresholds(args.score_threshold),
             track=args.track,
             drawing=options,
             num_threads=min(4, os.cpu_count() or 1),

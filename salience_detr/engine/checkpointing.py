@@ -17,6 +17,11 @@ from torch import nn
 from salience_detr.checkpoint import CheckpointError, read_checkpoint
 from salience_detr.checkpoint.class_names import classes_in, to_entries
 from salience_detr.checkpoint.errors import BrokenCheckpointError
+from salience_detr.checkpoint.score_thresholds import (
+    ScoreThresholds,
+    thresholds_in,
+    thresholds_to_entries,
+)
 from salience_detr.data.classes import ClassList, simplify
 from salience_detr.engine.resume_checks import check_state
 from salience_detr.utils.files import write_text, written_whole
@@ -37,6 +42,10 @@ class TrainingCheckpointer(Checkpointer):
 
     The files are ``model_ITERATION.pth``, ``model_best.pth`` and ``model_final.pth``;
     ``last_checkpoint`` names the one to resume from. Only process 0 writes.
+
+    Best score thresholds of a checkpoint stay in it when a finished run is resumed and saved again.
+    They are not handed on to later iterations, whose weights give other scores; nor does a training
+    that starts from the weights, maybe for other classes, take them over.
 
     Args:
         model: whose weights are saved.
@@ -60,6 +69,7 @@ class TrainingCheckpointer(Checkpointer):
         self.output_dir = Path(output_dir)
         self.max_to_keep = max_to_keep
         self.classes = classes
+        self.kept_thresholds: tuple[int, ScoreThresholds] | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -83,6 +93,8 @@ class TrainingCheckpointer(Checkpointer):
         # Plain tensors, numbers and strings, so that it can be read without running code.
         state = {"model": self.model.state_dict(), "iteration": iteration}
         state |= to_entries(self.classes)
+        if self.kept_thresholds is not None and self.kept_thresholds[0] == iteration:
+            state |= thresholds_to_entries(self.kept_thresholds[1])
         for key, checkpointable in self.checkpointables.items():
             state[key] = checkpointable.state_dict()
 
@@ -289,6 +301,15 @@ class TrainingCheckpointer(Checkpointer):
             except (ValueError, KeyError, RuntimeError) as error:
                 raise misfit(key, path, error) from error
         logger.info("resuming from %s after %d iterations", path, checkpoint["iteration"])
+
+        thresholds = thresholds_in(checkpoint, path)
+        if thresholds is not None:
+            self.kept_thresholds = (checkpoint["iteration"], thresholds)
+            logger.info(
+                "its best score thresholds stay in checkpoints of iteration %d only; store those "
+                "of later weights with tools/analyze_errors.py --save-thresholds",
+                checkpoint["iteration"],
+            )
 
     def check_classes(self, checkpoint: Checkpoint, path: Path) -> None:
         """Make sure that the data set has the classes that the run was started with.

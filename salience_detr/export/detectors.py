@@ -17,8 +17,9 @@ from salience_detr.checkpoint import ScoreThresholds
 from salience_detr.export.graph import INPUTS, OUTPUTS
 from salience_detr.export.info import METADATA_KEY, DetectorInfo, ExportError
 from salience_detr.modeling.postprocess import clip_detections
+from salience_detr.modeling.salience_maps import salience_maps
 from salience_detr.modeling.structures import ModelInput
-from salience_detr.predictor import ModelDetector, salience_maps
+from salience_detr.predictor import Detector, ModelDetector
 from salience_detr.utils.errors import one_line
 
 
@@ -27,13 +28,15 @@ class ExportedDetector(ModelDetector):
 
     Args:
         info: metadata of the file.
-        path: the file.
+        source: the file, for messages.
         options: ``score_threshold`` and ``batch_size`` of :class:`ModelDetector`.
     """
 
-    def __init__(self, info: DetectorInfo, path: str | Path, **options: Any) -> None:
+    def __init__(
+        self, info: DetectorInfo, *, source: str | Path = Detector.source, **options: Any
+    ) -> None:
         self.info = info
-        self.source = str(path)
+        self.source = str(source)
         divisibility = info.size_divisibility
         super().__init__(
             info.classes, info.make_mapper(), size_divisibility=divisibility, **options
@@ -110,7 +113,7 @@ class OnnxDetector(ExportedDetector):
 
         metadata = self.session.get_modelmeta().custom_metadata_map
         info = DetectorInfo.from_json(metadata.get(METADATA_KEY), path)
-        super().__init__(info, path, **options)
+        super().__init__(info, source=path, **options)
 
     def run(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         feed = dict(zip(INPUTS, (images.numpy(), image_sizes.numpy()), strict=True))
@@ -170,7 +173,7 @@ class PackagedDetector(ExportedDetector):
         except Exception as error:  # a damaged file can fail in any way
             raise ExportError(f"{path} cannot be loaded: {one_line(error)[:200]}") from error
 
-        super().__init__(DetectorInfo.from_json(text, path), path, **options)
+        super().__init__(DetectorInfo.from_json(text, path), source=path, **options)
 
     @torch.inference_mode()
     def run(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

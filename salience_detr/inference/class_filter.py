@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from salience_detr.checkpoint import ScoreThresholds
 from salience_detr.data.classes import simplify
 from salience_detr.data.images import ImageLike
 from salience_detr.data.value_range import ValueRange
@@ -83,9 +84,14 @@ class ClassFilter(Detector):
     ) -> None:
         self.detector = detector
         self.classes = detector.classes
+        self.source = detector.source
         self.batch_size = detector.batch_size
         self.wanted = torch.tensor(wanted, dtype=torch.int64)
         self.max_detections = max_detections
+
+    @property
+    def best_thresholds(self) -> ScoreThresholds | None:
+        return self.detector.best_thresholds
 
     @property
     def value_range(self) -> ValueRange:

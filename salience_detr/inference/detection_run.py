@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from salience_detr.data.depth import choose_from_files
 from salience_detr.data.images import ImageReadError
-from salience_detr.detections import Detections
+from salience_detr.detections import Detections, is_confident
 from salience_detr.inference.encoders import H264
 from salience_detr.inference.inputs import ImageReader, LoadedImage, is_video
 from salience_detr.inference.live import LiveSource, StreamReader
@@ -96,7 +96,8 @@ class DetectionRun:
         outputs: paths of the drawings of each input.
         files: result files, open.
         stop_signals: signals that may end the run.
-        score_threshold: detections below it are neither drawn nor written.
+        score_thresholds: (K,) threshold of each class; detections below it are neither drawn nor
+            written.
         track: whether the objects of a video are numbered.
         drawing: lines, labels, filling and colors of the drawings.
         num_threads: threads that read images.
@@ -108,7 +109,7 @@ class DetectionRun:
     outputs: Mapping[Path, OutputPaths]
     files: ResultFiles
     stop_signals: StopSignals
-    score_threshold: float = 0.0
+    score_thresholds: torch.Tensor
     track: bool = False
     drawing: DrawingOptions = DEFAULTS
     num_threads: int = 2
@@ -229,7 +230,7 @@ class DetectionRun:
             write: writes the drawing and, if there is one, the salience map.
             frame: number of the frame in the video.
         """
-        confident = output.detections.scores >= self.score_threshold
+        confident = is_confident(output.detections, self.score_thresholds)
         detections = output.detections[confident]
 
         # A signal waits until the drawings agree with the results.
@@ -314,7 +315,9 @@ class DetectionRun:
         self.folder.check_names(paths)
         tracker = None
         if self.track:
-            tracker = Tracker(fps=reader.fps, score_threshold=self.score_threshold)
+            # Detections of every class that is shown may begin a track.
+            lowest = float(self.score_thresholds.min())
+            tracker = Tracker(fps=reader.fps, score_threshold=lowest)
 
         # Frames are tracked and written one by one, in order.
         count = 0

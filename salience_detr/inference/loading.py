@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from salience_detr.checkpoint.score_thresholds import ScoreThreshold
 from salience_detr.config import ConfigError
 from salience_detr.export import OnnxDetector, PackagedDetector
-from salience_detr.predictor import Detector, Predictor
+from salience_detr.predictor import ModelDetector, Predictor
 
 
 def load_detector(
@@ -17,12 +18,12 @@ def load_detector(
     *,
     device: str = "auto",
     dtype: str = "float32",
-    score_threshold: float = 0.0,
+    score_threshold: ScoreThreshold = 0.0,
     batch_size: int = 8,
     overrides: Sequence[str] = (),
     trust_config: bool = False,
     ignore_class_names: bool = False,
-) -> Detector:
+) -> ModelDetector:
     """Load a Predictor, or the detector of an exported model if the weights end in .onnx or .pt2.
 
     Args:
@@ -31,7 +32,7 @@ def load_detector(
         device: "cpu", "cuda", ..., or "auto" for a GPU if there is one. A .pt2 file runs on the
             device that it was exported for.
         dtype: the dtype of a checkpoint's model, see :class:`salience_detr.Predictor`.
-        score_threshold: detections with lower scores are left out.
+        score_threshold: detections with lower scores are left out; "best" takes the stored ones.
         batch_size: maximum number of images that are computed together.
         overrides: ``key=value`` changes of the config.
         trust_config: let a .yaml config call whatever it names.

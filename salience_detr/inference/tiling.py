@@ -13,6 +13,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from tqdm import tqdm
 
+from salience_detr.checkpoint import ScoreThresholds
 from salience_detr.data.images import ImageLike, to_rgb
 from salience_detr.data.value_range import ValueRange
 from salience_detr.detections import Detections
@@ -86,11 +87,16 @@ class TiledDetector(Detector):
 
         self.detector = detector
         self.classes = detector.classes
+        self.source = detector.source
         self.batch_size = detector.batch_size
         self.tile = tile
         self.overlap = overlap
         self.with_whole = with_whole
         self.progress = progress
+
+    @property
+    def best_thresholds(self) -> ScoreThresholds | None:
+        return self.detector.best_thresholds
 
     @property
     def value_range(self) -> ValueRange:

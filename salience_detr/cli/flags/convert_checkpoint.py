@@ -2,7 +2,8 @@
 
 Checkpoints of the published implementation get this project's names. Of a checkpoint of
 train_net.py the weights are kept: their exponential moving average (EMA) if there is one. The file
-holds the names and category ids of the classes, if the checkpoint tells them or is COCO's.
+holds the names and category ids of the classes, if the checkpoint tells them or is COCO's, and the
+best score thresholds if there are any.
 
 With --half or --raw, the checkpoint may be of any detector; its tensors keep their names.
 """

@@ -1,10 +1,11 @@
 """Draw the metrics of training runs as PNG files.
 
-%(prog)s output/mine                losses, AP, precision-recall, confusion matrix
+%(prog)s output/mine                losses, AP, and what the last evaluation gives
 %(prog)s output/one output/other    losses and AP of several runs in one image
 
-Precision-recall and confusion matrix need the detections of an evaluation (RUN/inference*) and the
-annotations (from RUN/config.yaml).
+An evaluation gives precision-recall, the confusion matrix, and F1, precision and recall over the
+score threshold. They need its detections (RUN/inference*) and the annotations (from
+RUN/config.yaml).
 """
 
 from __future__ import annotations
@@ -26,5 +27,8 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
 
     score = number(float, 0, 1)
     add("--score-threshold", type=score, default=0.3, help="for the confusion matrix (0.3)")
+    iou = number(float, 0.01, 1)
+    iou_help = "of a correct detection, for confusion matrix and scores (0.5)"
+    add("--iou-threshold", type=iou, default=0.5, metavar="IOU", help=iou_help)
     parser.add_trust()
     return parser.parse_args(argv)

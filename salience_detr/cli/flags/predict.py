@@ -21,7 +21,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from salience_detr.cli.arguments import Parser, number
+from salience_detr.cli.arguments import Parser, number, score_threshold
 from salience_detr.utils.drawing_options import add_drawing_arguments
 
 INPUT_HELP = (
@@ -48,7 +48,8 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     add("--stream-timeout", type=seconds, default=30.0, metavar="SECONDS", help=timeout_help)
     add("--output", required=True, type=Path, metavar="DIR", help="folder of the drawings")
 
-    add("--score-threshold", type=float, default=0.5, help="lowest score (default: %(default)s)")
+    score_help = "lowest score, or best: the stored one of each class (default: %(default)s)"
+    add("--score-threshold", type=score_threshold, default=0.5, metavar="S", help=score_help)
     names_help = "do not compare the classes of the weights with the data set's"
     add("--ignore-class-names", action="store_true", help=names_help)
     add("--classes", nargs="+", metavar="CLASS", help="names, or category ids of the data set")
