@@ -17,7 +17,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from salience_detr import Predictor
-from salience_detr.checkpoint import CheckpointError, save_weights
+from salience_detr.checkpoint import (
+    CheckpointError,
+    ScoreThresholds,
+    read_thresholds,
+    save_weights,
+)
 from salience_detr.config import ConfigError, load_config
 from salience_detr.data import register_surface_defects
 from salience_detr.data.classes import ClassList
@@ -28,6 +33,7 @@ from salience_detr.utils.drawing import class_colors, draw_detections, draw_sali
 
 ROOT = Path(__file__).resolve().parents[1]
 BIAS = "query_selection.class_head.bias"
+BEST_CONTENT = {"classes": {}, "overall": 0.5, "iou_threshold": 0.5, "source": "val.json"}
 
 
 @pytest.fixture
@@ -395,3 +401,59 @@ def test_the_shipped_weights_carry_names_and_category_ids(name, classes, tmp_pat
     predictor = Predictor(config, weights, device="cpu", overrides=overrides)
     assert predictor.class_names == classes.split()
     assert predictor.classes.category_ids == (1, 2, 3, 4, 5, 6)
+
+
+def test_best_thresholds_are_those_of_the_weights(micro_config, surface_data, tmp_path):
+    random = Predictor(micro_config, None, device="cpu")
+    names = tuple(random.class_names)
+    # In another order than the data set's.
+    values = dict.fromkeys(reversed(names), 0.9) | {"dent": 0.0}
+    best = ScoreThresholds(values, overall=0.5, iou_threshold=0.5, source="val.json")
+
+    for name, thresholds in (("best.pth", best), ("none.safetensors", None)):
+        classes = ClassList(names, tuple(random.classes.category_ids))
+        state = random.model.state_dict()
+        save_weights(state, tmp_path / name, classes=classes, thresholds=thresholds)
+
+    options = {"device": "cpu", "score_threshold": "best"}
+    predictor = Predictor(micro_config, tmp_path / "best.pth", **options)
+    image = surface_data / "val" / "000001.jpg"
+    everything = random(image)
+    is_dent = everything.pred_classes == names.index("dent")
+    assert torch.equal(predictor(image).scores, everything.scores[is_dent])
+    assert DetectorInfo.from_predictor(predictor).thresholds == best
+
+    command = r"store them: python tools/analyze_errors\.py RESULTS\.json ANNOTATIONS\.json "
+    with pytest.raises(ValueError, match=command + f"--save-thresholds {tmp_path}"):
+        Predictor(micro_config, tmp_path / "none.safetensors", **options)
+    with pytest.raises(ValueError, match="a model with random weights holds no best"):
+        Predictor(micro_config, None, **options)
+
+
+def test_a_class_may_have_a_threshold_of_its_own(predictor):
+    thresholds = predictor.class_thresholds({"Pit": 0.7, "dent": 1})
+    assert thresholds.tolist() == [0, 0.7, 0, 0, 0, 1]
+    with pytest.raises(ValueError, match="the class 'weld' is unknown"):
+        predictor.class_thresholds({"weld": 0.5})
+    with pytest.raises(ValueError, match=r"score_threshold of 'pit' is -1; scores lie"):
+        predictor.class_thresholds({"pit": -1})
+
+
+def test_thresholds_of_other_classes_are_refused(predictor):
+    best = ScoreThresholds({"pit": 0.5}, overall=0.5, iou_threshold=0.5, source="val.json")
+    predictor.best_thresholds = best
+    with pytest.raises(ValueError, match="lack 5 of the model's 6 classes: scratch, inclusion"):
+        predictor.class_thresholds("best")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [5, {}, {"classes": {}}, *(BEST_CONTENT | change for change in (
+        {"overall": 2}, {"classes": {"pit": "high"}}, {"classes": [0.5]}, {"source": None},
+        {"iou_threshold": float("nan")}, {"more": 1},
+    ))],
+)  # fmt: skip
+def test_broken_thresholds_are_one_line(tmp_path, content):
+    torch.save({"model": {}, "score_thresholds": content}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth: .*; store them again$"):
+        read_thresholds(tmp_path / "a.pth")

@@ -6,8 +6,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
+from salience_detr.checkpoint import read_thresholds, save_weights
+from salience_detr.cli import convert_checkpoint
 from salience_detr.cli.analyze_errors import confusion_table, main, table
 from salience_detr.evaluation.confusion import plot_confusion
 
@@ -136,3 +141,57 @@ def test_of_many_classes_the_most_frequent_confusions_are_listed(tmp_path):
     plot_confusion(matrix, [*names[:-1], "$x$ 裂"], tmp_path / "x.png")
     assert min(Image.open(tmp_path / "x.png").size) > 900
     assert confusion_table(np.diag([9] * 41), names) == "No class is confused."
+
+
+def test_thresholds_are_reported_and_stored_in_weights(files, tmp_path, capsys):
+    tensors = {"a": torch.arange(3.0), "b": torch.ones(2, dtype=torch.float16)}
+    weights = [tmp_path / "a.safetensors", tmp_path / "b.pth"]
+    entries = {"class_names": '["1E5", "A|B"]', "category_ids": "[5, 6]", "config": "x"}
+    save_file(tensors, weights[0], metadata=entries)
+    torch.save({"model": tensors, "iteration": 7, "class_names": ["a|b", "1e5", "c"]}, weights[1])
+
+    assert main([*files, "--save-thresholds", *map(str, weights)]) == 0
+
+    printed, notes = capsys.readouterr()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines()]
+    assert ["1e5", "1", "0.4", "100.0", "100.0", "100.0", ""] in cells
+    assert ["all classes", "2", "0.4", "66.7", "100.0", "50.0", "one threshold"] in cells
+    assert "keeps all detections, whose lowest score is 0.8" in printed
+    assert f"{weights[1]}: stored the thresholds of 3 classes" in printed
+    assert "b.pth gets the threshold of all classes for those that" in notes
+
+    first = read_thresholds(weights[0])
+    assert first.classes == {"1E5": 0.4, "A|B": 0.4} and first.iou_threshold == 0.5
+    assert first.source.endswith("/truth.json") and first.source.count("/") == 2
+    assert read_thresholds(weights[1]).classes == {"a|b": 0.4, "1e5": 0.4, "c": 0.4}
+
+    # All else stays as it is.
+    with safe_open(weights[0], framework="pt") as file:
+        assert entries.items() <= file.metadata().items()
+        assert torch.equal(file.get_tensor("b"), tensors["b"])
+    assert torch.load(weights[1])["iteration"] == 7
+
+    # Conversion hands them on.
+    save_weights(tensors, weights[1], thresholds=first)
+    assert convert_checkpoint.main([str(weights[1]), str(tmp_path / "c.pth"), "--half"]) == 0
+    assert read_thresholds(tmp_path / "c.pth") == first
+
+
+def test_weights_of_other_classes_get_no_thresholds(files, tmp_path, capsys):
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.ones(1)}, path, metadata={"class_names": '["pit", "1e5"]'})
+    before = path.read_bytes()
+
+    assert main([*files, "--save-thresholds", str(path)]) == 2
+    assert main([*files, "--save-thresholds", str(tmp_path / "a.json")]) == 2
+    assert main([*files, "--save-thresholds", str(tmp_path / "none.onnx")]) == 2
+    (tmp_path / "detections.json").write_text("[]")
+    assert main([*files, "--save-thresholds", str(path)]) == 2
+
+    lines = capsys.readouterr().err.splitlines()
+    assert "lacks 1 of the 2 classes of " in lines[0] and "its classes are pit, 1e5" in lines[0]
+    assert "files of weights end in .safetensors" in lines[1]
+    assert "there is no file" in lines[2]
+    assert "there is no best score threshold to store" in lines[3]
+    assert len(lines) == 4 and path.read_bytes() == before
+    assert not any((tmp_path / "errors").iterdir())

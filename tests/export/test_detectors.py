@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from salience_detr import Predictor
+from salience_detr.checkpoint import ScoreThresholds
 from salience_detr.cli import predict as demo
 from salience_detr.export import (
     DetectorInfo,
@@ -22,6 +24,7 @@ from salience_detr.export import (
 )
 from salience_detr.export.onnx import export_onnx
 from salience_detr.export.program import export_program
+from salience_detr.export.thresholds import read_model_classes, write_thresholds
 from salience_detr.export.verification import compare
 
 pytestmark = pytest.mark.xdist_group("export")
@@ -205,3 +208,37 @@ def test_the_demo_takes_an_exported_model_without_a_config(exported, predictor, 
         predictor(new_image(50, 70)).scores.tolist(), abs=1e-5
     )
     assert demo.main([*call, "model.num_classes=3"]) == 2
+
+
+BEST = ScoreThresholds(
+    {"scratch": 1, "pit": 0, "inclusion": 1, "crack": 1, "stain": 1, "dent": 1},
+    overall=0.4,
+    iou_threshold=0.5,
+    source="val/annotations.json",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "detector"), [("model.onnx", OnnxDetector), ("model.pt2", PackagedDetector)]
+)
+def test_thresholds_are_stored_in_an_exported_model(exported, tmp_path, name, detector):
+    path = shutil.copy(exported / name, tmp_path / name)
+    write_thresholds(path, BEST)
+
+    image = new_image(64, 64)
+    best = detector(path, score_threshold="best")
+    found = best(image)
+
+    # Loading takes seconds: the same detector shows what it finds without thresholds.
+    best.score_thresholds = best.class_thresholds(0)
+    everything = best(image)
+    is_pit = everything.pred_classes == 1
+    assert 0 < len(found) < len(everything)
+    assert torch.equal(found.scores, everything.scores[is_pit])
+    assert best.best_thresholds == BEST
+    assert list(read_model_classes(path).names) == best.class_names
+
+
+def test_without_stored_thresholds_an_exported_model_has_no_best(exported):
+    with pytest.raises(ValueError, match=r"model\.onnx holds no best score thresholds; store them"):
+        OnnxDetector(exported / "model.onnx", score_threshold="best")
