@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
@@ -125,22 +126,23 @@ def largest_input(dataset: SeededDataset) -> dict:
 
     It has as many boxes as the image with the most.
     """
-    records = list(dataset.records)
-    areas = [record["width"] * record["height"] for record in records]
-    counts = [len(record.get("annotations", [])) for record in records]
-    order = sorted(range(len(records)), key=lambda i: -areas[i])
+    areas = []
+    num_boxes = 1
+    for record in dataset.records:
+        areas.append(record["width"] * record["height"])
+        num_boxes = max(num_boxes, len(record.get("annotations", [])))
 
     # A batch is padded to the largest height and the largest width in it.
     height = 0
     width = 0
-    for index in order[:NUM_IMAGES]:
+    largest_first = np.argsort(areas)[::-1]
+    for index in map(int, largest_first[:NUM_IMAGES]):
         for draw in range(NUM_DRAWS):
             image = dataset[index, draw]["image"]
             height = max(height, image.shape[-2])
             width = max(width, image.shape[-1])
 
     # Boxes side by side, each a hundredth of the image.
-    num_boxes = max(1, max(counts))
     corners = torch.arange(num_boxes) % 10
     boxes = torch.stack([corners, corners, corners + 1, corners + 1], dim=1) / 10.0
     instances = Instances((height, width))

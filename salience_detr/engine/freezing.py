@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import logging
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from detectron2.engine import HookBase
 from torch import nn
@@ -33,13 +33,16 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         return
 
     check_names(model, patterns)
+
+    # Without gradients they get no state in the optimizer either.
     num_frozen = 0
     for name, parameter in model.named_parameters():
         if is_inside(name, patterns):
             parameter.requires_grad_(False)
             num_frozen += parameter.numel()
 
-    num_trainable = sum(x.numel() for x in model.parameters() if x.requires_grad)
+    trainable = filter(lambda parameter: parameter.requires_grad, model.parameters())
+    num_trainable = sum(parameter.numel() for parameter in trainable)
     names = ", ".join(patterns)
     if not num_trainable:
         raise ConfigError(f"train.freeze={names} freezes the whole model: leave a part to train")
@@ -59,24 +62,27 @@ def check_names(model: nn.Module, patterns: Sequence[str]) -> None:
     Raises:
         ConfigError: there is none; the nearest names are in the message.
     """
-    modules = [name for name, _ in model.named_modules() if name]
-    names = [*modules, *(name for name, _ in model.named_parameters())]
+    # The model itself has the name "".
+    modules = dict(model.named_modules())
+    parameters = dict(model.named_parameters())
+    names = [*filter(None, modules), *parameters]
+
     for pattern in patterns:
-        if any(fnmatchcase(name, pattern) for name in names):
+        if fnmatch.filter(names, pattern):
             continue
 
         near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)
-        top_level = [name for name, _ in model.named_children()]
+        examples = near or list(dict(model.named_children()))
         raise ConfigError(
             f"train.freeze: the model has no part {pattern!r}; it has, for example, "
-            f"{', '.join(near or top_level)}"
+            f"{', '.join(examples)}"
         )
 
 
 def is_inside(name: str, patterns: Sequence[str]) -> bool:
     """Return whether a module or parameter, or a module around it, has one of the names."""
     while name:
-        if any(fnmatchcase(name, pattern) for pattern in patterns):
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
             return True
         name = name.rpartition(".")[0]
     return False
@@ -84,11 +90,11 @@ def is_inside(name: str, patterns: Sequence[str]) -> bool:
 
 def frozen_batch_norms(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     """Return the BatchNorm layers inside the named modules."""
-    return [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and is_inside(name, patterns)
-    ]
+    layers = []
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and is_inside(name, patterns):
+            layers.append(module)
+    return layers
 
 
 class FrozenBatchNormHook(HookBase):
