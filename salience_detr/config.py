@@ -14,6 +14,7 @@ from detectron2.config import LazyConfig
 from detectron2.utils.registry import _convert_target_to_string, locate
 from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 
+from salience_detr.utils.config_paths import make_paths_absolute
 from salience_detr.utils.errors import one_line
 from salience_detr.utils.safe_yaml import (
     UntrustedError,
@@ -77,6 +78,10 @@ def load_config(
         raise ConfigError(f"{config_file} defines no {', '.join(missing)} (see configs/*.py)")
     check_targets(config, config_file)
     drop_old_keys(config, config_file)
+    if Path(config_file).suffix in (".yaml", ".yml"):
+        # Of an earlier version, which wrote paths as they were given.
+        folders = [Path.cwd(), *Path(config_file).resolve().parents]
+        make_paths_absolute(config, folders, must_exist=True)
 
     for override in overrides:
         apply_override(config, override)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -25,6 +26,7 @@ from salience_detr.config import ConfigError, load_config, resolve_device
 from salience_detr.data.classes import ClassList, classes_of
 from salience_detr.data.coco_dataset import register_coco_dataset
 from salience_detr.data.datasets import as_list, ensure_class_names
+from salience_detr.data.image_size import set_test_size
 from salience_detr.data.images import ImageLike, as_batch, to_rgb
 from salience_detr.data.mapper import DetectionMapper
 from salience_detr.data.value_range import ValueRange
@@ -234,6 +236,7 @@ class Predictor(ModelDetector):
         batch_size: maximum number of images that are computed together.
         overrides: ``key=value`` changes of the config.
         trust_config: let a .yaml config call whatever it names; a .py config is code anyway.
+        image_size: shorter side of the resized images; None keeps the config's.
         ignore_class_names: do not compare the classes of the weights with those of the config's
             test set. They are compared where its annotation file is at hand: the rows of the
             weights are put into its order.
@@ -255,6 +258,7 @@ class Predictor(ModelDetector):
         batch_size: int = 8,
         overrides: Sequence[str] = (),
         trust_config: bool = False,
+        image_size: int | None = None,
         ignore_class_names: bool = False,
     ) -> None:
         dtype_name = str(dtype).removeprefix("torch.")
@@ -266,6 +270,9 @@ class Predictor(ModelDetector):
         if not isinstance(config, DictConfig):
             config = load_config(config, overrides, trust=trust_config)
         self.config = config
+        if image_size is not None:
+            self.config = copy.deepcopy(config)
+            set_test_size(self.config, image_size)
         model = instantiate(self.config.model)
         if not isinstance(model, SalienceDETR):
             raise ConfigError(

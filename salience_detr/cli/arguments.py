@@ -52,12 +52,29 @@ class Parser(argparse.ArgumentParser):
         add = self.add_argument
         add("--weights", required=True, metavar="FILE", help="checkpoint, or exported model")
         add("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
+        self.add_image_size()
+
+    def add_image_size(self) -> None:
+        """Add --image-size, of every program that resizes images."""
+        size_help = "shorter side of the resized images in pixels (default: the config's)"
+        self.add_argument("--image-size", type=number(int, 1), metavar="N", help=size_help)
+
+    def add_run(self) -> None:
+        """Add the flags of keys of a run's config, which ``engine/run_flags.py`` reads."""
+        add = self.add_argument
+        add("--output", metavar="DIR", help="folder of the run: train.output_dir")
+        add("--device", help="cpu, cuda, ...: train.device")
+        add("--lr", type=number(float, 0), metavar="X", help="learning rate: optimizer.lr")
+        add("--seed", type=int, metavar="N", help="of all that is random: train.seed")
+        self.add_image_size()
 
     def add_size(self) -> None:
-        """Add --size, of the images that a model is measured on."""
-        pixels = number(int, 1)
-        size = ("HEIGHT", "WIDTH")
-        self.add_argument("--size", type=pixels, nargs=2, default=(800, 1333), metavar=size)
+        """Add --image-size and --size, of the images that a model is measured on."""
+        add = self.add_argument
+        side_help = "shorter side of the images, the longer one as COCO's limit (default: 800)"
+        add("--image-size", type=coco_size, dest="size", metavar="N", help=side_help)
+        size: dict[str, Any] = {"nargs": 2, "default": (800, 1333), "metavar": ("HEIGHT", "WIDTH")}
+        add("--size", type=number(int, 1), help="or both sides", **size)
 
     def add_data(self) -> None:
         """Add the flags of own data, which ``engine/own_data.py`` reads."""
@@ -131,6 +148,12 @@ def number(
     # argparse names it where the word is no number.
     convert.__name__ = kind.__name__
     return convert
+
+
+def coco_size(word: str) -> tuple[int, int]:
+    """Return (height, width) of the largest image of a shorter side, as 800 x 1333 is COCO's."""
+    side = number(int, 1)(word)
+    return side, round(side * 1333 / 800)
 
 
 def user_errors() -> tuple[type[Exception], ...]:

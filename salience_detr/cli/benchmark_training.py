@@ -23,6 +23,7 @@ from salience_detr.cli.flags.benchmark_training import VARIANTS, parse_args
 from salience_detr.config import load_config, resolve_amp, resolve_device
 from salience_detr.data import batches
 from salience_detr.engine.own_data import use_own_data
+from salience_detr.engine.run_flags import use_run_flags
 from salience_detr.engine.train import build_model, build_optimizer, compile_model
 from salience_detr.engine.trainer import Trainer
 
@@ -32,6 +33,7 @@ NUM_LOADED = 200  # images that the loader alone is timed with
 def make_config(args: argparse.Namespace, overrides: list[str]) -> DictConfig:
     overrides = [*args.opts, *overrides]
     config = load_config(args.config_file, overrides, trust=args.trust_config)
+    use_run_flags(config, args, args.opts)
     use_own_data(config, args)
     return config
 

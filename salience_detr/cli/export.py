@@ -124,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
         device="cpu",
         overrides=args.opts,
         trust_config=args.trust_config,
+        image_size=args.image_size,
     )
     images = [to_rgb(path, "RGB", predictor.value_range) for path in args.verify or []]
     origin = "the given images"

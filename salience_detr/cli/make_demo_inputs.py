@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     # The video is the same each time, so one of an earlier run is kept.
     video = args.output / "conveyor.mp4"
     if not video.is_file():
-        make_video(video, seconds=args.seconds, side=args.size)
+        make_video(video, seconds=args.seconds, side=args.image_size)
     print(f"{len(images)} images and a video in {args.output}")
 
 

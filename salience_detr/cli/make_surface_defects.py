@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
             args.output,
             split=split,
             num_images=counts[split],
-            image_size=args.size,
+            image_size=args.image_size,
             seed=args.seed,
             workers=args.workers,
             force=args.force,

@@ -47,6 +47,7 @@ def build_detector(args: argparse.Namespace) -> Detector:
         batch_size=batch_size,
         overrides=args.opts,
         trust_config=args.trust_config,
+        image_size=args.image_size,
         ignore_class_names=args.ignore_class_names,
     )
 

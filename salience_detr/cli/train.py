@@ -22,6 +22,7 @@ from salience_detr.data.datasets import as_list, dataset_classes
 from salience_detr.data.split_classes import check_known
 from salience_detr.engine.launch import ProcessDiedError, end_after_peer, is_lost_peer, launch
 from salience_detr.engine.own_data import training_classes, use_own_data
+from salience_detr.engine.run_flags import use_run_flags
 from salience_detr.engine.run_folder import locked_folder
 from salience_detr.engine.train import build_model, save_config, setup_run, train
 from salience_detr.engine.trainer import StopError
@@ -45,11 +46,9 @@ def make_config(args: argparse.Namespace) -> DictConfig:
     needed = ["val"]
     if not args.eval_only:
         needed.append("train")
+    use_run_flags(config, args, args.opts)
     use_tuning(config, args)
     use_own_data(config, args, overridden, needed)
-
-    if args.weights:
-        config.train.init_checkpoint = args.weights
     return config
 
 

@@ -155,6 +155,7 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         overrides=args.opts,
         trust_config=args.trust_config,
+        image_size=args.image_size,
     )
 
     num_queries = predictor.model.num_queries

@@ -292,6 +292,7 @@ def serve(args: argparse.Namespace, folder: str) -> None:
         device=args.device,
         overrides=args.opts,
         trust_config=args.trust_config,
+        image_size=args.image_size,
     )
     model = f"{Path(args.weights).name} · {', '.join(detector.class_names)}"
     blocks = build_blocks(Page(detector), model)

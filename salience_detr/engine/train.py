@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from contextlib import suppress
@@ -63,6 +64,7 @@ from salience_detr.engine.tuning import (
 from salience_detr.engine.writers import MetricsWriter, build_writers, wandb_run
 from salience_detr.evaluation.coco_evaluation import best_metric_of, evaluate_with_ema
 from salience_detr.layers.activation_checkpointing import checkpoints_batch_norm
+from salience_detr.utils.config_paths import make_paths_absolute
 from salience_detr.utils.errors import tolerate_names
 from salience_detr.utils.files import check_output_dir, is_disk_full, write_text
 
@@ -113,11 +115,14 @@ def report_thread_error(failure: threading.ExceptHookArgs) -> None:
 def save_config(config: DictConfig) -> None:
     """Write ``config.yaml`` to the output folder; it is complete or not there.
 
-    A config whose functions are its own cannot be loaded from there; a warning says so.
+    Its paths are absolute, so that it can be used from any folder. A config whose functions are its
+    own cannot be loaded from there; a warning says so.
     """
     path = Path(config.train.output_dir) / "config.yaml"
     try:
-        write_text(path, to_yaml(config))
+        saved = copy.deepcopy(config)
+        make_paths_absolute(saved, [Path.cwd()], must_exist=False)
+        write_text(path, to_yaml(saved))
         load_config(path)
     except ConfigError as error:
         logger.warning("%s; go on with the config file that this run was started with", error)

@@ -22,6 +22,7 @@ def load_detector(
     batch_size: int = 8,
     overrides: Sequence[str] = (),
     trust_config: bool = False,
+    image_size: int | None = None,
     ignore_class_names: bool = False,
 ) -> ModelDetector:
     """Load a Predictor, or the detector of an exported model if the weights end in .onnx or .pt2.
@@ -36,6 +37,7 @@ def load_detector(
         batch_size: maximum number of images that are computed together.
         overrides: ``key=value`` changes of the config.
         trust_config: let a .yaml config call whatever it names.
+        image_size: see :class:`salience_detr.Predictor`; an exported model has its own.
         ignore_class_names: see :class:`salience_detr.Predictor`; an exported model has its classes.
 
     Raises:
@@ -54,7 +56,7 @@ def load_detector(
                 "(--config-file); only exported models, .onnx and .pt2, do without"
             )
         settings |= {"overrides": overrides, "trust_config": trust_config}
-        settings["ignore_class_names"] = ignore_class_names
+        settings |= {"ignore_class_names": ignore_class_names, "image_size": image_size}
         return Predictor(config, weights, device=device, dtype=dtype, **settings)
 
     # An exported model is fixed: refuse the settings that only its export could have followed.
@@ -63,6 +65,11 @@ def load_detector(
         raise ConfigError(
             f"{weights} is an exported model and cannot be changed: leave out {setting}, "
             "or export it again"
+        )
+    if image_size is not None:
+        raise ConfigError(
+            f"{weights} has the image size of its export: leave out --image-size {image_size}, or "
+            "export it again with it"
         )
     if dtype != "float32":
         raise ConfigError(f"{weights} computes in the dtype of its export, not in {dtype}")

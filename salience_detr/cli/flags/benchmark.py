@@ -1,6 +1,6 @@
 """Measure a config's model, and detectors of other packages beside it, on this machine.
 
-%(prog)s --config-file F --device cpu --modes eager amp --batch-sizes 1 2 --compare all
+%(prog)s --config-file F --device cpu --modes eager amp --batch-size 1 2 --compare all
 %(prog)s --config-file F --operator compiled reference --modes eager training
 
 Prints parameters, GMACs, latency, images per second and peak memory by batch size, and milliseconds
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from salience_detr.cli.arguments import Parser, number
 
@@ -31,7 +32,14 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     add("--weights", metavar="FILE", help="checkpoint of the config's model (default: random)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     batch_size = number(int, 1)
-    add("--batch-sizes", nargs="+", type=batch_size, default=[1, 2, 4], metavar="N")
+    sizes: dict[str, Any] = {
+        "nargs": "+",
+        "type": batch_size,
+        "dest": "batch_sizes",
+        "metavar": "N",
+    }
+    add("--batch-size", default=[1, 2, 4], help="one or more (default: 1 2 4)", **sizes)
+    add("--batch-sizes", help=argparse.SUPPRESS, **sizes)  # its earlier name
     modes_help = f"some of {', '.join(MODES)} (default: eager amp)"
     modes = ["eager", "amp"]
     add("--modes", nargs="+", choices=MODES, default=modes, metavar="MODE", help=modes_help)

@@ -37,6 +37,9 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     steps_help = "steps to time, after one that is not timed"
     add("--steps", type=number(int, 1), default=5, help=steps_help)
     add("--only", action="append", choices=VARIANTS, help="repeatable (default: all but compile)")
+    add("--device", help="cpu, cuda, ...: train.device")
+    add("--batch-size", type=number(int, 1), metavar="N", help="images of a step")
+    parser.add_image_size()
     parser.add_data()
 
     args = parser.parse(argv)

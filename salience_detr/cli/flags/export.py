@@ -28,6 +28,7 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     parser.add_config()
     add = parser.add_argument
     add("--weights", metavar="FILE", help="checkpoint (default: random weights)")
+    parser.add_image_size()
     add("--output", required=True, type=Path, metavar="FILE", help="ends in .onnx or .pt2")
     add("--compile", action="store_true", help="compile a .pt2 for this processor (minutes)")
 

@@ -19,5 +19,6 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     add("--images", type=Path, metavar="DIR", help="folder to take JPEG images from")
     add("--num-images", type=int, default=8)
     add("--seconds", type=float, default=4, help="length of the video")
-    add("--size", type=int, default=320, help="side of the video in pixels")
+    add("--image-size", type=int, default=320, help="side of the video in pixels")
+    add("--size", type=int, dest="image_size", help=argparse.SUPPRESS)  # its earlier name
     return parser.parse_args(argv)

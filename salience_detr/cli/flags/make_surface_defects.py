@@ -1,7 +1,7 @@
 """Generate the "surface defects" data set: train and val images with COCO annotations.
 
 %(prog)s                                   for the shipped configs
-%(prog)s --output DIR --num-train 400 --size 240x320
+%(prog)s --output DIR --num-train 400 --image-size 240x320
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     add("--num-val", type=int, default=300, help="images to validate on (default: %(default)s)")
 
     size_help = "side or HEIGHTxWIDTH in pixels (default: 320)"
-    add("--size", type=image_size, default=(320, 320), help=size_help)
+    add("--image-size", type=image_size, default=(320, 320), help=size_help)
+    add("--size", type=image_size, dest="image_size", help=argparse.SUPPRESS)  # its earlier name
     add("--seed", type=int, default=0)
     workers = os.cpu_count() or 1
     add("--workers", type=int, default=workers, help="processes (default: %(default)s)")

@@ -42,6 +42,7 @@ def parse_args(
     add("--num-machines", type=number(int, 1), default=1, help="number of machines")
     add("--machine-rank", type=int, default=0, help="number of this machine, from 0")
     add("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
+    parser.add_run()
     parser.add_data()
     add_tuning_arguments(parser)
     add_drawing_arguments(parser)

@@ -24,6 +24,7 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     add("--augmented", action="store_true", help="draw what the training loader yields")
     count = number(int, 1)
     add("--count", type=count, default=20, metavar="N", help="images, at most (default: 20)")
+    parser.add_image_size()
     parser.add_data()
 
     args = parser.parse(argv)
