@@ -522,6 +522,7 @@ def test_the_ema_of_the_weights_is_evaluated_kept_and_preferred(
             micro_config,
             tmp_path,
             "train.ema.enabled=True",
+            "train.ema.evaluate=both",
             "train.eval_period=2",
             "train.max_iter=4",
         )

@@ -21,8 +21,9 @@ train = dict(
     compile=False,
     # Memory format of the convolutions, often faster with mixed precision.
     channels_last=False,
-    # Exponential moving average of the weights, evaluated and saved beside them.
-    ema=dict(enabled=False, decay=0.9998),
+    # Exponential moving average of the weights, saved beside them. If there is one, it is what is
+    # evaluated; evaluate="raw" evaluates the weights themselves, "both" one after the other.
+    ema=dict(enabled=False, decay=0.9998, evaluate="ema"),
     clip_grad_norm=0.1,
     checkpointer=dict(period=5000, max_to_keep=3),
     eval_period=5000,

@@ -27,7 +27,7 @@ from salience_detr.benchmark.other_detectors import OTHER_DETECTORS
 from salience_detr.benchmark.timing import PeakMemory, stage_timers, time_calls
 from salience_detr.checkpoint import load_weights
 from salience_detr.config import load_config, resolve_device
-from salience_detr.engine.train import COMPILED_STAGES
+from salience_detr.engine.compilation import COMPILED_STAGES
 from salience_detr.layers import ms_deform_attn
 from salience_detr.utils.errors import one_line
 from salience_detr.utils.signals import StopSignals

@@ -22,9 +22,10 @@ from salience_detr.cli.arguments import run_program
 from salience_detr.cli.flags.benchmark_training import VARIANTS, parse_args
 from salience_detr.config import load_config, resolve_amp, resolve_device
 from salience_detr.data import batches
+from salience_detr.engine.compilation import compile_model
 from salience_detr.engine.own_data import use_own_data
 from salience_detr.engine.run_flags import use_run_flags
-from salience_detr.engine.train import build_model, build_optimizer, compile_model
+from salience_detr.engine.train import build_model, build_optimizer
 from salience_detr.engine.trainer import Trainer
 
 NUM_LOADED = 200  # images that the loader alone is timed with

@@ -20,7 +20,9 @@ from salience_detr.config import ConfigError, load_config
 from salience_detr.data.classes import ClassList
 from salience_detr.data.datasets import as_list, dataset_classes
 from salience_detr.data.split_classes import check_known
+from salience_detr.engine.evaluation_record import read_iteration, record_evaluation
 from salience_detr.engine.launch import ProcessDiedError, end_after_peer, is_lost_peer, launch
+from salience_detr.engine.memory import is_out_of_memory, memory_error
 from salience_detr.engine.own_data import training_classes, use_own_data
 from salience_detr.engine.run_flags import use_run_flags
 from salience_detr.engine.run_folder import locked_folder
@@ -91,7 +93,13 @@ def do_test(args: argparse.Namespace, config: DictConfig) -> None:
     class_names: Sequence[str] | None = ()
     if row_classes is not None:
         class_names = None if args.ignore_class_names else row_classes.names
-    evaluate(config, model.eval(), class_names=class_names)
+    weights = config.train.init_checkpoint
+    iteration = read_iteration(weights)
+    results = evaluate(
+        config, model.eval(), class_names=class_names, weights=weights, iteration=iteration
+    )
+    if comm.is_main_process():
+        record_evaluation(config, results, iteration)
 
     if args.show_dir is not None and comm.is_main_process():
         show_evaluation(config, args.show_dir, options)
@@ -182,8 +190,12 @@ def main(args: argparse.Namespace, config: DictConfig | None) -> None:
         print_error(error)
         sys.exit(2)
 
-    except RuntimeError as error:
-        if not is_lost_peer(error):
+    except (RuntimeError, MemoryError) as error:
+        if config is not None and is_out_of_memory(error):
+            log_traceback()
+            print_error(memory_error(error, config, training=not args.eval_only))
+            sys.exit(2)
+        if not isinstance(error, RuntimeError) or not is_lost_peer(error):
             raise
         log_traceback()
         end_after_peer()

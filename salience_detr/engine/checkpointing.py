@@ -28,6 +28,9 @@ from salience_detr.utils.files import write_text, written_whole
 
 logger = logging.getLogger(__name__)
 
+# The key of the lines of metrics.json that --eval-only wrote, see evaluation_record.py.
+EVALUATION = "eval_only"
+
 Checkpoint: TypeAlias = dict[str, Any]  # what a file of a run holds
 
 
@@ -404,7 +407,9 @@ def cut_metrics(path: Path, iteration: int) -> None:
     kept = []
     for line in path.read_text(errors="replace").splitlines():
         try:
-            is_earlier = json.loads(line)["iteration"] < iteration
+            record = json.loads(line)
+            # Evaluations by --eval-only are of no step of the run.
+            is_earlier = EVALUATION in record or record["iteration"] < iteration
         except (ValueError, KeyError, TypeError, RecursionError):
             continue  # half-written
 

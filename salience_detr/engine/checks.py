@@ -5,12 +5,18 @@ from __future__ import annotations
 import copy
 import logging
 
+import torch
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils.logger import log_first_n
 from omegaconf import DictConfig
+from timm.layers import FrozenBatchNormAct2d
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchvision.ops import FrozenBatchNorm2d as VisionFrozenBatchNorm2d
 
+from salience_detr.config import walk
 from salience_detr.data.classes import classes_of
 from salience_detr.data.datasets import (
     as_list,
@@ -22,6 +28,13 @@ from salience_detr.data.datasets import (
 from salience_detr.data.split_classes import check_splits, describe_difference
 from salience_detr.engine.checkpointing import TrainingCheckpointer
 from salience_detr.utils.files import check_output_dir
+
+logger = logging.getLogger(__name__)
+
+# Settings that freeze parts of a backbone, with their values that freeze nothing.
+FREEZING_KEYS = {
+    "freeze_at": 0, "freeze_at_stride": 0, "frozen_stages": -1, "freeze_batch_norm": False
+}  # fmt: skip
 
 
 def check_test_set(config: DictConfig) -> None:
@@ -73,6 +86,52 @@ def check_training_set(config: DictConfig, loader: DataLoader) -> None:
     if records is not None:
         check_files(records, config.dataloader.train.dataset.names)
         check_boxes_to_learn(records)
+
+
+def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the parameters that are not trained, and of frozen BatchNorm, by name."""
+    frozen = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            frozen[name] = parameter.detach().clone()
+
+    for name, module in model.named_modules():
+        if isinstance(module, FrozenBatchNorm2d | FrozenBatchNormAct2d | VisionFrozenBatchNorm2d):
+            frozen[f"{name}.weight"] = module.weight.detach().clone()
+    return frozen
+
+
+def warn_of_random_layers(config: DictConfig, model: nn.Module, before: dict[str, Tensor]) -> None:
+    """Warn of frozen layers that no weights were loaded into: they stay random for ever.
+
+    Args:
+        config: of the run.
+        model: with the weights to start from.
+        before: see :func:`frozen_tensors`, of the model with random weights.
+    """
+    # Backbones of timm may come with weights of their own.
+    settings = dict(walk(config.model))
+    if any(name.endswith("pretrained") and value for name, value in settings.items()):
+        return
+
+    state = model.state_dict()
+    random = [name for name, tensor in before.items() if torch.equal(tensor, state[name])]
+    if not random:
+        return
+
+    remedies = ["start from trained weights (--weights FILE, docs/model_zoo.md)"]
+    for name, value in settings.items():
+        leaf = name.rpartition(".")[2]
+        if leaf in FREEZING_KEYS and value:
+            remedies.append(f"or train them: model.{name}={FREEZING_KEYS[leaf]}")
+    if config.train.get("freeze"):
+        remedies.append("or leave out --freeze")
+    if any(value == "FrozenBN" for value in settings.values()):
+        remedies.append("and norm=BN in place of FrozenBN in the config")
+    logger.warning(
+        "%d frozen layers, such as %s, have random weights and would stay so: %s",
+        len(random), random[0].rpartition(".")[0], ", ".join(remedies),
+    )  # fmt: skip
 
 
 def check_room(config: DictConfig, checkpointer: TrainingCheckpointer) -> None:

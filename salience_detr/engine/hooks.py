@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from detectron2.engine import HookBase, hooks
@@ -15,7 +16,8 @@ from detectron2.utils.events import EventWriter
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from salience_detr.engine.checkpointing import TrainingCheckpointer
+from salience_detr.engine.checkpointing import EVALUATION, TrainingCheckpointer
+from salience_detr.engine.duration import RunClock
 from salience_detr.engine.launch import any_process
 from salience_detr.engine.run_folder import is_gone
 from salience_detr.engine.trainer import StopError
@@ -99,6 +101,19 @@ class BestCheckpoint:
                 iteration,
             )
 
+    def read(self) -> dict[str, Any] | None:
+        """Return the record of the best evaluation of the metric; None if there is none."""
+        if not self.path.is_file():
+            return None
+
+        try:
+            record = json.loads(self.path.read_text())
+            is_own = record["metric"] == self.metric
+            has_value = record["value"] is None or math.isfinite(float(record["value"]))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+        return record if is_own and has_value and "iteration" in record else None
+
     def best_value(self) -> float:
         """Return the best value so far; -inf if there is none."""
         if not self.path.is_file():
@@ -135,20 +150,24 @@ class EvaluationHook(hooks.EvalHook):
 
     Args:
         period: iterations between evaluations; 0 evaluates at the end only.
-        evaluate: returns metrics by name on process 0, nothing elsewhere. All processes call it.
+        evaluate: of the number of finished steps; returns metrics by name on process 0, nothing
+            elsewhere. All processes call it.
         best: keeps the best checkpoint, in the folder that holds metrics.json, too.
         writers: write the results at once, because the next ones may come before their next period.
+        clock: measures the evaluations.
     """
 
     def __init__(
         self,
         period: int,
-        evaluate: Callable[[], dict[str, float]],
+        evaluate: Callable[[int], dict[str, float]],
         *,
         best: BestCheckpoint,
         writers: Sequence[EventWriter] = (),
+        clock: RunClock | None = None,
     ) -> None:
         super().__init__(period, evaluate)
+        self.clock = clock or RunClock(0, period)
         self.best = best
         self.metrics_file = best.path.with_name("metrics.json")
         self.writers = writers
@@ -179,13 +198,16 @@ class EvaluationHook(hooks.EvalHook):
         # Iterations are counted from 0: the last of the finished ones is finished - 1.
         for line in self.metrics_file.read_text().splitlines():
             record = json.loads(line)
+            if EVALUATION in record:
+                continue  # of --eval-only
             if record["iteration"] >= finished - 1 and any("/AP" in name for name in record):
                 return True
         return False
 
     def run(self, finished: int) -> None:
         """Evaluate the state after so many steps."""
-        results = self._func()
+        with self.clock.evaluation(finished):
+            results = self._func(finished)
         if results:
             # An evaluation that is made up for belongs to the step before.
             storage = self.trainer.storage

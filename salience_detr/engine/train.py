@@ -19,7 +19,6 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from salience_detr.checkpoint import start_from
 from salience_detr.config import (
@@ -38,9 +37,14 @@ from salience_detr.engine.checks import (
     check_test_classes,
     check_test_set,
     check_training_set,
+    frozen_tensors,
+    warn_of_random_layers,
 )
+from salience_detr.engine.compilation import compile_model, distribute
+from salience_detr.engine.console import quiet_console
 from salience_detr.engine.data_order import data_order
 from salience_detr.engine.determinism import use_deterministic_algorithms
+from salience_detr.engine.duration import RunClock, start_clock
 from salience_detr.engine.early_stopping import EarlyStop
 from salience_detr.engine.freezing import freeze
 from salience_detr.engine.hooks import (
@@ -53,7 +57,9 @@ from salience_detr.engine.hooks import (
 )
 from salience_detr.engine.launch import share_cpu_threads
 from salience_detr.engine.previews import preview_images
-from salience_detr.engine.sync_batch_norm import use_cpu_sync_batch_norm
+from salience_detr.engine.progress import ProgressHook
+from salience_detr.engine.run_report import log_start
+from salience_detr.engine.run_summary import log_summary
 from salience_detr.engine.trainer import FetchError, Trainer
 from salience_detr.engine.tuning import (
     check_tuning,
@@ -62,19 +68,16 @@ from salience_detr.engine.tuning import (
     last_hooks,
 )
 from salience_detr.engine.writers import MetricsWriter, build_writers, wandb_run
-from salience_detr.evaluation.coco_evaluation import best_metric_of, evaluate_with_ema
-from salience_detr.layers.activation_checkpointing import checkpoints_batch_norm
+from salience_detr.evaluation.coco_evaluation import (
+    best_metric_of,
+    choose_weights,
+    evaluate_with_ema,
+)
 from salience_detr.utils.config_paths import make_paths_absolute
 from salience_detr.utils.errors import tolerate_names
 from salience_detr.utils.files import check_output_dir, is_disk_full, write_text
 
 logger = logging.getLogger(__name__)
-
-# Stages of plain tensors. Losses, matching and the making of queries depend on the number of boxes.
-COMPILED_STAGES = (
-    "backbone", "neck", "token_projection", "salience_filter",
-    "encoder", "feature_fusion", "decoder",
-)  # fmt: skip
 
 
 def setup_run(config: DictConfig) -> None:
@@ -87,6 +90,7 @@ def setup_run(config: DictConfig) -> None:
     check_output_dir(output_dir)
     for name in ("detectron2", "fvcore", "salience_detr"):
         log = setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name)
+        quiet_console(log)
         tolerate_names(getattr(handler, "stream", None) for handler in log.handlers)
 
     # A log that cannot be written, as on a full disk, does not end a run by itself.
@@ -175,18 +179,20 @@ def train(config: DictConfig, *, resume: bool) -> None:
     if comm.is_main_process():
         save_config(config)
 
-    num_images = len(loader.dataset)
-    epochs = max_iter * config.dataloader.train.total_batch_size / num_images
-    logger.info("%d images, %d iterations, %.1f epochs", num_images, max_iter, epochs)
+    log_start(config, model, loader, start)
     if start >= max_iter:
         logger.info("all %d iterations are done already", max_iter)
+    clock = start_clock(config, model, max_iter - start)
 
     interrupt = InterruptHook(checkpointer)
     with interrupt.stops, wandb_run(config.train.output_dir, **config.train.wandb):
         trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(scheduler=scheduler)])
-        trainer.register_hooks(build_hooks(config, model, ema, checkpointer, start))
+        run_hooks, best = build_hooks(config, model, ema, checkpointer, start, clock)
+        trainer.register_hooks(run_hooks)
         trainer.register_hooks([interrupt])
         run_steps(trainer, checkpointer, start, max_iter)
+    if comm.is_main_process():
+        log_summary(config, clock, best, start)
 
 
 def build_model(config: DictConfig) -> nn.Module:
@@ -228,47 +234,6 @@ def build_ema(config: DictConfig, model: nn.Module) -> ModelEmaV3 | None:
     if not 0 < decay < 1:
         raise ConfigError(f"train.ema.decay is {decay}; it lies between 0 and 1, such as 0.9998")
     return ModelEmaV3(model, decay=decay, use_warmup=True)
-
-
-def compile_model(config: DictConfig, model: nn.Module) -> None:
-    """Set the memory format of the convolutions and compile the stages, in place, as configured.
-
-    Raises:
-        ConfigError: the stages cannot be compiled as they are.
-    """
-    if config.train.channels_last:
-        model.to(memory_format=torch.channels_last)
-
-    if not config.train.compile:
-        return
-
-    if any(checkpoints_batch_norm(module) for module in model.modules()):
-        raise ConfigError(
-            "train.compile=True cannot compile BatchNorm under activation checkpointing; set "
-            "model.backbone.use_checkpoint=False, or train.compile=False"
-        )
-
-    for name, stage in model.named_children():
-        if name in COMPILED_STAGES:
-            logger.info("compiling the stage %s", name)
-            stage.compile()
-
-
-def distribute(model: nn.Module) -> nn.Module:
-    """Average gradients and BatchNorm statistics over the processes, if there are several."""
-    if comm.get_world_size() == 1:
-        return model
-
-    # torch's SyncBatchNorm needs GPUs.
-    device_ids = None
-    if next(model.parameters()).is_cuda:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        device_ids = [torch.cuda.current_device()]
-    else:
-        model = use_cpu_sync_batch_norm(model)
-
-    # The statistics of BatchNorm are equal in all processes already.
-    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
 
 
 def build_checkpointer(
@@ -316,7 +281,11 @@ def start_or_resume(
     if comm.is_main_process():
         cut_metrics(Path(config.train.output_dir) / "metrics.json", start)
 
-    if start == 0 and config.train.init_checkpoint:
+    if start > 0:
+        return start
+
+    random = frozen_tensors(checkpointer.model)
+    if config.train.init_checkpoint:
         start_from(
             checkpointer.model,
             config.train.init_checkpoint,
@@ -324,6 +293,7 @@ def start_or_resume(
         )
         if ema is not None:
             ema.set(checkpointer.model)
+    warn_of_random_layers(config, checkpointer.model, random)
     return start
 
 
@@ -333,8 +303,13 @@ def build_hooks(
     ema: ModelEmaV3 | None,
     checkpointer: TrainingCheckpointer,
     start: int,
-) -> list[HookBase]:
-    """Build the hooks of a run, in the order in which they act after a step."""
+    clock: RunClock,
+) -> tuple[list[HookBase], BestCheckpoint]:
+    """Build the hooks of a run, in the order in which they act after a step.
+
+    Returns:
+        The hooks, and what keeps the best checkpoint.
+    """
     settings = config.train
     output_dir = settings.output_dir
     run_hooks = first_hooks(config)
@@ -343,11 +318,13 @@ def build_hooks(
     if ema is not None:
         run_hooks.append(EMAHook(ema, model))
         ema_model = ema.module
+    choice = choose_weights(config, ema_model)
+    if choice != "raw":
         best_metric = f"ema/{best_metric}"
 
     # metrics.json has the line of a step before it is saved: a run that is resumed from there does
     # not come to that step again. A run shorter than the period is logged at its end.
-    writers = build_writers(output_dir, settings.max_iter, start, settings.get("mlflow", {}))
+    writers = build_writers(output_dir, start, settings.get("mlflow", {}))
     period = min(settings.log_period, settings.max_iter)
     metrics_writers = [writer for writer in writers if isinstance(writer, MetricsWriter)]
     run_hooks.append(hooks.PeriodicWriter(metrics_writers, period))
@@ -355,14 +332,22 @@ def build_hooks(
     # A step is saved before it is evaluated, so that an evaluation that fails costs no training.
     run_hooks.append(PeriodicCheckpointHook(checkpointer, settings.checkpointer.period))
 
+    if comm.is_main_process():
+        run_hooks.append(ProgressHook(clock, period))
+
     # The evaluation writes at once, so it has the writers as well.
     class_names = checkpointer.class_names
     evaluate = partial(evaluate_with_ema, config, model, ema_model, class_names)
+    drawn_model = model
+    if ema_model is not None and choice != "raw":
+        drawn_model = ema_model
     best = BestCheckpoint(checkpointer, best_metric)
-    run_hooks.append(EvaluationHook(settings.eval_period, evaluate, best=best, writers=writers))
+    run_hooks.append(
+        EvaluationHook(settings.eval_period, evaluate, best=best, writers=writers, clock=clock)
+    )
 
     if comm.is_main_process() and settings.previews > 0:
-        draw = partial(preview_images, config, ema_model or model, class_names)
+        draw = partial(preview_images, config, drawn_model, class_names)
         run_hooks.append(PreviewHook(draw, settings.eval_period, output_dir))
 
     # The others write after it, so that TensorBoard has the results in the same write.
@@ -371,7 +356,7 @@ def build_hooks(
 
     schedule = instantiate(config.lr_multiplier)
     run_hooks += last_hooks(config, best.metric, checkpointer=checkpointer, schedule=schedule)
-    return run_hooks
+    return run_hooks, best
 
 
 def run_steps(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
 import os
@@ -17,19 +16,17 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
 
 from salience_detr.config import ConfigError
+from salience_detr.engine.duration import RunClock, duration_text
 from salience_detr.engine.mlflow_writer import MLflowWriter
 
 logger = logging.getLogger(__name__)
 
 
-def build_writers(
-    output_dir: str, max_iter: int, start: int, mlflow: Mapping[str, Any]
-) -> list[EventWriter]:
-    """Return the writers of this process: all of them in process 0, else none.
+def build_writers(output_dir: str, start: int, mlflow: Mapping[str, Any]) -> list[EventWriter]:
+    """Return the writers of this process to files: all of them in process 0, else none.
 
     Args:
         output_dir: folder of the run.
-        max_iter: iteration at which the run ends.
         start: first iteration; what TensorBoard has of later ones, from before a resume, is hidden.
         mlflow: ``train.mlflow`` of the config; a config of an earlier version has none.
     """
@@ -37,7 +34,6 @@ def build_writers(
         return []
 
     writers: list[EventWriter] = [
-        ConsoleWriter(max_iter),
         MetricsWriter(str(Path(output_dir) / "metrics.json")),
         TensorboardXWriter(str(output_dir), purge_step=start),
     ]
@@ -79,8 +75,8 @@ class ConsoleWriter(EventWriter):
     detectron2's CommonMetricPrinter lists every loss, of which there are more than thirty here.
     """
 
-    def __init__(self, max_iter: int) -> None:
-        self.max_iter = max_iter
+    def __init__(self, clock: RunClock) -> None:
+        self.clock = clock
         self.written = -1
 
     def write(self) -> None:
@@ -94,10 +90,7 @@ class ConsoleWriter(EventWriter):
 
         # The windows of the medians are shorter at the beginning.
         smooth = {name: storage.history(name).median(20) for name in latest}
-        seconds = 0.0
-        if "time" in latest:
-            seconds = storage.history("time").global_avg()
-        eta = datetime.timedelta(seconds=int(seconds * (self.max_iter - finished)))
+        eta = duration_text(self.clock.remaining_seconds(finished))
 
         groups = []
         for name, value in smooth.items():
@@ -105,7 +98,7 @@ class ConsoleWriter(EventWriter):
                 groups.append(f"{name.removeprefix('loss_groups/')} {value:.3f}")
 
         parts = [
-            f"{finished}/{self.max_iter}",
+            f"{finished}/{self.clock.max_iter}",
             f"eta {eta}",
             f"loss {smooth['total_loss']:.3f} ({'  '.join(groups)})",
             f"grad {smooth.get('grad_norm', 0.0):.2f}",

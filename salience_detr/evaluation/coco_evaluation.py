@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from detectron2.config import instantiate
@@ -35,13 +36,17 @@ from salience_detr.data.split_classes import (
     map_in_order,
 )
 from salience_detr.data.value_range import AUTO, ValueRange
+from salience_detr.evaluation.ap_table import Evaluated, format_results
 from salience_detr.evaluation.class_mapping import ClassMappingEvaluator
 from salience_detr.evaluation.comparison import write_comparisons
+from salience_detr.evaluation.fast_coco import QuietEvaluator, use_fast_evaluation
 from salience_detr.evaluation.results import category_names, load_results, make_coco
 from salience_detr.utils.drawing_options import DEFAULTS, DrawingOptions
 from salience_detr.utils.files import check_output_dir
 
 logger = logging.getLogger(__name__)
+
+EVALUATED_WEIGHTS = ("ema", "raw", "both")
 
 
 def evaluate(
@@ -50,6 +55,8 @@ def evaluate(
     *,
     class_names: Sequence[str] | None = (),
     suffix: str = "",
+    weights: str = "weights",
+    iteration: int | None = None,
 ) -> dict[str, object]:
     """Run the model over the data sets of ``dataloader.test`` with ``dataloader.evaluator``.
 
@@ -64,6 +71,8 @@ def evaluate(
             order; without names its classes are taken for the model's, in order. None takes them
             in order even if there are more or fewer than the model has.
         suffix: added to the name of the output folder.
+        weights: what the weights are called in the log, and in the titles of plots.
+        iteration: number of steps that the weights were trained for, for the same.
 
     Returns:
         ``{"bbox": {"AP": ..., "AP50": ..., ...}}``, in percent, on process 0; nothing elsewhere. Of
@@ -74,24 +83,26 @@ def evaluate(
     """
     names = as_list(config.dataloader.test.dataset.names)
     if len(names) == 1:
-        return evaluate_dataset(config, names[0], model, class_names, suffix)
+        evaluated = Evaluated(weights, names[0], iteration)
+        return evaluate_dataset(config, evaluated, model, class_names, suffix)
 
     results: dict[str, object] = {}
     for name in names:
-        logger.info("evaluating on %s:", name)
-        folder = name.replace("/", "_")
-        results[name] = evaluate_dataset(config, name, model, class_names, f"{suffix}/{folder}")
+        evaluated = Evaluated(weights, name, iteration)
+        folder = f"{suffix}/{name.replace('/', '_')}"
+        results[name] = evaluate_dataset(config, evaluated, model, class_names, folder)
     return results
 
 
 def evaluate_dataset(
     config: DictConfig,
-    name: str,
+    evaluated: Evaluated,
     model: nn.Module,
     class_names: Sequence[str] | None,
     suffix: str,
 ) -> dict[str, object]:
     """Run the model over one data set, see :func:`evaluate`."""
+    name = evaluated.dataset
     settings = copy.deepcopy(config.dataloader)
     settings.test.dataset.names = name
     if "dataset_name" in settings.evaluator:
@@ -108,11 +119,27 @@ def evaluate_dataset(
     if mapping is not None:
         evaluator = ClassMappingEvaluator(evaluator, mapping)
 
-    results = inference_on_dataset(model, WatchedLoader(loader), evaluator)
+    logger.info("evaluating %s (%d batches)", evaluated, len(loader))
+    start = time.perf_counter()
+    results = inference_on_dataset(model, WatchedLoader(loader), QuietEvaluator(evaluator))
 
     if comm.is_main_process():
         print_csv_format(results)
+        seconds = time.perf_counter() - start
+        report_results(results, seconds, evaluated, settings.evaluator.get("output_dir"))
     return results or {}
+
+
+def report_results(
+    results: Mapping[str, object], seconds: float, evaluated: Evaluated, folder: str | None
+) -> None:
+    """Log the results as one table, and write what they are of beside the detections."""
+    if folder and Path(folder).is_dir():
+        evaluated.save(Path(folder))
+
+    if results:
+        table = format_results(results)
+        logger.info("results of %s, in %.0f s:\n%s", evaluated, seconds, table)
 
 
 def compare_classes(
@@ -153,6 +180,7 @@ def compare_classes(
 
 def build_evaluator(settings: DictConfig, name: str) -> DatasetEvaluator:
     """Build the evaluator of a data set, whose annotation file is derived if it has none."""
+    use_fast_evaluation()
     if settings.get("output_dir") and not has_own_file(name):
         derive_annotation_file(name, Path(settings.output_dir))
     evaluator = instantiate(settings)
@@ -179,22 +207,57 @@ def build_evaluator(settings: DictConfig, name: str) -> DatasetEvaluator:
 
 
 def evaluate_with_ema(
-    config: DictConfig, model: nn.Module, ema: nn.Module | None, class_names: Sequence[str] = ()
+    config: DictConfig,
+    model: nn.Module,
+    ema: nn.Module | None,
+    class_names: Sequence[str] = (),
+    iteration: int | None = None,
 ) -> dict[str, float]:
-    """Evaluate a model and, if there is one, the moving average of its weights.
+    """Evaluate a model, the moving average of its weights, or both: ``train.ema.evaluate``.
 
     Returns:
         Metrics by name: ``bbox/AP`` of the model, ``ema/bbox/AP`` of the average, and so on; of
         several data sets ``NAME/bbox/AP``.
     """
-    metrics = flat_metrics(evaluate(config, model, class_names=class_names))
+    choice = choose_weights(config, ema)
+    metrics: dict[str, float] = {}
 
-    if ema is not None:
-        logger.info("evaluating the EMA of the weights:")
-        results = evaluate(config, ema, class_names=class_names, suffix="_ema")
+    if choice != "ema":
+        results = evaluate(config, model, class_names=class_names, iteration=iteration)
+        metrics = flat_metrics(results)
+
+    if ema is not None and choice != "raw":
+        results = evaluate(
+            config,
+            ema,
+            class_names=class_names,
+            suffix="_ema",
+            weights="EMA weights",
+            iteration=iteration,
+        )
         for name, value in flat_metrics(results).items():
             metrics[f"ema/{name}"] = value
     return metrics
+
+
+def choose_weights(config: DictConfig, ema: nn.Module | None) -> str:
+    """Return which weights are evaluated, "ema", "raw" or "both"; without an EMA "raw".
+
+    Raises:
+        ConfigError: ``train.ema.evaluate`` is none of them.
+    """
+    choice = config.train.ema.get("evaluate", "ema")
+    if choice not in EVALUATED_WEIGHTS:
+        raise ConfigError(f"train.ema.evaluate is {choice!r}; use ema, raw or both")
+    return "raw" if ema is None else str(choice)
+
+
+def describe_weights(config: DictConfig) -> str:
+    """Return what the weights are called that a run evaluates."""
+    names = {"raw": "weights", "ema": "EMA weights", "both": "weights and the EMA weights"}
+    if not config.train.ema.enabled:
+        return names["raw"]
+    return names[config.train.ema.get("evaluate", "ema")]
 
 
 def best_metric_of(config: DictConfig) -> str:

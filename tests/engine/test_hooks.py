@@ -75,7 +75,7 @@ def test_an_evaluation_is_written_at_once_and_belongs_to_its_step(tmp_path, made
     best = SimpleNamespace(path=tmp_path / "model_best.json", update=lambda *_: None)
     hook = EvaluationHook(
         3,
-        lambda: {"bbox/AP": 5.0},
+        lambda finished: {"bbox/AP": 5.0},
         best=best,
         writers=[writer],
     )

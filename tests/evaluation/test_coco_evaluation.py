@@ -264,6 +264,8 @@ def test_several_test_sets_are_evaluated_one_by_one(registry, tmp_path):
     config = configure(["first_val", "second/val"])
     config.model.num_classes = 3
 
+    config.train.ema.evaluate = "both"
+
     model = PerfectDetector([0, 1, 1])  # takes burr for weld
     metrics = evaluate_with_ema(config, model, model, NAMES)
 
