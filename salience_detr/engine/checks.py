@@ -97,7 +97,7 @@ def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
 
     for name, module in model.named_modules():
         if isinstance(module, FrozenBatchNorm2d | FrozenBatchNormAct2d | VisionFrozenBatchNorm2d):
-            frozen[f"{name}.weight"] = module.weight.detach().clone()
+            frozen[f"{name}.weight"] = module.state_dict()["weight"].clone()
     return frozen
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from detectron2.utils import comm
@@ -23,7 +24,7 @@ MOST_CLASSES = 20
 FEW_CLASSES = 8
 
 
-def log_start(config: DictConfig, model: nn.Module, loader: DataLoader, start: int) -> None:
+def log_start(config: DictConfig, model: nn.Module, loader: DataLoader[Any], start: int) -> None:
     """Log one block about device, model, data, schedule and output.
 
     Args:
@@ -32,6 +33,7 @@ def log_start(config: DictConfig, model: nn.Module, loader: DataLoader, start: i
         loader: of the training data.
         start: number of finished iterations.
     """
+    dataset: Any = loader.dataset
     rows = {
         "device": describe_device(config),
         "model": describe_model(model),
@@ -39,7 +41,7 @@ def log_start(config: DictConfig, model: nn.Module, loader: DataLoader, start: i
         "evaluation": ", ".join(as_list(config.dataloader.test.dataset.names)),
         "image size": describe_sizes(config),
         "batch": describe_batch(config),
-        "length": describe_length(config, len(loader.dataset), start),
+        "length": describe_length(config, len(dataset), start),
         "periods": describe_periods(config),
         "output": str(config.train.output_dir),
     }
