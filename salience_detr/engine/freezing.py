@@ -90,7 +90,7 @@ def is_inside(name: str, patterns: Sequence[str]) -> bool:
 
 def frozen_batch_norms(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     """Return the BatchNorm layers inside the named modules."""
-    layers = []
+    layers: list[nn.Module] = []
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and is_inside(name, patterns):
             layers.append(module)
