@@ -231,8 +231,8 @@ class Predictor(ModelDetector):
         dtype: "float32", "bfloat16" or "float16", or PyTorch's. The model computes in it by
             autocast; weights, coordinates and results stay in float32.
         score_threshold: detections with lower scores are left out: a number, numbers by class name
-            (0 for the others), or "best" for those that ``tools/analyze_errors.py
-            --save-thresholds`` has stored in the weights.
+            (0 for the others), or "best" for those that ``salience-detr
+            analyze errors --save-thresholds`` has stored in the weights.
         batch_size: maximum number of images that are computed together.
         overrides: ``key=value`` changes of the config.
         trust_config: let a .yaml config call whatever it names; a .py config is code anyway.

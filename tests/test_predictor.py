@@ -423,7 +423,7 @@ def test_best_thresholds_are_those_of_the_weights(micro_config, surface_data, tm
     assert torch.equal(predictor(image).scores, everything.scores[is_dent])
     assert DetectorInfo.from_predictor(predictor).thresholds == best
 
-    command = r"store them: python tools/analyze_errors\.py RESULTS\.json ANNOTATIONS\.json "
+    command = r"store them: salience-detr analyze errors RESULTS\.json ANNOTATIONS\.json "
     with pytest.raises(ValueError, match=command + f"--save-thresholds {tmp_path}"):
         Predictor(micro_config, tmp_path / "none.safetensors", **options)
     with pytest.raises(ValueError, match="a model with random weights holds no best"):

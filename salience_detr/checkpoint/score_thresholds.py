@@ -86,7 +86,7 @@ class ScoreThresholds:
             ValueError: the thresholds lack a class.
         """
         stored = ClassList(tuple(self.classes))
-        remedy = "store those of these weights with tools/analyze_errors.py --save-thresholds"
+        remedy = "store those of these weights with salience-detr analyze errors --save-thresholds"
         try:
             places = match_classes(wanted, stored)
         except ClassNameError as error:
@@ -173,7 +173,7 @@ def resolve_thresholds(
     if best is None:
         raise ValueError(
             f"{source} holds no best score thresholds; store them: "
-            f"python tools/analyze_errors.py RESULTS.json ANNOTATIONS.json --save-thresholds "
+            f"salience-detr analyze errors RESULTS.json ANNOTATIONS.json --save-thresholds "
             f"{source}, with the results of its evaluation"
         )
     return best.for_classes(classes, source=source)

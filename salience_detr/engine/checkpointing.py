@@ -310,7 +310,7 @@ class TrainingCheckpointer(Checkpointer):
             self.kept_thresholds = (checkpoint["iteration"], thresholds)
             logger.info(
                 "its best score thresholds stay in checkpoints of iteration %d only; store those "
-                "of later weights with tools/analyze_errors.py --save-thresholds",
+                "of later weights with analyze errors --save-thresholds",
                 checkpoint["iteration"],
             )
 
