@@ -1,5 +1,6 @@
-"""Packaging of the operator: its sources, and the library where PyTorch and a compiler are at hand.
+"""What a wheel holds besides the package: configs, shipped weights, and the operator.
 
+Of the operator these are its sources, and the library where PyTorch and a compiler are at hand.
 Everything else is in pyproject.toml. The operator is built in a Python of its own, outside of pip's
 isolated one, because it must match the installed PyTorch. PyTorch is no build requirement, which
 would download it a second time.
@@ -19,8 +20,8 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 
 
-class BuildWithOperator(build_py):
-    """Adds the operator to the package."""
+class BuildWhole(build_py):
+    """Adds the operator, the configs and the shipped weights to the package."""
 
     def run(self) -> None:
         super().run()
@@ -30,10 +31,15 @@ class BuildWithOperator(build_py):
 
         # A wheel carries the sources as well, to build for another PyTorch on first use.
         package = Path(self.build_lib) / "salience_detr"
-        for folder in ("_ops", "_operator"):  # of an earlier build
-            shutil.rmtree(package / folder, ignore_errors=True)
+        zoo = package / "model_zoo"
+        for folder in (package / "_ops", package / "_operator", zoo / "configs", zoo / "weights"):
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier build
+
         no_cache = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "ops", package / "_ops", ignore=no_cache)
+        shutil.copytree(ROOT / "configs", zoo / "configs", ignore=no_cache)
+        shutil.copytree(ROOT / "demo", zoo / "weights", ignore=shutil.ignore_patterns("*.py", "_*"))
+
         self.build_operator(package / "_operator")
         for lock in (package / "_operator").glob("*.lock"):
             lock.unlink()
@@ -55,4 +61,4 @@ class PlatformDistribution(Distribution):
         return True
 
 
-setup(cmdclass={"build_py": BuildWithOperator}, distclass=PlatformDistribution)
+setup(cmdclass={"build_py": BuildWhole}, distclass=PlatformDistribution)

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,8 +15,9 @@ from detectron2.config import LazyConfig
 from detectron2.utils.registry import _convert_target_to_string, locate
 from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 
+from salience_detr.model_zoo import get_config_file, list_models
 from salience_detr.utils.config_paths import make_paths_absolute
-from salience_detr.utils.errors import one_line
+from salience_detr.utils.errors import one_line, suggest
 from salience_detr.utils.safe_yaml import (
     UntrustedError,
     check_content,
@@ -58,7 +60,7 @@ def load_config(
     limited to known packages, so that neither loading nor building it runs other code.
 
     Args:
-        config_file: a .py, .yaml or .yml file.
+        config_file: a .py, .yaml or .yml file, or the name of a config of the model zoo.
         overrides: changes of it.
         trust: let a .yaml file call whatever it names, as a .py file does.
 
@@ -67,11 +69,65 @@ def load_config(
             version, or an override is not of this form or has a key that does not exist (the
             nearest is named).
     """
-    if not Path(config_file).is_file():
-        raise ConfigError(f"there is no config file {config_file}; the project's are in configs/")
+    path = Path(config_file)
+    if not path.is_file():
+        names = list_models()
+        if str(config_file) not in names:
+            hint = suggest(str(config_file), names)
+            raise ConfigError(f"there is no config file {config_file}; {hint}")
+        path = Path(get_config_file(str(config_file)))
 
-    is_data = not trust and Path(config_file).suffix in (".yaml", ".yml")
-    config = read_config(config_file, is_data)
+    if path.suffix in (".yaml", ".yml") and not trust:
+        return parse_config(path, str(config_file), overrides)
+    with one_error(config_file):
+        config = LazyConfig.load(str(path))
+    return finish_config(config, config_file, overrides, is_data=False)
+
+
+def parse_config(
+    content: str | Path, source: str, overrides: Sequence[str] = (), *, trust: bool = False
+) -> DictConfig:
+    """Load a config from YAML (see :func:`load_config`).
+
+    Args:
+        content: the text, or the path of its file if it is not trusted.
+        source: where it comes from, for messages.
+        overrides: changes of it.
+        trust: let it call whatever it names.
+
+    Raises:
+        ConfigError: see :func:`load_config`.
+    """
+    with one_error(source):
+        settings = yaml.unsafe_load(content) if trust else read_yaml(content)
+        config = OmegaConf.create(settings, flags={"allow_objects": True})
+        if not trust:
+            check_joined_texts(config)
+    return finish_config(config, source, overrides, is_data=not trust)
+
+
+@contextmanager
+def one_error(source: str | Path) -> Iterator[None]:
+    """Turn all errors of reading a config into a ConfigError."""
+    try:
+        yield
+    except UntrustedError as error:
+        raise untrusted(source, error) from error
+    except Exception as error:  # the file is code, which may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"the config file {source} cannot be loaded: {reason}") from error
+
+
+def finish_config(
+    config: DictConfig, config_file: str | Path, overrides: Sequence[str], is_data: bool
+) -> DictConfig:
+    """Check a config, and apply overrides to it.
+
+    Raises:
+        ConfigError: see :func:`load_config`.
+    """
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"the config file {config_file} holds no settings by name")
 
     missing = [key for key in SECTIONS if key not in config]
     if missing:
@@ -93,29 +149,6 @@ def load_config(
         value = OmegaConf.select(config, key)
         if value is not None and not value >= 1:
             raise ConfigError(f"{key} is {value}; it must be at least 1")
-    return config
-
-
-def read_config(config_file: str | Path, is_data: bool) -> DictConfig:
-    """Read a config file, as data or as code.
-
-    Raises:
-        ConfigError: it cannot be read, or names what data may not call.
-    """
-    try:
-        if is_data:
-            config = OmegaConf.create(read_yaml(config_file), flags={"allow_objects": True})
-            check_joined_texts(config)
-            return config
-        config = LazyConfig.load(str(config_file))
-    except UntrustedError as error:
-        raise untrusted(config_file, error) from error
-    except Exception as error:  # the file is code, which may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"the config file {config_file} cannot be loaded: {reason}") from error
-
-    if not isinstance(config, DictConfig):
-        raise ConfigError(f"the config file {config_file} holds no settings by name")
     return config
 
 

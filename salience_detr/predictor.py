@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from salience_detr.checkpoint import ScoreThresholds, load_weights, read_thresholds
 from salience_detr.checkpoint.score_thresholds import BEST, ScoreThreshold, resolve_thresholds
-from salience_detr.config import ConfigError, load_config, resolve_device
+from salience_detr.config import ConfigError, resolve_device
 from salience_detr.data.classes import ClassList, classes_of
 from salience_detr.data.coco_dataset import register_coco_dataset
 from salience_detr.data.datasets import as_list, ensure_class_names
@@ -35,6 +35,10 @@ from salience_detr.modeling import SalienceDETR
 from salience_detr.modeling.masks import padding_mask
 from salience_detr.modeling.salience_maps import merge_salience, salience_maps
 from salience_detr.modeling.structures import ModelInput
+from salience_detr.pretrained import load_config_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Dtypes of autocast by their names; float32 needs none.
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -224,9 +228,10 @@ class Predictor(ModelDetector):
     """Detector that runs the model of a LazyConfig file on images, exactly as evaluation does.
 
     Args:
-        config: a LazyConfig file, or its content.
-        weights: a checkpoint that :func:`salience_detr.checkpoint.load_weights` reads; None keeps
-            random weights.
+        config: a LazyConfig file, the name of a config of the model zoo, or its content; None for
+            the one that the weights name, or that lies beside them.
+        weights: a checkpoint that :func:`salience_detr.checkpoint.load_weights` reads, or the name
+            of a config with published weights; None keeps random weights.
         device: "cpu", "cuda", ..., or "auto" for a GPU if there is one.
         dtype: "float32", "bfloat16" or "float16", or PyTorch's. The model computes in it by
             autocast; weights, coordinates and results stay in float32.
@@ -249,7 +254,7 @@ class Predictor(ModelDetector):
 
     def __init__(
         self,
-        config: str | Path | DictConfig,
+        config: str | Path | DictConfig | None,
         weights: str | Path | None,
         *,
         device: str = "auto",
@@ -268,7 +273,7 @@ class Predictor(ModelDetector):
         self.autocast_dtype = DTYPES[dtype_name]
 
         if not isinstance(config, DictConfig):
-            config = load_config(config, overrides, trust=trust_config)
+            config = load_config_of(weights, config, overrides, trust=trust_config)
         self.config = config
         if image_size is not None:
             self.config = copy.deepcopy(config)
@@ -305,6 +310,23 @@ class Predictor(ModelDetector):
             score_threshold=score_threshold,
             batch_size=batch_size,
         )
+
+    @classmethod
+    def from_pretrained(cls, weights: str | Path, **settings: Any) -> Self:
+        """Load trained weights with the config that belongs to them.
+
+        Args:
+            weights: the name of a model (``salience_detr.model_zoo.list_models(pretrained=True)``),
+                whose weights are shipped or downloaded; a checkpoint, which names its config or has
+                config.yaml beside it; the folder of a run, for its best weights; a URL; or
+                ``hf://owner/name`` and ``hf://owner/name/file`` of the Hugging Face hub.
+            settings: the others of :class:`Predictor`, such as device and score_threshold.
+
+        Raises:
+            ConfigError, CheckpointError, ValueError: see :class:`Predictor`; or the weights cannot
+                be downloaded (says where to put them), or nothing tells their config.
+        """
+        return cls(None, weights, **settings)
 
     @cached_property
     def best_thresholds(self) -> ScoreThresholds | None:

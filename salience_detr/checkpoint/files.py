@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from detectron2.utils.file_io import PathManager
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,6 +20,8 @@ from salience_detr.checkpoint.class_names import (
     without_entries,
 )
 from salience_detr.checkpoint.errors import CheckpointError
+from salience_detr.checkpoint.origin import Origin, origin_metadata
+from salience_detr.checkpoint.paths import local_path
 from salience_detr.checkpoint.score_thresholds import (
     ScoreThresholds,
     thresholds_to_entries,
@@ -43,20 +44,13 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
     beside its tensors under the key "model". Without them, its tensors are the content.
 
     Args:
-        path: path of the file, or a URL that detectron2's path manager knows.
+        path: path of the file, or what else :func:`local_path` knows.
 
     Raises:
         CheckpointError: if the file is missing, truncated or not a checkpoint, or if it holds more
             than tensors and plain containers.
     """
-    try:
-        local = PathManager.get_local_path(str(path))
-    except OSError as error:
-        raise CheckpointError(f"cannot get the checkpoint {path}: {error}") from error
-
-    if not Path(local).is_file():
-        raise CheckpointError(f"there is no checkpoint file {path}")
-
+    local = local_path(path)
     try:
         if local.endswith(".safetensors"):
             return read_safetensors(local)
@@ -118,6 +112,7 @@ def save_weights(
     *,
     classes: ClassList | None = None,
     thresholds: ScoreThresholds | None = None,
+    origin: Origin | None = None,
 ) -> None:
     """Write a state dict as .safetensors, or as .pth under the key "model", whole or not at all.
 
@@ -126,6 +121,7 @@ def save_weights(
         path: path of the file.
         classes: classes of the rows, written beside the tensors; None if they are unknown.
         thresholds: their score thresholds; None if there are none.
+        origin: config of the model, for the metadata of .safetensors; None if it is unknown.
 
     Raises:
         CheckpointError: if the file cannot be written.
@@ -136,7 +132,9 @@ def save_weights(
                 # Tensors that share memory cannot be written.
                 copies = {name: x.detach().contiguous().clone() for name, x in state.items()}
                 metadata = to_metadata(classes) | thresholds_to_metadata(thresholds)
-                save_file(copies, temporary, metadata=metadata or None)
+                mode = temporary.stat().st_mode
+                save_file(copies, temporary, metadata=metadata | origin_metadata(origin))
+                temporary.chmod(mode)  # safetensors lets nobody else read its files
             else:
                 entries = to_entries(classes) | thresholds_to_entries(thresholds)
                 torch.save({"model": dict(state), **entries}, temporary)

@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
     def add_config(
         self,
         *,
-        help: str = "a LazyConfig file: configs/*.py",
+        help: str = "a LazyConfig file, or the name of one in configs/",
         required: bool = True,
         **options: Any,
     ) -> None:
@@ -48,9 +48,11 @@ class Parser(argparse.ArgumentParser):
 
     def add_detector(self, **options: Any) -> None:
         """Add what a detector is loaded from: config (see above), weights and device."""
-        self.add_config(**options)
+        config_help = "LazyConfig file or name (default: what the weights name)"
+        self.add_config(required=False, help=config_help, **options)
         add = self.add_argument
-        add("--weights", required=True, metavar="FILE", help="checkpoint, or exported model")
+        weights_help = "checkpoint, exported model, or name of a model with weights"
+        add("--weights", required=True, metavar="FILE", help=weights_help)
         add("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
         self.add_image_size()
 

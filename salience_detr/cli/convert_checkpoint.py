@@ -26,11 +26,15 @@ from salience_detr.checkpoint.class_names import (
     published_names,
 )
 from salience_detr.checkpoint.files import find_state_dict
+from salience_detr.checkpoint.origin import Origin
 from salience_detr.checkpoint.reference_conversion import dropped_names, is_reference_checkpoint
 from salience_detr.checkpoint.score_thresholds import thresholds_in
 from salience_detr.cli.arguments import run_program
 from salience_detr.cli.flags.convert_checkpoint import parse_args
+from salience_detr.config import load_config, to_yaml
 from salience_detr.data.classes import ClassList
+from salience_detr.model_zoo import list_models
+from salience_detr.pretrained import find_origin
 from salience_detr.utils.errors import shorten
 
 
@@ -147,13 +151,38 @@ def print_summary(conversion: Conversion, output: Path) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the converted weights, and print a summary."""
     conversion = convert(args)
+    origin = find_origin(args.input)
+    if args.config_file:
+        origin = named_origin(args.config_file)
+
     save_weights(
         conversion.state,
         args.output,
         classes=conversion.classes,
         thresholds=conversion.thresholds,
+        origin=origin,
     )
     print_summary(conversion, args.output)
+    if args.output.suffix == ".safetensors":
+        print_origin(origin)
+
+
+def named_origin(config_file: str) -> Origin:
+    """Return what the metadata say of a config, given by its name or as a file."""
+    config = load_config(config_file)
+    if config_file in list_models() and not Path(config_file).is_file():
+        return Origin(config_name=config_file)
+    return Origin(config_yaml=to_yaml(config))
+
+
+def print_origin(origin: Origin | None) -> None:
+    """Print which config the metadata name."""
+    if origin is None:
+        print("the new file does not name its config: add --config-file NAME or FILE")
+    elif origin.config_name:
+        print(f"its config: {origin.config_name}")
+    else:
+        print("its config: written into the new file as a whole")
 
 
 def main(argv: list[str] | None = None) -> int:

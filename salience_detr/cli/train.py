@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from salience_detr.checkpoint import load_weights, read_classes
 from salience_detr.cli.arguments import run_program, user_errors
 from salience_detr.cli.flags.train import parse_args
-from salience_detr.config import ConfigError, load_config
+from salience_detr.config import ConfigError
 from salience_detr.data.classes import ClassList
 from salience_detr.data.datasets import as_list, dataset_classes
 from salience_detr.data.split_classes import check_known
@@ -30,6 +30,7 @@ from salience_detr.engine.train import build_model, save_config, setup_run, trai
 from salience_detr.engine.trainer import StopError
 from salience_detr.engine.tuning import use_tuning
 from salience_detr.evaluation.coco_evaluation import check_show_dir, evaluate, show_evaluation
+from salience_detr.pretrained import load_config_of
 from salience_detr.utils.drawing_options import drawing_options
 from salience_detr.utils.errors import print_error, tolerate_names
 
@@ -42,7 +43,8 @@ def make_config(args: argparse.Namespace) -> DictConfig:
     Raises:
         ConfigError, DatasetError: see :func:`load_config` and :func:`use_own_data`.
     """
-    config = load_config(args.config_file, args.opts, trust=args.trust_config)
+    trust = args.trust_config
+    config = load_config_of(args.weights, args.config_file, args.opts, trust=trust)
     overridden = {word.partition("=")[0].lstrip("+") for word in args.opts}
 
     needed = ["val"]
@@ -51,6 +53,15 @@ def make_config(args: argparse.Namespace) -> DictConfig:
     use_run_flags(config, args, args.opts)
     use_tuning(config, args)
     use_own_data(config, args, overridden, needed)
+
+    # The config of weights names the folder of the run that they are from.
+    goes_on = args.eval_only or args.resume or args.config_file
+    output_dir = Path(config.train.output_dir)
+    if not goes_on and (output_dir / "config.yaml").is_file():
+        raise ConfigError(
+            f"the config of {args.weights} names the folder of an earlier run, {output_dir}: add "
+            "--output DIR for this one, or --resume"
+        )
     return config
 
 

@@ -28,7 +28,8 @@ def load_detector(
     """Load a Predictor, or the detector of an exported model if the weights end in .onnx or .pt2.
 
     Args:
-        config: the LazyConfig file of a checkpoint; None for an exported model.
+        config: the LazyConfig file of a checkpoint; None for the one that its weights name or that
+            lies beside them, and for an exported model.
         weights: a checkpoint, or a file written by tools/export.py.
         device: "cpu", "cuda", ..., or "auto" for a GPU if there is one. A .pt2 file runs on the
             device that it was exported for.
@@ -41,20 +42,16 @@ def load_detector(
         ignore_class_names: see :class:`salience_detr.Predictor`; an exported model has its classes.
 
     Raises:
-        ConfigError: a checkpoint has no config, or an exported model cannot follow a setting.
+        ConfigError: nothing tells the config of a checkpoint, or an exported model cannot follow a
+            setting.
         CheckpointError, ExportError: the weights cannot be used.
         ValueError: the threshold or the batch size is out of range.
     """
     suffix = Path(weights).suffix.lower()
     settings: dict[str, Any] = {"score_threshold": score_threshold, "batch_size": batch_size}
 
-    # A checkpoint holds the weights only; the config builds the model.
+    # The config builds the model of a checkpoint.
     if suffix not in (".onnx", ".pt2"):
-        if config is None:
-            raise ConfigError(
-                f"the checkpoint {weights} needs the config that it was trained with "
-                "(--config-file); only exported models, .onnx and .pt2, do without"
-            )
         settings |= {"overrides": overrides, "trust_config": trust_config}
         settings |= {"ignore_class_names": ignore_class_names, "image_size": image_size}
         return Predictor(config, weights, device=device, dtype=dtype, **settings)

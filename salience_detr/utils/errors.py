@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 def one_line(error: Exception) -> str:
@@ -53,3 +55,17 @@ def shorten(names: Sequence[str], limit: int = 8) -> str:
     num_others = len(names) - limit
 
     return f"{text}, and {num_others} more" if num_others > 0 else text
+
+
+def suggest(name: str, names: Sequence[str]) -> str:
+    """Return a question with the names nearest to an unknown one, or the list of all."""
+    word = Path(name).stem.lower()
+    if word in names:
+        return f"did you mean {word}?"
+
+    near = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
+    near += [known for known in names if word and word in known and known not in near]
+
+    if near:
+        return f"did you mean {' or '.join(near[:3])}?"
+    return f"there are {', '.join(names)}"

@@ -128,32 +128,40 @@ SafeConfigLoader.add_multi_constructor("tag:yaml.org,2002:python/name:", _constr
 SafeConfigLoader.add_multi_constructor("", _refuse_tag)
 
 
-def read_yaml(path: str | Path) -> dict[str, object]:
+def read_yaml(content: str | Path) -> dict[str, object]:
     """Read a YAML config as data.
 
+    Args:
+        content: the text, or the path of its file.
+
     Raises:
-        UntrustedError: the file is not YAML, is no mapping, or holds more than data.
-        OSError: it cannot be read.
+        UntrustedError: it is not YAML, is no mapping, or holds more than data.
+        OSError: the file cannot be read.
     """
+    text = content
+    if isinstance(content, Path):
+        try:
+            text = content.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UntrustedError(f"it is not a text in UTF-8 ({error})") from error
+
     try:
-        loader = SafeConfigLoader(Path(path).read_text(encoding="utf-8"))
+        loader = SafeConfigLoader(text)
         node = loader.get_single_node()
         if node is None:
             raise UntrustedError("it is empty")
 
         count_nodes(node, {})
-        content = loader.construct_document(node)
+        settings = loader.construct_document(node)
     except yaml.YAMLError as error:
         raise UntrustedError(f"it is not valid YAML ({error})") from error
-    except UnicodeDecodeError as error:
-        raise UntrustedError(f"it is not a text in UTF-8 ({error})") from error
     except RecursionError as error:
         raise UntrustedError("it is nested too deeply") from error
 
-    if not isinstance(content, dict):
-        raise UntrustedError(f"it holds a {type(content).__name__}, not settings by name")
-    check_content(content)
-    return content
+    if not isinstance(settings, dict):
+        raise UntrustedError(f"it holds a {type(settings).__name__}, not settings by name")
+    check_content(settings)
+    return settings
 
 
 def count_nodes(node: yaml.Node, sizes: dict[int, int]) -> int:

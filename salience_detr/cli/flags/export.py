@@ -25,7 +25,8 @@ LAST_OPSET = 21
 
 def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) -> argparse.Namespace:
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_config()
+    config_help = "LazyConfig file or name (default: what the weights name)"
+    parser.add_config(required=False, help=config_help)
     add = parser.add_argument
     add("--weights", metavar="FILE", help="checkpoint (default: random weights)")
     parser.add_image_size()

@@ -32,7 +32,7 @@ INPUT_HELP = (
 
 def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) -> argparse.Namespace:
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_detector(required=False, help="LazyConfig file of a checkpoint")
+    parser.add_detector()
 
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help=INPUT_HELP)

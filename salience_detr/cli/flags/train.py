@@ -29,7 +29,8 @@ def parse_args(
     That parser itself takes everything after the first ``key=value`` for an override, flags too.
     """
     parser = Parser(prog=prog, description=description)
-    parser.add_config()
+    config_help = "LazyConfig file or name (default: what the weights name)"
+    parser.add_config(required=False, help=config_help)
     add = parser.add_argument
     add("--resume", action="store_true", help="continue the run in train.output_dir")
     add("--eval-only", action="store_true", help="evaluate the weights")

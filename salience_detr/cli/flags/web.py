@@ -17,7 +17,7 @@ from salience_detr.cli.arguments import Parser
 
 def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) -> argparse.Namespace:
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_detector(required=False, help="LazyConfig file of a checkpoint")
+    parser.add_detector()
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all addresses")
     add("--port", type=int, default=7860, help="port, 0 for a free one (default: 7860)")
