@@ -25,6 +25,8 @@ train = dict(
     # evaluated; evaluate="raw" evaluates the weights themselves, "both" one after the other.
     ema=dict(enabled=False, decay=0.9998, evaluate="ema"),
     clip_grad_norm=0.1,
+    # Part of the run, at its end, without mosaic, mixup and copy-paste.
+    close_up=0.1,
     checkpointer=dict(period=5000, max_to_keep=3),
     eval_period=5000,
     best_metric="bbox/AP",

@@ -56,6 +56,11 @@ class Parser(argparse.ArgumentParser):
         add("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
         self.add_image_size()
 
+    def add_augmentation(self) -> None:
+        """Add --augmentation, of the programs that use training images."""
+        names_help = "of the training images: detr, ssd, mosaic, ... (docs/training.md lists them)"
+        self.add_argument("--augmentation", metavar="NAME", help=names_help)
+
     def add_image_size(self) -> None:
         """Add --image-size, of every program that resizes images."""
         size_help = "shorter side of the resized images in pixels (default: the config's)"

@@ -20,6 +20,7 @@ from salience_detr.config import ConfigError
 from salience_detr.data.classes import ClassList
 from salience_detr.data.datasets import as_list, dataset_classes
 from salience_detr.data.split_classes import check_known
+from salience_detr.engine.augmentation_choice import choose_augmentation
 from salience_detr.engine.evaluation_record import read_iteration, record_evaluation
 from salience_detr.engine.launch import ProcessDiedError, end_after_peer, is_lost_peer, launch
 from salience_detr.engine.memory import is_out_of_memory, memory_error
@@ -52,6 +53,7 @@ def make_config(args: argparse.Namespace) -> DictConfig:
         needed.append("train")
     use_run_flags(config, args, args.opts)
     use_tuning(config, args)
+    choose_augmentation(config, args.augmentation, overridden)
     use_own_data(config, args, overridden, needed)
 
     # The config of weights names the folder of the run that they are from.

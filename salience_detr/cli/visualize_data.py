@@ -22,6 +22,7 @@ from salience_detr.data.datasets import class_names_of
 from salience_detr.data.depth import choose_from_files
 from salience_detr.data.image_size import set_image_size
 from salience_detr.data.value_range import AUTO, ValueRange
+from salience_detr.engine.augmentation_choice import choose_augmentation
 from salience_detr.engine.own_data import use_own_data
 from salience_detr.utils.drawing import class_colors, draw_boxes
 from salience_detr.utils.files import UsedPaths, check_output_dir, write_image
@@ -97,6 +98,8 @@ def run(args: argparse.Namespace) -> None:
     config = load_config(args.config_file, args.opts, trust=args.trust_config)
     if args.image_size is not None:
         print(set_image_size(config, args.image_size))
+    overridden = {word.partition("=")[0].lstrip("+") for word in args.opts}
+    choose_augmentation(config, args.augmentation, overridden)
     use_own_data(config, args, needed=(args.split,))
     loader = config.dataloader[LOADERS[args.split]]
     samples = read_augmented(loader) if args.augmented else read_annotated(loader)

@@ -1,12 +1,20 @@
 """Data sets, their registration, and the way from a record to the model's input."""
 
 from salience_detr.data.augmentation import (
+    Albumentations,
+    LimitSide,
     RandomFlip,
     RandomHue,
+    RandomIoUCrop,
     RandomQuarterTurn,
+    RandomZoomOut,
     ResizeScale,
     ResizeShortestEdge,
+    SanitizeBoxes,
+    TorchvisionAugmentation,
 )
+from salience_detr.data.augmentation.copy_paste import CopyPaste
+from salience_detr.data.augmentation.multi_image import MixUp, Mosaic
 from salience_detr.data.coco_dataset import register_coco_dataset
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.datasets import check_class_count, load_dataset
@@ -18,20 +26,31 @@ from salience_detr.data.loader import (
     build_train_loader,
 )
 from salience_detr.data.mapper import DetectionMapper
+from salience_detr.data.mixing import MixingMapper
 from salience_detr.data.surface.dataset import register_surface_defects
 
 register_surface_defects()
 
 __all__ = [
+    "Albumentations",
+    "CopyPaste",
     "DataWorkerError",
     "DatasetError",
     "DetectionMapper",
     "ImageReadError",
+    "LimitSide",
+    "MixUp",
+    "MixingMapper",
+    "Mosaic",
     "RandomFlip",
     "RandomHue",
+    "RandomIoUCrop",
     "RandomQuarterTurn",
+    "RandomZoomOut",
     "ResizeScale",
     "ResizeShortestEdge",
+    "SanitizeBoxes",
+    "TorchvisionAugmentation",
     "batches",
     "build_test_loader",
     "build_train_loader",

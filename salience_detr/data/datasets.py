@@ -28,6 +28,7 @@ from salience_detr.data.coco_format import (
     read_json,
 )
 from salience_detr.data.image_files import FolderListing, describe_folder
+from salience_detr.data.masks import add_segmentations
 from salience_detr.data.own_records import as_content, complete_records, to_coco
 from salience_detr.utils.errors import shorten
 from salience_detr.utils.files import write_text
@@ -42,6 +43,7 @@ def load_dataset(
     json_file: str | None = None,
     image_root: str | None = None,
     drop_categories: Sequence[int] = (),
+    with_masks: bool = False,
 ) -> list[Record]:
     """Return the records of registered data sets in detectron2's format.
 
@@ -55,6 +57,7 @@ def load_dataset(
         json_file: annotation file to register under the name first, with ``image_root``.
         image_root: folder of its images.
         drop_categories: see :func:`register_coco_dataset`.
+        with_masks: keep the masks of the annotations, as copy-paste uses them.
 
     Raises:
         DatasetError: the data set is unknown, or its file cannot be read or has a mistake.
@@ -73,6 +76,8 @@ def load_dataset(
         loaded = load_registered(name)
         if is_train and not any("annotations" in record for record in loaded):
             raise DatasetError(f"the data set {name!r} has no annotations to train on")
+        if with_masks and isinstance(DatasetCatalog[name], CocoLoader):
+            add_segmentations(name, loaded)
         records += loaded
     if is_train:
         records = clean_annotations(records)

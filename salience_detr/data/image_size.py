@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 # Arguments of augmentations that are sizes in pixels.
-SIZE_KEYS = ("short_edge_length", "max_size", "target_height", "target_width", "crop_size", "size")
+SIZE_KEYS = (
+    "short_edge_length",
+    "max_size",
+    "target_height",
+    "target_width",
+    "crop_size",
+    "size",
+    "max_side",
+)
 
 
 def set_test_size(config: DictConfig, image_size: int) -> float:
@@ -59,9 +67,10 @@ def set_image_size(config: DictConfig, image_size: int) -> str:
     limit = f", the longer side to at most {resize.max_size}" if resize.get("max_size") else ""
     text = f"--image-size {image_size}: the shorter side is resized to {image_size}{limit}"
 
-    augmentations = config.dataloader.train.mapper.augmentations
+    mapper = config.dataloader.train.mapper
+    augmentations = mapper.augmentations
     num_scaled = 0
-    for node in walk_augmentations(augmentations):
+    for node in walk_augmentations([augmentations, mapper.get("mixes", [])]):
         num_scaled += scale_sizes(node, factor)
     if num_scaled:
         return f"{text}; the sizes of the training are multiplied by {factor:.3g}"
@@ -78,7 +87,7 @@ def walk_augmentations(node: object) -> Iterator[DictConfig]:
         for key in node:
             if OmegaConf.is_config(node[key]):
                 yield from walk_augmentations(node[key])
-    elif isinstance(node, ListConfig):
+    elif isinstance(node, ListConfig | list):
         for part in node:
             yield from walk_augmentations(part)
 

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from salience_detr.data.coco_format import DatasetError, Record
 from salience_detr.data.depth import choose_from_files
 from salience_detr.data.mapper import DetectionMapper
+from salience_detr.data.mixing import MixingMapper
 from salience_detr.data.sampling import SampledBatchSampler, build_repeat_sampler
 from salience_detr.data.value_range import AUTO
 from salience_detr.utils.signals import stop_with_parent
@@ -127,13 +128,21 @@ class TrackedDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Record:
-        info = get_worker_info()
-        worker = 0 if info is None else info.id
-
-        self.current[worker] = index
-        mapped = self.mapper(self.records[index])
-        self.current[worker] = -1
+        mapped = self.mapper(self.record_to_read(index))
+        self.current[worker_number()] = -1
         return mapped
+
+    def record_to_read(self, index: int) -> Record:
+        """Return a record, and note that this worker is reading it."""
+        self.current[worker_number()] = index
+        record: Record = self.records[index]
+        return record
+
+
+def worker_number() -> int:
+    """Return the number of this worker process; 0 where there are none."""
+    info = get_worker_info()
+    return 0 if info is None else info.id
 
 
 class SeededDataset(TrackedDataset):
@@ -145,6 +154,8 @@ class SeededDataset(TrackedDataset):
 
     def __getitem__(self, item: tuple[int, int]) -> Record:  # type: ignore[override]
         index, position = item
+        if isinstance(self.mapper, MixingMapper):
+            self.mapper.go_to(position, draw_from=self)
         with seeded(self.seed, position):
             return super().__getitem__(index)
 
@@ -284,6 +295,8 @@ def build_train_loader(
         )
 
     choose_value_range(mapper, dataset)
+    if isinstance(mapper, MixingMapper):
+        mapper.begin(total_batch_size)
     return DataLoader(
         SeededDataset(dataset, mapper, num_workers, seed),
         batch_sampler=batch_sampler,

@@ -61,18 +61,42 @@ class DetectionMapper:
             ImageReadError: the image cannot be read, or has another size than the record.
         """
         mapped = {key: value for key, value in record.items() if key != "annotations"}
-        image = read_image(record["file_name"], self.image_format, self.value_range)
-        self.check_size(image, record)
         if not self.is_train:
-            return mapped | self.prepare_image(image)
+            return mapped | self.prepare_image(self.read(record))
+        return mapped | self.augment_record(record)
 
+    def read(self, record: Record) -> np.ndarray:
+        """Return the (H, W, 3) uint8 image of a record, in ``image_format``.
+
+        Raises:
+            ImageReadError: see :meth:`__call__`.
+        """
+        image = self.decode(record["file_name"])
+        self.check_size(image, record)
+        return image
+
+    def decode(self, file_name: str) -> np.ndarray:
+        """Return the (H, W, 3) uint8 image of a file, in ``image_format``."""
+        return read_image(file_name, self.image_format, self.value_range)
+
+    def augment_record(self, record: Record) -> Record:
+        """Read and augment a record in training; see :meth:`augment` for the result."""
+        image = self.read(record)
         boxes, classes = self.ground_truth(record)
+        return self.augment(image, boxes, classes)
+
+    def augment(self, image: np.ndarray, boxes: np.ndarray, classes: np.ndarray) -> Record:
+        """Augment an (H, W, 3) image with (G, 4) boxes, absolute xyxy, and (G,) classes.
+
+        Returns:
+            ``image`` and ``instances``, see :meth:`__call__`.
+        """
         augmented = T.AugInput(image, boxes=boxes)
         self.augmentations(augmented)
 
-        mapped["image"] = as_tensor(augmented.image)
-        mapped["instances"] = make_instances(augmented.boxes, classes, augmented.image.shape[:2])
-        return mapped
+        image_size = augmented.image.shape[:2]
+        instances = make_instances(augmented.boxes, classes, image_size)
+        return {"image": as_tensor(augmented.image), "instances": instances}
 
     def prepare_image(self, image: np.ndarray) -> Record:
         """Augment an (H, W, 3) image in ``image_format``.

@@ -115,3 +115,11 @@ def test_a_broken_image_is_one_line_from_a_worker_too(surface_data, micro_config
     assert main(words) == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
     assert line.startswith("error: cannot read the image") and "x.jpg" in line
+
+
+def test_a_preset_is_drawn_as_the_training_sees_it(surface_data, micro_config, tmp_path):
+    words = ["--config-file", micro_config, "--output", str(tmp_path), "--count", "2"]
+    assert main([*words, "--augmentation", "mosaic_mixup"]) == 0
+    assert len(list(tmp_path.glob("0000_*.jpg"))) == 2
+    with pytest.raises(SystemExit):
+        main([*words, "--augmentation", "ssd", "--split", "val"])

@@ -144,3 +144,23 @@ def test_the_default_of_coco_is_the_published_recipe():
     flip, crop, resize = (instantiate(x) for x in augmentations)
     assert isinstance(flip, T.RandomFlip) and crop.prob == 0.5
     assert (resize.short_edge_length, resize.max_size) == (list(range(480, 801, 32)), 1333)
+
+
+def test_samples_of_the_published_recipe_are_those_of_its_steps_alone(tmp_path):
+    record = drawn(tmp_path / "x.png", (160, 90), (31, 20, 77, 61))
+    augmentations = [instantiate(x) for x in detr(sides=[120, 200], max_side=300)]
+    mapper = DetectionMapper(is_train=True, augmentations=augmentations)
+    for seed in range(8):
+        np.random.seed(seed)
+        mapped = mapper(record)
+
+        np.random.seed(seed)
+        expected = T.AugInput(
+            np.asarray(Image.open(record["file_name"])), boxes=np.array([[31.0, 20, 77, 61]])
+        )
+        T.AugmentationList(augmentations)(expected)
+        np.testing.assert_array_equal(mapped["image"].numpy().transpose(1, 2, 0), expected.image)
+        height, width = expected.image.shape[:2]
+        boxes = expected.boxes.clip(0, [width, height, width, height]).astype(np.float32)
+        for box in mapped["instances"].gt_boxes.tensor.numpy():
+            assert box.tolist() == boxes[0].tolist()

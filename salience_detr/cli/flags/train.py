@@ -45,6 +45,7 @@ def parse_args(
     add("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
     parser.add_run()
     parser.add_data()
+    parser.add_augmentation()
     add_tuning_arguments(parser)
     add_drawing_arguments(parser)
 
@@ -55,4 +56,6 @@ def parse_args(
         parser.error("--line-width, --colors and the other options of drawings go with --show-dir")
     if args.ignore_class_names and not args.eval_only:
         parser.error("--ignore-class-names goes with --eval-only; training compares by name")
+    if args.augmentation is not None and args.eval_only:
+        parser.error(f"--augmentation {args.augmentation} is of training, not of --eval-only")
     return args

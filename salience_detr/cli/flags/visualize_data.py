@@ -2,6 +2,7 @@
 
 %(prog)s --config-file configs/neu_det_r18.py --output drawn
 %(prog)s --config-file F --data-dir data/mine --output drawn --augmented --count 50
+%(prog)s --config-file F --output drawn --augmentation mosaic
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     add("--count", type=count, default=20, metavar="N", help="images, at most (default: 20)")
     parser.add_image_size()
     parser.add_data()
+    parser.add_augmentation()
 
     args = parser.parse(argv)
+    if args.augmentation is not None:
+        args.augmented = True
     if args.augmented and args.split == "val":
-        parser.error("--augmented goes with --split train: validation images are not augmented")
+        parser.error("--augmented and --augmentation go with --split train, which is augmented")
     return args

@@ -1,13 +1,11 @@
-"""Augmentations that detectron2 lacks, or whose versions there fail on some images.
-
-configs/common/augmentation.py composes them.
-"""
+"""Resizing, flips and turns that detectron2 lacks, or that fail there on some images."""
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from detectron2.data import transforms as T
+
+from salience_detr.data.augmentation.boxes import clip_boxes
 
 
 def keep_a_pixel(transform: T.Transform) -> T.Transform:
@@ -93,21 +91,58 @@ class RandomQuarterTurn(T.Augmentation):
         return QuarterTurnTransform(int(np.random.randint(4)), image.shape[1], image.shape[0])
 
 
-class RandomHue(T.Augmentation):
-    """Random shift of the hue of (H, W, 3) uint8 RGB images by up to ``max_degrees`` of 360."""
+class LimitSide(T.Augmentation):
+    """Resize of images whose longer side is over ``max_side`` pixels; smaller ones stay.
 
-    def __init__(self, max_degrees: float) -> None:
+    What makes images larger (zoom-out, mosaic) needs no more memory than that asks for.
+    """
+
+    def __init__(self, max_side: int) -> None:
         super().__init__()
-        self.max_degrees = max_degrees
+        self.max_side = max_side
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        degrees = np.random.uniform(-self.max_degrees, self.max_degrees)
-        return T.ColorTransform(lambda pixels: shift_hue(pixels, degrees))
+        height, width = image.shape[:2]
+        factor = self.max_side / max(height, width)
+        if factor >= 1:
+            return T.NoOpTransform()
+
+        new_height = max(1, round(height * factor))
+        new_width = max(1, round(width * factor))
+        return T.ResizeTransform(height, width, new_height, new_width)
 
 
-def shift_hue(image: np.ndarray, degrees: float) -> np.ndarray:
-    """Shift the hue of an (H, W, 3) uint8 RGB image; grays stay."""
-    # The hue has 256 steps, and uint8 wraps around as an angle does.
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(round(degrees / 360 * 256) % 256)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+class SanitizeTransform(T.NoOpTransform):
+    """Clipping of boxes to an image of (height, width) pixels; see :class:`SanitizeBoxes`."""
+
+    def __init__(self, height: int, width: int, min_visible: float, min_side: float) -> None:
+        super().__init__()
+        self.height = height
+        self.width = width
+        self.min_visible = min_visible
+        self.min_side = min_side
+
+    def apply_box(self, box: np.ndarray) -> np.ndarray:
+        """Clip (N, 4) absolute xyxy; boxes that are dropped become zeros."""
+        clipped, kept = clip_boxes(
+            box, self.height, self.width, min_visible=self.min_visible, min_side=self.min_side
+        )
+        return np.where(kept[:, None], clipped, 0.0)
+
+
+class SanitizeBoxes(T.Augmentation):
+    """Clipping of boxes to the image, and the rule by which those that are cut are dropped.
+
+    A box is dropped if less than ``min_visible`` of its area lies in the image, or if it is cut to
+    less than ``min_side`` pixels. It becomes zeros, which the mapper leaves out: augmentations keep
+    the number of boxes. torchvision's SanitizeBoundingBoxes knows no visible part.
+    """
+
+    def __init__(self, min_visible: float = 0.0, min_side: float = 1.0) -> None:
+        super().__init__()
+        self.min_visible = min_visible
+        self.min_side = min_side
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        height, width = image.shape[:2]
+        return SanitizeTransform(height, width, self.min_visible, self.min_side)
