@@ -28,18 +28,17 @@ from PIL import Image
 
 from salience_detr.cli.arguments import run_program
 from salience_detr.cli.flags.web import parse_args
+from salience_detr.cli.web_video import alert, detect_on_video
 from salience_detr.data.images import to_rgb
+from salience_detr.data.surface import SURFACE_DEFECT_CLASSES, generate_surface_defects
 from salience_detr.detections import Detections
 from salience_detr.inference.inputs import image_size
 from salience_detr.inference.loading import load_detector
-from salience_detr.inference.result_files import CocoResults
+from salience_detr.inference.result_files import CocoResults, csv_text
+from salience_detr.inference.tiling import TiledDetector
 from salience_detr.predictor import Detector
-from salience_detr.utils.drawing import (
-    class_colors,
-    draw_detections,
-    draw_salience,
-    resize_between,
-)
+from salience_detr.utils.drawing import draw_detections, draw_salience, resize_between
+from salience_detr.utils.drawing_options import DEFAULTS, DrawingOptions, drawing_options
 from salience_detr.utils.errors import one_line, print_error
 from salience_detr.utils.signals import StopSignals
 
@@ -58,6 +57,10 @@ MAX_VISITORS = 200  # maximum number of visitors whose state is kept, up to 8 MB
 
 # A tall image must not push the table off the screen.
 CSS = ".image img { max-height: 75vh; object-fit: contain !important; }"
+
+TILES = [("none", 0), ("320 pixels", 320), ("640 pixels", 640), ("1024 pixels", 1024)]
+NUM_EXAMPLES = 3
+EXAMPLE_SEED = 1
 
 TableRow = list[str | float]  # a value for each of the columns
 
@@ -84,15 +87,33 @@ class Page:
 
     Args:
         detector: a detector with a score threshold of 0.
+        drawing: lines, labels, filling and colors of the drawings.
     """
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector, *, drawing: DrawingOptions = DEFAULTS) -> None:
         self.detector = detector
         self.names = detector.class_names
-        self.colors = detector.classes.colors or class_colors(len(self.names))
+        self.drawing = drawing
+        self.colors = drawing.palette(self.names, detector.classes.colors)
 
-    def look(self, path: str | None) -> tuple[Seen | str, np.ndarray | None]:
+        # The weights may hold the threshold that was best on a data set.
+        self.best_threshold: float | None = None
+        thresholds = getattr(detector, "best_thresholds", None)
+        if thresholds is not None:
+            self.best_threshold = round(thresholds.overall, 2)
+
+    def tiled(self, tile: int) -> Detector:
+        """Return the detector for tiles of a size; for 0 the detector itself."""
+        if not tile:
+            return self.detector
+        return TiledDetector(self.detector, tile=tile)
+
+    def look(self, path: str | None, tile: int = 0) -> tuple[Seen | str, np.ndarray | None]:
         """Detect on the image in a file.
+
+        Args:
+            path: the file.
+            tile: side of the tiles in pixels, 0 for the whole image.
 
         Returns:
             The state for :meth:`show` and the drawn salience, or an error message and None.
@@ -105,7 +126,7 @@ class Page:
         try:
             check_num_pixels(path)
             image = to_rgb(path, "RGB", self.detector.value_range)
-            output = next(self.detector.stream([image]))
+            output = next(self.tiled(tile).stream([image]))
             seconds = time.perf_counter() - start
             shown = resize_between(image, *SHOWN_SIDES)
             salience = draw_salience(shown, resize_between(output.salience, *SHOWN_SIDES))
@@ -133,7 +154,7 @@ class Page:
         if seen is None:
             return None, "", []
         if isinstance(seen, str):
-            return None, f'<b role="alert">{html.escape(seen)}</b>', []
+            return None, alert(seen), []
 
         kept = seen.detections[seen.detections.scores >= threshold]
         if wanted:
@@ -145,7 +166,13 @@ class Page:
         scaled = kept.to("cpu")
         scaled.pred_boxes = kept.pred_boxes.clone()
         scaled.pred_boxes.scale(columns / width, rows / height)
-        drawn = draw_detections(seen.shown, scaled, class_names=self.names, colors=self.colors)
+        drawn = draw_detections(
+            seen.shown,
+            scaled,
+            class_names=self.names,
+            colors=self.detector.classes.colors,
+            options=self.drawing,
+        )
 
         table: list[TableRow] = []
         boxes = kept.pred_boxes.tensor.tolist()
@@ -164,6 +191,8 @@ class Page:
         coco = CocoResults(self.detector.classes)
         coco.add(kept, seen.name)
         content = base64.b64encode(json.dumps(coco.content()).encode()).decode()
+        table = csv_text(kept, self.detector.classes, seen.name)
+        rows = base64.b64encode(table.encode(errors="replace")).decode()
 
         height, width = kept.image_size
         plural = "" if len(kept) == 1 else "s"
@@ -172,8 +201,41 @@ class Page:
             f"<b>{len(kept)} detection{plural}</b> on {name} "
             f"({width} × {height} pixels, {seen.seconds:.2f} s)<br>{html.escape(classes)}<br>"
             f'<a download="{name}.json" href="data:application/json;base64,{content}">'
-            "Save as JSON (COCO format)</a>"
+            "Save as JSON (COCO format)</a> · "
+            f'<a download="{name}.csv" href="data:text/csv;base64,{rows}">Save as CSV</a>'
         )
+
+    def look_at_example(
+        self, examples: Sequence[str], index: int, tile: int
+    ) -> tuple[Seen | str, np.ndarray | None]:
+        """Detect on an example that was clicked on."""
+        return self.look(examples[index], tile)
+
+    def watch(
+        self, path: str | None, threshold: float, tile: int
+    ) -> tuple[str | None, str, list[str]]:
+        """Detect on the frames of a video.
+
+        Args:
+            path: the file.
+            threshold: detections with lower scores are left out.
+            tile: side of the tiles in pixels, 0 for the whole image.
+
+        Returns:
+            The path of the video with the drawings, a summary as HTML, and the paths of the video
+            and the result files to save. An error has no paths.
+        """
+        if path is None:
+            return None, "there is no video; drop one on the page", []
+        return detect_on_video(self.tiled(tile), Path(path), threshold, self.drawing)
+
+
+def write_examples(folder: Path) -> list[str]:
+    """Write a few small images of generated surface defects, and return their paths."""
+    generate_surface_defects(
+        folder, split="val", num_images=NUM_EXAMPLES, seed=EXAMPLE_SEED, progress=False
+    )
+    return sorted(str(path) for path in folder.rglob("*.jpg"))
 
 
 def check_num_pixels(path: str) -> None:
@@ -191,8 +253,14 @@ def clip_threshold(payload: float | None) -> float:
     return min(max(payload or 0.0, 0.0), 1.0)
 
 
-def build_blocks(page: Page, model: str) -> gradio.Blocks:
-    """Build the components of the page and their events; ``model`` describes the detector."""
+def build_blocks(page: Page, model: str, examples: Sequence[str] = ()) -> gradio.Blocks:
+    """Build the components of the page and their events.
+
+    Args:
+        page: functions behind it.
+        model: description of the detector.
+        examples: paths of images to click on.
+    """
     import gradio as gr  # an optional package
 
     # Deletes files older than KEEP_SECONDS, six times as often.
@@ -215,13 +283,30 @@ def build_blocks(page: Page, model: str) -> gradio.Blocks:
 
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                file = gr.File(label="Image", height=140, elem_id="upload")
-                threshold = gr.Slider(0, 1, 0.5, label="Lowest score", elem_id="threshold")
+                with gr.Tab("Image"):
+                    file = gr.File(label="Image", height=140, elem_id="upload")
+                with gr.Tab("Video"):
+                    film = gr.File(label="Video", height=140, elem_id="upload-video")
+                value = 0.5
+                label = "Lowest score"
+                if page.best_threshold is not None:
+                    value = page.best_threshold
+                    label = f"Lowest score (best: {value})"
+                threshold = gr.Slider(0, 1, value, label=label, elem_id="threshold")
                 # gradio's own check would raise an error for an empty field.
                 threshold.preprocess = clip_threshold  # type: ignore[method-assign]
                 choices = [(name, i) for i, name in enumerate(page.names)]
                 wanted = gr.Dropdown(choices, value=[], multiselect=True, label="Classes to show")
+                tile = gr.Dropdown(TILES, value=0, label="Tiles, for small objects on large images")
                 summary = gr.HTML("Drop an image to see detections.", elem_id="summary")
+                gallery = gr.Dataset(
+                    components=[gr.Image(visible=False)],
+                    samples=[[path] for path in examples],
+                    type="index",
+                    label="Examples",
+                    visible=bool(examples),
+                    elem_id="examples",
+                )
             with gr.Column(scale=3):
                 with gr.Row():
                     boxes = image(label="Detections")
@@ -229,13 +314,22 @@ def build_blocks(page: Page, model: str) -> gradio.Blocks:
                 table = gr.Dataframe(
                     headers=COLUMNS, label="Boxes in pixels", interactive=False, elem_id="table"
                 )
+                played = gr.Video(label="Video", interactive=False, elem_id="video", height=420)
+                files = gr.Files(label="Files to save", interactive=False)
 
         inputs = [seen, threshold, wanted]
         outputs = [boxes, summary, table]
 
-        # Detection runs on one image at a time; drawing has no limit.
-        looked = file.upload(page.look, file, [seen, salience], trigger_mode="multiple")
+        # Detection runs on one image or video at a time; drawing has no limit.
+        one = {"concurrency_id": "detector", "concurrency_limit": 1, "trigger_mode": "multiple"}
+        looked = file.upload(page.look, [file, tile], [seen, salience], **one)
         shown = looked.then(page.show, inputs, outputs, concurrency_limit=None)
+        click = partial(page.look_at_example, examples)
+        clicked = gallery.click(click, [gallery, tile], [seen, salience], api_name="example", **one)
+        clicked.then(page.show, inputs, outputs, concurrency_limit=None)
+
+        watched = film.upload(page.watch, [film, threshold, tile], [played, summary, files], **one)
+        watched.then(lambda: None, None, film)
 
         # The emptied field accepts the next image.
         shown.then(lambda: None, None, file)
@@ -295,7 +389,11 @@ def serve(args: argparse.Namespace, folder: str) -> None:
         image_size=args.image_size,
     )
     model = f"{Path(args.weights).name} · {', '.join(detector.class_names)}"
-    blocks = build_blocks(Page(detector), model)
+    page = Page(detector, drawing=drawing_options(args))
+    examples = []
+    if set(page.names) & set(SURFACE_DEFECT_CLASSES):
+        examples = write_examples(Path(folder) / "examples")
+    blocks = build_blocks(page, model, examples)
 
     # Uvicorn prints the traceback of a request that names no event, or a file without a name.
     logging.getLogger("uvicorn.error").addFilter(ServerErrors())

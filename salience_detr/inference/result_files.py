@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import json
 import time
 from collections import defaultdict
@@ -206,6 +207,15 @@ def csv_rows(
     for box, score, label, track_id in columns:
         class_id = classes.category_ids[label]
         yield [file_name, frame, class_id, printable(classes.names[label]), score, *box, track_id]
+
+
+def csv_text(detections: Detections, classes: ClassTable, file_name: str) -> str:
+    """Return the content of a CSV file of the detections on one image."""
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow(CSV_COLUMNS)
+    writer.writerows(csv_rows(detections, classes, file_name, None))
+    return file.getvalue()
 
 
 def track_ids(detections: Detections) -> list[int | None]:

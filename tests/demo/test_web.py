@@ -27,6 +27,7 @@ from salience_detr.data.mapper import DetectionMapper
 from salience_detr.data.surface import generate_surface_defects
 from salience_detr.detections import ClassTable
 from salience_detr.inference.loading import load_detector
+from salience_detr.inference.video import VideoReader, VideoWriter
 from salience_detr.predictor import ModelDetector, Predictor
 from tests.conftest import ROOT
 
@@ -102,6 +103,39 @@ def test_threshold_and_classes_filter_detections_of_one_pass(page, image):
         assert f"<b>{len(rows)} detection{'' if len(rows) == 1 else 's'}</b>" in summary
 
     assert page.detector.calls == 1
+
+
+def test_a_video_gives_its_drawings_and_results(page, tmp_path):
+    with VideoWriter(tmp_path / "film.mp4", fps=5) as writer:
+        for _ in range(3):
+            writer.write(np.zeros((50, 100, 3), np.uint8))
+
+    video, summary, files = page.watch(str(tmp_path / "film.mp4"), 0.5, 0)
+    assert "6 detections</b> on 3 frames of film.mp4" in summary
+    assert [file.rpartition(".")[2] for file in files] == ["csv", "json", "mp4"]
+    assert video == files[2] and len(list(VideoReader(video))) == 3
+
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    for name, message in (("bad.mp4", "cannot open the video bad.mp4"), ("a.txt", "is no video")):
+        video, summary, files = page.watch(str(tmp_path / name), 0.5, 0)
+        assert video is None and message in summary and files == []
+
+
+def test_tiles_examples_and_the_best_threshold(page, image, web):
+    calls = page.detector.calls
+    page.detector.batch_size = 1
+    seen, _ = page.look_at_example([image], 0, 64)  # two tiles, and the whole image
+    assert page.detector.calls > calls + 1 and seen.name == "image.png"
+
+    _, summary, _ = page.show(seen, 0.0, [])
+    rows = base64.b64decode(summary.partition("text/csv;base64,")[2].partition('"')[0]).decode()
+    assert rows.startswith("file,frame,class_id") and "image.png" in rows
+
+    detector = Fixed()
+    detector.__class__ = type(
+        "Best", (Fixed,), {"best_thresholds": SimpleNamespace(overall=0.4321)}
+    )
+    assert web.Page(Measured()).best_threshold == 0.43 and page.best_threshold is None
 
 
 def test_a_small_image_is_drawn_large_and_its_boxes_with_it(page, image):

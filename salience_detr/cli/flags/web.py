@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 
 from salience_detr.cli.arguments import Parser
+from salience_detr.utils.drawing_options import add_drawing_arguments
 
 
 def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) -> argparse.Namespace:
@@ -21,4 +22,5 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all addresses")
     add("--port", type=int, default=7860, help="port, 0 for a free one (default: 7860)")
+    add_drawing_arguments(parser)
     return parser.parse(argv)

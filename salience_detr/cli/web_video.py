@@ -1,0 +1,66 @@
+"""Detection on a video that was dropped on the web page."""
+
+from __future__ import annotations
+
+import html
+import tempfile
+import time
+from pathlib import Path
+
+from salience_detr.inference.detection_run import DetectionRun
+from salience_detr.inference.inputs import is_video
+from salience_detr.inference.outputs import OutputFolder
+from salience_detr.inference.result_files import ResultFiles
+from salience_detr.predictor import Detector
+from salience_detr.utils.drawing_options import DrawingOptions
+from salience_detr.utils.signals import StopSignals
+
+
+def detect_on_video(
+    detector: Detector, source: Path, threshold: float, drawing: DrawingOptions
+) -> tuple[str | None, str, list[str]]:
+    """Detect on the frames of a video, and write its drawings and results beside it.
+
+    Returns:
+        The path of the video with the drawings, a summary as HTML, and the paths of the video and
+        the result files to save. An error has no paths.
+    """
+    if not is_video(source):
+        return None, alert(f"{source.name} is no video; drop images on the other tab"), []
+
+    root = Path(tempfile.mkdtemp(dir=source.parent))
+    classes = detector.classes
+    folder = OutputFolder(root, classes, salience=False, crops=False)
+    results = ResultFiles(classes, root / f"{source.stem}.json", root / f"{source.stem}.csv")
+    run = DetectionRun(
+        detector,
+        folder,
+        folder.plan([source]),
+        results,
+        StopSignals(),  # those of the program, in its main thread, end the page
+        score_threshold=threshold,
+        drawing=drawing,
+        show_progress=False,
+    )
+
+    start = time.perf_counter()
+    with results:
+        summary = run.run([source])
+    if summary.failures:
+        message = "; ".join(summary.failures.values())
+        return None, alert(message.replace(str(source), source.name)), []
+
+    written = sorted(str(file) for file in root.iterdir())
+    video = next(file for file in written if is_video(Path(file)))
+    text = (
+        f"<b>{summary.num_detections} detections</b> on {summary.num_images} frames of "
+        f"{html.escape(source.name)} ({time.perf_counter() - start:.1f} s)"
+    )
+    if summary.other_codecs:
+        text += "<br>Browsers may not play the video: save it, or install H.264 for the page."
+    return video, text, written
+
+
+def alert(message: str) -> str:
+    """Return an error message as HTML."""
+    return f'<b role="alert">{html.escape(message)}</b>'
