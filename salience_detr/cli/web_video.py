@@ -38,7 +38,7 @@ def detect_on_video(
         folder.plan([source]),
         results,
         StopSignals(),  # those of the program, in its main thread, end the page
-        score_threshold=threshold,
+        score_thresholds=detector.class_thresholds(threshold),
         drawing=drawing,
         show_progress=False,
     )

@@ -131,10 +131,9 @@ def test_tiles_examples_and_the_best_threshold(page, image, web):
     rows = base64.b64decode(summary.partition("text/csv;base64,")[2].partition('"')[0]).decode()
     assert rows.startswith("file,frame,class_id") and "image.png" in rows
 
-    detector = Fixed()
-    detector.__class__ = type(
-        "Best", (Fixed,), {"best_thresholds": SimpleNamespace(overall=0.4321)}
-    )
+    class Measured(Fixed):
+        best_thresholds = SimpleNamespace(overall=0.4321)
+
     assert web.Page(Measured()).best_threshold == 0.43 and page.best_threshold is None
 
 
