@@ -98,7 +98,7 @@ class Page:
 
         # The weights may hold the threshold that was best on a data set.
         self.best_threshold: float | None = None
-        thresholds = getattr(detector, "best_thresholds", None)
+        thresholds = detector.best_thresholds
         if thresholds is not None:
             self.best_threshold = round(thresholds.overall, 2)
 
@@ -287,14 +287,15 @@ def build_blocks(page: Page, model: str, examples: Sequence[str] = ()) -> gradio
                     file = gr.File(label="Image", height=140, elem_id="upload")
                 with gr.Tab("Video"):
                     film = gr.File(label="Video", height=140, elem_id="upload-video")
-                value = 0.5
-                label = "Lowest score"
-                if page.best_threshold is not None:
-                    value = page.best_threshold
-                    label = f"Lowest score (best: {value})"
-                threshold = gr.Slider(0, 1, value, label=label, elem_id="threshold")
+                threshold = gr.Slider(0, 1, 0.5, label="Lowest score", elem_id="threshold")
                 # gradio's own check would raise an error for an empty field.
                 threshold.preprocess = clip_threshold  # type: ignore[method-assign]
+                best = gr.Button(
+                    f"Use the best score threshold, {page.best_threshold}",
+                    size="sm",
+                    visible=page.best_threshold is not None,
+                    elem_id="best",
+                )
                 choices = [(name, i) for i, name in enumerate(page.names)]
                 wanted = gr.Dropdown(choices, value=[], multiselect=True, label="Classes to show")
                 tile = gr.Dropdown(TILES, value=0, label="Tiles, for small objects on large images")
@@ -321,7 +322,11 @@ def build_blocks(page: Page, model: str, examples: Sequence[str] = ()) -> gradio
         outputs = [boxes, summary, table]
 
         # Detection runs on one image or video at a time; drawing has no limit.
-        one = {"concurrency_id": "detector", "concurrency_limit": 1, "trigger_mode": "multiple"}
+        one: dict[str, Any] = {
+            "concurrency_id": "detector",
+            "concurrency_limit": 1,
+            "trigger_mode": "multiple",
+        }
         looked = file.upload(page.look, [file, tile], [seen, salience], **one)
         shown = looked.then(page.show, inputs, outputs, concurrency_limit=None)
         click = partial(page.look_at_example, examples)
@@ -333,6 +338,9 @@ def build_blocks(page: Page, model: str, examples: Sequence[str] = ()) -> gradio
 
         # The emptied field accepts the next image.
         shown.then(lambda: None, None, file)
+
+        # The slider then causes its own event.
+        best.click(lambda: page.best_threshold, None, threshold, api_name=False)
 
         # A moving slider causes many events; only the last one matters.
         gr.on(

@@ -77,10 +77,10 @@ def collect_inputs(patterns: Sequence[str], listed: Sequence[str] = ()) -> Input
             names.setdefault(match, match.relative_to(root))
 
     of_list: list[Path] = []
-    for path in listed:
-        matches, _ = find_files(path)
+    for word in listed:
+        matches, _ = find_files(word)
         if not matches:
-            missing.append(f"--input -: there is no such image, video or folder: {path}")
+            missing.append(f"--input -: there is no such image, video or folder: {word}")
         of_list += matches
 
     files += of_list

@@ -473,14 +473,18 @@ def test_a_visit_in_a_real_browser(browser, server, tmp_path):
     image = shutil.copy(next(root.rglob("*.jpg")), tmp_path / "Blech 鋼.jpg")
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8 no image")
-    scores = load_detector(CONFIG, WEIGHTS, device="cpu")(image).scores
-    many, some, few = (int((scores >= threshold).sum()) for threshold in (0.2, 0.5, 0.87))
+    detector = load_detector(CONFIG, WEIGHTS, device="cpu")
+    scores = detector(image).scores
+    best = round(detector.best_thresholds.overall, 2)
+    thresholds = (0.2, 0.5, 0.87)
+    many, some, few = (int((scores >= threshold).sum()) for threshold in thresholds)
 
     assert 9 > many > some > few > 0  # more rows would not all be in sight
 
     # The first image is shown with the threshold of 0.5.
     visit = Visit(browser, server.address)
     visit.upload(image)
+    visit.wait_for_text(f"Use the best score threshold, {best}")
     visit.wait_for_text(f"{some} detections on Blech 鋼.jpg")
     visit.wait_for_rows(some)
     visit.wait_for_images(900, 900)
@@ -489,6 +493,11 @@ def test_a_visit_in_a_real_browser(browser, server, tmp_path):
         visit.choose_threshold(threshold)
         visit.wait_for_text(f"{count} detection")
         visit.wait_for_rows(count)
+
+    visit.find("#best")[0].click()
+    visit.wait_for_rows(int((scores >= best).sum()))
+    visit.choose_threshold(0.87)
+    visit.wait_for_rows(few)
 
     # A message replaces all that was shown, and the next image works again.
     visit.upload(broken)
