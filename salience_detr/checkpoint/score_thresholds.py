@@ -85,7 +85,9 @@ class ScoreThresholds:
         Raises:
             ValueError: the thresholds lack a class.
         """
+        # Names may differ in case, and their order in the file is any.
         stored = ClassList(tuple(self.classes))
+
         remedy = "store those of these weights with salience-detr analyze errors --save-thresholds"
         try:
             places = match_classes(wanted, stored)
@@ -98,6 +100,7 @@ class ScoreThresholds:
                 f"the score thresholds in {source} lack {len(missing)} of the model's "
                 f"{len(wanted)} classes: {shorten(missing)}; they are of {stored}; {remedy}"
             )
+
         values = list(self.classes.values())
         return [values[place] for place in places if place is not None]
 
@@ -140,10 +143,12 @@ class ScoreThresholds:
         if len(set(names)) < len(names):
             names = tuple(numbered_names(weights))
 
+        # Classes that were not measured keep the overall one.
         by_name = dict.fromkeys(names, self.overall)
         for place, value in zip(places, self.classes.values(), strict=True):
             if place is not None:
                 by_name[names[place]] = value
+
         others = [name for i, name in enumerate(names) if i not in places]
         return ScoreThresholds(by_name, self.overall, self.iou_threshold, self.source), others
 
@@ -195,8 +200,11 @@ def check_score(value: float | str, *, of: str = "") -> float:
 
 def is_score(value: object) -> bool:
     """Return whether a value is a number from 0 to 1."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and 0 <= value <= 1  # type: ignore[operator, arg-type]
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+
+    # NaN is in no range.
+    return 0 <= value <= 1
 
 
 def thresholds_in(content: Mapping[str, object], path: object) -> ScoreThresholds | None:
@@ -220,4 +228,6 @@ def thresholds_to_metadata(thresholds: ScoreThresholds | None) -> dict[str, str]
 
 def thresholds_to_entries(thresholds: ScoreThresholds | None) -> dict[str, object]:
     """Return the entries of a checkpoint that hold thresholds; none if there are none."""
-    return {} if thresholds is None else {THRESHOLDS_KEY: thresholds.to_content()}
+    if thresholds is None:
+        return {}
+    return {THRESHOLDS_KEY: thresholds.to_content()}

@@ -52,21 +52,20 @@ class Measures:
     @property
     def precision(self) -> float | None:
         """Return the part of the detections that are correct; None without detections."""
-        return self.num_correct / self.num_detections if self.num_detections else None
+        return ratio(self.num_correct, self.num_detections)
 
     @property
     def recall(self) -> float | None:
         """Return the part of the boxes that are found; None without boxes."""
-        return self.num_correct / self.num_boxes if self.num_boxes else None
+        return ratio(self.num_correct, self.num_boxes)
 
     @property
     def f1(self) -> float | None:
-        """Return the harmonic mean of precision and recall, 0 without detections; None without
-        boxes.
-        """
-        # 2 TP / (2 TP + FP + FN)
+        """Return the harmonic mean of precision and recall; None without boxes."""
         if not self.num_boxes:
             return None
+
+        # The denominator is 2 TP + FP + FN.
         return 2 * self.num_correct / (self.num_detections + self.num_boxes)
 
 
@@ -101,13 +100,16 @@ class ScoreCurve:
         if not self.is_correct.any():
             return None
 
+        # Of the detections up to each one.
         num_detections = np.arange(1, len(self.scores) + 1)
         f1 = 2 * np.cumsum(self.is_correct) / (num_detections + self.num_boxes)
 
         # A threshold keeps all detections of the same score, or none.
         is_last = np.append(self.scores[1:] < self.scores[:-1], True)
         best = int(np.argmax(np.where(is_last, f1, -1.0)))
-        lower = self.scores[best + 1] if best + 1 < len(self.scores) else 0.0
+
+        # Below the last detection, any score would do.
+        lower = np.append(self.scores, np.float32(0))[best + 1]
         return threshold_between(float(lower), float(self.scores[best]))
 
 
@@ -124,6 +126,10 @@ class BestThresholds:
     overall: float
     classes: dict[str, float]
     reasons: dict[str, str]
+
+
+def ratio(part: int, total: int) -> float | None:
+    return part / total if total else None
 
 
 def threshold_between(lower: float, upper: float) -> float:
@@ -161,21 +167,30 @@ def score_curves(results: Results, *, iou_threshold: float = 0.5) -> list[ScoreC
     num_images = len(evaluation.params.imgIds)
     curves = []
     for k, name in enumerate(category_names(results.coco)):
-        images = evaluation.evalImgs[k * num_images : (k + 1) * num_images]
-        found = [image for image in images if image is not None]
-        scores = np.concatenate([[], *(image["dtScores"] for image in found)])
-        matches = np.concatenate([[], *(image["dtMatches"][0] for image in found)])
-        is_ignored = np.concatenate([[], *(image["dtIgnore"][0] for image in found)]).astype(bool)
+        scores = [np.empty(0)]
+        is_correct = [np.empty(0, dtype=bool)]
+        num_boxes = 0
 
-        num_boxes = sum(int((image["gtIgnore"] == 0).sum()) for image in found)
-        counted = ~is_ignored
-        curves.append(make_curve(name, scores[counted], matches[counted] > 0, num_boxes))
+        for image in evaluation.evalImgs[k * num_images : (k + 1) * num_images]:
+            if image is None:
+                continue
+
+            # Crowd regions and detections in them are ignored.
+            counts = ~image["dtIgnore"][0].astype(bool)
+            scores.append(np.array(image["dtScores"])[counts])
+            is_correct.append(image["dtMatches"][0][counts] > 0)
+            num_boxes += int((np.array(image["gtIgnore"]) == 0).sum())
+
+        curve = make_curve(name, np.concatenate(scores), np.concatenate(is_correct), num_boxes)
+        curves.append(curve)
     return curves
 
 
 def make_curve(name: str, scores: np.ndarray, is_correct: np.ndarray, num_boxes: int) -> ScoreCurve:
     """Return the curve of detections in any order."""
+    # As the model gives them.
     rounded = scores.astype(np.float32)
+
     order = np.argsort(-rounded, kind="stable")
     return ScoreCurve(name, rounded[order], is_correct[order].astype(bool), num_boxes)
 
@@ -198,9 +213,14 @@ def best_thresholds(curves: Sequence[ScoreCurve]) -> BestThresholds | None:
     reasons = {}
     for curve in curves:
         own = curve.best_threshold()
-        classes[curve.name] = overall if own is None else own
-        if own is None:
-            reasons[curve.name] = "no detection is correct" if curve.num_boxes else "no boxes"
+        if own is not None:
+            classes[curve.name] = own
+            continue
+
+        classes[curve.name] = overall
+        reasons[curve.name] = "no detection is correct"
+        if not curve.num_boxes:
+            reasons[curve.name] = "no boxes"
     return BestThresholds(overall, classes, reasons)
 
 

@@ -59,16 +59,19 @@ def draw_measure(
 ) -> None:
     """Draw a measure of each class with boxes, and of all classes together in black."""
     drawn = [curve for curve in curves if curve.num_boxes]
-    for curve in drawn:
+    for i, curve in enumerate(drawn):
         label = None
         if len(drawn) <= MAX_LABELED_CLASSES:
             label = label_of(curve, best.classes[curve.name])
-        (line,) = axes.plot(THRESHOLDS, values(curve, measure), linewidth=1.2, label=label)
+
+        color = f"C{i % 10}"  # matplotlib's colors, in order
+        axes.plot(THRESHOLDS, values(curve, measure), color, linewidth=1.2, label=label)
 
         # A threshold that is not its own would lie at no peak of the curve.
         if curve.name not in best.reasons:
-            mark(axes, curve, best.classes[curve.name], measure, line.get_color())
+            mark(axes, curve, best.classes[curve.name], measure, color)
 
+    # The other curves stay visible below the thick one.
     overall = overall_curve(curves)
     label = label_of(overall, best.overall)
     axes.plot(THRESHOLDS, values(overall, measure), "k", linewidth=2.5, label=label)
@@ -80,8 +83,11 @@ def draw_measure(
 
 def values(curve: ScoreCurve, measure: str) -> list[float]:
     """Return a measure at each of the drawn thresholds; NaN where it is not known."""
-    found = [getattr(curve.at(threshold), measure) for threshold in THRESHOLDS]
-    return [np.nan if value is None else value for value in found]
+    found = []
+    for threshold in THRESHOLDS:
+        value = getattr(curve.at(threshold), measure)
+        found.append(np.nan if value is None else value)
+    return found
 
 
 def mark(axes: Axes, curve: ScoreCurve, threshold: float, measure: str, color: str) -> None:

@@ -29,6 +29,7 @@ def read_model_classes(path: Path) -> ClassList | None:
         CheckpointError, ExportError: the file is none, or cannot be read.
     """
     suffix = path.suffix.lower()
+    # The metadata of an exported model always name its classes.
     if suffix in EXPORTED:
         table = read_info(path).classes
         return ClassList(table.names, table.category_ids)
@@ -53,12 +54,14 @@ def write_thresholds(path: Path, thresholds: ScoreThresholds) -> None:
         store_thresholds(path, thresholds)
         return
 
+    # The graph is not looked at: its bytes stay the same.
     info = dataclasses.replace(read_info(path), thresholds=thresholds)
     if path.suffix.lower() == ".onnx":
         model = load_onnx(path)
         for entry in model.metadata_props:
             if entry.key == METADATA_KEY:
                 entry.value = info.to_json()
+
         with written_whole(path) as temporary:
             temporary.write_bytes(model.SerializeToString())
         return
@@ -129,6 +132,7 @@ def copy_archive(path: Path, copy: Path, text: str) -> None:
         for member in archive.infolist():
             content = archive.read(member)
 
+            # Kernels of a package have files of metadata, too, without ours.
             if member.filename in changed and find_metadata(member.filename, content) is not None:
                 if member.filename.endswith(".json"):
                     content = json.dumps({**json.loads(content), METADATA_KEY: text}).encode()

@@ -12,7 +12,13 @@ from detectron2.solver import LRMultiplier
 from fvcore.common.param_scheduler import ConstantParamScheduler
 from torch import nn
 
-from salience_detr.checkpoint import CheckpointError, read_checkpoint
+from salience_detr.checkpoint import (
+    CheckpointError,
+    ScoreThresholds,
+    read_checkpoint,
+    read_thresholds,
+)
+from salience_detr.checkpoint.files import store_thresholds
 from salience_detr.data.classes import ClassList
 from salience_detr.engine import checkpointing
 from salience_detr.engine.checkpointing import DataOrder, TrainingCheckpointer, cut_metrics
@@ -46,6 +52,20 @@ def test_resuming_restores_the_last_one(make):
 
     assert target.resume() == 4
     assert torch.equal(source.model.weight, target.model.weight)
+
+
+def test_thresholds_stay_with_their_weights_alone(make, tmp_path):
+    make().save("model_final", iteration=4)
+    best = ScoreThresholds({"pit": 0.3}, overall=0.3, iou_threshold=0.5, source="val.json")
+    store_thresholds(tmp_path / "model_final.pth", best)
+
+    resumed = make()
+    assert resumed.resume() == 4
+
+    resumed.save("model_final", iteration=4)
+    resumed.save_periodic(5)
+    assert read_thresholds(tmp_path / "model_final.pth") == best
+    assert read_thresholds(tmp_path / "model_0000005.pth") is None
 
 
 def test_resuming_further_back_keeps_what_is_saved_from_then_on(make, tmp_path):
