@@ -7,6 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from salience_detr.detections import Detections
 from salience_detr.inference.detection_run import DetectionRun
 from salience_detr.inference.inputs import is_video
 from salience_detr.inference.outputs import OutputFolder
@@ -14,6 +15,13 @@ from salience_detr.inference.result_files import ResultFiles
 from salience_detr.predictor import Detector
 from salience_detr.utils.drawing_options import DrawingOptions
 from salience_detr.utils.signals import StopSignals
+
+
+class NamedResults(ResultFiles):
+    """Result files that have the name of the file, not where the server keeps it."""
+
+    def add(self, detections: Detections, file_name: str, frame: int | None = None) -> None:
+        super().add(detections, Path(file_name).name, frame)
 
 
 def detect_on_video(
@@ -31,7 +39,7 @@ def detect_on_video(
     root = Path(tempfile.mkdtemp(dir=source.parent))
     classes = detector.classes
     folder = OutputFolder(root, classes, salience=False, crops=False)
-    results = ResultFiles(classes, root / f"{source.stem}.json", root / f"{source.stem}.csv")
+    results = NamedResults(classes, root / f"{source.stem}.json", root / f"{source.stem}.csv")
     run = DetectionRun(
         detector,
         folder,

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -114,6 +115,9 @@ def test_a_video_gives_its_drawings_and_results(page, tmp_path):
     assert "6 detections</b> on 3 frames of film.mp4" in summary
     assert [file.rpartition(".")[2] for file in files] == ["csv", "json", "mp4"]
     assert video == files[2] and len(list(VideoReader(video))) == 3
+    content = json.loads(Path(files[1]).read_text())
+    names = {x["file_name"] for x in content["images"]}
+    assert names == {"film.mp4"}  # without the folder of the server
 
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     for name, message in (("bad.mp4", "cannot open the video bad.mp4"), ("a.txt", "is no video")):
