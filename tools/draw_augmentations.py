@@ -21,6 +21,7 @@ from salience_detr.data.datasets import class_names_of
 from salience_detr.engine.augmentation_choice import choose_augmentation
 from salience_detr.engine.own_data import use_own_data
 from salience_detr.utils.drawing import class_colors, draw_boxes
+from salience_detr.utils.drawing_options import DrawingOptions
 from salience_detr.utils.files import write_image
 
 NAMES = [
@@ -54,7 +55,8 @@ def draw_preset(config: DictConfig, name: str, side: int) -> np.ndarray:
     colors = class_colors(len(names))
     labels = [""] * len(sample.classes)
     box_colors = [colors[i] for i in sample.classes]
-    drawing = draw_boxes(sample.image, list(sample.boxes), labels, box_colors)
+    options = DrawingOptions(has_labels=False)
+    drawing = draw_boxes(sample.image, list(sample.boxes), labels, box_colors, options)
 
     # On white, with its proportions.
     factor = side / max(drawing.shape[:2])
