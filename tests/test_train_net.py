@@ -26,6 +26,7 @@ from salience_detr.config import load_config
 from salience_detr.data import read_image, register_surface_defects
 from salience_detr.data.classes import ClassList
 from salience_detr.data.surface import SURFACE_DEFECT_CLASSES, generate_surface_defects
+from salience_detr.engine.previews import TITLE_HEIGHT
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "demo" / "surface_defects_tiny.safetensors"
@@ -641,7 +642,8 @@ def test_each_evaluation_shows_the_same_images(surface_data, micro_config, tmp_p
     assert names == [f"00000{i}_000000{n}.jpg" for i in (1, 4) for n in (3, 6)]
 
     height, width, _ = read_image(str(tmp_path / "previews" / names[0])).shape
-    assert (height, width) == (64, 3 * 64)
+    # Enlarged to 400 pixels, below a line of text.
+    assert (height, width) == (400 + TITLE_HEIGHT, 3 * 400)
 
 
 def test_annotations_without_area_and_crowd_are_evaluated(

@@ -16,6 +16,7 @@ from tabulate import tabulate
 from salience_detr.cli.arguments import run_program
 from salience_detr.cli.flags.analyze_errors import parse_args
 from salience_detr.cli.threshold_storage import thresholds_by_file
+from salience_detr.evaluation.ap_table import read_evaluated
 from salience_detr.evaluation.comparison import (
     QUALITY,
     draw_worst_images,
@@ -291,13 +292,14 @@ def write_worst_images(
 def title_of(content: dict[str, Any]) -> str:
     """Return the title of the drawing of error types."""
     settings = content["settings"]
-    name = Path(settings["annotations"]).name
+    evaluated = read_evaluated(Path(settings["results"]).parent)
+    name = str(evaluated or Path(settings["annotations"]).name)
     return f"{name}: scores from {settings['score_threshold']:g}, IoU {settings['iou_threshold']:g}"
 
 
-def plot_curves(path: Path, curves: Sequence[ScoreCurve], iou_threshold: float) -> bool:
+def plot_curves(path: Path, curves: Sequence[ScoreCurve], iou_threshold: float, title: str) -> bool:
     """Draw the curves; without any correct detection, delete an older drawing, return False."""
-    if plot_score_curves(curves, path, iou_threshold=iou_threshold):
+    if plot_score_curves(curves, path, iou_threshold=iou_threshold, title=title):
         return True
     path.unlink(missing_ok=True)
     return False
@@ -325,12 +327,13 @@ def run(args: argparse.Namespace) -> None:
     write_text(output / "report.md", text)
     write_text(output / "report.json", json.dumps(content, indent=1, ensure_ascii=False))
     confusion = content["confusion"]
-    plot_confusion(np.array(confusion["matrix"]), confusion["classes"], output / "confusion.png")
-
-    plot_error_types(content["error_types"], output / "error_types.png", title=title_of(content))
+    matrix = np.array(confusion["matrix"])
+    title = title_of(content)
+    plot_confusion(matrix, confusion["classes"], output / "confusion.png", title=title)
+    plot_error_types(content["error_types"], output / "error_types.png", title=title)
 
     written = ["report.md", "report.json", "confusion.png", "error_types.png"]
-    if plot_curves(output / "score_curves.png", curves, args.iou_threshold):
+    if plot_curves(output / "score_curves.png", curves, args.iou_threshold, title):
         written.append("score_curves.png")
     if write_worst_images(output / "worst.jpg", ranking, results.coco, image_root, args.worst):
         written.append("worst.jpg")

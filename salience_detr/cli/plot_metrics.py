@@ -16,6 +16,8 @@ from salience_detr.cli.arguments import run_program
 from salience_detr.cli.flags.plot_metrics import parse_args
 from salience_detr.config import ConfigError, load_config
 from salience_detr.data.datasets import as_list
+from salience_detr.engine.checkpointing import EVALUATION
+from salience_detr.evaluation.ap_table import read_evaluated
 from salience_detr.evaluation.confusion import confusion_matrix, plot_confusion
 from salience_detr.evaluation.results import (
     ResultsError,
@@ -29,7 +31,9 @@ from salience_detr.utils.files import parse_json
 
 Lines: TypeAlias = list[dict[str, float]]  # of metrics.json
 
-SMOOTHING = 25  # log lines, of which the median is drawn
+# The median is drawn of this part of the log lines, but of no more of them than that.
+SMOOTHING_PART = 0.05
+LONGEST_SMOOTHING = 101
 AP_STYLES = {"bbox/AP50": "--", "bbox/AP": "-", "ema/bbox/AP50": "--", "ema/bbox/AP": "-"}
 # A legend of more classes would be longer than the figure.
 MAX_LABELED_CLASSES = 20
@@ -56,21 +60,33 @@ def read_metrics(run: Path) -> Lines:
 
 
 def series(lines: Lines, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return (N,) iterations and (N,) values of a metric."""
-    points = [(line["iteration"] + 1, line[name]) for line in lines if name in line]
+    """Return (N,) iterations and (N,) values of a metric; evaluations by themselves are none."""
+    points = []
+    for line in lines:
+        if name in line and EVALUATION not in line:
+            points.append((line["iteration"] + 1, line[name]))
     iterations, values = np.array(points, dtype=float).reshape(-1, 2).T
     return iterations, values
 
 
-def save(figure: Figure, path: Path, xlabel: str, ylabel: str) -> None:
-    """Add a grid, labels and a legend to a figure, and save it."""
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Return the running median of (N,) values, over more of them the more there are."""
+    window = round(SMOOTHING_PART * len(values))
+    window = min(max(window, 1), LONGEST_SMOOTHING)
+    return median_filter(values, window | 1, mode="nearest")
+
+
+def save(figure: Figure, path: Path, xlabel: str, ylabel: str, title: str = "") -> None:
+    """Add a grid, labels, a title and a legend to a figure, and save it."""
     axes = figure.axes[0]
+    axes.set_title(title, fontsize=9, parse_math=False)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
 
     # A legend of many curves would hide them, so it stands beside the axes.
-    if len(axes.lines) > 4:
+    _, labels = axes.get_legend_handles_labels()
+    if len(labels) > 4:
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     else:
         axes.legend(fontsize=8)
@@ -96,11 +112,16 @@ def plot_losses(runs: dict[str, Lines], path: Path) -> None:
         for name in names:
             iterations, values = series(lines, name)
             label = label_of(run, name.removeprefix("loss_groups/"), runs)
-            axes.plot(iterations, median_filter(values, SMOOTHING), label=label)
-    save(figure, path, "iteration", "loss")
+            (line,) = axes.plot(iterations, smooth(values), label=label)
+
+            # The points themselves, faint behind the curve.
+            style = {"marker": ".", "markersize": 3, "linestyle": "none", "alpha": 0.2, "zorder": 1}
+            axes.plot(iterations, values, color=line.get_color(), **style)
+    title = f"training losses of {', '.join(runs)}; dots are the logged values"
+    save(figure, path, "iteration", "loss", title)
 
 
-def plot_ap(runs: dict[str, Lines], path: Path) -> bool:
+def plot_ap(runs: dict[str, Lines], path: Path, title: str = "") -> bool:
     """Draw AP and AP50 of each evaluation, of the EMA weights too.
 
     Returns:
@@ -118,16 +139,17 @@ def plot_ap(runs: dict[str, Lines], path: Path) -> bool:
 
     if not axes.lines:
         return False
-    save(figure, path, "iteration", "average precision, %")
+    save(figure, path, "iteration", "average precision, %", title)
     return True
 
 
-def plot_precision_recall(precisions: dict[str, np.ndarray], path: Path) -> bool:
+def plot_precision_recall(precisions: dict[str, np.ndarray], path: Path, title: str = "") -> bool:
     """Draw precision against recall of each class at IoU 0.5, classes of high AP first.
 
     Args:
         precisions: (10 IoU thresholds, 101 recalls) of each class; NaN without boxes.
         path: of the image.
+        title: which weights and data they are of.
 
     Returns:
         False if no class has boxes: then nothing is drawn.
@@ -149,7 +171,7 @@ def plot_precision_recall(precisions: dict[str, np.ndarray], path: Path) -> bool
 
     mean = np.mean(list(with_boxes.values()), axis=0)
     axes.plot(recalls, mean, "k", linewidth=2.5, label=f"mean {100 * mean.mean():.1f}")
-    save(figure, path, "recall", "precision at IoU 0.5")
+    save(figure, path, "recall", "precision at IoU 0.5", title)
     return True
 
 
@@ -163,12 +185,14 @@ def run_names(runs: list[Path]) -> list[str]:
 
 
 def find_results(run: Path) -> Path | None:
-    """Find the detections of a run's last evaluation, of the EMA weights if it has any."""
-    for folder in ("inference_ema", "inference"):
+    """Find the detections of a run's last evaluation."""
+    # Of weights and EMA weights that are evaluated together, the EMA weights are the last.
+    found = []
+    for folder in ("inference", "inference_ema"):
         path = run / folder / "coco_instances_results.json"
         if path.is_file():
-            return path
-    return None
+            found.append(path)
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def find_annotations(run: Path, *, trust: bool) -> Path:
@@ -191,6 +215,15 @@ def find_annotations(run: Path, *, trust: bool) -> Path:
     return Path(path)
 
 
+def ap_title(runs: list[Path], *, trust: bool) -> str:
+    """Return the title of the APs of runs: the validation set of the first."""
+    try:
+        dataset = find_annotations(runs[0], trust=trust).name
+    except ResultsError:
+        dataset = "the validation set"
+    return f"evaluations of {', '.join(run_names(runs))} on {dataset}"
+
+
 def plot_detections(args: argparse.Namespace, output: Path) -> list[Path]:
     """Draw precision-recall and confusion matrix of a run's detections.
 
@@ -207,19 +240,21 @@ def plot_detections(args: argparse.Namespace, output: Path) -> list[Path]:
     if not results.detections:
         return []
 
+    # Detections of earlier versions have no record.
+    title = str(read_evaluated(results_file.parent) or f"{results_file}, on {annotations.name}")
     written = []
     path = output / "precision_recall.png"
-    if plot_precision_recall(class_precisions(evaluate(results)), path):
+    if plot_precision_recall(class_precisions(evaluate(results)), path, title):
         written.append(path)
 
     curves = score_curves(results, iou_threshold=args.iou_threshold)
     path = output / "score_curves.png"
-    if plot_score_curves(curves, path, iou_threshold=args.iou_threshold):
+    if plot_score_curves(curves, path, iou_threshold=args.iou_threshold, title=title):
         written.append(path)
 
     thresholds = {"score_threshold": args.score_threshold, "iou_threshold": args.iou_threshold}
     matrix, names = confusion_matrix(results, **thresholds)
-    plot_confusion(matrix, names, output / "confusion.png")
+    plot_confusion(matrix, names, output / "confusion.png", title=title)
     return [*written, output / "confusion.png"]
 
 
@@ -231,7 +266,7 @@ def run(args: argparse.Namespace) -> None:
     plot_losses(runs, output / "losses.png")
     written = [output / "losses.png"]
 
-    if plot_ap(runs, output / "ap.png"):
+    if plot_ap(runs, output / "ap.png", ap_title(args.runs, trust=args.trust_config)):
         written.append(output / "ap.png")
     if len(runs) == 1:
         written += plot_detections(args, output)

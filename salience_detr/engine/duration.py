@@ -46,6 +46,7 @@ class RunClock:
         self.step_seconds: list[float] = []
         self.evaluation_seconds: list[float] = []
         self.last_evaluated = -1
+        self.evaluation_end = 0.0
         self.step_start = self.start
 
     def start_step(self) -> None:
@@ -63,6 +64,7 @@ class RunClock:
         yield
         self.evaluation_seconds.append(time.monotonic() - start)
         self.last_evaluated = finished
+        self.evaluation_end = time.monotonic()
 
     @property
     def seconds(self) -> float:

@@ -231,13 +231,13 @@ class PreviewHook(HookBase):
     They are written to the folder ``previews`` as NAME_ITERATION.jpg, and to the event storage.
 
     Args:
-        draw: returns (H, W, 3) uint8 RGB images by name.
+        draw: of the number of finished steps; returns (H, W, 3) uint8 RGB images by name.
         period: iterations between evaluations.
         output_dir: folder of the run.
     """
 
     def __init__(
-        self, draw: Callable[[], dict[str, np.ndarray]], period: int, output_dir: str | Path
+        self, draw: Callable[[int], dict[str, np.ndarray]], period: int, output_dir: str | Path
     ) -> None:
         self.draw = draw
         self.period = period
@@ -249,7 +249,7 @@ class PreviewHook(HookBase):
             return
 
         # TensorBoard takes (C, H, W).
-        for name, image in self.draw().items():
+        for name, image in self.draw(finished).items():
             write_image(self.folder / f"{name}_{finished:07d}.jpg", image, quality=90)
             self.trainer.storage.put_image(f"previews/{name}", image.transpose(2, 0, 1))
 

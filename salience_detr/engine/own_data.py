@@ -23,7 +23,7 @@ from salience_detr.data.preparation.data_dir import open_data_dir
 from salience_detr.data.preparation.layouts import Split
 from salience_detr.data.split_classes import check_splits
 from salience_detr.engine.batch_size import use_batch_size
-from salience_detr.engine.run_length import fit_schedule, set_epochs
+from salience_detr.engine.run_length import count_images, fit_schedule, set_epochs
 from salience_detr.engine.validation_split import split_for_validation
 
 
@@ -93,7 +93,8 @@ def use_own_data(
     if "train" in needed:
         use_batch_size(config, args)
         num_images = len(read_coco(splits["train"].json_file, keep=True)["images"])
-        fit_schedule(config, num_images, args.epochs, overridden)
+        num_test_images = count_images(config.dataloader.test.dataset) or 0
+        fit_schedule(config, num_images, args.epochs, overridden, num_test_images=num_test_images)
 
 
 def chosen_splits(args: argparse.Namespace) -> dict[str, Split]:

@@ -51,7 +51,8 @@ class ProgressHook(HookBase):
 
         finished = self.trainer.iter + 1
         is_last = finished == self.trainer.max_iter
-        is_silent = time.monotonic() - self.last_line >= LONGEST_SILENCE
+        last_line = max(self.last_line, self.clock.evaluation_end)
+        is_silent = time.monotonic() - last_line >= LONGEST_SILENCE
         if is_last or is_silent or finished % self.period == 0:
             self.writer.write()
             self.last_line = time.monotonic()

@@ -17,6 +17,10 @@ from salience_detr.data.datasets import as_list
 LONGEST_WARMUP = 0.1
 # More evaluations than these cost time, and show no more.
 MOST_EVALUATIONS = 20
+# Images to train on for each image that is evaluated: evaluations take about a quarter of the time.
+TRAINED_PER_EVALUATED = 2
+# Part of a period that may be missing in the last one: the iterations of the run are rounded.
+ROUNDED_PART = 0.05
 
 
 def set_epochs(
@@ -36,7 +40,7 @@ def set_epochs(
     if epochs is None and config.dataloader.train.total_batch_size == batch_size:
         return
 
-    num_images = count_images(config)
+    num_images = count_images(config.dataloader.train.dataset)
     if num_images is None:
         epochs_before = config.train.get("epochs")
         if not epochs_before:
@@ -48,28 +52,41 @@ def set_epochs(
 
         # The proportion of the config.
         num_images = max(1, round(config.train.max_iter * batch_size / epochs_before))
-    fit_schedule(config, num_images, epochs, overridden)
+    num_test_images = count_images(config.dataloader.test.dataset) or 0
+    fit_schedule(config, num_images, epochs, overridden, num_test_images=num_test_images)
 
 
-def count_images(config: DictConfig) -> int | None:
-    """Return the number of images of the training sets; None if their files are not at hand."""
-    dataset = config.dataloader.train.dataset
+def count_images(dataset: DictConfig) -> int | None:
+    """Return the number of images of data sets; None if their files are not at hand."""
     num_images = 0
     for name in as_list(dataset.names):
         path = dataset.get("json_file") or MetadataCatalog.get(name).get("json_file")
         if not path or not Path(path).is_file():
             return None
-        num_images += len(read_coco(Path(path), keep=True)["images"])
+        content = read_coco(Path(path), keep=True, lists=("images", "categories"))
+        num_images += len(content["images"])
     return num_images
 
 
 def fit_schedule(
-    config: DictConfig, num_images: int, epochs: float | None, overridden: Collection[str]
+    config: DictConfig,
+    num_images: int,
+    epochs: float | None,
+    overridden: Collection[str],
+    *,
+    num_test_images: int = 0,
 ) -> None:
     """Give a run over ``num_images`` images the epochs of the config, or others.
 
     Periods and warm-up follow, unless they were overridden. Steps of the learning rate are parts of
     the run, and follow by themselves.
+
+    Args:
+        config: to change, in place.
+        num_images: of the training set.
+        epochs: None keeps those of the config.
+        overridden: keys that the user set on the command line, which stay.
+        num_test_images: images of an evaluation; 0 where they are unknown.
 
     Raises:
         DatasetError: there are no images.
@@ -92,11 +109,16 @@ def fit_schedule(
     # Evaluations and checkpoints keep their share of the run, within what is useful.
     scale = train.max_iter / max_iter_before
     shortest = max(epoch, train.max_iter / MOST_EVALUATIONS)
-    if "train.eval_period" not in overridden:
-        train.eval_period = scale_period(train.eval_period, scale, shortest)
-    if "train.checkpointer.period" not in overridden:
-        period = train.checkpointer.period
-        train.checkpointer.period = scale_period(period, scale, shortest)
+    if "train.checkpointer.period" not in overridden and train.checkpointer.period > 0:
+        period = max(train.checkpointer.period * scale, shortest)
+        train.checkpointer.period = divide_run(train.max_iter, period)
+
+    # A large validation set is evaluated less often.
+    batch_size = config.dataloader.train.total_batch_size
+    shortest = max(shortest, TRAINED_PER_EVALUATED * num_test_images / batch_size)
+    if "train.eval_period" not in overridden and train.eval_period > 0:
+        period = max(train.eval_period * scale, shortest)
+        train.eval_period = divide_run(train.max_iter, period)
 
     # The warm-up keeps its number of iterations, as a part of the run.
     schedule = config.lr_multiplier
@@ -105,11 +127,10 @@ def fit_schedule(
         schedule.warmup_length = min(warmup_iterations / train.max_iter, LONGEST_WARMUP)
 
 
-def scale_period(period: int, scale: float, shortest: float) -> int:
-    """Return a period for a run of another length; 0, which is never, stays.
+def divide_run(max_iter: int, period: float) -> int:
+    """Return the period, about the given one or longer, that divides a run into equal parts.
 
-    It is rounded up: otherwise the last evaluation would follow closely upon the one before.
+    Otherwise the last evaluation, at the end, could follow closely upon the one before.
     """
-    if period <= 0:
-        return period
-    return math.ceil(max(period * scale, shortest, 1) - 1e-6)
+    num_parts = math.floor(max_iter / period + ROUNDED_PART)
+    return math.ceil(max_iter / max(1, num_parts))

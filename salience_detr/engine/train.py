@@ -339,15 +339,17 @@ def build_hooks(
     class_names = checkpointer.class_names
     evaluate = partial(evaluate_with_ema, config, model, ema_model, class_names)
     drawn_model = model
+    weights = "weights"
     if ema_model is not None and choice != "raw":
         drawn_model = ema_model
+        weights = "EMA weights"
     best = BestCheckpoint(checkpointer, best_metric)
     run_hooks.append(
         EvaluationHook(settings.eval_period, evaluate, best=best, writers=writers, clock=clock)
     )
 
     if comm.is_main_process() and settings.previews > 0:
-        draw = partial(preview_images, config, drawn_model, class_names)
+        draw = partial(preview_images, config, drawn_model, class_names, weights)
         run_hooks.append(PreviewHook(draw, settings.eval_period, output_dir))
 
     # The others write after it, so that TensorBoard has the results in the same write.

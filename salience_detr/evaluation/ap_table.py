@@ -35,7 +35,12 @@ class Evaluated:
         weights = self.weights
         if self.iteration is not None:
             weights = f"{weights} after {self.iteration} iterations"
-        return f"{weights}, on {self.dataset}"
+
+        # Own data have the path of their file for a name.
+        dataset = self.dataset
+        if dataset.endswith(".json"):
+            dataset = Path(dataset).name
+        return f"{weights}, on {dataset}"
 
     def save(self, folder: Path) -> None:
         """Write the record into the folder of the detections."""

@@ -82,13 +82,14 @@ def confusion_matrix(
     return matrix, category_names(results.coco)
 
 
-def plot_confusion(matrix: np.ndarray, names: list[str], path: Path) -> None:
+def plot_confusion(matrix: np.ndarray, names: list[str], path: Path, *, title: str = "") -> None:
     """Draw a confusion matrix as a PNG file: counts, colored by their part of each true class.
 
     Args:
         matrix: (K + 1, K + 1) from :func:`confusion_matrix`.
         names: the K class names.
         path: the file to write.
+        title: which weights and data it is of.
 
     Raises:
         OSError: the file cannot be written.
@@ -110,6 +111,7 @@ def plot_confusion(matrix: np.ndarray, names: list[str], path: Path) -> None:
     axes.set_yticks(ticks, [*names, "(background)"], parse_math=False, fontsize=text_size)
     axes.set_xlabel("detected")
     axes.set_ylabel("true")
+    axes.set_title(title, fontsize=9, parse_math=False)
 
     if shows_counts:
         for row, column in np.argwhere(matrix):

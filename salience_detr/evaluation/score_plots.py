@@ -24,13 +24,16 @@ THRESHOLDS = np.linspace(0, 1, 201)
 MAX_LABELED_CLASSES = 20
 
 
-def plot_score_curves(curves: Sequence[ScoreCurve], path: Path, *, iou_threshold: float) -> bool:
+def plot_score_curves(
+    curves: Sequence[ScoreCurve], path: Path, *, iou_threshold: float, title: str = ""
+) -> bool:
     """Draw F1, precision and recall over the score threshold as a PNG file, with the best ones.
 
     Args:
         curves: of the classes.
         path: the file to write.
         iou_threshold: the lowest IoU of a correct detection, for the title.
+        title: which weights and data they are of.
 
     Returns:
         False if no detection is correct: then nothing is drawn.
@@ -44,6 +47,8 @@ def plot_score_curves(curves: Sequence[ScoreCurve], path: Path, *, iou_threshold
     for panel, measure in zip(axes, MEASURES, strict=True):
         draw_measure(panel, curves, best, measure)
     axes[0].set_title(f"at IoU {iou_threshold:g}; dots are the best thresholds", fontsize=10)
+
+    axes[1].set_title(title, fontsize=10, parse_math=False)
 
     # The legend is beside the axes: many curves would lie behind it.
     labeled = axes[0].get_legend_handles_labels()

@@ -13,6 +13,7 @@ from salience_detr.cli.plot_metrics import (
     read_metrics,
     run_names,
     series,
+    smooth,
 )
 
 
@@ -44,6 +45,22 @@ def test_runs_can_be_compared_in_one_image(finished_run, tmp_path):
     assert main([str(finished_run), str(other), "--output", str(tmp_path / "both")]) == 0
     assert sorted(path.name for path in (tmp_path / "both").iterdir()) == ["ap.png", "losses.png"]
     assert series(read_metrics(other), "total_loss")[0].tolist() == [1, 2]
+
+
+def test_smoothing_adapts_to_the_number_of_points():
+    # One outlier: a few points are drawn as they are, of many the median of 5 %.
+    few = np.array([1.0, 9.0, 1.0])
+    assert smooth(few).tolist() == few.tolist()
+
+    many = np.ones(1000)
+    many[500] = 9.0
+    assert smooth(many).max() == 1.0
+
+
+def test_evaluations_by_themselves_are_no_points_of_the_training(tmp_path):
+    lines = [{"iteration": 0, "bbox/AP": 3.0}, {"iteration": None, "bbox/AP": 9.0, "eval_only": {}}]
+    iterations, values = series(lines, "bbox/AP")
+    assert (iterations.tolist(), values.tolist()) == ([1], [3.0])
 
 
 def test_what_is_missing_is_named(tmp_path, finished_run, capsys):

@@ -41,7 +41,7 @@ def test_the_ema_follows_fast_at_first_and_slowly_later():
 
 def test_images_are_kept_as_files_and_for_tensorboard(tmp_path):
     pixels = np.full((4, 6, 3), 200, np.uint8)
-    hook = PreviewHook(lambda: {"a": pixels}, 2, tmp_path)
+    hook = PreviewHook(lambda finished: {"a": pixels}, 2, tmp_path)
 
     with EventStorage() as storage:
         # One step before an evaluation, at one, after it, and at the end.

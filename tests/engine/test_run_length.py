@@ -51,6 +51,18 @@ def test_evaluations_are_about_twenty_at_most():
     assert config.train.max_iter == 20_000 and config.train.eval_period == 1000
 
 
+def test_a_large_validation_set_is_evaluated_less_often():
+    # 720 images, twice those of an evaluation, are 90 of 112 iterations: once, at the end.
+    config = configure("configs/neu_det_r18.py")
+    fit_schedule(config, 300, 3, (), num_test_images=360)
+    assert config.train.eval_period == 112 and config.train.checkpointer.period == 38
+
+    # A fifth of the images costs nothing.
+    config = configure("configs/neu_det_r18.py")
+    fit_schedule(config, 240, 3, (), num_test_images=60)
+    assert config.train.eval_period == 30
+
+
 def test_periods_that_the_user_sets_or_switches_off_stay():
     words = ["train.eval_period=7", "train.checkpointer.period=0"]
     config = configure(R50, *words, "--epochs", "1")
