@@ -9,7 +9,6 @@ import html
 import json
 import logging
 import os
-import socket
 import sys
 import tempfile
 import threading
@@ -28,7 +27,8 @@ from PIL import Image
 
 from salience_detr.cli.arguments import run_program
 from salience_detr.cli.flags.web import parse_args
-from salience_detr.cli.web_video import alert, detect_on_video
+from salience_detr.cli.web_server import ServerErrors, free_port
+from salience_detr.cli.web_video import KEEP_SECONDS, alert, detect_on_video
 from salience_detr.data.images import to_rgb
 from salience_detr.data.surface import SURFACE_DEFECT_CLASSES, generate_surface_defects
 from salience_detr.detections import Detections
@@ -52,7 +52,6 @@ MAX_PIXELS = 100_000_000
 # Range of the longer side of a shown image: labels are legible, and the page loads quickly.
 SHOWN_SIDES = (900, 1600)
 COLUMNS = ["class", "score", "x0", "y0", "x1", "y1"]
-KEEP_SECONDS = 3600  # until uploads, drawings and the state of a visitor are deleted
 MAX_VISITORS = 200  # maximum number of visitors whose state is kept, up to 8 MB each
 
 # A tall image must not push the table off the screen.
@@ -340,7 +339,7 @@ def build_blocks(page: Page, model: str, examples: Sequence[str] = ()) -> gradio
         shown.then(lambda: None, None, file)
 
         # The slider then causes its own event.
-        best.click(lambda: page.best_threshold, None, threshold, api_name=False)
+        best.click(lambda: page.best_threshold, None, threshold)
 
         # A moving slider causes many events; only the last one matters.
         gr.on(
@@ -348,28 +347,6 @@ def build_blocks(page: Page, model: str, examples: Sequence[str] = ()) -> gradio
             concurrency_limit=None, trigger_mode="always_last", show_progress="hidden",
         )  # fmt: skip
     return blocks
-
-
-class ServerErrors(logging.Filter):
-    """Filter that turns the traceback of a request that the server cannot answer into one line."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], Exception):
-            record.msg = f"a request failed: {one_line(record.exc_info[1])}"
-            record.args = None
-            record.exc_info = None
-        return True
-
-
-def free_port(host: str, port: int) -> int:
-    """Return the port, or a free one for 0; raise OSError if the address cannot be used."""
-    # gradio would report a busy port by a traceback.
-    try:
-        with socket.create_server((host, port)) as server:
-            return int(server.getsockname()[1])
-    except (OSError, OverflowError) as error:
-        message = f"cannot listen at {host}, port {port}: {error}; choose another --port or --host"
-        raise OSError(message) from error
 
 
 def serve(args: argparse.Namespace, folder: str) -> None:

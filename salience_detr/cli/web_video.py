@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -15,6 +16,9 @@ from salience_detr.inference.result_files import ResultFiles
 from salience_detr.predictor import Detector
 from salience_detr.utils.drawing_options import DrawingOptions
 from salience_detr.utils.signals import StopSignals
+
+KEEP_SECONDS = 3600  # until uploads, drawings and the state of a visitor are deleted
+PREFIX = "detections_"  # of the folders of drawings
 
 
 class NamedResults(ResultFiles):
@@ -36,7 +40,13 @@ def detect_on_video(
     if not is_video(source):
         return None, alert(f"{source.name} is no video; drop images on the other tab"), []
 
-    root = Path(tempfile.mkdtemp(dir=source.parent))
+    # The page copies what it shows; those of earlier visitors are no longer needed.
+    uploads = source.parent.parent
+    for earlier in uploads.glob(f"{PREFIX}*"):
+        if time.time() - earlier.stat().st_mtime > KEEP_SECONDS:
+            shutil.rmtree(earlier, ignore_errors=True)
+
+    root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=uploads))
     classes = detector.classes
     folder = OutputFolder(root, classes, salience=False, crops=False)
     results = NamedResults(classes, root / f"{source.stem}.json", root / f"{source.stem}.csv")
@@ -54,10 +64,12 @@ def detect_on_video(
     start = time.perf_counter()
     with results:
         summary = run.run([source])
+
     if summary.failures:
         message = "; ".join(summary.failures.values())
         return None, alert(message.replace(str(source), source.name)), []
 
+    # Odd sizes change the ending of the video.
     written = sorted(str(file) for file in root.iterdir())
     video = next(file for file in written if is_video(Path(file)))
     text = (

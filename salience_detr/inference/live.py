@@ -39,7 +39,9 @@ STEP = 0.25  # seconds after which a pause looks whether the run has ended
 def scheme_of(word: str) -> str:
     """Return the scheme of an address, such as "rtsp"; nothing for a path."""
     scheme, separator, _ = word.partition("://")
-    return scheme.lower() if separator else ""
+    if not separator:
+        return ""
+    return scheme.lower()
 
 
 def is_file_address(word: str) -> bool:
@@ -110,7 +112,9 @@ def find_live_source(words: Sequence[str], timeout: float) -> LiveSource | None:
             f"--input {hide_password(live[0])}: a camera or stream is watched alone; start a run "
             "for each, and one for the files"
         )
-    return LiveSource(int(live[0]) if is_camera(live[0]) else live[0], timeout)
+    if is_camera(live[0]):
+        return LiveSource(int(live[0]), timeout)
+    return LiveSource(live[0], timeout)
 
 
 def is_camera(word: str) -> bool:
@@ -235,6 +239,7 @@ def explain(address: str) -> str:
     if port is None or not parts.hostname:
         return "no data comes from the address"
 
+    # A server that can be reached may still have no such stream.
     try:
         if parts.scheme.lower() in ("http", "https"):
             status = ask_http(address, port)
@@ -253,6 +258,7 @@ def ask_http(address: str, port: int) -> str:
     if parts.scheme.lower() == "https":
         connection_type = http.client.HTTPSConnection
 
+    # The library of requests does not take them from the address.
     headers = {}
     if parts.username is not None:
         login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -260,9 +266,8 @@ def ask_http(address: str, port: int) -> str:
 
     connection = connection_type(str(parts.hostname), port, timeout=CONNECT_SECONDS)
     try:
-        path = parts.path or "/"
-        query = f"?{parts.query}" if parts.query else ""
-        connection.request("GET", path + query, headers=headers)
+        path = parts._replace(scheme="", netloc="", fragment="").geturl()
+        connection.request("GET", path or "/", headers=headers)
         response = connection.getresponse()
     finally:
         connection.close()

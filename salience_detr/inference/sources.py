@@ -66,6 +66,8 @@ def resolve_words(words: Sequence[str], output: Path) -> Words:
 def resolve(words: Sequence[str], output: Path) -> Words:
     """Do the work of :func:`resolve_words` in one process."""
     resolved = Words()
+
+    # Two addresses may end with the same name.
     used = UsedPaths()
     for word in words:
         if word == STDIN:
@@ -90,6 +92,7 @@ def read_list(content: bytes) -> list[str]:
     """
     paths = []
     for line in content.split(b"\n"):
+        # Lists of Windows end their lines with both.
         path = line.rstrip(b"\r")
         if path.strip():
             paths.append(os.fsdecode(path))
@@ -107,6 +110,8 @@ def download(address: str, folder: Path, used: UsedPaths) -> Path:
     """
     name = Path(unquote(urlsplit(address).path)).name
     path = used.unused_path(folder / name)
+
+    # A download that breaks off leaves no file.
     folder.mkdir(parents=True, exist_ok=True)
     with (
         urllib.request.urlopen(address, timeout=TIMEOUT) as answer,

@@ -72,6 +72,7 @@ class DrawingOptions:
                 f"{', '.join(names)}"
             )
 
+        # A single color is for all classes.
         if len(chosen) == 1:
             chosen *= len(names)
         colors[: len(chosen)] = chosen
@@ -107,6 +108,7 @@ def find_name(wanted: str, names: Sequence[str]) -> list[int]:
     Raises:
         ValueError: there is none; the message has a similar name, or all names.
     """
+    # Several classes may have one name.
     exact = [i for i, name in enumerate(names) if name == wanted]
     folded = [i for i, name in enumerate(names) if name.casefold() == wanted.casefold()]
     if exact or folded:
@@ -126,6 +128,8 @@ def parse_color(word: str) -> Color:
         ValueError: it is none of these.
     """
     text = word.strip()
+
+    # In a shell, an unquoted # would begin a comment.
     if re.fullmatch("[0-9a-fA-F]{6}", text):
         text = f"#{text}"
     if text.count(",") == 2 and "(" not in text:
@@ -200,6 +204,7 @@ def add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
     add("--font-scale", type=limited(float, 0.1, 100), default=1.0, metavar="X", help=scale_help)
     opacity_help = "opacity of the color within boxes, from 0 to 1 (default: 0)"
     add("--fill-opacity", type=limited(float, 0, 1), default=0.0, metavar="X", help=opacity_help)
+
     add("--colors", nargs="+", default=[], metavar="COLOR", help=COLORS_HELP)
     add("--no-labels", action="store_true", help="draw boxes without names and scores")
 

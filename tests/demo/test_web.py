@@ -107,11 +107,17 @@ def test_threshold_and_classes_filter_detections_of_one_pass(page, image):
 
 
 def test_a_video_gives_its_drawings_and_results(page, tmp_path):
-    with VideoWriter(tmp_path / "film.mp4", fps=5) as writer:
+    upload = tmp_path / "hash"  # gradio gives each upload a folder of its own
+    upload.mkdir()
+    with VideoWriter(upload / "film.mp4", fps=5) as writer:
         for _ in range(3):
             writer.write(np.zeros((50, 100, 3), np.uint8))
 
-    video, summary, files = page.watch(str(tmp_path / "film.mp4"), 0.5, 0)
+    old = tmp_path / "detections_old"
+    old.mkdir()
+    os.utime(old, (0, 0))
+    video, summary, files = page.watch(str(upload / "film.mp4"), 0.5, 0)
+    assert not old.exists() and Path(video).is_relative_to(tmp_path)
     assert "6 detections</b> on 3 frames of film.mp4" in summary
     assert [file.rpartition(".")[2] for file in files] == ["csv", "json", "mp4"]
     assert video == files[2] and len(list(VideoReader(video))) == 3
@@ -119,9 +125,9 @@ def test_a_video_gives_its_drawings_and_results(page, tmp_path):
     names = {x["file_name"] for x in content["images"]}
     assert names == {"film.mp4"}  # without the folder of the server
 
-    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    (upload / "bad.mp4").write_bytes(b"no video")
     for name, message in (("bad.mp4", "cannot open the video bad.mp4"), ("a.txt", "is no video")):
-        video, summary, files = page.watch(str(tmp_path / name), 0.5, 0)
+        video, summary, files = page.watch(str(upload / name), 0.5, 0)
         assert video is None and message in summary and files == []
 
 
@@ -317,11 +323,13 @@ def test_no_request_prints_a_traceback(served, capfd):
     assert "Traceback" not in printed and "error: " in printed
 
 
-def test_a_checkpoint_needs_a_config_and_an_export_takes_none(micro_config):
+def test_a_checkpoint_needs_a_config_and_an_export_takes_none(micro_config, tmp_path):
     assert isinstance(load_detector(CONFIG, WEIGHTS, device="cpu"), Predictor)
+    unnamed = tmp_path / "unnamed.pth"  # the shipped weights name their config
+    torch.save({"model": {}}, unnamed)
 
     for arguments, message in (
-        ({"config": None, "weights": WEIGHTS}, "--config-file"),
+        ({"config": None, "weights": unnamed}, "--config-file"),
         ({"config": micro_config, "weights": "model.onnx"}, "leave out the config"),
         (
             {"config": None, "weights": "model.pt2", "overrides": ["model.num_queries=3"]},
