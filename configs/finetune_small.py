@@ -1,0 +1,16 @@
+"""Few images of your own and no GPU: the small model, fine-tuned (docs/small_data.md)."""
+
+from .common.schedule import cosine_schedule
+from .neu_det_r18 import EPOCH, dataloader, model, optimizer, train
+
+# The shipped weights; only the rows of classes that they do not know start afresh.
+train.init_checkpoint = "surface_defects_tiny"
+
+# 50 epochs, whatever the number of images: the rate rises for 50 iterations, then falls smoothly.
+train.epochs = 50
+train.max_iter = train.epochs * EPOCH
+train.eval_period = train.checkpointer.period = 5 * EPOCH
+optimizer.lr = 4e-4
+lr_multiplier = cosine_schedule(max_iter=train.max_iter, warmup=50)
+
+train.output_dir = "./output/finetune_small"
