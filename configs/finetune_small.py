@@ -1,4 +1,4 @@
-"""Few images of your own and no GPU: the small model, fine-tuned (docs/small_data.md)."""
+"""Few images of your own and no GPU: the small model, fine-tuned."""
 
 from .common.schedule import cosine_schedule
 from .neu_det_r18 import EPOCH, dataloader, model, optimizer, train
@@ -10,7 +10,7 @@ train.init_checkpoint = "surface_defects_tiny"
 train.epochs = 50
 train.max_iter = train.epochs * EPOCH
 train.eval_period = train.checkpointer.period = 5 * EPOCH
-optimizer.lr = 4e-4
-lr_multiplier = cosine_schedule(max_iter=train.max_iter, warmup=50)
+optimizer.lr = 8e-4
+lr_multiplier = cosine_schedule(max_iter=train.max_iter, warmup=50, end=0.01)
 
 train.output_dir = "./output/finetune_small"

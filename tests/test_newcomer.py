@@ -12,7 +12,6 @@ import pytest
 from salience_detr.cli.main import main
 from salience_detr.data.surface.dataset import generate_surface_defects
 
-ROOT = Path(__file__).resolve().parents[1]
 # A run on 60 images must not bury its progress.
 MOST_LINES = 80
 
@@ -55,6 +54,8 @@ def call(*words: object) -> None:
     assert main([str(word) for word in words]) == 0
 
 
+# The export alone takes a minute.
+@pytest.mark.slow
 def test_the_way_from_60_photographs_to_an_exported_model(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     write_voc(Path("photographs"), 60)
