@@ -1,4 +1,4 @@
-"""The job of a new user, from VOC annotations to an exported model, by the console command alone."""
+"""The job of a new user, from VOC annotations to an exported model, by the console command."""
 
 from __future__ import annotations
 
