@@ -31,12 +31,14 @@ class ImageCache:
             self.images.move_to_end(file_name)
             return image
 
+        # Larger ones than the cache are read each time.
         image = np.ascontiguousarray(self.read(file_name))
         if image.nbytes <= self.max_bytes:
             image.flags.writeable = False
             self.images[file_name] = image
             self.num_bytes += image.nbytes
 
+        # The first one is the one that was used longest ago.
         while self.num_bytes > self.max_bytes:
             _, oldest = self.images.popitem(last=False)
             self.num_bytes -= oldest.nbytes

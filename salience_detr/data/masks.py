@@ -63,6 +63,7 @@ def decode_mask(segmentation: Any, height: int, width: int) -> ObjectMask | None
     if not segmentation:
         return None
 
+    # Polygons, runs as numbers, or compressed runs.
     try:
         if isinstance(segmentation, list):
             encoded = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))

@@ -111,6 +111,7 @@ class MixingMapper(DetectionMapper):
         if self.max_iter is None or not self.close_up:
             return
 
+        # In positions of the stream, which workers know; they read ahead of the iteration.
         last_iterations = round(self.close_up * self.max_iter)
         self.end_position = (self.max_iter - last_iterations) * total_batch_size
         names = " and ".join(type(mix).__name__ for mix in self.mixes)
@@ -131,6 +132,7 @@ class MixingMapper(DetectionMapper):
 
     def augment_record(self, record: Record) -> Record:
         """Read, mix and augment the image of a record."""
+        # In the close-up phase, the image alone.
         sample = self.make_sample(record)
         if self.end_position is None or self.position < self.end_position:
             for mix in self.mixes:
@@ -147,6 +149,8 @@ class MixingMapper(DetectionMapper):
             ImageReadError: it cannot be read, or has another size than its record.
         """
         assert self.draw_from is not None, "the loader says where to draw from"
+
+        # numpy's generator is seeded for this position.
         count = len(self.draw_from)
         if not self.pool_size:
             index = int(np.random.randint(count))
@@ -154,6 +158,7 @@ class MixingMapper(DetectionMapper):
             number = self.position // self.pool_period
             pool = self.pool_of(self.draw_from.seed, number, self.pool_size, count)
             index = int(np.random.choice(pool))
+
         return self.make_sample(self.draw_from.record_to_read(index))
 
     def make_sample(self, record: Record) -> Sample:
@@ -165,6 +170,7 @@ class MixingMapper(DetectionMapper):
         image = self.read(record)
         boxes, classes = self.ground_truth(record)
 
+        # Crowd regions are no ground truth, but nothing may be cut out of them.
         crowd_boxes = []
         segmentations = []
         for annotation in record.get("annotations", []):
@@ -173,6 +179,7 @@ class MixingMapper(DetectionMapper):
                 crowd_boxes.append(BoxMode.convert(annotation["bbox"], mode, BoxMode.XYXY_ABS))
             else:
                 segmentations.append(annotation.get("segmentation"))
+
         crowd = np.asarray(crowd_boxes, dtype=np.float64).reshape(-1, 4)
         return Sample(image, boxes, classes, crowd, segmentations)
 

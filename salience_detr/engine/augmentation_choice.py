@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 
+from detectron2.utils import comm
 from omegaconf import DictConfig
 
 from salience_detr.config import ConfigError
-from salience_detr.data.augmentation.presets import check_preset, find_image_size, use_preset
+from salience_detr.data.augmentation.presets import (
+    ImageSize,
+    check_preset,
+    find_image_size,
+    use_preset,
+)
 
-logger = logging.getLogger(__name__)
-
+# Presets of large scale jitter.
+SQUARES = ("lsj", "strong")
 # Part of the run, at its end, without mixes, for configs that do not state it.
 CLOSE_UP = 0.1
 
@@ -32,6 +37,8 @@ def choose_augmentation(
     """
     if name is None:
         return
+
+    # Mistakes come first: a preset may need a package.
     try:
         check_preset(name)
     except ValueError as error:
@@ -47,14 +54,24 @@ def choose_augmentation(
             "build the loader with salience_detr.data.DetectionMapper"
         )
 
+    # Configs of earlier runs lack it.
     if "close_up" not in config.train:
         config.train.close_up = CLOSE_UP
+
     size = find_image_size(config.dataloader)
     use_preset(config.dataloader, name)
-    logger.info(
-        "augmentation %s: shorter sides of %d to %d pixels, longer ones up to %d",
-        name,
-        min(size.sides),
-        max(size.sides),
-        size.max_side,
+    if comm.is_main_process():
+        print(f"--augmentation {name}: {describe(name, size)}", flush=True)
+
+
+def describe(name: str, size: ImageSize) -> str:
+    """Return the size of the images of a preset, in words."""
+    if name in SQUARES:
+        return f"squares of {size.crop} pixels"
+
+    sides = f"{min(size.sides)} to {max(size.sides)}"
+    if name == "hflip":
+        sides = str(max(size.sides))
+    return (
+        f"the shorter side is resized to {sides} pixels, the longer one to at most {size.max_side}"
     )

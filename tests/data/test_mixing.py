@@ -242,8 +242,13 @@ def test_sizes_of_recipes():
         assert (size.max_side, size.crop) == (max_side, crop)
 
 
-def test_what_is_wrong_with_the_flag_is_said():
+def test_the_size_of_a_preset_is_said_and_what_is_wrong_with_the_flag(capsys):
     config = load_config("configs/surface_defects_tiny.py")
+    choose_augmentation(config, "lsj")
+    choose_augmentation(config, "mosaic")
+    said = capsys.readouterr().out
+    assert "--augmentation lsj: squares of 384 pixels" in said
+    assert "mosaic: the shorter side is resized to 192 to 320 pixels, the longer one to at" in said
     with pytest.raises(ConfigError, match=r"no augmentation 'mosiac'; did you mean mosaic.*ssd"):
         choose_augmentation(config, "mosiac")
     with pytest.raises(ConfigError, match=r"--augmentation ssd replaces dataloader.*leave one"):

@@ -58,6 +58,7 @@ class Albumentations(T.Augmentation):
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> T.Transform:
         height, width = image.shape[:2]
+        # It refuses boxes that reach out of the image, and those without area.
         count = 0 if boxes is None else len(boxes)
         given = np.zeros((0, 4)) if boxes is None else boxes
         clipped, kept = clip_boxes(given, height, width, min_visible=self.min_visible)
@@ -73,6 +74,7 @@ class Albumentations(T.Augmentation):
 
         if boxes is None:
             return ResultTransform(result["image"], None)
+
         left = np.asarray(result["bboxes"], dtype=np.float64)
         indices = np.asarray(result["indices"])
         return ResultTransform(result["image"], restore_order(left, indices, count))
@@ -102,8 +104,9 @@ def build_transform(library: ModuleType, description: Mapping[str, Any] | object
         ValueError: see :class:`Albumentations`.
     """
     if not isinstance(description, Mapping):
-        return description
+        return description  # of whoever writes Python rather than YAML
 
+    # None of the name is a class of another kind.
     arguments = dict(description)
     name = str(arguments.pop("type", None))
     kind = getattr(library, name, None)
@@ -115,6 +118,7 @@ def build_transform(library: ModuleType, description: Mapping[str, Any] | object
             "a NAME of its documentation, such as Blur"
         )
 
+    # Those that choose among others, or apply several.
     if "transforms" in arguments:
         arguments["transforms"] = [build_transform(library, x) for x in arguments["transforms"]]
     for key, value in arguments.items():

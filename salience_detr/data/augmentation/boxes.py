@@ -70,6 +70,7 @@ def restore_order(boxes: np.ndarray, indices: np.ndarray, count: int) -> np.ndar
         indices: (K,) their places before.
         count: their number before.
     """
+    # Classes stay where they are, so that the number of boxes must stay.
     restored = np.zeros((count, 4))
     restored[indices.astype(np.int64)] = boxes.reshape(-1, 4)
     return restored

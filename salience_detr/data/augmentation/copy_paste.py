@@ -85,10 +85,12 @@ class CopyPaste:
         if np.random.uniform() >= self.prob:
             return sample
 
+        # The smaller of the number of objects and a random one.
         source = draw()
         order = np.random.permutation(len(source.boxes))
         count = int(np.random.randint(1, self.max_objects + 1))
 
+        # The image of the sample may be in the cache.
         image = np.array(sample.image, order="C")
         objects = find_objects(sample)
         for index in order[:count]:
@@ -96,6 +98,7 @@ class CopyPaste:
             if cutout is not None:
                 objects = self.place(image, objects, self.vary(cutout, image.shape[:2]))
 
+        # The masks would be those of the image before.
         boxes = [x.box for x in objects]
         return replace(
             sample,
@@ -117,6 +120,7 @@ class CopyPaste:
                 box=np.array([width - x1, y0, width - x0, y1]),
             )
 
+        # Rounded down, so that it fits.
         factor = np.random.uniform(*self.scale)
         factor = min(factor, image_size[0] / height, image_size[1] / width)
         new_height = max(1, math.floor(height * factor))
@@ -145,17 +149,22 @@ class CopyPaste:
             if any(x is None for x in seen):
                 continue
 
+            # Only the object's pixels are put there.
             window = image[top : top + height, left : left + width]
             window[cutout.pixels] = cutout.patch[cutout.pixels]
 
+            # Those of which hardly anything is left have no box any more.
             left_over = []
             for placed in seen:
                 if placed is not None and is_seen(placed, self.min_visible):
                     left_over.append(placed)
+
             mask = pasted if cutout.has_mask else None
             box = pasted.box if cutout.has_mask else cutout.box + np.array([left, top] * 2)
             area = float(pasted.pixels.sum())
             return [*left_over, PlacedObject(box, cutout.label, mask, area)]
+
+        # No place was found.
         return objects
 
 
@@ -180,12 +189,15 @@ def cut_out(sample: Sample, index: int) -> Cutout | None:
     mask = None
     if sample.segmentations:
         mask = decode_mask(sample.segmentations[index], height, width)
+
+    # By its mask it comes alone, whatever lies beside it.
     if mask is not None:
         rows, columns = mask.pixels.shape
         window = slice(mask.top, mask.top + rows), slice(mask.left, mask.left + columns)
         box = np.array([0.0, 0.0, columns, rows])
         return Cutout(sample.image[window], mask.pixels, box, label, has_mask=True)
 
+    # By its box it would bring along parts of others.
     box = sample.boxes[index]
     others = np.concatenate([np.delete(sample.boxes, index, axis=0), sample.crowd_boxes])
     x0 = max(0, math.floor(box[0]))
@@ -195,6 +207,7 @@ def cut_out(sample: Sample, index: int) -> Cutout | None:
     if x0 >= x1 or y0 >= y1 or overlaps(others, np.array([x0, y0, x1, y1])).any():
         return None
 
+    # The box may begin within a pixel.
     patch = sample.image[y0:y1, x0:x1]
     in_patch = np.clip(box - np.array([x0, y0, x0, y0]), 0, [x1 - x0, y1 - y0] * 2)
     return Cutout(patch, np.ones(patch.shape[:2], bool), in_patch, label, has_mask=False)
@@ -226,11 +239,12 @@ def cover(placed: PlacedObject, pasted: ObjectMask) -> PlacedObject | None:
     if x0 >= x1 or y0 >= y1:
         return placed
 
+    # Both masks, where they overlap.
     covering = pasted.pixels[y0 - pasted.top : y1 - pasted.top, x0 - pasted.left : x1 - pasted.left]
     seen = mask.pixels.copy()
     seen[y0 - mask.top : y1 - mask.top, x0 - mask.left : x1 - mask.left] &= ~covering
     if seen.sum() == mask.pixels.sum():
-        return placed
+        return placed  # only the boxes overlap
 
     rest = cut_to_extent(seen, mask.left, mask.top)
     if rest is None:

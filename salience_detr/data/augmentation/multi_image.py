@@ -78,12 +78,14 @@ class Mosaic:
         if np.random.uniform() >= self.prob:
             return sample
 
+        # The sample itself is at the upper left.
         tiles = [limit_side(x, self.max_side) for x in (sample, draw(), draw(), draw())]
         longer_sides = [max(tile.image.shape[:2]) for tile in tiles]
         side = max(1, int(np.mean(longer_sides)))
         center_x = int(np.random.uniform(0.5, 1.5) * side)
         center_y = int(np.random.uniform(0.5, 1.5) * side)
 
+        # Each tile has a corner at the center, and reaches away from it.
         canvas = np.full((2 * side, 2 * side, 3), self.fill, np.uint8)
         boxes = []
         classes = []
@@ -94,10 +96,13 @@ class Mosaic:
             top = center_y - (1 - row) * height
 
             paste(canvas, tile.image, left, top)
+
+            # Tiles do not cover each other: only the edge of the canvas cuts them.
             moved = tile.boxes + np.array([left, top, left, top])
             clipped, kept = clip_boxes(moved, *canvas.shape[:2], min_visible=self.min_visible)
             boxes.append(clipped[kept])
             classes.append(tile.classes[kept])
+
         return Sample(canvas, np.concatenate(boxes), np.concatenate(classes))
 
 
@@ -127,6 +132,8 @@ class MixUp:
             return sample
 
         first = limit_side(sample, self.max_side)
+
+        # Objects of both have about the size that they have alone.
         second = draw()
         if np.random.uniform() < 0.5:
             second = mirror(second)
@@ -137,6 +144,7 @@ class MixUp:
         paste(canvases[0], first.image, 0, 0)
         paste(canvases[1], second.image, 0, 0)
 
+        # Both stay visible: nothing is dropped.
         weight = np.random.beta(self.alpha, self.alpha)
         return Sample(
             image=cv2.addWeighted(canvases[0], weight, canvases[1], 1 - weight, 0),
@@ -152,6 +160,8 @@ def paste(canvas: np.ndarray, image: np.ndarray, left: int, top: int) -> None:
     y0 = max(top, 0)
     x1 = min(left + width, canvas.shape[1])
     y1 = min(top + height, canvas.shape[0])
+
+    # It may lie beside the canvas.
     if x0 < x1 and y0 < y1:
         canvas[y0:y1, x0:x1] = image[y0 - top : y1 - top, x0 - left : x1 - left]
 
@@ -167,7 +177,7 @@ def resize_sample(sample: Sample, factor: float) -> Sample:
     new_height = max(1, round(height * factor))
     new_width = max(1, round(width * factor))
     if (new_height, new_width) == (height, width):
-        return sample
+        return sample  # with its masks
 
     resize = T.ResizeTransform(height, width, new_height, new_width)
     return Sample(resize.apply_image(sample.image), resize.apply_box(sample.boxes), sample.classes)

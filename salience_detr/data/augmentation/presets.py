@@ -126,6 +126,7 @@ def check_preset(name: str) -> None:
     if name in PRESETS:
         return
 
+    # All names are short enough for one line.
     near = difflib.get_close_matches(name, PRESETS, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise ValueError(f"there is no augmentation {name!r}; {hint}there are {', '.join(PRESETS)}")
@@ -152,6 +153,7 @@ def use_preset(dataloader: DictConfig, name: str) -> None:
     settings: Any = OmegaConf.to_container(mapper)
     options = {name: settings[name] for name in KEPT_SETTINGS if name in settings}
 
+    # Without copy-paste, masks would only take memory.
     dataset = dataloader.train.dataset
     if preset.with_masks or "with_masks" in dataset:
         dataset.with_masks = preset.with_masks
@@ -177,6 +179,8 @@ def find_image_size(dataloader: DictConfig) -> ImageSize:
     sides: list[int] = []
     max_side = 0
     crop = 0
+
+    # What the training says comes last, and wins.
     for split in ("test", "train"):
         for piece in dataloader[split].mapper.augmentations:
             if "short_edge_length" in piece:
@@ -185,6 +189,7 @@ def find_image_size(dataloader: DictConfig) -> ImageSize:
             elif "crop_size" in piece and "crop_type" not in piece:
                 crop = int(max(piece.crop_size))  # of T.FixedSizeCrop
 
+    # A recipe may resize nothing.
     sides = sides or list(SIDES)
     if len(sides) == 1:
         sides = [max(1, round(sides[0] * factor)) for factor in SIDE_FACTORS]

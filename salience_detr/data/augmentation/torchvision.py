@@ -32,6 +32,7 @@ class TorchvisionAugmentation(T.Augmentation):
         self.transform = transform
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> T.Transform:
+        # Images to detect on have no boxes.
         count = 0 if boxes is None else len(boxes)
         given = np.zeros((0, 4)) if boxes is None else boxes
 
@@ -42,6 +43,7 @@ class TorchvisionAugmentation(T.Augmentation):
             "boxes": tv_tensors.BoundingBoxes(
                 torch.as_tensor(given), format="XYXY", canvas_size=image.shape[:2]
             ),
+            # Their places, which tell the boxes that are left.
             "labels": torch.arange(count),
         }
         sample = self.transform(sample)
@@ -78,6 +80,7 @@ class RandomIoUCrop(TorchvisionAugmentation):
         super().__init__(v2.RandomIoUCrop())
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> T.Transform:
+        # Without boxes it would try in vain until it draws to leave the image as it is.
         is_small = min(image.shape[:2]) < SMALLEST_SIDE
         if is_small or boxes is None or not len(boxes):
             return T.NoOpTransform()
