@@ -27,7 +27,7 @@ $(VENV)/.python:
 $(VENV)/.ready: $(VENV)/.python pyproject.toml setup.py constraints.txt salience_detr/cli/install_detectron2.py
 	@echo "Installing the packages into $(VENV): a few minutes the first time"
 	$(RUN) -m pip install --disable-pip-version-check --quiet --progress-bar on -c constraints.txt setuptools ninja torch torchvision
-	$(RUN) -m pip install --disable-pip-version-check --quiet --progress-bar on -c constraints.txt -e '.[dev,onnx,web,track,video,sahi,compare]'
+	$(RUN) -m pip install --disable-pip-version-check --quiet --progress-bar on -c constraints.txt -e '.[dev,onnx,web,track,video,sahi,fast-eval,compare]'
 	$(RUN) salience_detr/cli/install_detectron2.py
 	@touch $@
 
