@@ -1,6 +1,6 @@
 # Every target sets up .venv first, once; repeated calls are quick.
-PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
-	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null \
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>/dev/null \
 	&& echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,8 +19,8 @@ help: ## list the targets
 setup: $(VENV)/.ready ## make .venv with everything in it
 
 $(VENV)/.python:
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; install one, or say make PYTHON=/path/to/python"; exit 1; }
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 13) else f"error: {sys.executable} is Python {v[0]}.{v[1]}; 3.10 to 3.12 is needed: make PYTHON=/path/to/python")'
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 to 3.14 found; install one, or say make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 15) else f"error: {sys.executable} is Python {v[0]}.{v[1]}; 3.10 to 3.14 is needed: make PYTHON=/path/to/python")'
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
