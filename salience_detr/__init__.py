@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import warnings
 from typing import TYPE_CHECKING
+
+from salience_detr.utils.requirements import MissingDetectron2
 
 # detectron2's own imports cause this warning on every start.
 warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is deprecated")
@@ -16,10 +19,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Predictor", "SalienceDETR"]
 
-NO_DETECTRON2 = (
-    "salience_detr needs detectron2, which is not on the package index; install it with: "
-    "python -m salience_detr install-detectron2 (in the project's folder 'make setup' does it too)"
-)
+# Every import of a part that needs it says how to install it.
+if importlib.util.find_spec("detectron2") is None:
+    sys.meta_path.insert(0, MissingDetectron2())
 
 
 def __getattr__(name: str) -> type[Predictor | SalienceDETR]:
@@ -28,9 +30,6 @@ def __getattr__(name: str) -> type[Predictor | SalienceDETR]:
     Raises:
         ImportError: detectron2 is not installed; says how to install it.
     """
-    if name in __all__ and importlib.util.find_spec("detectron2") is None:
-        raise ImportError(NO_DETECTRON2)
-
     if name == "Predictor":
         from salience_detr.predictor import Predictor
 

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import salience_detr
 from salience_detr.cli.arguments import run_program
+from salience_detr.utils.requirements import NO_DETECTRON2
 
 NAME = "salience-detr"
 
@@ -172,6 +173,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = program.parse_args(rest, name)
 
     if program.module != "install_detectron2" and find_spec("detectron2") is None:
-        print(f"error: {salience_detr.NO_DETECTRON2}", file=sys.stderr)
+        print(f"error: {NO_DETECTRON2}", file=sys.stderr)
         return 2
     return run_program(program.run, args)

@@ -17,6 +17,7 @@ from salience_detr.cli.install_detectron2 import (
     install,
     verify_sha256,
 )
+from salience_detr.utils.requirements import NO_DETECTRON2
 
 
 @pytest.fixture
@@ -145,11 +146,25 @@ def test_pip_installs_all_files_of_the_copy_under_its_own_name(labgym, tmp_path)
 
 
 def test_the_package_without_detectron2_names_the_command():
-    code = (
-        "import sys; sys.modules['detectron2'] = None\n"
-        "try:\n from salience_detr import Predictor\nexcept ImportError as e: print(e)"
-    )
-    printed = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
-    assert "install-detectron2" in printed
+    code = """
+import contextlib, io, sys
+sys.modules["detectron2"] = None
+from salience_detr.cli import main
+for programs in main.VERBS.values():
+    for program in programs.values():
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+            program.parse_args(["--help"], "salience-detr")
+for line in (
+    "from salience_detr import Predictor", "from salience_detr.modeling import SalienceDETR",
+    "import salience_detr.config", "from salience_detr import model_zoo",
+    "import salience_detr.data", "import salience_detr.cli.train",
+):
+    try:
+        exec(line)
+    except ImportError as error:
+        print(error)
+print(main.main(["predict", "--weights", "neu_det_r18", "--input", "a", "--output", "b"]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.splitlines() == [NO_DETECTRON2] * 6 + ["2"]
+    assert result.stderr == f"error: {NO_DETECTRON2}\n"
