@@ -19,6 +19,7 @@ INDEPENDENT = (
     "salience_detr.cli.arguments",
     "salience_detr.cli.install_detectron2",
     "salience_detr.cli.main",
+    "salience_detr.cli.tuning_arguments",
 )
 INDEPENDENT_PACKAGES = ("salience_detr.cli.flags", "salience_detr.utils")
 
