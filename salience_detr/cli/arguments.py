@@ -80,8 +80,9 @@ class Parser(argparse.ArgumentParser):
         add = self.add_argument
         side_help = "shorter side of the images, the longer one as COCO's limit (default: 800)"
         add("--image-size", type=coco_size, dest="size", metavar="N", help=side_help)
-        size: dict[str, Any] = {"nargs": 2, "default": (800, 1333), "metavar": ("HEIGHT", "WIDTH")}
-        add("--size", type=number(int, 1), help="or both sides", **size)
+        both: dict[str, Any] = {"nargs": 2, "metavar": ("HEIGHT", "WIDTH")}
+        add("--size", type=number(int, 1), help="or both sides", **both)
+        self.set_defaults(size=(800, 1333))
 
     def add_data(self) -> None:
         """Add the flags of own data, which ``engine/own_data.py`` reads."""
