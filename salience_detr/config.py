@@ -145,6 +145,9 @@ def finish_config(
             check_trusted(config, config_file)
 
     # Here, because some would fail only after hours, and others with a message of a library.
+    seed = OmegaConf.select(config, "train.seed")
+    if isinstance(seed, int) and not 0 <= seed < 2**32:
+        raise ConfigError(f"train.seed is {seed}; it must be between 0 and {2**32 - 1}")
     for key in POSITIVE_KEYS:
         value = OmegaConf.select(config, key)
         if value is not None and not value >= 1:
@@ -387,7 +390,7 @@ def resolve_device(device: str) -> torch.device:
     # The name of a device may be right, and still no such device be there.
     try:
         resolved = torch.device(device)
-        torch.empty(0, device=resolved)
+        torch.zeros(1, device=resolved).tolist()  # "meta" has no values
     except (RuntimeError, AssertionError, TypeError) as error:
         message = f"the device {device!r} cannot be used ({one_line(error)})"
         raise ConfigError(f"{message}; use auto, cpu, cuda or cuda:N") from error

@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.config import LazyConfig
 
-from salience_detr.config import ConfigError, load_config, resolve_amp, to_yaml
+from salience_detr.config import ConfigError, load_config, resolve_amp, resolve_device, to_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -195,3 +195,8 @@ def test_a_yaml_config_that_is_no_config_is_one_line(saved, tmp_path):
         (tmp_path / "other.yaml").write_text(content)
         with pytest.raises(ConfigError, match=r"the config file .*other\.yaml is not used: "):
             load_config(tmp_path / "other.yaml")
+
+
+def test_the_meta_device_holds_no_values():
+    with pytest.raises(ConfigError, match="the device 'meta' cannot be used"):
+        resolve_device("meta")

@@ -8,6 +8,7 @@ downloaded may be put into the cache by hand: the error says where.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlparse
@@ -26,6 +27,7 @@ from salience_detr.utils.errors import one_line, shorten
 
 # Time until a server must answer.
 TIMEOUT = 30  # seconds
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # names on the hub
 DEFAULT_FILE = "model.safetensors"  # of a model on the hub
 
 
@@ -66,7 +68,7 @@ class HubHandler(PathHandler):
     def _get_local_path(self, path: str, **kwargs: object) -> str:
         owner, _, rest = path.removeprefix(self.PREFIX).rstrip("/").partition("/")
         name, _, file_name = rest.partition("/")
-        if not owner or not name:
+        if not REPOSITORY.fullmatch(f"{owner}/{name}") or ".." in file_name.split("/"):
             raise CheckpointError(f"{path} is not of the form hf://owner/name or .../name/file")
 
         repository = f"{owner}/{name}"

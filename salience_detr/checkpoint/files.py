@@ -65,13 +65,20 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
             ) from error
 
         raise CheckpointError(
-            f"{path} cannot be read, it is truncated or not a checkpoint; get it again "
-            f"({type(error).__name__})"
+            f"{path} cannot be read, it is truncated or not a checkpoint; "
+            f"{remedy_of_damage(path, local)} ({type(error).__name__})"
         ) from error
 
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
     return content
+
+
+def remedy_of_damage(path: str | Path, local: str) -> str:
+    """Return what to do about a damaged file; a downloaded one stays in the cache until then."""
+    if str(path) == local:
+        return "get it again"
+    return f"delete {local}, and get it again"
 
 
 def read_safetensors(path: str) -> dict[str, object]:

@@ -26,6 +26,8 @@ def local_path(path: str | Path) -> str:
     Raises:
         CheckpointError: there is no such file, or it cannot be downloaded.
     """
+    if not str(path):
+        raise CheckpointError("the path of the weights is empty; name a file, a model or a folder")
     if Path(path).is_file():
         return str(path)
 

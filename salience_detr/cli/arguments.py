@@ -13,6 +13,7 @@ from salience_detr.utils.errors import print_error, tolerate_names
 
 Number = TypeVar("Number", int, float)
 
+LARGEST_SEED = 2**32 - 1  # of NumPy
 INTERRUPTED = "interrupted: the results until then are written"
 
 
@@ -27,6 +28,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see --help\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.refuse_empty(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def refuse_empty(self, words: Sequence[str]) -> None:
+        """End with an error if a flag has an empty value, which as a path is this folder."""
+        for previous, word in zip(["", *words], words, strict=False):
+            flag, equals, value = word.partition("=")
+            if word == "" and previous.startswith("--"):
+                flag = previous
+            elif not (flag.startswith("--") and equals and not value):
+                continue
+            self.error(f"{flag} is given an empty word; is a variable of the shell not set?")
 
     def add_config(
         self,
@@ -72,7 +87,8 @@ class Parser(argparse.ArgumentParser):
         add("--output", metavar="DIR", help="folder of the run: train.output_dir")
         add("--device", help="cpu, cuda, ...: train.device")
         add("--lr", type=number(float, 0), metavar="X", help="learning rate: optimizer.lr")
-        add("--seed", type=int, metavar="N", help="of all that is random: train.seed")
+        seed = number(int, 0, LARGEST_SEED)
+        add("--seed", type=seed, metavar="N", help="of all that is random: train.seed")
         self.add_image_size()
 
     def add_size(self) -> None:
@@ -114,6 +130,7 @@ class Parser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse a command line whose overrides may stand anywhere, after a list of paths too."""
         words = sys.argv[1:] if argv is None else argv
+        self.refuse_empty(words)
         overrides = []
         others = []
 
@@ -151,6 +168,8 @@ def number(
             if largest == math.inf:
                 limits = f"at least {least}"
             raise argparse.ArgumentTypeError(f"it is {word}, and must be {limits}")
+        if value == math.inf:
+            raise argparse.ArgumentTypeError(f"it is {word}, and must be finite")
         return value
 
     # argparse names it where the word is no number.
@@ -179,8 +198,16 @@ def user_errors() -> tuple[type[Exception], ...]:
 
 
 def score_threshold(word: str) -> float | str:
-    """Return the value of --score-threshold, a number or "best"."""
-    return word if word == "best" else float(word)
+    """Return the value of --score-threshold, a number or "best".
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither.
+    """
+    try:
+        return word if word == "best" else float(word)
+    except ValueError as error:
+        message = f"it is {word}, and must be a number from 0 to 1, or best"
+        raise argparse.ArgumentTypeError(message) from error
 
 
 def run_program(

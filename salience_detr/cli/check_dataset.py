@@ -14,6 +14,7 @@ from salience_detr.data.annotation_checks import Finding
 from salience_detr.data.coco_format import DatasetError
 from salience_detr.data.preparation.layouts import Split
 from salience_detr.data.preparation.repair import repair
+from salience_detr.data.preparation.splitting import check_fraction
 from salience_detr.data.preparation.statistics import class_table, size_histogram, size_table
 from salience_detr.data.preparation.validation import (
     ERRORS,
@@ -31,6 +32,7 @@ def select_splits(args: argparse.Namespace) -> dict[str, Split]:
     """Return the splits that the arguments name."""
     if args.json is None:
         if args.val_fraction is not None:
+            check_fraction(args.val_fraction)
             print("note: --val-fraction is left to the training: the images are checked together")
         return chosen_splits(args)
 

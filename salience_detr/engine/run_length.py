@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from detectron2.data import MetadataCatalog
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from salience_detr.config import ConfigError
 from salience_detr.data.coco_format import LARGEST, DatasetError, read_coco
@@ -37,11 +37,20 @@ def set_epochs(
     Raises:
         ConfigError: neither the number of its images nor that of its epochs is known.
     """
+    # The override means the same as the flag.
+    is_override = epochs is None and "train.epochs" in overridden
+    if is_override and "train.max_iter" not in overridden:
+        epochs = config.train.epochs
     if epochs is None and config.dataloader.train.total_batch_size == batch_size:
         return
 
     num_images = count_images(config.dataloader.train.dataset)
     if num_images is None:
+        if is_override:
+            raise ConfigError(
+                f"train.epochs={epochs:g}: the size of {config.dataloader.train.dataset.names} is "
+                f"not known; use --epochs {epochs:g} without the override"
+            )
         epochs_before = config.train.get("epochs")
         if not epochs_before:
             length = "--batch-size" if epochs is None else f"--epochs {epochs:g}"
@@ -90,7 +99,7 @@ def fit_schedule(
 
     Raises:
         DatasetError: there are no images.
-        ConfigError: the number of epochs is not possible.
+        ConfigError: the number of epochs is not possible, or an override says another length.
     """
     if not num_images:
         raise DatasetError("the training data set holds no images")
@@ -99,6 +108,8 @@ def fit_schedule(
 
     # The recipe's number of epochs, over other data.
     train = config.train
+    if epochs is not None:
+        refuse_other_length(config, epochs, overridden)
     max_iter_before = train.max_iter
     epoch = num_images / config.dataloader.train.total_batch_size
     if "train.max_iter" not in overridden:
@@ -125,6 +136,16 @@ def fit_schedule(
     if "warmup_length" in schedule and "lr_multiplier.warmup_length" not in overridden:
         warmup_iterations = schedule.warmup_length * max_iter_before
         schedule.warmup_length = min(warmup_iterations / train.max_iter, LONGEST_WARMUP)
+
+
+def refuse_other_length(config: DictConfig, epochs: float, overridden: Collection[str]) -> None:
+    """Raise ConfigError if the user set another length of the run than --epochs says."""
+    for key in ("train.max_iter", "train.epochs"):
+        value = OmegaConf.select(config, key)
+        if key in overridden and not (key == "train.epochs" and value == epochs):
+            raise ConfigError(
+                f"--epochs {epochs:g} and {key}={value} contradict each other: leave one out"
+            )
 
 
 def divide_run(max_iter: int, period: float) -> int:

@@ -319,7 +319,7 @@ def build_hooks(
         run_hooks.append(EMAHook(ema, model))
         ema_model = ema.module
     choice = choose_weights(config, ema_model)
-    if choice != "raw":
+    if choice != "raw" and not best_metric.startswith("ema/"):
         best_metric = f"ema/{best_metric}"
 
     # metrics.json has the line of a step before it is saved: a run that is resumed from there does

@@ -246,18 +246,28 @@ def choose_weights(config: DictConfig, ema: nn.Module | None) -> str:
     Raises:
         ConfigError: ``train.ema.evaluate`` is none of them.
     """
+    choice = evaluated_weights(config)
+    return "raw" if ema is None else choice
+
+
+def evaluated_weights(config: DictConfig) -> str:
+    """Return ``train.ema.evaluate``, and raise ConfigError if it is unknown."""
     choice = config.train.ema.get("evaluate", "ema")
     if choice not in EVALUATED_WEIGHTS:
         raise ConfigError(f"train.ema.evaluate is {choice!r}; use ema, raw or both")
-    return "raw" if ema is None else str(choice)
+    return str(choice)
 
 
 def describe_weights(config: DictConfig) -> str:
-    """Return what the weights are called that a run evaluates."""
+    """Return what the weights are called that a run evaluates.
+
+    Raises:
+        ConfigError: see :func:`evaluated_weights`.
+    """
     names = {"raw": "weights", "ema": "EMA weights", "both": "weights and the EMA weights"}
     if not config.train.ema.enabled:
         return names["raw"]
-    return names[config.train.ema.get("evaluate", "ema")]
+    return names[evaluated_weights(config)]
 
 
 def best_metric_of(config: DictConfig) -> str:

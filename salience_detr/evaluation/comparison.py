@@ -59,6 +59,7 @@ DETECTION_COLORS: dict[Outcome, Color] = {
     Outcome.CORRECT: GREEN,
     Outcome.LOC: (40, 110, 255),
     Outcome.CLS: (220, 0, 220),
+    Outcome.BOTH: (130, 60, 0),
     Outcome.DUPE: (0, 190, 190),
     Outcome.BKG: (230, 0, 0),
     Outcome.IGNORED: GRAY,

@@ -67,3 +67,12 @@ def test_a_program_without_an_exit_code_has_succeeded(parser):
     args = parser.parse(["--config-file", "F"])
     assert run_program(lambda args: None, args) == 0
     assert run_program(lambda args: 1, args) == 1
+
+
+@pytest.mark.parametrize("words", [["--output", ""], ["--output="]])
+def test_an_empty_value_is_refused(parser, capsys, words):
+    # "$RUN" of a variable that is not set: the path would be the current folder.
+    for parse in (parser.parse, parser.parse_args):
+        with pytest.raises(SystemExit, match="2"):
+            parse(["--config-file", "F", *words])
+        assert "error: --output is given an empty word" in capsys.readouterr().err

@@ -105,3 +105,21 @@ def test_an_exported_model_keeps_its_size():
 
     with pytest.raises(ConfigError, match="leave out --image-size 64"):
         load_detector(None, "model.onnx", image_size=64)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lr", "inf"], "argument --lr: it is inf, and must be finite"),
+        (["--seed", "-1"], "argument --seed: it is -1, and must be between 0 and 4294967295"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused(capsys, words, message):
+    with pytest.raises(SystemExit, match="2"):
+        parse_args(["--config-file", TINY, *words])
+    assert message in capsys.readouterr().err
+
+
+def test_a_seed_in_the_config_is_checked_too():
+    with pytest.raises(ConfigError, match=r"train\.seed is -1; it must be between 0 and"):
+        load_config(TINY, ["train.seed=-1"])

@@ -105,3 +105,17 @@ def test_epochs_of_an_unknown_number_of_images_are_refused():
 def test_an_evaluation_has_no_epochs(micro_config):
     config = configure(micro_config, "--eval-only", "--epochs", "3")
     assert config.train.max_iter == 6
+
+
+@pytest.mark.parametrize("override", ["train.max_iter=7", "train.epochs=4"])
+def test_two_lengths_of_a_run_contradict_each_other(override):
+    with pytest.raises(ConfigError, match=f"--epochs 5 and {override} contradict each other"):
+        configure(R50, "--epochs", "5", override)
+
+
+def test_epochs_as_an_override_are_those_of_the_flag(surface_data, micro_config):
+    assert configure(micro_config, "train.epochs=5").train.max_iter == 30
+
+    # COCO is not at hand, and the override has replaced what its size would follow from.
+    with pytest.raises(ConfigError, match=r"train\.epochs=5: the size of .* use --epochs 5"):
+        configure(R50, "train.epochs=5")

@@ -18,7 +18,7 @@ from salience_detr.engine.memory import is_out_of_memory, memory_error
 from salience_detr.engine.run_report import list_counts, size_of
 from salience_detr.engine.run_summary import describe_best
 from salience_detr.evaluation.ap_table import Evaluated, format_results, read_evaluated
-from salience_detr.evaluation.coco_evaluation import choose_weights
+from salience_detr.evaluation.coco_evaluation import choose_weights, describe_weights
 
 R50 = "configs/salience_detr_r50_4scale_12ep.py"
 
@@ -176,6 +176,10 @@ def test_the_choice_of_weights_is_checked():
     config.train.ema = {"enabled": True, "evaluate": "mean"}
     with pytest.raises(ValueError, match="'mean'; use ema, raw or both"):
         choose_weights(config, ema)
+
+    # The report at the start of a run says it first.
+    with pytest.raises(ValueError, match="use ema, raw or both"):
+        describe_weights(config)
 
 
 def test_the_best_evaluation_is_described_with_its_classes(tmp_path):

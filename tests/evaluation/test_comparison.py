@@ -11,6 +11,7 @@ from PIL import Image
 
 from salience_detr.cli.evaluate_json import main
 from salience_detr.evaluation.comparison import (
+    DETECTION_COLORS,
     GAP,
     TILE,
     describe_errors,
@@ -21,7 +22,11 @@ from salience_detr.evaluation.comparison import (
     find_image_folder,
     write_comparisons,
 )
-from salience_detr.evaluation.error_analysis import find_errors, rank_by_errors
+from salience_detr.evaluation.error_analysis import (
+    FALSE_POSITIVES,
+    find_errors,
+    rank_by_errors,
+)
 from salience_detr.evaluation.results import ImageResults, ResultsError, load_results
 
 
@@ -284,3 +289,8 @@ def test_options_that_make_no_sense_are_refused(words, message, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["detections.json", str(Path("truth.json")), *words])
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_every_false_positive_has_a_color_of_its_own():
+    assert set(FALSE_POSITIVES) <= set(DETECTION_COLORS)
+    assert len(set(DETECTION_COLORS.values())) == len(DETECTION_COLORS)

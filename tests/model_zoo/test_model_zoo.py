@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from salience_detr import model_zoo
-from salience_detr.checkpoint import CheckpointError, read_classes
+from salience_detr.checkpoint import CheckpointError, read_checkpoint, read_classes
 from salience_detr.checkpoint.published import RELEASED, SHIPPED
 from salience_detr.config import ConfigError, load_config
 from salience_detr.model_zoo import ModelZooError
@@ -68,3 +68,18 @@ def test_weights_by_their_name():
         read_classes("neu_det_r81")
     with pytest.raises(CheckpointError, match=r"no checkpoint file neu_det_r81\.pth$"):
         read_classes("neu_det_r81.pth")
+
+
+def test_a_damaged_download_is_named_with_its_place(tmp_path, monkeypatch):
+    placed = tmp_path / "huggingface/owner/name/model.pth"
+    placed.parent.mkdir(parents=True)
+    placed.write_bytes(b"half")
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=f"delete {placed}, and get it again"):
+        read_checkpoint("hf://owner/name/model.pth")
+
+
+@pytest.mark.parametrize("path", ["hf://owner/na:me?", "hf://owner/name/../../x.pth"])
+def test_names_that_the_hub_cannot_have_are_refused(path):
+    with pytest.raises(CheckpointError, match="is not of the form hf://owner/name"):
+        read_checkpoint(path)

@@ -34,8 +34,12 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     args = parser.parse_args(argv)
 
     has_flags = bool(args.data_dir or args.train_json or args.val_json)
-    if has_flags == bool(args.json) or bool(args.json) != bool(args.images):
+    if has_flags and args.json:
+        parser.error(f"{args.json} and --data-dir (or --train-json, ...) name data twice")
+    if not has_flags and not args.images:
         parser.error("give JSON and IMAGES, or --data-dir (or --train-json, --train-images, ...)")
+    if args.split_by is not None and args.val_fraction is None:
+        parser.error(f"--split-by {args.split_by} goes with --val-fraction: add it")
     if has_flags and args.val:
         parser.error("--val goes with JSON and IMAGES; --data-dir finds both sets")
     return args

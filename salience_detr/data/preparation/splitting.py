@@ -98,8 +98,7 @@ def draw_val(
     Raises:
         DatasetError: fraction or expression are not valid, or nothing is left on one side.
     """
-    if not 0 < fraction < 1:
-        raise DatasetError(f"--val-fraction is {fraction:g}; it lies between 0 and 1, such as 0.2")
+    check_fraction(fraction)
 
     num_val = round(fraction * len(names))
     if not 0 < num_val < len(names):
@@ -124,6 +123,12 @@ def draw_val(
         if group.in_val:
             drawn.update(group.members)
     return drawn
+
+
+def check_fraction(fraction: float) -> None:
+    """Raise DatasetError unless a number is a part of the images that can be drawn."""
+    if not 0 < fraction < 1:
+        raise DatasetError(f"--val-fraction is {fraction:g}; it lies between 0 and 1, such as 0.2")
 
 
 def group_images(
