@@ -75,7 +75,9 @@ class RunClock:
     def seconds_per_step(self) -> float:
         """Return the mean, without the first steps where there are others; 0 before any."""
         seconds = self.step_seconds[WARMUP_STEPS:] or self.step_seconds[-1:]
-        return sum(seconds) / len(seconds) if seconds else 0.0
+        if not seconds:
+            return 0.0
+        return sum(seconds) / len(seconds)
 
     @property
     def seconds_per_evaluation(self) -> float:
@@ -87,7 +89,9 @@ class RunClock:
     def remaining_evaluations(self, finished: int) -> int:
         """Return the number of evaluations to come, that of this very step included."""
         # Progress is written before an evaluation of the same step.
-        before = finished if self.last_evaluated == finished else finished - 1
+        before = finished
+        if self.last_evaluated != finished:
+            before = finished - 1
         if self.eval_period <= 0:
             return int(before < self.max_iter)
 

@@ -34,6 +34,12 @@ def memory_error(error: Exception, config: DictConfig, *, training: bool) -> Mem
         training: whether it happened in training, or in an evaluation alone.
     """
     batch_size = config.dataloader.train.total_batch_size
+    split = "test"
+    where = "in the evaluation"
+    if training:
+        split = "train"
+        where = f"with batches of {batch_size} images"
+
     remedies = []
     if training and batch_size > 1:
         remedies.append(f"dataloader.train.total_batch_size={batch_size // 2}")
@@ -45,10 +51,8 @@ def memory_error(error: Exception, config: DictConfig, *, training: bool) -> Mem
         if training and key.rpartition(".")[2] == CHECKPOINT_KEY and value is False:
             remedies.append(f"model.{key}=True")
 
-    split = "train" if training else "test"
     remedies.append(f"smaller images (dataloader.{split}.mapper.augmentations)")
 
     # PyTorch's message goes on with advice of its own.
     reason = re.split(r"\. (?!\d)", one_line(error))[0].removesuffix(".")
-    where = f"with batches of {batch_size} images" if training else "in the evaluation"
     return MemoryError(f"out of memory {where} ({reason}); what helps: {', '.join(remedies)}")

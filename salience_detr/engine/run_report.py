@@ -116,12 +116,11 @@ def list_counts(counts: Mapping[str, int]) -> str:
 def describe_sizes(config: DictConfig) -> str:
     """Describe the sizes of images that the augmentations of training and evaluation give."""
     parts = []
-    for name in ("train", "test"):
+    for name, purpose in (("train", "training"), ("test", "evaluation")):
         size = "as in the files"
         for augmentation in config.dataloader[name].get("mapper", {}).get("augmentations", ()):
             size = size_of(dict(walk(augmentation))) or size
 
-        purpose = "training" if name == "train" else "evaluation"
         parts.append(f"{size} in {purpose}")
     return "; ".join(parts)
 
@@ -132,8 +131,10 @@ def size_of(settings: Mapping[str, object]) -> str:
     if isinstance(sides, list) and sides:
         sides = f"{min(sides)} to {max(sides)}"
     if sides:
-        longest = settings.get("max_size")
-        return f"shorter side {sides}" + (f", at most {longest}" if longest else "")
+        text = f"shorter side {sides}"
+        if settings.get("max_size"):
+            text += f", at most {settings['max_size']}"
+        return text
 
     crop = settings.get("crop_size")
     if isinstance(crop, list | tuple) and len(crop) == 2:
@@ -157,15 +158,19 @@ def describe_length(config: DictConfig, num_images: int, start: int) -> str:
     max_iter = config.train.max_iter
     epochs = max_iter * config.dataloader.train.total_batch_size / num_images
     text = f"{max_iter:,} iterations, {epochs:.1f} epochs"
-    return f"{text}; {start:,} iterations are done" if start else text
+    if start:
+        text += f"; {start:,} iterations are done"
+    return text
 
 
 def describe_periods(config: DictConfig) -> str:
     """Describe when what is evaluated and saved."""
-    period = config.train.eval_period
-    evaluation = f"every {period:,} iterations" if period > 0 else "at the end"
-
-    saving = config.train.checkpointer.period
-    checkpoints = f"every {saving:,} iterations" if saving > 0 else "at the end"
+    evaluation = period_text(config.train.eval_period)
+    checkpoints = period_text(config.train.checkpointer.period)
     weights = describe_weights(config)
     return f"evaluation of the {weights} {evaluation}, checkpoints {checkpoints}"
+
+
+def period_text(period: int) -> str:
+    """Return a period in words; 0 is the end of the run alone."""
+    return f"every {period:,} iterations" if period > 0 else "at the end"

@@ -114,7 +114,9 @@ def next_commands(config: DictConfig) -> list[str]:
     dataset = config.dataloader.test.dataset
     metadata = MetadataCatalog.get(as_list(dataset.names)[0])
     image_root = dataset.get("image_root") or metadata.get("image_root")
-    images = quote(Path(image_root)) if image_root else "IMAGE_OR_FOLDER"
+    images = "IMAGE_OR_FOLDER"
+    if image_root:
+        images = quote(Path(image_root))
 
     # Not every shell has the environment active.
     python = "python"
