@@ -115,8 +115,8 @@ def plot_losses(runs: dict[str, Lines], path: Path) -> None:
             (line,) = axes.plot(iterations, smooth(values), label=label)
 
             # The points themselves, faint behind the curve.
-            style = {"marker": ".", "markersize": 3, "linestyle": "none", "alpha": 0.2, "zorder": 1}
-            axes.plot(iterations, values, color=line.get_color(), **style)
+            color = line.get_color()
+            axes.plot(iterations, values, ".", color=color, markersize=3, alpha=0.2, zorder=1)
     title = f"training losses of {', '.join(runs)}; dots are the logged values"
     save(figure, path, "iteration", "loss", title)
 
