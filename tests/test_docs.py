@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from salience_detr.cli.main import find_program
 from salience_detr.data.surface import generate_surface_defects
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,14 +130,29 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(command: str, folder: Path, *more: str) -> None:
     words = [FILES.get(word, word) for word in shlex.split(command)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, *words[1:], *more], cwd=folder, env=environment, check=True)
+    program = words[1:]
+    if words[0] == "salience-detr":
+        program = ["-m", "salience_detr", *program]
+    subprocess.run([sys.executable, *program, *more], cwd=folder, env=environment, check=True)
+
+
+def console_commands() -> list[str]:
+    return [x for x in all_commands() if x.startswith("salience-detr ") and "VERB" not in x]
+
+
+@pytest.mark.parametrize("command", console_commands())
+def test_the_console_command_accepts_its_arguments_as_written(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    program, name, words = find_program(expand(command)[1:])
+    assert program.parse_args(words, name)
 
 
 def test_the_way_from_few_images_to_detections_runs_as_written(workspace):
-    (check,) = [x for x in commands(ROOT / "README.md") if "check_dataset" in x and "python" in x]
-    train, detect = [x for x in commands(ROOT / "README.md") if "output/mine" in x][-2:]
+    readme = commands(ROOT / "README.md")
+    check, train, val, detect, _ = [x for x in readme if x.startswith("salience-detr")]
     run(check, workspace)
-    run(train, workspace, "--epochs", "2")
+    run(train, workspace, "--image-size", "96", "train.max_iter=4")
+    run(val, workspace)
     run(detect, workspace)
     assert len(list((workspace / "output" / "detections").glob("*.jpg"))) == 4
 

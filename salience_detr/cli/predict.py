@@ -202,6 +202,9 @@ def report(summary: Summary, missing: Sequence[str], args: argparse.Namespace) -
     """Print the numbers of a run, its outputs and its problems, and return the exit code."""
     counts = f"{summary.num_detections} detections on {summary.num_images} images"
     print(f"{counts}, drawn in {args.output}")
+    if summary.num_images and not summary.num_detections and args.score_threshold != 0:
+        remedy = "lower --score-threshold, or use --score-threshold best"
+        print(f"no score reaches {args.score_threshold}; {remedy}", file=sys.stderr)
     for path in filter(None, (args.json, args.csv, args.pre_annotations)):
         print(f"detections written to {path}")
 

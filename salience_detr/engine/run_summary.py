@@ -125,9 +125,18 @@ def next_commands(config: DictConfig) -> list[str]:
     program = f"{python} -m salience_detr"
     shown = quote(output_dir / "shown")
     exported = quote(output_dir / "model.onnx")
+
+    # The best score thresholds come from the results that the line before it writes.
+    results = quote(output_dir / "inference" / "coco_instances_results.json")
+    thresholds = []
+    if dataset.get("json_file"):
+        files = f"{results} {quote(Path(dataset.json_file))} --images {images}"
+        thresholds.append(f"  {program} analyze errors {files} --save-thresholds {quote(weights)}")
+
     return [
         "next:",
         f"  {program} val {detector}",
+        *thresholds,
         f"  {program} predict {detector} --input {images} --output {shown}",
         f"  {program} export {detector} --output {exported}",
     ]
