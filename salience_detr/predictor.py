@@ -243,8 +243,8 @@ class Predictor(ModelDetector):
         trust_config: let a .yaml config call whatever it names; a .py config is code anyway.
         image_size: shorter side of the resized images; None keeps the config's.
         ignore_class_names: do not compare the classes of the weights with those of the config's
-            test set. They are compared where its annotation file is at hand: the rows of the
-            weights are put into its order.
+            test set. They are compared where a config is given and its annotation file is at hand:
+            the rows of the weights are put into its order.
 
     Raises:
         ConfigError, CheckpointError: the config or the weights cannot be used, or the weights lack
@@ -272,6 +272,7 @@ class Predictor(ModelDetector):
 
         self.autocast_dtype = DTYPES[dtype_name]
 
+        is_named_by_weights = config is None
         if not isinstance(config, DictConfig):
             config = load_config_of(weights, config, overrides, trust=trust_config)
         self.config = config
@@ -288,19 +289,17 @@ class Predictor(ModelDetector):
         self.weights = weights
         self.source = "a model with random weights" if weights is None else str(weights)
 
-        # Registered classes are compared only if the data set itself is at hand: the config of one
-        # data set may serve for the weights of another.
+        # Registered classes are compared only if a config was chosen and the data set itself is at
+        # hand: the config of one data set may serve for the weights of another.
         metadata = dataset_metadata(self.config)
         data_classes = classes_of(metadata)
         if data_classes is not None:
             data_classes = data_classes.numbered()
         classes = data_classes
         if weights is not None:
+            in_order = ignore_class_names or is_named_by_weights or not is_at_hand(metadata)
             classes = load_weights(
-                self.model,
-                weights,
-                classes=data_classes,
-                ignore_class_names=ignore_class_names or not is_at_hand(metadata),
+                self.model, weights, classes=data_classes, ignore_class_names=in_order
             )
 
         super().__init__(

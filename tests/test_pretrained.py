@@ -81,6 +81,15 @@ def test_the_folder_of_a_run_stands_for_its_best_weights(run_folder):
         Predictor.from_pretrained(run_folder)
 
 
+def test_weights_keep_their_classes_where_other_data_are_at_hand(run_folder, surface_data):
+    predictor = Predictor.from_pretrained(run_folder, device="cpu")
+    assert predictor.classes.category_ids == CLASSES.category_ids
+
+    config = run_folder / "config.yaml"
+    with pytest.raises(CheckpointError, match="lacks 6 of the data set's 6 classes"):
+        Predictor(config, run_folder, device="cpu")
+
+
 def test_a_checkpoint_uses_the_config_beside_it(run_folder):
     path = run_folder / "model_final.pth"
     assert len(Predictor.from_pretrained(path, device="cpu").class_names) == 2
