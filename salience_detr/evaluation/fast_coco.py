@@ -10,6 +10,8 @@ from typing import Any
 
 from detectron2.evaluation import DatasetEvaluator, coco_evaluation
 from detectron2.evaluation.evaluator import DatasetEvaluators
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +26,18 @@ def use_fast_evaluation() -> None:
         return
 
     with contextlib.suppress(ImportError):
-        coco_evaluation.COCOeval_opt = import_module("faster_coco_eval").COCOeval_faster
+        import_module("faster_coco_eval")
+        coco_evaluation.COCOeval_opt = build_fast_evaluation
+
+
+def build_fast_evaluation(coco_gt: COCO, coco_dt: COCO, iou_type: str) -> COCOeval:
+    """Build faster-coco-eval's evaluation, or pycocotools' where image ids are no numbers."""
+    numbers = [isinstance(image_id, int) for image_id in coco_gt.getImgIds()]
+    if not all(numbers):
+        return COCOeval(coco_gt, coco_dt, iou_type)
+
+    faster = import_module("faster_coco_eval").COCOeval_faster
+    return faster(coco_gt, coco_dt, iou_type, print_function=print)
 
 
 class QuietEvaluator(DatasetEvaluators):

@@ -104,7 +104,7 @@ def test_mlflow_gets_each_step_once_and_a_resumed_run_continues_the_same_one(
     fake = FakeMlflow()
     monkeypatch.setitem(sys.modules, "mlflow", fake)
     for start in (3, 5):
-        *_, writer = build_writers(str(tmp_path), 9, start, {"enabled": True, "experiment": "e"})
+        *_, writer = build_writers(str(tmp_path), start, {"enabled": True, "experiment": "e"})
         with EventStorage(start) as storage:
             storage.put_scalars(**{"bbox/AP-a(b)": 2.0, "lr": 0.5}, smoothing_hint=False)
             writer.write()
