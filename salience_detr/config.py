@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import yaml
 from detectron2.config import LazyConfig
-from detectron2.utils.registry import _convert_target_to_string, locate
+from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 
 from salience_detr.model_zoo import get_config_file, list_models
+from salience_detr.utils.config_keys import has_key, parameters_of, unknown_key_message, walk
 from salience_detr.utils.config_paths import make_paths_absolute
 from salience_detr.utils.errors import one_line, suggest
 from salience_detr.utils.safe_yaml import (
@@ -321,59 +320,6 @@ def wanted_kind(key: str, before: object, after: object) -> str:
         name = "enabled" if "enabled" in names else "".join(names[:1])
         return f"a group of settings: set {key}.{name}={after if name == 'enabled' else '...'}"
     return ""
-
-
-def has_key(config: DictConfig, key: str) -> bool:
-    """Return whether a key exists, or is an argument that the config leaves at its default."""
-    parent_key, _, last = key.rpartition(".")
-    nodes = dict(walk(config))
-    parent = nodes.get(parent_key)
-    if not isinstance(parent, dict):
-        return key in nodes
-
-    target = parent.get("_target_")
-    return last in parent or (target is not None and last in parameters_of(target))
-
-
-def parameters_of(target: str | Callable[..., object]) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of a function or class, which may be given by its dotted name.
-
-    Raises:
-        ImportError: there is none of that name.
-    """
-    function = locate(target) if isinstance(target, str) else target
-    return inspect.signature(function).parameters
-
-
-def unknown_key_message(config: DictConfig, key: str) -> str:
-    """Return an error message that names the nearest existing keys."""
-    keys = sorted(key for key, _ in walk(config))
-    near = difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
-
-    # Keys of the same name elsewhere come next.
-    last = key.rpartition(".")[2]
-    near += [k for k in keys if k.rpartition(".")[2] == last and k not in near][:2]
-
-    hint = f"top-level keys are {', '.join(map(str, config))}"
-    if near:
-        hint = f"did you mean {' or '.join(near[:3])}?"
-    return f"the config has no key {key!r}; {hint} (+{key}=... adds a new one)"
-
-
-def walk(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the dotted keys and values of a config; interpolations are not resolved."""
-    if isinstance(node, DictConfig):
-        node = OmegaConf.to_container(node)  # plain dicts and lists
-
-    if isinstance(node, list):
-        node = dict(enumerate(node))
-    if not isinstance(node, dict):
-        return
-
-    for name, value in node.items():
-        if name != "_target_":
-            yield f"{prefix}{name}", value
-            yield from walk(value, f"{prefix}{name}.")
 
 
 def resolve_device(device: str) -> torch.device:

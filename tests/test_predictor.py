@@ -442,7 +442,9 @@ def test_a_class_may_have_a_threshold_of_its_own(predictor):
 def test_thresholds_of_other_classes_are_refused(predictor):
     best = ScoreThresholds({"pit": 0.5}, overall=0.5, iou_threshold=0.5, source="val.json")
     predictor.best_thresholds = best
-    with pytest.raises(ValueError, match="lack 5 of the model's 6 classes: scratch, inclusion"):
+    with pytest.raises(
+        ValueError, match="lacks 5 of the 6 classes of the model: scratch, inclusion"
+    ):
         predictor.class_thresholds("best")
 
 

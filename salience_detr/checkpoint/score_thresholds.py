@@ -87,22 +87,12 @@ class ScoreThresholds:
         """
         # Names may differ in case, and their order in the file is any.
         stored = ClassList(tuple(self.classes))
-
         remedy = "store those of these weights with salience-detr analyze errors --save-thresholds"
-        try:
-            places = match_classes(wanted, stored)
-        except ClassNameError as error:
-            raise ValueError(f"the score thresholds in {source}: {error}; {remedy}") from error
-
-        missing = unmatched_names(wanted, places)
-        if missing:
-            raise ValueError(
-                f"the score thresholds in {source} lack {len(missing)} of the model's "
-                f"{len(wanted)} classes: {shorten(missing)}; they are of {stored}; {remedy}"
-            )
+        table = f"the table of score thresholds in {source}"
+        places = match_all(wanted, stored, of="the model", among=table, remedy=remedy)
 
         values = list(self.classes.values())
-        return [values[place] for place in places if place is not None]
+        return [values[place] for place in places]
 
     def for_weights(
         self, measured: ClassList, weights: ClassList | None, *, source: str
@@ -126,17 +116,7 @@ class ScoreThresholds:
             return self, []
 
         remedy = "store the thresholds in the weights that these results come from"
-        try:
-            places = match_classes(measured, weights)
-        except ClassNameError as error:
-            raise ValueError(f"{source} and {self.source}: {error}; {remedy}") from error
-
-        missing = unmatched_names(measured, places)
-        if missing:
-            raise ValueError(
-                f"{source} lacks {len(missing)} of the {len(measured)} classes of {self.source}: "
-                f"{shorten(missing)}; its classes are {weights}; {remedy}"
-            )
+        places = match_all(measured, weights, of=self.source, among=source, remedy=remedy)
 
         # Names that several classes have get their ids.
         names = weights.names
@@ -146,11 +126,39 @@ class ScoreThresholds:
         # Classes that were not measured keep the overall one.
         by_name = dict.fromkeys(names, self.overall)
         for place, value in zip(places, self.classes.values(), strict=True):
-            if place is not None:
-                by_name[names[place]] = value
+            by_name[names[place]] = value
 
         others = [name for i, name in enumerate(names) if i not in places]
         return ScoreThresholds(by_name, self.overall, self.iou_threshold, self.source), others
+
+
+def match_all(
+    wanted: ClassList, others: ClassList, *, of: str, among: str, remedy: str
+) -> list[int]:
+    """Return the index of each class among those of something else.
+
+    Args:
+        wanted: classes to find.
+        others: classes to find them among.
+        of: what has the wanted classes, for messages.
+        among: what has the others, for messages.
+        remedy: what to do if a class is not found.
+
+    Raises:
+        ValueError: a class is missing, or names are ambiguous.
+    """
+    try:
+        places = match_classes(wanted, others)
+    except ClassNameError as error:
+        raise ValueError(f"{among} and {of}: {error}; {remedy}") from error
+
+    missing = unmatched_names(wanted, places)
+    if missing:
+        raise ValueError(
+            f"{among} lacks {len(missing)} of the {len(wanted)} classes of {of}: "
+            f"{shorten(missing)}; its classes are {others}; {remedy}"
+        )
+    return [place for place in places if place is not None]
 
 
 def resolve_thresholds(

@@ -23,7 +23,7 @@ from salience_detr.checkpoint.score_thresholds import (
     thresholds_to_entries,
 )
 from salience_detr.data.classes import ClassList, simplify
-from salience_detr.engine.resume_checks import check_state
+from salience_detr.engine.resume_checks import DataOrder, check_state
 from salience_detr.utils.files import write_text, written_whole
 
 logger = logging.getLogger(__name__)
@@ -363,35 +363,6 @@ def read_run_checkpoint(path: Path) -> Checkpoint:
 def iteration_of(path: Path) -> int:
     """Return the iteration in the name of a periodic checkpoint."""
     return int(path.stem.removeprefix("model_"))
-
-
-class DataOrder:
-    """Settings that the order of the data depends on, to compare when a run is resumed.
-
-    Args:
-        settings: by name.
-    """
-
-    def __init__(self, settings: dict[str, int | str]) -> None:
-        self.settings = settings
-
-    def state_dict(self) -> dict[str, int | str]:
-        return self.settings
-
-    def load_state_dict(self, saved: dict[str, int | str]) -> None:
-        """Compare the saved settings with those of this run.
-
-        Raises:
-            ValueError: naming what differs, with both values.
-        """
-        differences = []
-        for key in self.settings | saved:
-            before, now = saved.get(key), self.settings.get(key)
-            if before != now:
-                differences.append(f"{key} was {before}, is {now}")
-
-        if differences:
-            raise ValueError("; ".join(differences))
 
 
 def cut_metrics(path: Path, iteration: int) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.ops import FrozenBatchNorm2d as VisionFrozenBatchNorm2d
 
-from salience_detr.config import walk
 from salience_detr.data.classes import classes_of
 from salience_detr.data.datasets import (
     as_list,
@@ -27,6 +26,7 @@ from salience_detr.data.datasets import (
 )
 from salience_detr.data.split_classes import check_splits, describe_difference
 from salience_detr.engine.checkpointing import TrainingCheckpointer
+from salience_detr.utils.config_keys import walk
 from salience_detr.utils.files import check_output_dir
 
 logger = logging.getLogger(__name__)

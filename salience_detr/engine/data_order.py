@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from salience_detr.data.sampling import SampledBatchSampler
-from salience_detr.engine.checkpointing import DataOrder
+from salience_detr.engine.resume_checks import DataOrder
 from salience_detr.engine.tuning import frozen_names
 
 

@@ -6,7 +6,7 @@ import re
 
 from omegaconf import DictConfig
 
-from salience_detr.config import walk
+from salience_detr.utils.config_keys import walk
 from salience_detr.utils.errors import one_line
 
 # What CUDA, its libraries, PyTorch's allocators and C++ say.

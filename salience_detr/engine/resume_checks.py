@@ -167,3 +167,32 @@ def is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return math.isfinite(value)
+
+
+class DataOrder:
+    """Settings that the order of the data depends on, to compare when a run is resumed.
+
+    Args:
+        settings: by name.
+    """
+
+    def __init__(self, settings: dict[str, int | str]) -> None:
+        self.settings = settings
+
+    def state_dict(self) -> dict[str, int | str]:
+        return self.settings
+
+    def load_state_dict(self, saved: dict[str, int | str]) -> None:
+        """Compare the saved settings with those of this run.
+
+        Raises:
+            ValueError: naming what differs, with both values.
+        """
+        differences = []
+        for key in self.settings | saved:
+            before, now = saved.get(key), self.settings.get(key)
+            if before != now:
+                differences.append(f"{key} was {before}, is {now}")
+
+        if differences:
+            raise ValueError("; ".join(differences))

@@ -13,9 +13,10 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.utils.data import DataLoader
 
-from salience_detr.config import resolve_amp, resolve_device, walk
+from salience_detr.config import resolve_amp, resolve_device
 from salience_detr.data.datasets import as_list, class_names_of
 from salience_detr.evaluation.coco_evaluation import describe_weights
+from salience_detr.utils.config_keys import walk
 
 logger = logging.getLogger(__name__)
 

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from detectron2.engine import HookBase
 from omegaconf import DictConfig, OmegaConf
 
-from salience_detr.config import ConfigError, has_key, resolve_device
+from salience_detr.config import ConfigError, resolve_device
 from salience_detr.engine.checkpointing import TrainingCheckpointer
 from salience_detr.engine.determinism import DeterminismHook
 from salience_detr.engine.early_stopping import EarlyStoppingHook
 from salience_detr.engine.freezing import FrozenBatchNormHook
 from salience_detr.engine.schedules import use_schedule
+from salience_detr.utils.config_keys import has_key
 
 logger = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from salience_detr.cli import web as web_program
+from salience_detr.cli import web_page
 from salience_detr.config import ConfigError
 from salience_detr.data.mapper import DetectionMapper
 from salience_detr.data.surface import generate_surface_defects
@@ -238,7 +239,7 @@ def test_a_failure_of_the_model_is_a_message(page, image, monkeypatch):
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(page, tmp_path, monkeypatch):
     # 20,000 x 20,000 zeros in PNG take 400 kB.
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(web_program, "to_rgb", lambda path: pytest.fail("it was decoded"))
+    monkeypatch.setattr(web_page, "to_rgb", lambda path: pytest.fail("it was decoded"))
 
     seen, salience = page.look(str(tmp_path / "bomb.png"))
 
@@ -247,9 +248,9 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(page, tmp_p
 
 
 def test_an_image_at_the_limit_of_pixels_is_taken(page, image, monkeypatch):
-    monkeypatch.setattr(web_program, "MAX_PIXELS", 100 * 50)
+    monkeypatch.setattr(web_page, "MAX_PIXELS", 100 * 50)
     assert not isinstance(page.look(image)[0], str)
-    monkeypatch.setattr(web_program, "MAX_PIXELS", 100 * 50 - 1)
+    monkeypatch.setattr(web_page, "MAX_PIXELS", 100 * 50 - 1)
     assert "has 100 x 50 pixels" in page.look(image)[0]
 
 

@@ -21,7 +21,8 @@ from salience_detr.checkpoint import (
 from salience_detr.checkpoint.files import store_thresholds
 from salience_detr.data.classes import ClassList
 from salience_detr.engine import checkpointing
-from salience_detr.engine.checkpointing import DataOrder, TrainingCheckpointer, cut_metrics
+from salience_detr.engine.checkpointing import TrainingCheckpointer, cut_metrics
+from salience_detr.engine.resume_checks import DataOrder
 from salience_detr.utils.files import check_output_dir
 
 
