@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from salience_detr.checkpoint import ScoreThresholds, load_weights, read_thresholds
+from salience_detr.checkpoint.paths import local_path
 from salience_detr.checkpoint.score_thresholds import BEST, ScoreThreshold, resolve_thresholds
 from salience_detr.config import ConfigError, resolve_device
 from salience_detr.data.classes import ClassList, classes_of
@@ -287,7 +288,7 @@ class Predictor(ModelDetector):
             )
         self.model = model.to(resolve_device(device)).eval()
         self.weights = weights
-        self.source = "a model with random weights" if weights is None else str(weights)
+        self.source = "a model with random weights"
 
         # Registered classes are compared only if a config was chosen and the data set itself is at
         # hand: the config of one data set may serve for the weights of another.
@@ -301,6 +302,7 @@ class Predictor(ModelDetector):
             classes = load_weights(
                 self.model, weights, classes=data_classes, ignore_class_names=in_order
             )
+            self.source = local_path(weights)  # a folder or a name stands for a file
 
         super().__init__(
             class_table(classes, metadata, self.model.num_classes),

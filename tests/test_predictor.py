@@ -429,6 +429,12 @@ def test_best_thresholds_are_those_of_the_weights(micro_config, surface_data, tm
     with pytest.raises(ValueError, match="a model with random weights holds no best"):
         Predictor(micro_config, None, **options)
 
+    # The remedy names the file that --save-thresholds takes, not the folder.
+    (tmp_path / "run").mkdir()
+    torch.save({"model": random.model.state_dict()}, tmp_path / "run" / "model_best.pth")
+    with pytest.raises(ValueError, match=f"--save-thresholds {tmp_path}/run/model_best.pth"):
+        Predictor(micro_config, tmp_path / "run", **options)
+
 
 def test_a_class_may_have_a_threshold_of_its_own(predictor):
     thresholds = predictor.class_thresholds({"Pit": 0.7, "dent": 1})

@@ -19,7 +19,13 @@ from salience_detr.data.depth import choose_from_files
 from salience_detr.data.image_files import describe_folder, locate_images
 from salience_detr.data.images import ImageReadError, read_image
 from salience_detr.data.mapper import DetectionMapper
-from salience_detr.data.preparation.layouts import IMAGES, SAMPLE, count_images, fullest_folder
+from salience_detr.data.preparation.layouts import (
+    IMAGES,
+    SAMPLE,
+    count_images,
+    fullest_folder,
+    recorded_folder,
+)
 from salience_detr.data.value_range import ValueRange
 from salience_detr.evaluation.error_analysis import FALSE_POSITIVES, ImageErrors, Outcome
 from salience_detr.evaluation.results import (
@@ -262,8 +268,11 @@ def drawing_paths(file_names: Sequence[str], image_root: Path, output: Path) -> 
 def find_image_folder(annotation_file: Path, coco: COCO, folder: Path | None = None) -> Path:
     """Return the folder of the images: the given one, or where the usual layouts have it.
 
+    Of converted data it is the one that the conversion has recorded.
+
     Raises:
         ResultsError: there is no such folder, or no image is in it.
+        DatasetError: the record of a conversion cannot be read.
     """
     names = [x["file_name"] for x in coco.dataset["images"]]
     if not names:
@@ -285,7 +294,7 @@ def find_image_folder(annotation_file: Path, coco: COCO, folder: Path | None = N
     parent = annotation_file.absolute().parent
     stem = annotation_file.name.partition(".")[0].removeprefix("instances_")
     splits = (stem.removesuffix("2017"), stem, parent.name)
-    candidates = [parent]
+    candidates = [parent, *recorded_folder(annotation_file)]
     for root, split, pattern in product((parent, parent.parent), splits, IMAGES):
         candidates.append(root / pattern.format(s=split))
 

@@ -201,6 +201,11 @@ def test_the_folder_of_the_images_is_found_beside_the_annotations(data, tmp_path
     file = tmp_path / "coco" / "annotations" / "instances_val2017.json"
     assert find_image_folder(file, coco) == tmp_path / "coco" / "val2017"
 
+    # That of a conversion, which records it.
+    (tmp_path / "converted").mkdir()
+    (tmp_path / "converted" / "image_folders.yaml").write_text(f"val.json: {folder}")
+    assert find_image_folder(tmp_path / "converted" / "val.json", coco) == folder
+
 
 def test_images_that_are_not_found_are_told_with_the_remedy(data, tmp_path):
     coco = data({"a.png": None}).coco
