@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.benchmark import timer  # waits for the GPU, if there is one
 
 from salience_detr.benchmark.flops import stages_of
-
-STATUS = Path("/proc/self/status")
-CLEAR_REFS = Path("/proc/self/clear_refs")
+from salience_detr.utils.process_memory import forget_peak, resident_bytes
 
 
 def time_calls(step: Callable[[], object], repeats: int) -> list[float]:
@@ -77,9 +72,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             return
 
-        # Some containers forbid it; the peak is then that of the whole process so far.
-        with contextlib.suppress(OSError):
-            CLEAR_REFS.write_text("5")
+        forget_peak()
 
     def mebibytes(self) -> float | None:
         """Return the peak since the last reset, or None where there is no Linux to tell."""
@@ -90,14 +83,3 @@ class PeakMemory:
         if peak is None or self.start is None:
             return None
         return (self.weight_bytes + max(0, peak - self.start)) / 2**20
-
-
-def resident_bytes(field: str) -> int | None:
-    """Return this process's resident memory, current ("VmRSS") or peak ("VmHWM"), or None.
-
-    The resource module's peak would include that of the process which started this one.
-    """
-    match = None
-    if STATUS.is_file():
-        match = re.search(rf"{field}:\s*(\d+) kB", STATUS.read_text())
-    return int(match[1]) * 1024 if match else None

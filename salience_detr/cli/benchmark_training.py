@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
-import resource
 import statistics
 from concurrent.futures import ProcessPoolExecutor
 
@@ -27,6 +26,7 @@ from salience_detr.engine.own_data import use_own_data
 from salience_detr.engine.run_flags import use_run_flags
 from salience_detr.engine.train import build_model, build_optimizer
 from salience_detr.engine.trainer import Trainer
+from salience_detr.utils.process_memory import peak_memory
 
 NUM_LOADED = 200  # images that the loader alone is timed with
 
@@ -65,7 +65,7 @@ def time_training(args: argparse.Namespace, overrides: list[str]) -> tuple[float
         time_calls(trainer.run_step, 1)
         milliseconds = time_calls(trainer.run_step, args.steps)
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    peak = peak_memory() / 2**20
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**20
     return statistics.median(milliseconds) / 1e3, peak

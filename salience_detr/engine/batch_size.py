@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import resource
-import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from torch import nn
 from salience_detr.config import ConfigError, resolve_amp, resolve_device
 from salience_detr.data.loader import SeededDataset
 from salience_detr.engine.trainer import Batch, Trainer
+from salience_detr.utils.process_memory import forget_peak, free_memory, peak_memory
 from salience_detr.utils.safe_yaml import read_yaml
 
 # Part of the free memory that is used; images that are loaded meanwhile need the rest.
@@ -31,7 +29,6 @@ LARGEST_BATCH = 64
 NUM_IMAGES = 8
 NUM_DRAWS = 8
 GIB = 2**30
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def use_batch_size(config: DictConfig, args: argparse.Namespace) -> None:
@@ -188,8 +185,7 @@ class Trial:
         self.budget = USED_PART * free - later
 
         # Reading the annotations may have taken more than is used now.
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+        forget_peak()
         self.start = self.used()
         self.taken: dict[int, float] = {}
 
@@ -218,47 +214,4 @@ class Trial:
         """Return the most bytes that this process has used so far."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_reserved(self.device)
-        return most_resident_memory()
-
-
-def free_memory(device: torch.device) -> float:
-    """Return the free bytes of a GPU, or of the machine within the limit of its container."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free
-
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.is_file():
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
-    numbers = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    free = int(numbers["MemAvailable"].split()[0]) * 1024
-
-    # Version 2 of control groups, then version 1. Cached files give way to a process.
-    for folder, limit, usage in (
-        (CGROUP, "memory.max", "memory.current"),
-        (CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        if not (folder / limit).is_file():
-            continue
-
-        most = (folder / limit).read_text().strip()
-        statistics = dict(
-            line.split() for line in (folder / "memory.stat").read_text().splitlines()
-        )
-        if most.isdigit():
-            cached = int(statistics.get("inactive_file", 0))
-            free = min(free, int(most) - int((folder / usage).read_text()) + cached)
-    return free
-
-
-def most_resident_memory() -> float:
-    """Return the most bytes of memory that this process has had."""
-    # getrusage may have the number of the parent process on Linux.
-    status = Path("/proc/self/status")
-    if status.is_file():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        if "VmHWM" in lines:
-            return int(lines["VmHWM"].split()[0]) * 1024
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return peak_memory()

@@ -9,12 +9,9 @@ import torch
 
 from salience_detr.config import ConfigError, load_config
 from salience_detr.engine import batch_size
-from salience_detr.engine.batch_size import (
-    free_memory,
-    largest_input,
-    most_resident_memory,
-    use_batch_size,
-)
+from salience_detr.engine.batch_size import largest_input, use_batch_size
+from salience_detr.utils import process_memory
+from salience_detr.utils.process_memory import free_memory, peak_memory
 
 
 def arguments(size="auto", **others):
@@ -108,9 +105,9 @@ def test_the_input_has_the_largest_sides_and_most_boxes():
 
 def test_the_limit_of_a_container_counts_without_cached_files(tmp_path, monkeypatch):
     whole = free_memory(torch.device("cpu"))
-    assert most_resident_memory() > 2**20 and whole > 0
+    assert peak_memory() > 2**20 and whole > 0
 
-    monkeypatch.setattr(batch_size, "CGROUP", tmp_path)
+    monkeypatch.setattr(process_memory, "CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("700\n")
     (tmp_path / "memory.stat").write_text("anon 400\ninactive_file 250\n")
