@@ -86,7 +86,8 @@ class Parser(argparse.ArgumentParser):
         add = self.add_argument
         add("--output", metavar="DIR", help="folder of the run: train.output_dir")
         add("--device", help="cpu, cuda, ...: train.device")
-        add("--lr", type=number(float, 0), metavar="X", help="learning rate: optimizer.lr")
+        # At a rate of 0 a run would learn nothing, and not say so.
+        add("--lr", type=number(float, 1e-12), metavar="X", help="learning rate: optimizer.lr")
         seed = number(int, 0, LARGEST_SEED)
         add("--seed", type=seed, metavar="N", help="of all that is random: train.seed")
         self.add_image_size()

@@ -111,6 +111,7 @@ def test_an_exported_model_keeps_its_size():
     ("words", "message"),
     [
         (["--lr", "inf"], "argument --lr: it is inf, and must be finite"),
+        (["--lr", "0"], "argument --lr: it is 0, and must be at least 1e-12"),
         (["--seed", "-1"], "argument --seed: it is -1, and must be between 0 and 4294967295"),
     ],
 )
