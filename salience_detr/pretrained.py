@@ -79,7 +79,7 @@ def find_origin(weights: str | Path) -> Origin | None:
         return Origin(config_name=name)
 
     local = local_path(weights)
-    origin = read_origin(local)
+    origin = read_origin(weights)
     if origin is not None:
         return origin
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,14 @@ def one_thread() -> None:
 def fixed_seed() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def fresh_loggers() -> Iterator[None]:
+    """Forget the handlers that a test's runs added, which would write to closed streams."""
+    yield
+    for name in ("detectron2", "fvcore", "salience_detr"):
+        logging.getLogger(name).handlers.clear()
 
 
 @pytest.fixture(scope="session")

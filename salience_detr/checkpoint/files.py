@@ -21,7 +21,7 @@ from salience_detr.checkpoint.class_names import (
 )
 from salience_detr.checkpoint.errors import CheckpointError
 from salience_detr.checkpoint.origin import Origin, origin_metadata
-from salience_detr.checkpoint.paths import local_path
+from salience_detr.checkpoint.paths import local_path, remedy_of_damage
 from salience_detr.checkpoint.score_thresholds import (
     ScoreThresholds,
     thresholds_to_entries,
@@ -72,13 +72,6 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
     return content
-
-
-def remedy_of_damage(path: str | Path, local: str) -> str:
-    """Return what to do about a damaged file; a downloaded one stays in the cache until then."""
-    if str(path) == local:
-        return "get it again"
-    return f"delete {local}, and get it again"
 
 
 def read_safetensors(path: str) -> dict[str, object]:

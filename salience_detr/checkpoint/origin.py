@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from salience_detr import __version__
 from salience_detr.checkpoint.errors import CheckpointError
+from salience_detr.checkpoint.paths import local_path, remedy_of_damage
 
 NAME_KEY = "config_name"
 YAML_KEY = "config"
@@ -39,21 +40,22 @@ def origin_metadata(origin: Origin | None) -> dict[str, str]:
 
 
 def read_origin(path: str | Path) -> Origin | None:
-    """Return the config that a local .safetensors file names; None if it does not, or for others.
+    """Return the config that a .safetensors file names; None if it does not, or for others.
 
     Raises:
         CheckpointError: the file cannot be read.
     """
-    if not str(path).endswith(".safetensors"):
+    local = local_path(path)
+    if not local.endswith(".safetensors"):
         return None
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(local, framework="pt") as file:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} cannot be read, it is truncated or not a checkpoint; get it again "
-            f"({type(error).__name__})"
+            f"{path} cannot be read, it is truncated or not a checkpoint; "
+            f"{remedy_of_damage(path, local)} ({type(error).__name__})"
         ) from error
 
     origin = Origin(metadata.get(NAME_KEY, ""), metadata.get(YAML_KEY, ""))

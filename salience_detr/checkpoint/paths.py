@@ -64,3 +64,10 @@ def file_of_run(folder: Path) -> str:
 
     known = " and no ".join(RUN_FILES)
     raise CheckpointError(f"the folder {folder} has no {known}: name a checkpoint file")
+
+
+def remedy_of_damage(path: str | Path, local: str) -> str:
+    """Return what to do about a damaged file; a downloaded one stays in the cache until then."""
+    if str(path) == local:
+        return "get it again"
+    return f"delete {local}, and get it again"

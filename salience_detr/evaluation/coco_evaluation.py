@@ -10,10 +10,16 @@ from pathlib import Path
 
 from detectron2.config import instantiate
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    inference_on_dataset,
+    print_csv_format,
+)
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.logger import log_first_n
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch import nn
 
@@ -40,7 +46,7 @@ from salience_detr.evaluation.ap_table import Evaluated, format_results
 from salience_detr.evaluation.class_mapping import ClassMappingEvaluator
 from salience_detr.evaluation.comparison import write_comparisons
 from salience_detr.evaluation.fast_coco import QuietEvaluator, use_fast_evaluation
-from salience_detr.evaluation.results import category_names, load_results, make_coco
+from salience_detr.evaluation.results import METRICS, category_names, load_results, make_coco
 from salience_detr.utils.drawing_options import DEFAULTS, DrawingOptions
 from salience_detr.utils.files import check_output_dir
 
@@ -271,8 +277,22 @@ def describe_weights(config: DictConfig) -> str:
 
 
 def best_metric_of(config: DictConfig) -> str:
-    """Return the metric of ``train.best_metric``; of several data sets that of the first."""
+    """Return the metric of ``train.best_metric``; of several data sets that of the first.
+
+    Raises:
+        ConfigError: COCOEvaluator has no such metric. Others have their own, and those of single
+            classes are not known yet.
+    """
     metric = config.train.best_metric
+    last = metric.rpartition("/")[2]
+    target = config.dataloader.evaluator.get("_target_")
+    if isinstance(target, str):
+        target = locate(target)
+    is_coco = target is COCOEvaluator
+    if is_coco and last not in METRICS and not last.startswith("AP-"):
+        metrics = ", ".join(f"bbox/{name}" for name in (*METRICS, "AP-CLASS"))
+        raise ConfigError(f"train.best_metric={metric!r} is no metric of COCOEvaluator: {metrics}")
+
     names = as_list(config.dataloader.test.dataset.names)
     if len(names) == 1 or any(metric.startswith(f"{name}/") for name in names):
         return metric

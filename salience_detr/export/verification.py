@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from detectron2.structures import Instances
+from tqdm import tqdm
 
 from salience_detr.predictor import ModelDetector, prepare_input
 
@@ -104,10 +105,12 @@ def verify(
     Returns:
         The difference on each image alone, then on each image in its batch.
     """
-    differences = [compare(expected(image), actual(image)) for image in images]
+    differences = []
+    for image in tqdm(images, desc="verifying", unit="image"):
+        differences.append(compare(expected(image), actual(image)))
 
     inputs = [prepare_input(expected.mapper, image) for image in images]
-    for start in range(0, len(inputs), BATCH_SIZE):
+    for start in tqdm(range(0, len(inputs), BATCH_SIZE), desc="verifying", unit="batch"):
         batch = inputs[start : start + BATCH_SIZE]
         outputs = zip(expected._infer(batch), actual._infer(batch), strict=True)
         differences += [compare(x, y) for (x, _), (y, _) in outputs]

@@ -138,9 +138,10 @@ def parse_color(word: str) -> Color:
     try:
         red, green, blue = ImageColor.getrgb(text)[:3]
     except ValueError as error:
-        raise ValueError(
-            f"--colors {word!r} is no color; write red, #ff8800 or 255,128,0"
-        ) from error
+        advice = "write red, #ff8800 or 255,128,0"
+        if "=" in word:
+            advice = f"for a class write {word.replace('=', ':', 1)}"
+        raise ValueError(f"--colors {word!r} is no color; {advice}") from error
     if max(red, green, blue) > 255:
         raise ValueError(f"--colors {word!r} is no color; its numbers go from 0 to 255")
     return red, green, blue

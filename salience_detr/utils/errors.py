@@ -57,6 +57,10 @@ def shorten(names: Sequence[str], limit: int = 8) -> str:
     return f"{text}, and {num_others} more" if num_others > 0 else text
 
 
+# Letters from which a word tells something as a part of a name.
+SHORTEST_PART = 3
+
+
 def suggest(name: str, names: Sequence[str]) -> str:
     """Return a question with the names nearest to an unknown one, or the list of all."""
     word = Path(name).stem.lower()
@@ -64,7 +68,8 @@ def suggest(name: str, names: Sequence[str]) -> str:
         return f"did you mean {word}?"
 
     near = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
-    near += [known for known in names if word and word in known and known not in near]
+    if len(word) >= SHORTEST_PART:
+        near += [known for known in names if word in known and known not in near]
 
     if near:
         return f"did you mean {' or '.join(near[:3])}?"

@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 from torch import nn
 
-from salience_detr.config import load_config
+from salience_detr.config import ConfigError, load_config
 from salience_detr.data import DatasetError, register_coco_dataset
 from salience_detr.evaluation.coco_evaluation import (
     best_metric_of,
@@ -288,6 +288,10 @@ def test_a_list_of_one_set_is_that_set(registry):
     config.model.num_classes = 3
     assert evaluate(config, PerfectDetector([0, 1, 2]))["bbox"]["AP"] == pytest.approx(100)
     assert best_metric_of(config) == "bbox/AP"
+
+    config.train.best_metric = "bbox/AP5"
+    with pytest.raises(ConfigError, match="'bbox/AP5' is no metric of COCOEvaluator: bbox/AP, "):
+        best_metric_of(config)
 
 
 @pytest.mark.parametrize("with_ids", [False, True])

@@ -8,6 +8,7 @@ import pytest
 
 from salience_detr import model_zoo
 from salience_detr.checkpoint import CheckpointError, read_checkpoint, read_classes
+from salience_detr.checkpoint.origin import read_origin
 from salience_detr.checkpoint.published import RELEASED, SHIPPED
 from salience_detr.config import ConfigError, load_config
 from salience_detr.model_zoo import ModelZooError
@@ -45,6 +46,7 @@ def test_urls_are_those_of_the_guide():
     [
         ("neu_det_r81", "did you mean neu_det_r18"),
         ("NEU_DET_R18", r"did you mean neu_det_r18\?"),
+        ("x", "there are "),
         ("configs/neu_det_r18.yaml", r"did you mean neu_det_r18\?"),
         ("swin_l", r"did you mean salience_detr_swin_l_12ep\?"),
         ("yolo", "there are .*neu_det_r18, "),
@@ -70,13 +72,16 @@ def test_weights_by_their_name():
         read_classes("neu_det_r81.pth")
 
 
-def test_a_damaged_download_is_named_with_its_place(tmp_path, monkeypatch):
-    placed = tmp_path / "huggingface/owner/name/model.pth"
+@pytest.mark.parametrize(
+    ("file", "read"), [("model.pth", read_checkpoint), ("model.safetensors", read_origin)]
+)
+def test_a_damaged_download_is_named_with_its_place(tmp_path, monkeypatch, file, read):
+    placed = tmp_path / "huggingface/owner/name" / file
     placed.parent.mkdir(parents=True)
     placed.write_bytes(b"half")
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
     with pytest.raises(CheckpointError, match=f"delete {placed}, and get it again"):
-        read_checkpoint("hf://owner/name/model.pth")
+        read(f"hf://owner/name/{file}")
 
 
 @pytest.mark.parametrize("path", ["hf://owner/na:me?", "hf://owner/name/../../x.pth"])

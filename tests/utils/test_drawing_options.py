@@ -102,6 +102,7 @@ def test_colors_of_the_data_set_are_kept_where_none_is_chosen():
     [
         (["pitt:red"], "'pitt' is no class; did you mean pit"),
         (["reddish"], "'reddish' is no color; write red"),
+        (["pit=red"], "'pit=red' is no color; for a class write pit:red"),
         (["300,0,0"], "from 0 to 255"),
         (["red"] * 4, "4 colors, but there are 3 classes: pit, scratch, a:b"),
         (["none.json"], "none.json cannot be read"),
