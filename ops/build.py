@@ -25,8 +25,9 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parent / "csrc"
 LIBRARY = "salience_detr_ops.so"
 LOG = "build.log"
-# Hopper's vector atomics need 9.0; CUDA 13 starts at 7.5.
-CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+# Hopper's vector atomics need 9.0; CUDA 13 starts at 7.5. PTX of 9.0 serves GPUs between the two
+# last ones, such as 11.0, and all later ones where the compiler knows no newer architecture.
+CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0+PTX;10.0;12.0+PTX"
 # No contraction of products and sums, so that all instruction sets give the same bits. The other
 # two -fno flags let GCC vectorize.
 CPP_FLAGS = [
@@ -39,7 +40,7 @@ CPP_FLAGS = [
     "-Wno-psabi",
 ]
 # The log then shows the registers and spills of each kernel.
-CUDA_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xptxas=-v"]
+CUDA_FLAGS = ["-O3", "--expt-relaxed-constexpr", "-Xptxas=-v"]
 
 # Lines of a compiler's output that give the reason; PyTorch's last two only say that it failed.
 NO_REASON = r"Error building extension|Command '\['ninja'"
@@ -182,6 +183,91 @@ def architectures() -> str | None:
     return ";".join(wanted) or CUDA_ARCHITECTURES
 
 
+def buildable(architectures: str) -> str:
+    """Return those of the architectures that nvcc and PyTorch's builder know.
+
+    An old CUDA or PyTorch does not know a new GPU, and ends the whole build at its name. What is
+    left out is named in one warning. GPUs at hand that are newer than both are served by PTX.
+
+    Raises:
+        BuildError: none of them is known.
+    """
+    nvcc_knows = nvcc_architectures()
+    known: list[str] = []
+    unknown: list[str] = []
+    for word in architectures.split(";"):
+        virtual = virtual_architectures(word)
+        is_known = bool(virtual) and (not nvcc_knows or virtual <= nvcc_knows)
+        (known if is_known else unknown).append(word)
+    if not unknown:
+        return architectures
+
+    missing = f"{', '.join(unknown)}: not known to {nvcc()} or to this PyTorch"
+    for capability in sorted(set(capabilities())):
+        if not serves(";".join(known), capability):
+            newest_known = newest_ptx(capability, nvcc_knows)
+            if newest_known and newest_known not in known:
+                known.append(newest_known)
+    if not known:
+        raise BuildError(f"no CUDA kernels can be built for {missing}; install a newer CUDA")
+
+    print(
+        f"warning: no kernels are built for {missing}; built: {', '.join(known)}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return ";".join(known)
+
+
+def nvcc_architectures() -> set[str]:
+    """Return the virtual architectures that nvcc knows ("90"); none if it cannot be asked."""
+    command = [nvcc() or "nvcc", "--list-gpu-arch"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True).stdout
+    except OSError:
+        return set()
+    return set(re.findall(r"compute_(\d+)", listed))
+
+
+def virtual_architectures(word: str) -> set[str]:
+    """Return the virtual architectures ("90") of one word of TORCH_CUDA_ARCH_LIST, such as "9.0a".
+
+    There are none if PyTorch's builder does not know the word. A name ("Ampere") has several.
+    """
+    from torch.utils import cpp_extension
+
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    os.environ["TORCH_CUDA_ARCH_LIST"] = word
+    try:
+        flags = cpp_extension._get_cuda_arch_flags()
+    except ValueError:
+        return set()
+    finally:
+        del os.environ["TORCH_CUDA_ARCH_LIST"]
+        if listed is not None:
+            os.environ["TORCH_CUDA_ARCH_LIST"] = listed
+    return set(re.findall(r"arch=compute_(\d+)", " ".join(flags)))
+
+
+def newest_ptx(capability: tuple[int, int], nvcc_knows: set[str]) -> str | None:
+    """Return the newest supported architecture with PTX that a newer GPU can run, or None."""
+    for word in reversed(CUDA_ARCHITECTURES.split(";")):
+        ptx = word.removesuffix("+PTX") + "+PTX"
+        virtual = virtual_architectures(ptx)
+        if virtual and serves(ptx, capability) and (not nvcc_knows or virtual <= nvcc_knows):
+            return ptx
+    return None
+
+
+def cuda_standard() -> str:
+    """Return nvcc's flag for C++20, or for C++17 where it knows no later one (CUDA 11)."""
+    try:
+        words = subprocess.run([nvcc() or "nvcc", "--help"], capture_output=True, text=True).stdout
+    except OSError:
+        words = ""
+    return "-std=c++20" if "c++20" in words else "-std=c++17"
+
+
 def capabilities() -> list[tuple[int, int]]:
     """Return the compute capability (major, minor) of each GPU at hand."""
     import torch
@@ -267,6 +353,8 @@ def build(root: Path, architectures: str | None) -> Path:
     from filelock import FileLock
 
     compiler()
+    if architectures is not None:
+        architectures = buildable(architectures)
     key = build_key(architectures)
     library = root / key / LIBRARY
     try:
@@ -343,8 +431,10 @@ def run_compiler(folder: Path, architectures: str) -> None:
 
     sources = sorted(SOURCES.rglob("*.cpp"))
     define: list[str] = []
+    cuda_flags = list(CUDA_FLAGS)
     link_flags = ["-fopenmp"]
     if architectures:
+        cuda_flags.append(cuda_standard())
         sources += sorted(SOURCES.rglob("*.cu"))
         define = ["-DSALIENCE_DETR_CUDA"]
         link_flags += link_cuda_runtime(folder)
@@ -353,7 +443,7 @@ def run_compiler(folder: Path, architectures: str) -> None:
         name=Path(LIBRARY).stem,
         sources=[str(path) for path in sources],
         extra_cflags=CPP_FLAGS + define,
-        extra_cuda_cflags=CUDA_FLAGS + define,
+        extra_cuda_cflags=cuda_flags + define,
         extra_ldflags=link_flags,
         build_directory=str(folder),
         with_cuda=bool(architectures),

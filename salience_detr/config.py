@@ -44,6 +44,7 @@ AMP_DTYPES = {
     "fp16": torch.float16,
     "float16": torch.float16,
 }
+MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
 class ConfigError(ValueError):
@@ -151,6 +152,10 @@ def finish_config(
         value = OmegaConf.select(config, key)
         if value is not None and not value >= 1:
             raise ConfigError(f"{key} is {value}; it must be at least 1")
+    precision = config.train.get("matmul_precision", "highest")
+    if precision not in MATMUL_PRECISIONS:
+        names = ", ".join(MATMUL_PRECISIONS)
+        raise ConfigError(f"train.matmul_precision is {precision!r}; use one of {names}")
     return config
 
 
@@ -343,10 +348,16 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
+def set_matmul_precision(config: DictConfig) -> None:
+    """Set the precision of float32 matrix products in this process (``train.matmul_precision``)."""
+    torch.set_float32_matmul_precision(config.train.get("matmul_precision", "highest"))
+
+
 def resolve_amp(amp: DictConfig, device: torch.device) -> torch.dtype | None:
     """Return the autocast dtype of a config's ``train.amp``, or None if mixed precision is off.
 
-    "auto" is bfloat16 where the device has it, else float16.
+    "auto" is bfloat16 where the device computes with it, else float16. PyTorch emulates bfloat16 on
+    older GPUs (T4, V100), which is slower than float32.
 
     Raises:
         ConfigError: the dtype is unknown.
@@ -354,7 +365,7 @@ def resolve_amp(amp: DictConfig, device: torch.device) -> torch.dtype | None:
     if not amp.enabled:
         return None
     if amp.dtype == "auto":
-        if device.type == "cpu" or torch.cuda.is_bf16_supported():
+        if device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16
         return torch.float16
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.config import LazyConfig
 
-from salience_detr.config import ConfigError, load_config, resolve_amp, resolve_device, to_yaml
+from salience_detr.config import (
+    ConfigError,
+    load_config,
+    resolve_amp,
+    resolve_device,
+    set_matmul_precision,
+    to_yaml,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -139,6 +147,44 @@ def test_dtypes_have_torchs_names_and_short_ones(micro_config, dtype):
     words = ["train.amp.enabled=True", f"train.amp.dtype={dtype}"]
     amp = load_config(micro_config, words).train.amp
     assert resolve_amp(amp, torch.device("cpu")) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((7, 0), torch.float16), ((7, 5), torch.float16), ((8, 0), torch.bfloat16)],
+)
+def test_gpus_that_only_emulate_bf16_take_fp16(micro_config, monkeypatch, capability, expected):
+    properties = SimpleNamespace(major=capability[0], minor=capability[1])
+    monkeypatch.setattr(torch.version, "cuda", "12.4")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    # With emulation every GPU can make a bfloat16 tensor.
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    amp = load_config(micro_config, ["train.amp.enabled=True"]).train.amp
+    assert resolve_amp(amp, torch.device("cuda")) == expected
+
+
+def test_the_precision_of_matrix_products_is_one_of_pytorchs(micro_config, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    for words in ([], ["train.matmul_precision=high"]):
+        set_matmul_precision(load_config(micro_config, words))
+    assert chosen == ["highest", "high"]
+
+    for value in ("tf32", "true", "null", "1"):
+        message = r"train\.matmul_precision is .*; use one of highest, high, medium"
+        with pytest.raises(ConfigError, match=message):
+            load_config(micro_config, [f"train.matmul_precision={value}"])
+
+
+def test_a_config_of_an_earlier_version_has_the_highest_precision(micro_config, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    config = load_config(micro_config)
+    del config.train.matmul_precision
+    set_matmul_precision(config)
+    assert chosen == ["highest"]
 
 
 @pytest.mark.parametrize(

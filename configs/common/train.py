@@ -13,6 +13,8 @@ train = dict(
     device="auto",
     # auto: bfloat16 where the device has it, else float16
     amp=dict(enabled=False, dtype="auto"),
+    # Precision of float32 matrix products: highest, high (TF32 on GPUs since Ampere), medium.
+    matmul_precision="highest",
     # Parts in which a batch is computed, one after the other: less memory, the same gradients.
     accumulate=1,
     # If set, the learning rate is multiplied by total_batch_size / reference_batch_size.

@@ -19,9 +19,9 @@ from salience_detr.benchmark.report import machine
 from salience_detr.benchmark.timing import time_calls
 from salience_detr.cli.arguments import run_program
 from salience_detr.cli.flags.benchmark_training import VARIANTS, parse_args
-from salience_detr.config import load_config, resolve_amp, resolve_device
+from salience_detr.config import load_config, resolve_amp, resolve_device, set_matmul_precision
 from salience_detr.data import batches
-from salience_detr.engine.compilation import compile_model
+from salience_detr.engine.compilation import compile_model, set_memory_format
 from salience_detr.engine.own_data import use_own_data
 from salience_detr.engine.run_flags import use_run_flags
 from salience_detr.engine.train import build_model, build_optimizer
@@ -49,7 +49,9 @@ def time_training(args: argparse.Namespace, overrides: list[str]) -> tuple[float
 
     # The variants start from the same weights.
     torch.manual_seed(0)
+    set_matmul_precision(config)
     model = build_model(config)
+    set_memory_format(config, model)
     compile_model(config, model)
 
     trainer = Trainer(

@@ -23,15 +23,18 @@ COMPILED_STAGES = (
 )  # fmt: skip
 
 
+def set_memory_format(config: DictConfig, model: nn.Module) -> None:
+    """Set the memory format of the convolutions, in place, as configured."""
+    if config.train.channels_last:
+        model.to(memory_format=torch.channels_last)
+
+
 def compile_model(config: DictConfig, model: nn.Module) -> None:
-    """Set the memory format of the convolutions and compile the stages, in place, as configured.
+    """Compile the stages, in place, as configured.
 
     Raises:
         ConfigError: the stages cannot be compiled as they are.
     """
-    if config.train.channels_last:
-        model.to(memory_format=torch.channels_last)
-
     if not config.train.compile:
         return
 

@@ -48,7 +48,10 @@ class ProcessDiedError(RuntimeError):
 
 
 def launch(main: Main, args: argparse.Namespace, config: DictConfig) -> None:
-    """Call ``main(args, config)`` in every process; without a GPU the processes talk through gloo.
+    """Call ``main(args, config)`` in every process.
+
+    The processes talk through gloo where there is no GPU or ``train.device`` is cpu, else through
+    nccl, which exchanges tensors on GPUs only.
 
     Processes that are started here get None for the config and make their own: a config file may
     register data sets and define functions, neither of which can be handed to another process.
@@ -59,7 +62,7 @@ def launch(main: Main, args: argparse.Namespace, config: DictConfig) -> None:
     """
     # torchrun has started this process as one of several.
     if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        init_torchrun_process()
+        init_torchrun_process(config.train.device)
         try:
             main(args, config)
         finally:
@@ -69,6 +72,9 @@ def launch(main: Main, args: argparse.Namespace, config: DictConfig) -> None:
         main(args, config)
 
     else:
+        # detectron2's processes take nccl where they see a GPU.
+        if config.train.device.startswith("cpu"):
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         start_and_wait(main, args)
 
 
@@ -174,10 +180,14 @@ def end_after_peer() -> NoReturn:
     raise SystemExit(PEER_DIED)
 
 
-def init_torchrun_process() -> None:
-    """Join the process group of torchrun, as its environment variables say."""
+def init_torchrun_process(device: str) -> None:
+    """Join the process group of torchrun, as its environment variables say.
+
+    Args:
+        device: ``train.device`` of the config.
+    """
     backend = "gloo"
-    if torch.cuda.is_available():
+    if not device.startswith("cpu") and torch.cuda.is_available():
         backend = "nccl"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
@@ -200,5 +210,5 @@ def any_process(flag: bool) -> bool:
 
 def share_cpu_threads() -> None:
     """Give each process its part of the machine's cores, where each would else use all of them."""
-    if comm.get_world_size() > 1 and not torch.cuda.is_available():
+    if comm.get_world_size() > 1 and torch.distributed.get_backend() != "nccl":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.get_local_size()))

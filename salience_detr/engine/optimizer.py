@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
+import torch
 from detectron2.layers import FrozenBatchNorm2d
+from omegaconf import DictConfig
 from timm.layers import RmsNorm, RmsNorm2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from salience_detr.engine.layer_decay import layer_scales
+from salience_detr.utils.config_keys import parameters_of
+
+# Arguments that choose how PyTorch's optimizers compute the same step.
+IMPLEMENTATIONS = ("fused", "foreach")
 
 NORMS = (
     _BatchNorm, FrozenBatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, RmsNorm, RmsNorm2d
@@ -73,3 +79,35 @@ def get_parameter_groups(
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
+
+
+def fused_options(optimizer: DictConfig, device: torch.device) -> dict[str, bool]:
+    """Return the arguments that let an optimizer of a config update all parameters in one kernel.
+
+    Args:
+        optimizer: the config's. What it says itself stays.
+        device: device of the parameters. There are no arguments except for Adam and AdamW on CUDA.
+    """
+    parameters = parameters_of(optimizer._target_)
+    is_adam = "fused" in parameters and "amsgrad" in parameters
+    is_chosen = any(name in optimizer for name in IMPLEMENTATIONS)
+    if device.type != "cuda" or not is_adam or is_chosen:
+        return {}
+    return {"fused": True}
+
+
+def keep_implementation(
+    optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]
+) -> dict[str, Any]:
+    """Return a state dict to load in which the implementation is that of the optimizer.
+
+    PyTorch takes it from the state dict, which may be of a run on another device.
+    """
+    if len(optimizer.param_groups) != len(state_dict["param_groups"]):
+        return state_dict  # PyTorch raises an error with the reason
+
+    groups = []
+    for own, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
+        chosen = {name: own[name] for name in IMPLEMENTATIONS if name in own}
+        groups.append(saved | chosen)
+    return state_dict | {"param_groups": groups}

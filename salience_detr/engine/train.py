@@ -27,6 +27,7 @@ from salience_detr.config import (
     load_config,
     resolve_amp,
     resolve_device,
+    set_matmul_precision,
     to_yaml,
 )
 from salience_detr.data.datasets import check_class_count, dataset_classes
@@ -40,7 +41,7 @@ from salience_detr.engine.checks import (
     frozen_tensors,
     warn_of_random_layers,
 )
-from salience_detr.engine.compilation import compile_model, distribute
+from salience_detr.engine.compilation import compile_model, distribute, set_memory_format
 from salience_detr.engine.console import quiet_console
 from salience_detr.engine.data_order import data_order
 from salience_detr.engine.determinism import use_deterministic_algorithms
@@ -56,6 +57,7 @@ from salience_detr.engine.hooks import (
     PreviewHook,
 )
 from salience_detr.engine.launch import share_cpu_threads
+from salience_detr.engine.optimizer import fused_options, keep_implementation
 from salience_detr.engine.previews import preview_images
 from salience_detr.engine.progress import ProgressHook
 from salience_detr.engine.run_report import log_start
@@ -103,6 +105,7 @@ def setup_run(config: DictConfig) -> None:
 
     if config.train.get("deterministic", False):
         use_deterministic_algorithms()
+    set_matmul_precision(config)
     share_cpu_threads()
     seed_all_rng(config.train.seed)
 
@@ -152,8 +155,9 @@ def train(config: DictConfig, *, resume: bool) -> None:
     check_test_classes(config)
     check_training_set(config, loader)
 
-    # The EMA is a copy of the model as it is before stages are compiled.
+    # The EMA is a copy of the model in its memory format, before stages are compiled.
     model = build_model(config)
+    set_memory_format(config, model)
     freeze(model, frozen_names(config))
     optimizer = build_optimizer(config, model)
     ema = build_ema(config, model)
@@ -212,9 +216,17 @@ def build_optimizer(config: DictConfig, model: nn.Module) -> torch.optim.Optimiz
         config.optimizer.lr *= batch_size / reference
         logger.info("learning rate %.3g for batches of %d", config.optimizer.lr, batch_size)
 
+    device = next(model.parameters()).device
+    options = fused_options(config.optimizer, device)
     config.optimizer.params.model = model
+    config.optimizer.update(options)
     optimizer: torch.optim.Optimizer = instantiate(config.optimizer)
-    config.optimizer.params.model = None  # the config can be saved again
+    optimizer.register_load_state_dict_pre_hook(keep_implementation)
+
+    # The config can be saved again, for other devices too.
+    config.optimizer.params.model = None
+    for name in options:
+        del config.optimizer[name]
     return optimizer
 
 

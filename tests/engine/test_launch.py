@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
+import torch
+from detectron2.utils import comm
+from omegaconf import OmegaConf
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from salience_detr.engine.launch import PEER_DIED, ProcessDiedError, report_failure
+from salience_detr.engine import launch as launching
+from salience_detr.engine.launch import PEER_DIED, ProcessDiedError, launch, report_failure
 
 LOST = "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"
 ARGS = SimpleNamespace(eval_only=False, machine_rank=1, num_gpus=2)
@@ -67,3 +72,57 @@ def test_an_error_that_was_printed_is_not_told_again():
 def test_an_unexpected_error_keeps_its_traceback():
     with pytest.raises(ProcessRaisedException, match="ZeroDivisionError"):
         report_failure(ProcessRaisedException("ZeroDivisionError", 0, 123), [1, -15], ARGS)
+
+
+@pytest.fixture
+def gpu_machine(monkeypatch):
+    """A machine that says that it has GPUs; nothing can run on them."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+
+
+@pytest.mark.parametrize(
+    ("device", "backend"), [("cpu", "gloo"), ("cpu:0", "gloo"), ("auto", "nccl"), ("cuda", "nccl")]
+)
+def test_torchruns_processes_talk_by_what_their_device_needs(
+    gpu_machine, monkeypatch, device, backend
+):
+    joined = []
+    for name, value in (("LOCAL_RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "init_process_group", joined.append)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(comm, "create_local_process_group", joined.append)
+
+    config = OmegaConf.create({"train": {"device": device}})
+    launch(lambda args, config: joined.append(config.train.device), ARGS, config)
+    assert joined == [backend, 2, device]
+
+
+@pytest.mark.parametrize(("device", "visible"), [("cpu", ""), ("auto", "0,1")])
+def test_detectron2s_processes_see_no_gpu_where_they_train_on_the_cpu(
+    gpu_machine, monkeypatch, device, visible
+):
+    seen = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+    def start_and_wait(main, args):
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+
+    monkeypatch.setattr(launching, "start_and_wait", start_and_wait)
+    args = SimpleNamespace(num_gpus=2, num_machines=1)
+    launch(None, args, OmegaConf.create({"train": {"device": device}}))
+    assert seen == [visible]
+
+
+def test_processes_that_talk_by_gloo_share_the_cores(gpu_machine, monkeypatch):
+    threads = []
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "get_local_size", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    for backend in ("gloo", "nccl"):
+        monkeypatch.setattr(torch.distributed, "get_backend", lambda name=backend: name)
+        launching.share_cpu_threads()
+    assert threads == [4]

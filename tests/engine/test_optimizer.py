@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,13 @@ from detectron2.config import instantiate
 from torch import nn
 
 from salience_detr.config import load_config
-from salience_detr.engine.optimizer import get_parameter_groups
+from salience_detr.engine.compilation import set_memory_format
+from salience_detr.engine.optimizer import (
+    fused_options,
+    get_parameter_groups,
+    keep_implementation,
+)
+from salience_detr.engine.train import build_ema, build_model, build_optimizer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -157,3 +164,76 @@ def test_the_model_has_the_published_number_of_parameters(r50):
     _, model = r50
     # 56.1 M with 91 classes; 80 classes are 11 rows fewer in seven heads and one embedding.
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(56.06e6, abs=0.05e6)
+
+
+def test_adamw_is_fused_on_cuda_and_nowhere_else(micro_config):
+    optimizer = load_config(micro_config).optimizer
+    assert fused_options(optimizer, torch.device("cuda", 1)) == {"fused": True}
+    assert fused_options(optimizer, torch.device("cpu")) == {}
+
+    # What a config says itself stays; other optimizers are built as they are.
+    for words in (["optimizer.foreach=True"], ["optimizer.fused=False"]):
+        chosen = load_config(micro_config, words).optimizer
+        assert fused_options(chosen, torch.device("cuda")) == {}
+    optimizer._target_ = "torch.optim.SGD"
+    assert fused_options(optimizer, torch.device("cuda")) == {}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_config_of_an_optimizer_can_be_saved_for_another_device(
+    micro_config, monkeypatch, fused
+):
+    config = load_config(micro_config)
+    before = list(config.optimizer)
+    model = nn.Linear(2, 2)
+    options = {"fused": True} if fused else {}
+    monkeypatch.setattr("salience_detr.engine.train.fused_options", lambda *_: options)
+    optimizer = build_optimizer(config, model)
+    assert optimizer.defaults["fused"] == (fused or None)
+    assert list(config.optimizer) == before
+
+
+@pytest.mark.parametrize("from_fused", [True, False])
+def test_a_run_resumes_on_another_device_with_the_implementation_of_that_device(from_fused):
+    # The fused kernel runs on the CPU, too.
+    def start(fused):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
+        optimizer.register_load_state_dict_pre_hook(keep_implementation)
+        return model, optimizer
+
+    def step(model, optimizer):
+        optimizer.zero_grad()
+        model(torch.ones(4, 3)).square().sum().backward()
+        optimizer.step()
+
+    model, optimizer = start(from_fused)
+    step(model, optimizer)
+    saved = copy.deepcopy(optimizer.state_dict())  # as from a file
+    saved_groups = [dict(group) for group in saved["param_groups"]]
+
+    other_model, other = start(not from_fused)
+    other_model.load_state_dict(model.state_dict())
+    other.load_state_dict(saved)
+    assert other.param_groups[0]["fused"] == (not from_fused)
+    assert saved["param_groups"] == saved_groups
+    assert other.state_dict()["state"].keys() == saved["state"].keys()
+
+    for _ in range(3):
+        step(model, optimizer)
+        step(other_model, other)
+    torch.testing.assert_close(other_model.weight, model.weight)
+
+
+def test_the_ema_has_the_memory_format_of_the_model(micro_config):
+    words = ["train.channels_last=True", "train.ema.enabled=True", "train.device=cpu"]
+    config = load_config(micro_config, words)
+    model = build_model(config)
+    set_memory_format(config, model)
+    ema = build_ema(config, model)
+
+    strides = {name: weight.stride() for name, weight in model.state_dict().items()}
+    assert strides == {name: weight.stride() for name, weight in ema.module.state_dict().items()}
+    weight = model.backbone.stem.conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()

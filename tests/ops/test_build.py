@@ -143,7 +143,7 @@ def test_kernels_run_on_their_generation_and_ptx_on_later_ones():
 @pytest.mark.parametrize(
     ("listed", "gpus", "expected"),
     [
-        ("", [], "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
+        ("", [], "7.5;8.0;8.6;8.9;9.0+PTX;10.0;12.0+PTX"),
         ("8.0 9.0a", [], "8.0;9.0a"),
         ("", [(9, 0), (8, 0), (9, 0)], "8.0;9.0"),
         ("8.0+PTX", [(9, 0)], "8.0+PTX"),
@@ -162,6 +162,101 @@ def test_kernels_are_built_for_what_is_listed_and_for_the_gpus_at_hand(
     assert builder.architectures() == expected
 
 
+def test_every_gpu_since_turing_is_served_by_the_default_list(builder):
+    for capability in (
+        (7, 5),
+        (8, 7),
+        (9, 0),
+        (10, 0),
+        (10, 3),
+        (11, 0),
+        (12, 0),
+        (12, 1),
+        (13, 0),
+    ):
+        assert builder.serves(builder.CUDA_ARCHITECTURES, capability), capability
+
+
+@pytest.fixture
+def tool_chain(builder, monkeypatch, tmp_path):
+    """The build with an nvcc and a PyTorch that know the architectures that are told to it."""
+    from torch.utils import cpp_extension
+
+    known_flags = cpp_extension._get_cuda_arch_flags
+
+    def set_known(nvcc_knows, torch_knows):
+        program = tmp_path / "nvcc"
+        listed = "\\n".join(f"compute_{number}" for number in nvcc_knows)
+        program.write_text(f"#!/bin/sh\nprintf '{listed}\\n'\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(builder, "nvcc", lambda: str(program))
+
+        def flags():
+            word = os.environ["TORCH_CUDA_ARCH_LIST"]
+            version = word.removesuffix("+PTX").removesuffix("a")
+            if version[0].isdigit() and version not in torch_knows:
+                raise ValueError(f"Unknown CUDA arch ({word}) or GPU not supported")
+            return known_flags()
+
+        monkeypatch.setattr(cpp_extension, "_get_cuda_arch_flags", flags)
+
+    builder.set_known = set_known
+    return builder
+
+
+# CUDA 12.1 and PyTorch 2.4: nothing after Hopper.
+NVCC_12_1 = ("50", "60", "70", "75", "80", "86", "87", "89", "90")
+NVCC_13 = ("75", "80", "86", "89", "90", "100", "103", "110", "120", "121")
+TORCH_2_4 = ("7.0", "7.5", "8.0", "8.6", "8.9", "9.0")
+TORCH_2_7 = (*TORCH_2_4, "10.0", "12.0")
+
+
+@pytest.mark.parametrize(
+    ("nvcc_knows", "torch_knows", "wanted", "gpus", "expected", "left_out"),
+    [
+        (NVCC_13, TORCH_2_7, None, [], "7.5;8.0;8.6;8.9;9.0+PTX;10.0;12.0+PTX", ""),
+        (NVCC_12_1, TORCH_2_4, None, [], "7.5;8.0;8.6;8.9;9.0+PTX", "10.0, 12.0+PTX"),
+        (NVCC_12_1, TORCH_2_7, None, [], "7.5;8.0;8.6;8.9;9.0+PTX", "10.0, 12.0+PTX"),
+        (NVCC_13, TORCH_2_4, None, [], "7.5;8.0;8.6;8.9;9.0+PTX", "10.0, 12.0+PTX"),
+        (NVCC_13, TORCH_2_7, "7.0;8.0", [], "8.0", "7.0"),
+        (NVCC_12_1, TORCH_2_4, "Ampere;9.0a", [(9, 0)], "Ampere;9.0a", ""),
+        # A GPU that neither knows runs the PTX of the newest that both know.
+        (NVCC_12_1, TORCH_2_4, "12.0", [(12, 0)], "9.0+PTX", "12.0"),
+        (NVCC_12_1, TORCH_2_4, "9.0;12.0", [(9, 0), (12, 0)], "9.0;9.0+PTX", "12.0"),
+        ((), TORCH_2_4, "9.0;12.0", [], "9.0", "12.0"),
+    ],
+)
+def test_what_nvcc_and_pytorch_do_not_know_is_left_out_with_one_warning(
+    tool_chain, capsys, nvcc_knows, torch_knows, wanted, gpus, expected, left_out
+):
+    tool_chain.set_known(nvcc_knows, torch_knows)
+    tool_chain.set_gpus(*gpus)
+    assert tool_chain.buildable(wanted or tool_chain.CUDA_ARCHITECTURES) == expected
+
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == bool(left_out)
+    if left_out:
+        assert f"warning: no kernels are built for {left_out}: not known to" in lines[0]
+        assert lines[0].endswith(f"built: {expected.replace(';', ', ')}")
+
+
+def test_a_list_of_which_nothing_is_known_is_an_error(tool_chain, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "12.0")
+    tool_chain.set_known(NVCC_12_1, TORCH_2_4)
+    with pytest.raises(tool_chain.BuildError, match=r"built for 12\.0: .* install a newer CUDA"):
+        tool_chain.build(tmp_path, "12.0")
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == "12.0"
+
+
+def test_the_standard_is_one_that_nvcc_knows(builder, monkeypatch, tmp_path):
+    program = tmp_path / "nvcc"
+    monkeypatch.setattr(builder, "nvcc", lambda: str(program))
+    for standards, flag in (("c++14|c++17", "-std=c++17"), ("c++17|c++20", "-std=c++20")):
+        program.write_text(f"#!/bin/sh\necho '--std {{{standards}}}'\n")
+        program.chmod(0o755)
+        assert builder.cuda_standard() == flag
+
+
 def test_a_cuda_part_that_fails_leaves_the_one_for_the_cpu(builder, monkeypatch, tmp_path):
     def compile_into(folder, architectures):
         if architectures:
@@ -171,6 +266,7 @@ def test_a_cuda_part_that_fails_leaves_the_one_for_the_cpu(builder, monkeypatch,
 
     monkeypatch.setattr(builder, "compile_into", compile_into)
     monkeypatch.setattr(builder, "architectures", lambda: "9.0")
+    monkeypatch.setattr(builder, "buildable", lambda architectures: architectures)
     monkeypatch.setattr(operator, "BUILT_AHEAD", tmp_path / "ahead")
     monkeypatch.setenv("SALIENCE_DETR_CACHE", str(tmp_path / "cache"))
     for _ in range(2):
@@ -426,7 +522,7 @@ def test_the_cuda_part_compiles_without_a_gpu_and_spills_no_registers(tmp_path, 
     library = Path(found.stdout.strip())
     assert (
         "CUDA" in found.stderr
-        and (architectures or "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX") in found.stderr
+        and (architectures or "7.5;8.0;8.6;8.9;9.0+PTX;10.0;12.0+PTX") in found.stderr
     )
     load = (
         f"import torch; torch.ops.load_library({str(library)!r}); "

@@ -22,6 +22,7 @@ VARIANTS = {
     "encoder checkpointed": [ENCODER],
     "encoder and backbone checkpointed": [ENCODER, BACKBONE],
     "amp, both checkpointed": [AMP, ENCODER, BACKBONE],
+    "TF32 products": ["train.matmul_precision=high"],
     "accumulate 2": ["train.accumulate=2"],
     "accumulate 4": ["train.accumulate=4"],
     "channels last": ["train.channels_last=True"],
