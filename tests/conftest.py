@@ -13,7 +13,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
+SHARED = Path(os.environ.get("SALIENCE_DETR_SHARED") or ROOT.parent / "shared")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 logging.raiseExceptions = False  # detectron2 keeps handlers on streams that pytest closes
 
@@ -54,6 +54,21 @@ def shared() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """The GPU of the tests with the marker ``gpu``, which are skipped without one.
+
+    SALIENCE_DETR_TEST_GPU=cpu lets the CPU stand for it, to try the tests themselves.
+    """
+    device = torch.device(os.environ.get("SALIENCE_DETR_TEST_GPU") or "cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+
+    # PyTorch's convolutions have 10 bits of mantissa there, by default.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return device
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from salience_detr.benchmark.timing import time_calls
 from salience_detr.cli.arguments import run_program
 from salience_detr.cli.flags.export import parse_args
+from salience_detr.config import resolve_device
 from salience_detr.data import DatasetError
 from salience_detr.data.images import ImageReadError, to_rgb
 from salience_detr.data.surface import generate_surface_defects
@@ -70,7 +71,7 @@ def write(predictor: Predictor, args: argparse.Namespace) -> ExportedDetector:
         export_onnx(program, args.output, info, opset=args.opset, simplify=args.simplify)
         return OnnxDetector(args.output, device="cpu")
     if args.compile:
-        compile_package(program, args.output, info)
+        compile_package(program, args.output, info, device=resolve_device(args.device))
     else:
         save_program(program, args.output, info)
     return PackagedDetector(args.output)
@@ -116,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
     """Export and verify; return 1 if the exported model detects something else."""
     # Everything that can be wrong with the arguments, before the work of minutes.
     check_result_path(args.output, "--output")
+    resolve_device(args.device)
     if args.output.suffix == ".onnx":
         check_export(args.opset)
     predictor = Predictor(

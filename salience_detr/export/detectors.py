@@ -169,7 +169,7 @@ class PackagedDetector(ExportedDetector):
 
         load = load_package if is_compiled else load_program
         try:
-            self.graph, text = load(str(path))
+            self.graph, text, self.device = load(str(path))
         except Exception as error:  # a damaged file can fail in any way
             raise ExportError(f"{path} cannot be loaded: {one_line(error)[:200]}") from error
 
@@ -177,18 +177,20 @@ class PackagedDetector(ExportedDetector):
 
     @torch.inference_mode()
     def run(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        boxes, scores, labels, salience = [x.cpu() for x in self.graph(images, image_sizes)]
+        outputs = self.graph(images.to(self.device), image_sizes.to(self.device))
+        boxes, scores, labels, salience = [x.cpu() for x in outputs]
         return boxes, scores, labels, salience
 
 
-def load_program(path: str) -> tuple[Callable[..., Any], str | None]:
-    """Return the graph of a program of torch.export, and its metadata."""
+def load_program(path: str) -> tuple[Callable[..., Any], str | None, str]:
+    """Return the graph of a program of torch.export, its metadata, and its device."""
     notes = {METADATA_KEY: ""}
     program = torch.export.load(path, extra_files=notes)
-    return program.module(check_guards=False), notes[METADATA_KEY]
+    return program.module(check_guards=False), notes[METADATA_KEY], "cpu"
 
 
-def load_package(path: str) -> tuple[Callable[..., Any], str | None]:
-    """Return the compiled graph of a package of AOTInductor, and its metadata."""
+def load_package(path: str) -> tuple[Callable[..., Any], str | None, str]:
+    """Return the compiled graph of a package of AOTInductor, its metadata, and its device."""
     package = torch._inductor.aoti_load_package(path)
-    return package, package.get_metadata().get(METADATA_KEY)
+    metadata = package.get_metadata()
+    return package, metadata.get(METADATA_KEY), metadata.get("AOTI_DEVICE_KEY", "cpu")

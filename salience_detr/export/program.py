@@ -25,6 +25,7 @@ from salience_detr.utils.files import written_whole
 EXAMPLE_SIZE = (480, 640)
 MIN_SIDE = 65
 MAX_SIDE = 16384
+CPU = torch.device("cpu")
 
 
 def export_program(predictor: Predictor) -> ExportedProgram:
@@ -102,11 +103,18 @@ def save_program(program: ExportedProgram, path: Path, info: DetectorInfo) -> No
         torch.export.save(program, file, extra_files={METADATA_KEY: info.to_json()})
 
 
-def compile_package(program: ExportedProgram, path: Path, info: DetectorInfo) -> None:
-    """Compile a program for this machine's kind of processor, and write a .pt2 package.
+def compile_package(
+    program: ExportedProgram, path: Path, info: DetectorInfo, *, device: torch.device = CPU
+) -> None:
+    """Compile a program for this machine's kind of processor or GPU, and write a .pt2 package.
 
-    AOTInductor takes a C++ compiler and a few minutes.
+    AOTInductor takes a C++ compiler and a few minutes. The program itself is moved to the device.
     """
+    if device.type != "cpu":
+        from torch.export.passes import move_to_device_pass  # PyTorch 2.4 has no such module
+
+        program = move_to_device_pass(program, device)
+
     metadata = {METADATA_KEY: info.to_json()}
     with (
         written_whole(path) as temporary,

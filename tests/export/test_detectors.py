@@ -179,14 +179,18 @@ def test_an_old_opset_is_refused_before_the_work(predictor, tmp_path):
         export_onnx(None, tmp_path / "x.onnx", DetectorInfo.from_predictor(predictor), opset=16)
 
 
-@pytest.mark.slow
-def test_a_package_compiled_ahead_finds_the_same(predictor, tmp_path):
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("gpu", marks=pytest.mark.gpu)],
+)
+def test_a_package_compiled_ahead_finds_the_same(predictor, tmp_path, request, kind):
     from salience_detr.export.program import compile_package
 
-    compile_package(
-        export_program(predictor), tmp_path / "model.pt2", DetectorInfo.from_predictor(predictor)
-    )
+    device = torch.device("cpu") if kind == "cpu" else request.getfixturevalue("gpu")
+    info = DetectorInfo.from_predictor(predictor)
+    compile_package(export_program(predictor), tmp_path / "model.pt2", info, device=device)
     detector = PackagedDetector(tmp_path / "model.pt2")
+    assert detector.device == device.type
     for size in ((64, 64), (50, 333), (1, 1)):
         assert compare(predictor(new_image(*size)), detector(new_image(*size))).unmatched == 0
 

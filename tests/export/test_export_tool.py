@@ -89,7 +89,10 @@ def test_mistakes_are_one_line_and_leave_no_file(call, tmp_path, capsys, extra, 
     assert not (tmp_path / "model.pt2").exists()
 
 
-@pytest.mark.parametrize(("output", "extra"), [("model.pt", []), ("model.onnx", ["--compile"])])
+@pytest.mark.parametrize(
+    ("output", "extra"),
+    [("model.pt", []), ("model.onnx", ["--compile"]), ("model.pt2", ["--device", "cuda"])],
+)
 def test_an_ending_that_does_not_fit_is_an_error_of_the_call(call, output, extra):
     with pytest.raises(SystemExit, match="2"):
         call(*extra, output=output)

@@ -2,7 +2,7 @@
 
 %(prog)s --config-file F --weights W --output model.onnx --simplify --verify shots/*.jpg
 %(prog)s --config-file F --weights W --output model.pt2
-%(prog)s --config-file F --weights W --output model.pt2 --compile
+%(prog)s --config-file F --weights W --output model.pt2 --compile --device cuda
 
 Batch size, height and width of the exported model are free. In Python, OnnxDetector and
 PackagedDetector of salience_detr.export run it with the Predictor's interface; demo/demo.py takes
@@ -31,7 +31,8 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     add("--weights", metavar="FILE", help="checkpoint (default: random weights)")
     parser.add_image_size()
     add("--output", required=True, type=Path, metavar="FILE", help="ends in .onnx or .pt2")
-    add("--compile", action="store_true", help="compile a .pt2 for this processor (minutes)")
+    add("--compile", action="store_true", help="compile a .pt2 for this machine (minutes)")
+    add("--device", default="cpu", help="what --compile compiles for: cpu (default) or cuda")
 
     opset_help = f"ONNX opset, up to {LAST_OPSET} (default: {DEFAULT_OPSET})"
     add("--opset", type=int, default=DEFAULT_OPSET, help=opset_help)
@@ -44,4 +45,6 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
         parser.error(f"--output {args.output} must end in {' or '.join(ENDINGS)}")
     if args.compile and args.output.suffix != ".pt2":
         parser.error(f"--compile writes a .pt2 file, not {args.output}")
+    if args.device != "cpu" and not args.compile:
+        parser.error(f"--device {args.device} is for packages: add --compile, or leave it out")
     return args
