@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -397,5 +397,29 @@ def detect_with_salience(
 
     merged = merge_salience(encoding.selection.score_maps)
     maps = salience_maps(merged, inputs, model.size_divisibility)
-    instances = [output["instances"].to("cpu") for output in outputs]
+    instances = copy_to_cpu([output["instances"] for output in outputs])
     return list(zip(instances, maps, strict=True))
+
+
+def copy_to_cpu(detections: list[Instances]) -> list[Instances]:
+    """Copy the model's detections on several images to the CPU, in one transfer."""
+    tables = []
+    for instances in detections:
+        columns = [instances.scores[:, None], instances.pred_classes[:, None]]
+        tables.append(torch.cat([instances.pred_boxes.tensor, *columns], dim=1))
+
+    lengths = [len(table) for table in tables]
+    copied = torch.cat(tables).cpu().split(lengths)
+
+    results = []
+    for instances, table in zip(detections, copied, strict=True):
+        boxes, scores, classes = table.split([4, 1, 1], dim=1)
+        results.append(
+            Instances(
+                instances.image_size,
+                pred_boxes=Boxes(boxes),
+                scores=scores[:, 0],
+                pred_classes=classes[:, 0].long(),
+            )
+        )
+    return results

@@ -302,6 +302,7 @@ def build_train_loader(
         batch_sampler=batch_sampler,
         num_workers=num_workers,
         collate_fn=list,
+        pin_memory=torch.cuda.is_available(),  # a GPU copies from there while the host goes on
         persistent_workers=num_workers > 0,
         worker_init_fn=stop_with_parent,
     )
@@ -315,6 +316,7 @@ def build_test_loader(*, dataset: Records, mapper: Mapper, num_workers: int = 0)
         sampler=InferenceSampler(len(dataset)),
         num_workers=num_workers,
         collate_fn=list,
+        pin_memory=torch.cuda.is_available(),
         worker_init_fn=stop_with_parent,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
@@ -118,10 +118,14 @@ class Trainer(SimpleTrainer):
         losses = self.compute_gradients(batch)
         grad_norm = self.clip_gradients()
 
-        # With scaling, the step is left out instead and the scale lowered.
-        numbers = losses | {"grad_norm": float(grad_norm)}
-        if not self.grad_scaler.is_enabled():
-            self.check_finite(numbers, batch)
+        # The step waits for the device once, when all of its gradients are on their way.
+        numbers = read_numbers(losses | {"grad_norm": grad_norm})
+
+        # With scaling, a step without finite gradients is left out and the scale lowered.
+        checked = dict(numbers)
+        if self.grad_scaler.is_enabled():
+            del checked["grad_norm"]
+        self.check_finite(checked, batch)
 
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
@@ -160,41 +164,36 @@ class Trainer(SimpleTrainer):
             raise FetchError(failure) from failure
         return batch
 
-    def compute_gradients(self, batch: Batch) -> dict[str, float]:
+    def compute_gradients(self, batch: Batch) -> dict[str, Tensor]:
         """Run forward and backward on a batch, at once or in parts; return its losses by name."""
         if self.accumulate == 1:
-            return self.backward(batch, batch)
+            return self.backward(batch)
 
         # Each part is divided by the numbers of the whole batch, so that the parts add up to it.
         plain_model: Any = getattr(self.model, "module", self.model)
         normalizers = plain_model.compute_loss_normalizers(batch)
         parts = split_evenly(batch, self.accumulate)
-        losses: Counter[str] = Counter()
+        losses: dict[str, Tensor] = {}
         for part in parts:
             # The processes exchange the sum over all parts, with the last one.
             context: AbstractContextManager[None] = nullcontext()
             if isinstance(self.model, DistributedDataParallel) and part is not parts[-1]:
                 context = self.model.no_sync()
             with context:
-                losses.update(self.backward(part, batch, normalizers))
-        return dict(losses)
+                part_losses = self.backward(part, normalizers)
+            for name, loss in part_losses.items():
+                losses[name] = losses[name] + loss if name in losses else loss
+        return losses
 
-    def backward(
-        self, part: Batch, batch: Batch, *normalizers: LossNormalizers
-    ) -> dict[str, float]:
+    def backward(self, part: Batch, *normalizers: LossNormalizers) -> dict[str, Tensor]:
         """Add the gradients of a part of a batch to the parameters'; return its losses by name."""
         uses_amp = self.amp_dtype is not None
         with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=uses_amp):
             losses = self.compute_losses(part, *normalizers)
         total = torch.stack(list(losses.values())).sum()
 
-        # One transfer from the device for all of them.
-        numbers = torch.stack([loss.detach().double() for loss in losses.values()]).tolist()
-        values = dict(zip(losses, numbers, strict=True))
-        self.check_finite(values, batch)
-
         self.grad_scaler.scale(total).backward()
-        return values
+        return {name: loss.detach().double() for name, loss in losses.items()}
 
     def compute_losses(self, part: Batch, *normalizers: LossNormalizers) -> dict[str, Tensor]:
         """Run the model on a part of a batch.
@@ -253,6 +252,12 @@ def split_evenly(batch: list[Any], count: int) -> list[list[Any]]:
 def seed_step(*key: int) -> None:
     """Seed torch's generators for one step; processes draw different numbers."""
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
+def read_numbers(tensors: dict[str, Tensor]) -> dict[str, float]:
+    """Return named tensors of one element as numbers, by one copy from their device."""
+    values = torch.stack([x.double() for x in tensors.values()]).tolist()
+    return dict(zip(tensors, values, strict=True))
 
 
 def average_over_processes(numbers: dict[str, float], device: torch.device) -> dict[str, float]:

@@ -182,10 +182,7 @@ class GraphTokens(TokenPyramid):
 class GraphTokenPyramidBuilder(TokenPyramidBuilder):
     """A builder of :class:`GraphTokens`."""
 
-    def forward(self, maps: list[Tensor], pixel_padding: Tensor) -> GraphTokens:
-        tokens = super().forward(maps, pixel_padding)
-        fields = {x.name: getattr(tokens, x.name) for x in dataclasses.fields(tokens)}
-        return GraphTokens(**fields)
+    pyramid_class = GraphTokens
 
 
 class GraphSalienceFilter(SalienceFilter):
@@ -243,7 +240,7 @@ class GraphQuerySelection(QuerySelection):
         """Select tokens by their (B, S) scores.
 
         Returns:
-            (B, N) token index, best first, and (B, N) True = query, False = padding.
+            (B, N) token index, best first, padded, and the (B,) number of queries of each image.
         """
         # There may be fewer tokens than candidates: the others score -inf.
         padded = F.pad(scores, [0, self.num_candidates], value=-torch.inf)
@@ -261,9 +258,8 @@ class GraphQuerySelection(QuerySelection):
         places = torch.zeros_like(candidates[:, : self.num_queries + 1])
         token_index = places.scatter(1, place, candidates)
 
-        rank_of_query = torch.arange(self.num_queries, device=scores.device)
-        valid_mask = rank_of_query < kept.sum(1, keepdim=True)
-        return token_index[:, : self.num_queries], valid_mask
+        num_valid = kept.sum(1).clamp(max=self.num_queries)
+        return token_index[:, : self.num_queries], num_valid
 
     def suppress(self, scores: Tensor, candidates: Tensor, tokens: TokenPyramid) -> Tensor:
         """Return (B, n), True for the candidates that the NMS keeps.

@@ -1,4 +1,4 @@
-"""Classification losses on logits, summed over all elements."""
+"""Classification losses on logits."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ def iou_aware_class_loss(
 ) -> Tensor:
     """Compute a varifocal-style loss: binary cross entropy towards the IoU, weighted by it.
 
-    sum of w * BCE(p, t), with w = t where ``positive`` and w = alpha * p^gamma elsewhere; w carries
-    no gradient.
+    w * BCE(p, t) of each element, with w = t where ``positive`` and w = alpha * p^gamma elsewhere;
+    w carries no gradient.
 
     Args:
         logits: any shape.
         targets: same shape, t in [0, 1], detached: the IoU of a matched prediction at its class,
             0 elsewhere.
         positive: same shape, True where matched.
+
+    Returns:
+        The same shape, not summed.
     """
     background = alpha * logits.detach().sigmoid() ** gamma
     weight = torch.where(positive, targets, background)
 
-    return F.binary_cross_entropy_with_logits(logits, targets, weight=weight, reduction="sum")
+    return F.binary_cross_entropy_with_logits(logits, targets, weight=weight, reduction="none")
 
 
 def soft_focal_loss(
     logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:
-    """Compute the focal loss towards soft targets t.
+    """Compute the focal loss towards soft targets t, summed over all elements.
 
-    sum of w * BCE(p, t), with w = (1 - alpha) * p^gamma * (1 - t) + alpha * t * (1 - p)^gamma;
+    w * BCE(p, t), with w = (1 - alpha) * p^gamma * (1 - t) + alpha * t * (1 - p)^gamma;
     gradient flows through w.
 
     Args:

@@ -60,4 +60,5 @@ def box_sine_encoding(boxes: Tensor, num_features: int) -> Tensor:
     Returns:
         (..., 4 * num_features), in the order y, x, w, h.
     """
-    return sine_encoding(boxes[..., [1, 0, 2, 3]], num_features).flatten(-2)
+    reordered = torch.cat([boxes[..., 1:2], boxes[..., :1], boxes[..., 2:]], dim=-1)
+    return sine_encoding(reordered, num_features).flatten(-2)

@@ -1,11 +1,11 @@
 """Losses of the decoder layers, of the encoder proposals and of the denoising queries.
 
-Symbols: I decoder layers, B images, N queries, K classes, T denoising queries.
+Symbols: I layers, B images, N queries, K classes, M matches in each layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, box_iou, generalized_box_iou
 from salience_detr.layers.losses import iou_aware_class_loss
 from salience_detr.modeling.denoising import DenoisingLayout
-from salience_detr.modeling.matcher import Match
+from salience_detr.modeling.query_selection import valid_mask
 from salience_detr.modeling.structures import (
     DetectionPredictions,
     DetectionTargets,
     LossNormalizers,
+    Matches,
 )
 
 
@@ -25,14 +26,14 @@ class SetCriterion(nn.Module):
     """Weighted class, L1 and GIoU losses of matched predictions.
 
     Args:
-        matcher: assigns the predictions of a layer to the boxes of each image.
+        matcher: assigns the predictions of each layer to the boxes of each image.
         alpha, gamma: of the IoU-aware focal loss.
     """
 
     def __init__(
         self,
         *,
-        matcher: Callable[..., list[Match]],
+        matcher: Callable[[DetectionPredictions, DetectionTargets], Matches],
         class_weight: float = 1.0,
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
@@ -54,14 +55,14 @@ class SetCriterion(nn.Module):
         self,
         decoder: DetectionPredictions,
         encoder: DetectionPredictions,
-        targets: list[DetectionTargets],
+        targets: DetectionTargets,
         normalizers: LossNormalizers,
     ) -> dict[str, Tensor]:
         """Compute the losses of the matching queries and of the proposals.
 
         Args:
-            decoder: predictions of I layers for the matching queries.
-            encoder: the proposals, as one layer.
+            decoder: predictions of the decoder layers for the matching queries.
+            encoder: the proposals, as one layer, with the same queries.
             targets: ground truth of B images, which may have no boxes.
             normalizers: of the batch.
 
@@ -69,17 +70,22 @@ class SetCriterion(nn.Module):
             Weighted ``loss_class``, ``loss_bbox``, ``loss_giou`` of the last layer, with suffix
             ``_i`` of layer i before it, and ``_enc`` of the proposals.
         """
-        num_boxes = normalizers.num_boxes
-        return {
-            **self.losses_of_layers(decoder, targets, num_boxes, suffix=""),
-            **self.losses_of_layers(encoder, targets, num_boxes, suffix="_enc"),
-        }
+        # The proposals are one more layer of predictions.
+        predictions = DetectionPredictions(
+            pred_logits=torch.cat([decoder.pred_logits, encoder.pred_logits]),
+            pred_boxes=torch.cat([decoder.pred_boxes, encoder.pred_boxes]),
+            num_valid=decoder.num_valid,
+        )
+        suffixes = [*layer_suffixes(len(decoder)), "_enc"]
+
+        matches = self.matcher(predictions, targets)
+        return self.losses(predictions, targets, matches, normalizers.num_boxes, suffixes)
 
     def denoising_losses(
         self,
         predictions: DetectionPredictions,
         layout: DenoisingLayout,
-        targets: list[DetectionTargets],
+        targets: DetectionTargets,
         normalizers: LossNormalizers,
     ) -> dict[str, Tensor]:
         """Compute the losses of the denoising queries.
@@ -89,115 +95,83 @@ class SetCriterion(nn.Module):
         Returns:
             Weighted losses as in :meth:`forward`, with suffix ``_dn`` or ``_dn_i``.
         """
-        matches = []
-        for target in targets:
-            matches.append(layout.positive_matches(len(target), target.labels.device))
+        matches = layout.positive_matches(targets.num_boxes)
+        suffixes = [f"_dn{suffix}" for suffix in layer_suffixes(len(predictions))]
 
         # Each box is the target of one query of every group.
         num_boxes = normalizers.num_boxes * layout.num_groups
-        return self.losses_of_layers(predictions, targets, num_boxes, suffix="_dn", matches=matches)
+        return self.losses(predictions, targets, matches, num_boxes, suffixes)
 
-    def losses_of_layers(
+    def losses(
         self,
         predictions: DetectionPredictions,
-        targets: list[DetectionTargets],
+        targets: DetectionTargets,
+        matches: Matches,
         num_boxes: float,
-        *,
-        suffix: str,
-        matches: list[Match] | None = None,
+        suffixes: Sequence[str],
     ) -> dict[str, Tensor]:
-        """Compute the losses of all layers, named as in :meth:`forward`.
+        """Compute the three weighted losses of each layer.
 
         Args:
-            matches: of each image, for all layers; by default the matcher's, for each layer.
-        """
-        losses: dict[str, Tensor] = {}
-        last = len(predictions) - 1
-        for i in range(len(predictions)):
-            pred_logits = predictions.pred_logits[i]
-            pred_boxes = predictions.pred_boxes[i]
-            valid_mask = predictions.valid_mask
-
-            layer_matches = matches
-            if layer_matches is None:
-                layer_matches = self.matcher(pred_logits, pred_boxes, targets, valid_mask)
-
-            layer_losses = self.layer_losses(
-                pred_logits, pred_boxes, targets, layer_matches, num_boxes, valid_mask
-            )
-            layer_suffix = suffix if i == last else f"{suffix}_{i}"
-            for name, loss in layer_losses.items():
-                losses[name + layer_suffix] = loss
-
-        return losses
-
-    def layer_losses(
-        self,
-        pred_logits: Tensor,
-        pred_boxes: Tensor,
-        targets: list[DetectionTargets],
-        matches: list[Match],
-        num_boxes: float,
-        valid_mask: Tensor | None,
-    ) -> dict[str, Tensor]:
-        """Compute the three weighted losses of one layer.
-
-        Args:
-            pred_logits: (B, N, K).
-            pred_boxes: (B, N, 4) cxcywh, normalized.
+            predictions: of I layers.
             targets: ground truth of B images.
-            matches: matched queries and boxes of each image.
+            matches: matched queries and boxes, on any device.
             num_boxes: divisor of the sums.
-            valid_mask: (B, N) True for the queries that have a class loss; None = all.
+            suffixes: ends of the names of the losses of each layer.
         """
-        dtype = torch.promote_types(pred_logits.dtype, torch.float32)
-        pred_logits = pred_logits.to(dtype)
-        pred_boxes = pred_boxes.to(dtype)
+        dtype = torch.promote_types(predictions.pred_logits.dtype, torch.float32)
+        pred_logits = predictions.pred_logits.to(dtype)
+        pred_boxes = predictions.pred_boxes.to(dtype)
 
-        # All matches of the batch in one list: image, query, label and box of each.
-        images, queries, labels, boxes = [], [], [], []
-        for i, (target, (query, index)) in enumerate(zip(targets, matches, strict=True)):
-            images.append(query.new_full(query.shape, i))
-            queries.append(query)
-            labels.append(target.labels[index])
-            boxes.append(target.boxes[index])
-        image = torch.cat(images)
-        query = torch.cat(queries)
-        label = torch.cat(labels)
-        target_boxes = torch.cat(boxes).to(dtype)
+        # Indices of the matches that broadcast to (I, M).
+        matches = matches.to(pred_boxes.device)
+        layer = torch.arange(len(predictions), device=pred_boxes.device)[:, None]
+        matched = (layer, matches.image, matches.query)
+        label = targets.labels[matches.image, matches.box]
 
-        matched = pred_boxes[image, query]
-        matched_xyxy = box_cxcywh_to_xyxy(matched)
+        matched_boxes = pred_boxes[matched]  # (I, M, 4)
+        target_boxes = targets.boxes[matches.image, matches.box].to(dtype)
+        matched_xyxy = box_cxcywh_to_xyxy(matched_boxes)
         target_xyxy = box_cxcywh_to_xyxy(target_boxes)
 
         # IoU-aware classification: the class target of a matched query is the IoU of its box.
+        iou, _ = box_iou(matched_xyxy, target_xyxy)
         iou_target = torch.zeros_like(pred_logits)
-        iou_target[image, query, label] = box_iou(matched_xyxy, target_xyxy)[0].detach()
+        iou_target[(*matched, label)] = iou.detach()
         positive = torch.zeros_like(pred_logits, dtype=torch.bool)
-        positive[image, query, label] = True
-
-        if valid_mask is not None:
-            pred_logits = pred_logits[valid_mask]
-            iou_target = iou_target[valid_mask]
-            positive = positive[valid_mask]
+        positive[(*matched, label)] = True
 
         class_loss = iou_aware_class_loss(
             pred_logits, iou_target, positive, alpha=self.alpha, gamma=self.gamma
         )
-        l1_loss = (matched - target_boxes).abs().sum()
-        giou_loss = (1 - generalized_box_iou(matched_xyxy, target_xyxy)).sum()
+        if predictions.num_valid is not None:
+            padded = ~valid_mask(predictions.num_valid, pred_logits[0])
+            class_loss = class_loss.masked_fill(padded[..., None], 0)
 
-        return {
-            "loss_class": self.class_weight * class_loss / num_boxes,
-            "loss_bbox": self.l1_weight * l1_loss / num_boxes,
-            "loss_giou": self.giou_weight * giou_loss / num_boxes,
+        l1_loss = (matched_boxes - target_boxes).abs()
+        giou_loss = 1 - generalized_box_iou(matched_xyxy, target_xyxy)
+
+        weighted = {
+            "loss_class": self.class_weight * class_loss.sum((1, 2, 3)) / num_boxes,
+            "loss_bbox": self.l1_weight * l1_loss.sum((1, 2)) / num_boxes,
+            "loss_giou": self.giou_weight * giou_loss.sum(1) / num_boxes,
         }
 
+        losses: dict[str, Tensor] = {}
+        for name, layer_losses in weighted.items():
+            for suffix, loss in zip(suffixes, layer_losses.unbind(), strict=True):
+                losses[name + suffix] = loss
+        return losses
 
-def check_labels(targets: list[DetectionTargets], num_classes: int) -> None:
+
+def layer_suffixes(num_layers: int) -> list[str]:
+    """Return the ends of the names of each layer's losses; the last one's names have none."""
+    return [*(f"_{i}" for i in range(num_layers - 1)), ""]
+
+
+def check_labels(targets: DetectionTargets, num_classes: int) -> None:
     """Raise ValueError for a label outside the classes of the model."""
-    labels = torch.cat([target.labels for target in targets])
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    wrong = targets.labels[(targets.labels < 0) | (targets.labels >= num_classes)]
     if len(wrong):
         raise ValueError(
             f"a ground-truth class is {int(wrong[0])}, but the model has {num_classes} classes "

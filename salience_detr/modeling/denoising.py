@@ -6,13 +6,16 @@ an image of the batch, R groups, T = 2 * g * R denoising queries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, inverse_sigmoid
-from salience_detr.modeling.structures import DetectionTargets
+from salience_detr.modeling.query_selection import valid_mask
+from salience_detr.modeling.structures import DetectionTargets, Matches
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,16 @@ class DenoisingLayout:
         """Number of denoising queries T."""
         return 2 * self.num_groups * self.max_boxes
 
-    def positive_matches(self, num_boxes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the (R * G,) positive queries of an image with G boxes, and the box of each."""
-        box = torch.arange(num_boxes, device=device)
-        group = torch.arange(self.num_groups, device=device)
-        query = group[:, None] * 2 * self.max_boxes + box
-        return query.flatten(), box.repeat(self.num_groups)
+    def positive_matches(self, num_boxes: Sequence[int]) -> Matches:
+        """Return the positive queries of images with these numbers of boxes, on the CPU."""
+        first_queries = torch.arange(self.num_groups)[:, None] * 2 * self.max_boxes
+
+        queries, boxes = [], []
+        for count in num_boxes:
+            box = torch.arange(count)
+            queries.append((first_queries + box).view(1, -1))
+            boxes.append(box.repeat(1, self.num_groups))
+        return Matches.from_images(queries, boxes)
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ class DenoisingGenerator(nn.Module):
 
         self.label_encoder = nn.Embedding(num_classes, embed_dim)
 
-    def forward(self, targets: list[DetectionTargets], max_boxes: int) -> DenoisingQueries:
+    def forward(self, targets: DetectionTargets, max_boxes: int) -> DenoisingQueries:
         """Noise the ground truth of a batch; a batch without boxes gives no queries (T = 0).
 
         Args:
@@ -95,16 +102,33 @@ class DenoisingGenerator(nn.Module):
             max_boxes: g, at least the boxes of any image.
         """
         layout = self.layout(max_boxes)
+        padding = max_boxes - targets.max_boxes
+        labels = F.pad(targets.labels, [0, padding])
+        boxes = F.pad(targets.boxes, [0, 0, 0, padding])
 
-        contents, references = [], []
-        for target in targets:
-            content, reference = self.noise_image(target, layout)
-            contents.append(content)
-            references.append(reference)
+        # Copies of the ground truth: images, groups, positives and negatives, boxes.
+        copies = (len(labels), layout.num_groups, 2, max_boxes)
+        noised_labels = labels[:, None, None].expand(copies).clone()
+        shifts = boxes.new_zeros(*copies, 4)
+
+        # Drawn image by image: the numbers of one do not depend on the padding.
+        for i, count in enumerate(targets.num_boxes):
+            image_labels = labels[i, :count].expand(*copies[1:3], -1)
+            image_boxes = boxes[i, :count].expand(*copies[1:3], -1, -1)
+            noised_labels[i, :, :, :count] = self.noise_labels(image_labels)
+            shifts[i, :, :, :count] = self.random_shifts(image_boxes)
+
+        content = self.label_encoder(noised_labels)
+        reference = inverse_sigmoid(self.noise_boxes(boxes[:, None, None], shifts))
+
+        # Boxes are padded in logit space: the sigmoid of 0 is 0.5.
+        padded = ~valid_mask(torch.tensor(targets.num_boxes), labels)[:, None, None, :, None]
+        content = content.masked_fill(padded, 0)
+        reference = reference.masked_fill(padded, 0).sigmoid()
 
         return DenoisingQueries(
-            content=torch.stack(contents),
-            reference_points=torch.stack(references),
+            content=content.flatten(1, 3),
+            reference_points=reference.flatten(1, 3),
             attention_mask=self.attention_mask(layout),
             layout=layout,
         )
@@ -117,44 +141,28 @@ class DenoisingGenerator(nn.Module):
         num_groups = max(1, self.denoising_queries // max_boxes)
         return DenoisingLayout(num_groups, max_boxes)
 
-    def noise_image(
-        self, target: DetectionTargets, layout: DenoisingLayout
-    ) -> tuple[Tensor, Tensor]:
-        """Return (T, D) contents and (T, 4) reference points, cxcywh, of one image."""
-        num_boxes = len(target)
-
-        # Copies of the boxes: groups, positives and negatives, boxes.
-        copies = (layout.num_groups, 2, num_boxes)
-        labels = self.noise_labels(target.labels.expand(copies))
-        boxes = self.noise_boxes(target.boxes.expand(*copies, 4))
-
-        # Boxes are padded in logit space: the sigmoid of 0 is 0.5.
-        embeddings = self.label_encoder.weight
-        content = embeddings.new_zeros(*copies[:2], layout.max_boxes, embeddings.shape[1])
-        reference = boxes.new_zeros(*copies[:2], layout.max_boxes, 4)
-        content[:, :, :num_boxes] = self.label_encoder(labels)
-        reference[:, :, :num_boxes] = inverse_sigmoid(boxes)
-
-        return content.flatten(0, 2), reference.flatten(0, 2).sigmoid()
-
     def noise_labels(self, labels: Tensor) -> Tensor:
         """Replace each label by a random class with the set probability."""
         replaced = torch.rand(labels.shape, device=labels.device) < self.label_noise_prob
         random_labels = torch.randint_like(labels, self.label_encoder.num_embeddings)
         return torch.where(replaced, random_labels, labels)
 
-    def noise_boxes(self, boxes: Tensor) -> Tensor:
-        """Move the corners of (R, 2, G, 4) cxcywh boxes.
+    @staticmethod
+    def random_shifts(boxes: Tensor) -> Tensor:
+        """Draw the shifts of the corners of (R, 2, G, 4) boxes, in half sides.
 
-        Each coordinate moves, in a random direction, by a factor of the half side: in [0, 1) for
-        positives, in [1, 2) for negatives. Then it is clamped to [0, 1].
+        Each coordinate is shifted in a random direction: by [0, 1) for positives, by [1, 2) for
+        negatives.
         """
         factor = torch.rand_like(boxes)
         factor[:, 1] += 1
         sign = torch.randint_like(boxes, 2) * 2 - 1
+        return sign * factor
 
-        half_sides = (boxes[..., 2:] / 2).repeat(1, 1, 1, 2)
-        corners = box_cxcywh_to_xyxy(boxes) + sign * factor * half_sides * self.box_noise_scale
+    def noise_boxes(self, boxes: Tensor, shifts: Tensor) -> Tensor:
+        """Shift the corners of (..., 4) cxcywh boxes, and clamp them to [0, 1]."""
+        half_sides = (boxes[..., 2:] / 2).tile(2)
+        corners = box_cxcywh_to_xyxy(boxes) + shifts * half_sides * self.box_noise_scale
         return box_xyxy_to_cxcywh(corners.clamp(0, 1))
 
     def attention_mask(self, layout: DenoisingLayout) -> Tensor:

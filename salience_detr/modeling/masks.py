@@ -33,14 +33,14 @@ def self_attention_mask(proposals: Proposals, denoising: DenoisingQueries | None
     num_denoising = 0
     if denoising is not None:
         num_denoising = denoising.layout.num_queries
-    total = num_denoising + proposals.valid_mask.shape[1]
+    total = num_denoising + proposals.token_index.shape[1]
 
     # The denoising mask is that of N matching queries, of which a batch may have fewer.
     mask = None
     if denoising is not None:
         mask = denoising.attention_mask[:total, :total]
 
-    if proposals.valid_mask.all():
+    if bool((proposals.num_valid == proposals.token_index.shape[1]).all()):
         return mask
 
     padded = F.pad(~proposals.valid_mask, [num_denoising, 0])[:, None]

@@ -1,21 +1,17 @@
 """Assignment of predictions to ground truth (DETR, section 3.1).
 
-Symbols: B images, N queries, K classes, G boxes of an image.
+Symbols: I layers, B images, N queries, K classes, G = most boxes in an image of the batch.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
-from salience_detr.modeling.structures import DetectionTargets
-
-# Indices of queries and of the boxes that they are matched with, both (min(N, G),).
-Match: TypeAlias = tuple[Tensor, Tensor]
+from salience_detr.modeling.structures import DetectionPredictions, DetectionTargets, Matches
 
 # Cost of a prediction that is not finite: it is matched first, so that it shows in the losses.
 NON_FINITE_COST = -1e9
@@ -41,59 +37,53 @@ class HungarianMatcher:
         self.gamma = gamma
 
     @torch.no_grad()
-    def __call__(
-        self,
-        pred_logits: Tensor,
-        pred_boxes: Tensor,
-        targets: list[DetectionTargets],
-        valid_mask: Tensor | None = None,
-    ) -> list[Match]:
-        """Match each image.
-
-        Args:
-            pred_logits: (B, N, K).
-            pred_boxes: (B, N, 4) cxcywh, normalized.
-            targets: ground truth of B images.
-            valid_mask: (B, N) True for valid queries, which come first; None = all.
+    def __call__(self, predictions: DetectionPredictions, targets: DetectionTargets) -> Matches:
+        """Match the valid queries of each layer and image.
 
         Returns:
-            For each image the matched (query indices, target indices), by rising query index.
+            Matches on the CPU, by rising query index.
         """
-        num_queries = [pred_logits.shape[1]] * len(targets)
-        if valid_mask is not None:
-            num_queries = valid_mask.sum(1).tolist()
+        # A single copy from the device, for all layers and images.
+        costs = self.cost(predictions.pred_logits, predictions.pred_boxes, targets).cpu()
+        costs = costs.nan_to_num(
+            nan=NON_FINITE_COST, posinf=NON_FINITE_COST, neginf=NON_FINITE_COST
+        )
 
-        matches = []
-        for i, target in enumerate(targets):
-            logits = pred_logits[i, : num_queries[i]]
-            boxes = pred_boxes[i, : num_queries[i]]
+        num_queries = [costs.shape[2]] * costs.shape[1]
+        if predictions.num_valid is not None:
+            num_queries = predictions.num_valid.tolist()
 
-            cost = self.cost(logits, boxes, target).cpu()
-            cost = cost.nan_to_num(
-                nan=NON_FINITE_COST, posinf=NON_FINITE_COST, neginf=NON_FINITE_COST
-            )
+        queries, boxes = [], []
+        for i, num_boxes in enumerate(targets.num_boxes):
+            image_costs = costs[:, i, : num_queries[i], :num_boxes].numpy()
+            assigned = np.stack([linear_sum_assignment(cost) for cost in image_costs])  # (I, 2, M)
+            queries.append(torch.from_numpy(assigned[:, 0]))
+            boxes.append(torch.from_numpy(assigned[:, 1]))
 
-            queries, boxes_matched = linear_sum_assignment(cost.numpy())
-            query_index = torch.as_tensor(queries, device=pred_logits.device)
-            box_index = torch.as_tensor(boxes_matched, device=pred_logits.device)
-            matches.append((query_index, box_index))
+        return Matches.from_images(queries, boxes)
 
-        return matches
+    def cost(self, pred_logits: Tensor, pred_boxes: Tensor, targets: DetectionTargets) -> Tensor:
+        """Return the (I, B, N, G) cost, float32 at least.
 
-    def cost(self, logits: Tensor, boxes: Tensor, target: DetectionTargets) -> Tensor:
-        """Return the (N, G) cost, float32 at least, of (N, K) logits and (N, 4) cxcywh boxes."""
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        boxes = boxes.to(dtype)
-        target_boxes = target.boxes.to(dtype)
+        Args:
+            pred_logits: (I, B, N, K).
+            pred_boxes: (I, B, N, 4) cxcywh, normalized.
+            targets: ground truth of B images; the cost of its padding is meaningless.
+        """
+        dtype = torch.promote_types(pred_logits.dtype, torch.float32)
+        boxes = pred_boxes.to(dtype)
+        target_boxes = targets.boxes.to(dtype)
 
         # Focal loss of the class if the query were positive, less the one if it were negative.
-        p = logits.to(dtype).sigmoid()[:, target.labels]
+        labels = targets.labels[:, None].expand(*pred_logits.shape[:3], -1)
+        p = pred_logits.to(dtype).gather(-1, labels).sigmoid()
         positive = self.alpha * (1 - p) ** self.gamma * -(p + 1e-6).log()
         negative = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-6).log()
 
         l1 = torch.cdist(boxes, target_boxes, p=1)
         boxes_xyxy = box_cxcywh_to_xyxy(boxes)
-        giou = generalized_box_iou(boxes_xyxy[:, None], box_cxcywh_to_xyxy(target_boxes))
+        target_xyxy = box_cxcywh_to_xyxy(target_boxes)
+        giou = generalized_box_iou(boxes_xyxy[:, :, :, None], target_xyxy[:, None])
 
         return (
             self.class_weight * (positive - negative)

@@ -9,6 +9,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, clip_boxes
+from salience_detr.layers.transfer import to_device
 
 
 def select_detections(
@@ -35,7 +36,7 @@ def select_detections(
     scores, index = scores.topk(min(max_detections, len(scores)))
 
     height, width = image_size
-    scale = pred_boxes.new_tensor([width, height, width, height])
+    scale = to_device([width, height, width, height], pred_boxes)
     boxes = box_cxcywh_to_xyxy(pred_boxes) * scale
 
     return Instances(
@@ -56,9 +57,11 @@ def clip_detections(instances: Instances) -> Instances:
     boxes = instances.pred_boxes.tensor
 
     # Boxes.clip would fail where a box is NaN; such a box is dropped.
-    clipped = Boxes(clip_boxes(boxes, boxes.new_tensor([width, height, width, height])))
-    has_area = clipped.nonempty()
+    clipped = Boxes(clip_boxes(boxes, to_device([width, height, width, height], boxes)))
 
-    result = instances[has_area]
-    result.pred_boxes = clipped[has_area]
+    # As indices: each use of a mask would make the host wait for a GPU.
+    (with_area,) = clipped.nonempty().nonzero(as_tuple=True)
+
+    result = instances[with_area]
+    result.pred_boxes = clipped[with_area]
     return result

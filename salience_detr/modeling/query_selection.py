@@ -7,6 +7,7 @@ of the batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +25,19 @@ class Proposals:
         token_index: (B, n) index of each token in the pyramid.
         pred_logits: (B, n, K) class logits of the tokens.
         pred_boxes: (B, n, 4) (cx, cy, w, h), normalized by the unpadded image size.
-        valid_mask: (B, n) True = query, False = padding.
+        num_valid: (B,) int64 number of queries of each image, which come first; on the CPU, but for
+            exported graphs.
     """
 
     token_index: Tensor
     pred_logits: Tensor
     pred_boxes: Tensor
-    valid_mask: Tensor
+    num_valid: Tensor
+
+    @cached_property
+    def valid_mask(self) -> Tensor:
+        """(B, n) True = query, False = padding."""
+        return valid_mask(self.num_valid, self.token_index)
 
 
 class QuerySelection(nn.Module):
@@ -62,7 +69,7 @@ class QuerySelection(nn.Module):
     def forward(self, output_memory: Tensor, tokens: TokenPyramid) -> Proposals:
         """(B, S, D) projected memory -> proposals."""
         logits = self.class_head(output_memory)
-        token_index, valid_mask = self.select_tokens(logits.detach().amax(-1), tokens)
+        token_index, num_valid = self.select_tokens(logits.detach().amax(-1), tokens)
 
         # Boxes of the selected tokens only: no other box is ever used.
         selected = gather_tokens(output_memory, token_index)
@@ -71,21 +78,18 @@ class QuerySelection(nn.Module):
             token_index=token_index,
             pred_logits=gather_tokens(logits, token_index),
             pred_boxes=self.propose_boxes(selected, token_index, tokens),
-            valid_mask=valid_mask,
+            num_valid=num_valid,
         )
 
     def select_tokens(self, scores: Tensor, tokens: TokenPyramid) -> tuple[Tensor, Tensor]:
         """Select tokens by their (B, S) scores.
 
         Returns:
-            (B, n) token index, best first, and (B, n) True = query, False = padding.
+            (B, n) token index, best first, padded, and the (B,) number of queries of each image.
         """
         keep = self.nms_keep_indices(scores, tokens)
         token_index = nn.utils.rnn.pad_sequence(keep, batch_first=True)
-
-        lengths = token_index.new_tensor([len(index) for index in keep])
-        rank = torch.arange(token_index.shape[1], device=lengths.device)
-        return token_index, rank < lengths[:, None]
+        return token_index, torch.tensor([len(index) for index in keep])
 
     def propose_boxes(
         self, output_memory: Tensor, token_index: Tensor, tokens: TokenPyramid
@@ -123,3 +127,9 @@ class QuerySelection(nn.Module):
             keep_indices.append(index[keep[: self.num_queries]])
 
         return keep_indices
+
+
+def valid_mask(num_valid: Tensor, padded: Tensor) -> Tensor:
+    """Return (B, n), True for the first ``num_valid`` (B,) entries of ``padded`` (B, n, ...)."""
+    rank = torch.arange(padded.shape[1], device=padded.device)
+    return rank < num_valid.to(padded.device, non_blocking=True)[:, None]

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from salience_detr.layers.transfer import to_device
 from salience_detr.modeling.token_pyramid import TokenPyramid
 
 
@@ -178,7 +179,7 @@ class SalienceFilter(nn.Module):
         """Return (B, L) int64: the unpadded tokens of each level times its ratio, truncated."""
         padding = tokens.split_levels(tokens.padding_mask)
         unpadded = torch.stack([(~mask).sum(1) for mask in padding], dim=1)
-        ratios = torch.tensor(self.level_ratios, dtype=torch.float64, device=unpadded.device)
+        ratios = to_device(self.level_ratios, unpadded, torch.float64)
         return (unpadded * ratios).long()
 
     def max_selected(self, level_counts: Tensor, tokens: TokenPyramid) -> int:

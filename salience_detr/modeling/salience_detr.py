@@ -16,6 +16,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from salience_detr.layers.box_ops import box_xyxy_to_cxcywh
+from salience_detr.layers.transfer import to_device
 from salience_detr.modeling.criterion import SetCriterion, check_labels
 from salience_detr.modeling.decoder import SalienceDecoder
 from salience_detr.modeling.denoising import DenoisingGenerator, DenoisingQueries
@@ -183,12 +184,12 @@ class SalienceDETR(nn.Module):
         denoised, matching = predictions.split_queries(denoising.layout.num_queries)
         proposals = encoding.proposals
         matching = DetectionPredictions(
-            matching.pred_logits, matching.pred_boxes, proposals.valid_mask
+            matching.pred_logits, matching.pred_boxes, proposals.num_valid
         )
 
-        # The encoder's proposals are one more layer of predictions.
+        # The encoder's proposals are predictions of one layer.
         encoder = DetectionPredictions(
-            proposals.pred_logits[None], proposals.pred_boxes[None], proposals.valid_mask
+            proposals.pred_logits[None], proposals.pred_boxes[None], proposals.num_valid
         )
 
         score_maps = encoding.selection.score_maps
@@ -228,7 +229,8 @@ class SalienceDETR(nn.Module):
 
         images = []
         for x in batched_inputs:
-            image = x["image"].to(self.device, self.dtype)
+            # Bytes cross the bus, and the host goes on where the loader has pinned their memory.
+            image = x["image"].to(self.device, non_blocking=True).to(self.dtype)
             images.append((image - mean) / std)
 
         batch = ImageList.from_tensors(images, self.size_divisibility)
@@ -246,30 +248,31 @@ class SalienceDETR(nn.Module):
         if key not in self._pixel_statistics:
             # Tensors made in inference mode could not be used in training.
             with torch.inference_mode(False):
-                mean = torch.tensor(self.pixel_mean, dtype=self.dtype, device=self.device)
-                std = torch.tensor(self.pixel_std, dtype=self.dtype, device=self.device)
+                mean = to_device(self.pixel_mean, self.query_embedding)
+                std = to_device(self.pixel_std, self.query_embedding)
             self._pixel_statistics[key] = (mean[:, None, None], std[:, None, None])
 
         return self._pixel_statistics[key]
 
-    def prepare_targets(self, batched_inputs: list[ModelInput]) -> list[DetectionTargets]:
-        """Return the ground truth of each image, boxes normalized by its unpadded size."""
+    def prepare_targets(self, batched_inputs: list[ModelInput]) -> DetectionTargets:
+        """Return the ground truth, boxes normalized by the unpadded size of their image."""
         dtype = torch.promote_types(self.dtype, torch.float32)
 
-        targets = []
+        labels, boxes, image_sizes = [], [], []
         for x in batched_inputs:
             instances = x["instances"]
-            labels = instances.gt_classes.to(self.device)
-
             height, width = instances.image_size
-            boxes_xyxy = instances.gt_boxes.tensor.to(self.device, dtype)
-            scale = boxes_xyxy.new_tensor([width, height, width, height])
-            boxes = box_xyxy_to_cxcywh(boxes_xyxy / scale)
+            boxes_xyxy = instances.gt_boxes.tensor.to(dtype)
+            scale = to_device([width, height, width, height], boxes_xyxy)
 
-            targets.append(DetectionTargets(labels, boxes, (height, width)))
+            labels.append(instances.gt_classes)
+            boxes.append(box_xyxy_to_cxcywh(boxes_xyxy / scale))
+            image_sizes.append((height, width))
 
+        # Padded and checked where the loader has left it, on the CPU.
+        targets = DetectionTargets.from_images(labels, boxes, image_sizes)
         check_labels(targets, self.num_classes)
-        return targets
+        return targets.to(self.device)
 
     @torch.no_grad()
     def compute_loss_normalizers(self, batched_inputs: list[ModelInput]) -> LossNormalizers:
@@ -294,15 +297,15 @@ class SalienceDETR(nn.Module):
         num_salient = self.salience_criterion.count_salient(
             self.spatial_shapes_list(*padded_size), targets, padded_size
         )
-        num_boxes = num_salient.new_tensor(sum(len(target) for target in targets))
+        num_boxes = torch.full_like(num_salient, sum(targets.num_boxes))
 
-        # One reduction for both counts.
-        num_boxes, num_salient = mean_over_processes(torch.stack([num_boxes, num_salient]))
+        # One reduction, and one copy from the device, for both counts.
+        counts = mean_over_processes(torch.stack([num_boxes, num_salient])).tolist()
 
         return LossNormalizers(
-            num_boxes=num_boxes.item(),
-            num_salient=num_salient.item(),
-            max_boxes=max(len(target) for target in targets),
+            num_boxes=counts[0],
+            num_salient=counts[1],
+            max_boxes=targets.max_boxes,
             padded_size=padded_size,
         )
 
@@ -386,11 +389,11 @@ class SalienceDETR(nn.Module):
         for i, x in enumerate(batched_inputs):
             height, width = images.image_sizes[i]
             image_size = (x.get("height", height), x.get("width", width))
-            valid = proposals.valid_mask[i]
+            num_valid = int(proposals.num_valid[i])
 
             selected = select_detections(
-                predictions.pred_logits[-1, i][valid],
-                predictions.pred_boxes[-1, i][valid],
+                predictions.pred_logits[-1, i, :num_valid],
+                predictions.pred_boxes[-1, i, :num_valid],
                 image_size,
                 max_detections=self.max_detections,
             )

@@ -1,6 +1,6 @@
 """Supervision of the salience scores by the ground-truth boxes (paper, section 3.2).
 
-Symbols: B images, L levels of size (H_l, W_l), G boxes of an image.
+Symbols: B images, L levels of size (H_l, W_l), G = most boxes in an image of the batch.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SalienceCriterion(nn.Module):
     def forward(
         self,
         score_maps: list[Tensor],
-        targets: list[DetectionTargets],
+        targets: DetectionTargets,
         normalizers: LossNormalizers,
     ) -> dict[str, Tensor]:
         """Compute ``loss_salience``: the sum over all tokens divided by ``num_salient``.
@@ -77,7 +77,7 @@ class SalienceCriterion(nn.Module):
     def count_salient(
         self,
         spatial_shapes_list: Sequence[tuple[int, int]],
-        targets: list[DetectionTargets],
+        targets: DetectionTargets,
         padded_size: tuple[int, int],
     ) -> Tensor:
         """Return the () float64 number of tokens with a positive target, over all images."""
@@ -88,7 +88,7 @@ class SalienceCriterion(nn.Module):
 @torch.no_grad()
 def salience_targets(
     spatial_shapes_list: Sequence[tuple[int, int]],
-    targets: list[DetectionTargets],
+    targets: DetectionTargets,
     padded_size: tuple[int, int],
     level_ranges: Sequence[tuple[float, float]] = LEVEL_RANGES,
 ) -> list[Tensor]:
@@ -108,25 +108,26 @@ def salience_targets(
     Returns:
         L maps (B, H_l, W_l) in [0, 1].
     """
+    boxes = targets.boxes_xyxy
     maps = []
     for shape, level_range in zip(spatial_shapes_list, level_ranges, strict=True):
-        images = []
-        for target in targets:
-            images.append(_image_targets(target.boxes_xyxy, shape, padded_size, level_range))
-        maps.append(torch.stack(images))
+        maps.append(_level_targets(boxes, shape, padded_size, level_range))
     return maps
 
 
-def _image_targets(
+def _level_targets(
     boxes: Tensor,
     shape: tuple[int, int],
     padded_size: tuple[int, int],
     level_range: tuple[float, float],
 ) -> Tensor:
-    """Return the (H_l, W_l) targets of one level for (G, 4) boxes, absolute xyxy."""
+    """Return the (B, H_l, W_l) targets of one level for (B, G, 4) boxes, absolute xyxy.
+
+    Boxes without area, such as padding, contain no token.
+    """
     height, width = shape
-    if len(boxes) == 0:
-        return boxes.new_zeros(height, width)
+    if boxes.shape[1] == 0:
+        return boxes.new_zeros(len(boxes), height, width)
 
     # Distances of the token centers to the four sides of each box.
     rows = torch.arange(height, device=boxes.device, dtype=boxes.dtype)
@@ -134,28 +135,28 @@ def _image_targets(
     y = (rows + 0.5) * (padded_size[0] / height)
     x = (columns + 0.5) * (padded_size[1] / width)
 
-    x0, y0, x1, y1 = boxes[:, :, None].unbind(1)  # (G, 1) each
-    left = x - x0  # (G, W)
+    x0, y0, x1, y1 = boxes[..., None].unbind(2)  # (B, G, 1) each
+    left = x - x0  # (B, G, W)
     right = x1 - x
-    top = y - y0  # (G, H)
+    top = y - y0  # (B, G, H)
     bottom = y1 - y
 
-    # (G, H, W): the token is inside the box, and the level is responsible for its distance.
+    # (B, G, H, W): the token is inside the box, and the level is responsible for its distance.
     inside_y = (top > 0) & (bottom > 0)
     inside_x = (left > 0) & (right > 0)
-    inside = inside_y[:, :, None] & inside_x[:, None]
+    inside = inside_y[..., None] & inside_x[:, :, None]
 
     distance_y = torch.maximum(top, bottom)
     distance_x = torch.maximum(left, right)
-    distance = torch.maximum(distance_y[:, :, None], distance_x[:, None])
+    distance = torch.maximum(distance_y[..., None], distance_x[:, :, None])
     responsible = inside & (distance > level_range[0]) & (distance <= level_range[1])
 
     # 1 in the middle of a box, falling towards its sides, whatever its size (paper, section 3.2).
     dx2 = ((left - right) / (left + right)).square()
     dy2 = ((top - bottom) / (top + bottom)).square()
-    centrality = 1 - (dx2[:, None] + dy2[:, :, None]).sqrt() / 2
+    centrality = 1 - (dx2[:, :, None] + dy2[..., None]).sqrt() / 2
 
     # Any box of the level's range makes a token positive; the largest value of all boxes counts.
-    best = centrality.masked_fill(~inside, 0).amax(0)
+    best = centrality.masked_fill(~inside, 0).amax(1)
 
-    return best * responsible.any(0)
+    return best * responsible.any(1)

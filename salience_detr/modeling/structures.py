@@ -1,17 +1,21 @@
 """Inputs, ground truth, encoding, predictions and loss normalizers: what the stages share.
 
-Symbols: I decoder layers, B images, S tokens, D channels, N queries, K classes, G boxes of an
-image.
+Symbols: I layers, B images, S tokens, D channels, N queries, K classes, G = most boxes in an image
+of the batch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from salience_detr.layers.box_ops import box_cxcywh_to_xyxy
+from salience_detr.layers.transfer import to_device
 from salience_detr.modeling.query_selection import Proposals
 from salience_detr.modeling.salience import SalienceSelection
 from salience_detr.modeling.token_pyramid import TokenPyramid
@@ -22,29 +26,54 @@ ModelInput: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class DetectionTargets:
-    """Ground truth of one image.
+    """Ground truth of a batch; images with fewer than G boxes are padded.
 
     Attributes:
-        labels: (G,) int64, contiguous class indices in [0, K).
-        boxes: (G, 4) (cx, cy, w, h), normalized by the unpadded image size.
-        image_size: (height, width) in pixels of the unpadded image.
+        labels: (B, G) int64, contiguous class indices in [0, K), 0 for padding.
+        boxes: (B, G, 4) (cx, cy, w, h), normalized by the unpadded image size, 0 for padding.
+        num_boxes: number of boxes of each image.
+        image_sizes: (height, width) in pixels of each unpadded image.
     """
 
     labels: Tensor
     boxes: Tensor
-    image_size: tuple[int, int]
+    num_boxes: tuple[int, ...]
+    image_sizes: tuple[tuple[int, int], ...]
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @classmethod
+    def from_images(
+        cls,
+        labels: Sequence[Tensor],
+        boxes: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> DetectionTargets:
+        """Pad the labels and the cxcywh boxes of B images, which may have none."""
+        return cls(
+            labels=pad_sequence(list(labels), batch_first=True),
+            boxes=pad_sequence(list(boxes), batch_first=True),
+            num_boxes=tuple(len(x) for x in labels),
+            image_sizes=tuple(image_sizes),
+        )
+
+    def to(self, device: torch.device) -> DetectionTargets:
+        """Copy to a device."""
+        return replace(
+            self,
+            labels=self.labels.to(device, non_blocking=True),
+            boxes=self.boxes.to(device, non_blocking=True),
+        )
+
+    @property
+    def max_boxes(self) -> int:
+        """Most boxes in one image, G."""
+        return self.labels.shape[1]
 
     @property
     def boxes_xyxy(self) -> Tensor:
-        """(G, 4) boxes (x0, y0, x1, y1) in pixels of the image; padding does not move them."""
-        height, width = self.image_size
-        center = self.boxes[:, :2]
-        half_size = self.boxes[:, 2:] / 2
-        scale = self.boxes.new_tensor([width, height, width, height])
-        return torch.cat([center - half_size, center + half_size], dim=1) * scale
+        """(B, G, 4) boxes (x0, y0, x1, y1) in pixels of the image; padding does not move them."""
+        sizes = [[width, height, width, height] for height, width in self.image_sizes]
+        scale = to_device(sizes, self.boxes)
+        return box_cxcywh_to_xyxy(self.boxes) * scale[:, None]
 
 
 @dataclass(frozen=True)
@@ -74,20 +103,20 @@ class DetectionPredictions:
     Attributes:
         pred_logits: (I, B, N, K), before the sigmoid.
         pred_boxes: (I, B, N, 4) (cx, cy, w, h), normalized by the unpadded image size.
-        valid_mask: (B, N) False for padded queries, which take no part in matching or losses; the
-            valid queries of an image come first. None if no query is padded.
+        num_valid: (B,) on the CPU: number of valid queries of each image, which come first. The
+            others are padding and take no part in matching or losses. None if no query is padded.
     """
 
     pred_logits: Tensor
     pred_boxes: Tensor
-    valid_mask: Tensor | None = None
+    num_valid: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of layers I."""
         return len(self.pred_logits)
 
     def split_queries(self, num_first: int) -> tuple[DetectionPredictions, DetectionPredictions]:
-        """Return the predictions of the first queries and those of the others, without masks."""
+        """Return the predictions of the first queries and those of the others, none padded."""
         first = DetectionPredictions(
             self.pred_logits[:, :, :num_first], self.pred_boxes[:, :, :num_first]
         )
@@ -95,6 +124,34 @@ class DetectionPredictions:
             self.pred_logits[:, :, num_first:], self.pred_boxes[:, :, num_first:]
         )
         return first, others
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Matched queries of a batch: M in each layer, as the layers match equally many of an image.
+
+    Attributes:
+        image: (M,) image of each match.
+        query: (I, M) its query; (1, M) if all layers match the same queries.
+        box: likewise the box, among those of the image, that the query is matched with.
+    """
+
+    image: Tensor
+    query: Tensor
+    box: Tensor
+
+    @classmethod
+    def from_images(cls, queries: Sequence[Tensor], boxes: Sequence[Tensor]) -> Matches:
+        """Join the (I, M_b) matched queries and boxes of B images."""
+        lengths = torch.tensor([x.shape[1] for x in queries])
+        image = torch.arange(len(queries)).repeat_interleave(lengths)
+        return cls(image, torch.cat(list(queries), dim=1), torch.cat(list(boxes), dim=1))
+
+    def to(self, device: torch.device) -> Matches:
+        """Copy to a device, at once."""
+        together = torch.stack([self.image.expand_as(self.query), self.query, self.box])
+        image, query, box = together.to(device, non_blocking=True)
+        return Matches(image[0], query, box)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Symbols: B images, L levels of size (H_l, W_l), S = sum of H_l * W_l tokens, D c
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from salience_detr.layers.position_encoding import SinePositionEncoding
+from salience_detr.layers.transfer import to_device
 
 # Output proposals of Deformable DETR (appendix A.4): the side of a box on the finest level, and the
 # range that all four numbers of a valid proposal lie in.
@@ -41,9 +43,7 @@ class TokenPyramid:
     @cached_property
     def spatial_shapes(self) -> Tensor:
         """(L, 2) int64 (H_l, W_l) on the device, for the operator."""
-        return torch.tensor(
-            self.spatial_shapes_list, dtype=torch.int64, device=self.features.device
-        )
+        return to_device(self.spatial_shapes_list, self.features, torch.int64)
 
     @property
     def level_sizes(self) -> list[int]:
@@ -53,13 +53,13 @@ class TokenPyramid:
     @cached_property
     def level_start_index(self) -> Tensor:
         """(L,) int64 index of the first token of each level."""
-        sizes = torch.tensor([0, *self.level_sizes[:-1]], device=self.features.device)
-        return sizes.cumsum(0)
+        starts = itertools.accumulate(self.level_sizes[:-1], initial=0)
+        return to_device(list(starts), self.features, torch.int64)
 
     @cached_property
     def token_level(self) -> Tensor:
         """(S,) int64 level of each token."""
-        sizes = torch.tensor(self.level_sizes, device=self.features.device)
+        sizes = to_device(self.level_sizes, self.features, torch.int64)
         levels = torch.arange(len(sizes), device=sizes.device)
         return levels.repeat_interleave(sizes, output_size=sum(self.level_sizes))
 
@@ -99,6 +99,16 @@ class TokenPyramid:
         inside = (self.output_proposals > low) & (self.output_proposals < high)
         return inside.all(-1) & ~self.padding_mask
 
+    def with_geometry(self) -> TokenPyramid:
+        """Return the pyramid with all that follows from its sizes computed.
+
+        A stage that torch.compile compiles would be cut wherever it computed such a thing first.
+        """
+        for name, attribute in vars(TokenPyramid).items():
+            if isinstance(attribute, cached_property):
+                getattr(self, name)
+        return self
+
     def split_levels(self, tokens: Tensor) -> list[Tensor]:
         """Split (B, S, ...) into L tensors (B, H_l * W_l, ...)."""
         return list(tokens.split(self.level_sizes, dim=1))
@@ -113,6 +123,8 @@ class TokenPyramid:
 
 class TokenPyramidBuilder(nn.Module):
     """Flattens the levels and gives each token its position, its level and its padding."""
+
+    pyramid_class = TokenPyramid  # exported graphs have one of their own
 
     def __init__(self, *, embed_dim: int = 256, num_levels: int = 4) -> None:
         super().__init__()
@@ -144,13 +156,14 @@ class TokenPyramidBuilder(nn.Module):
             padding_masks.append(padding.flatten(1))
             valid_sizes.append(torch.stack([valid_width, valid_height], dim=-1))
 
-        return TokenPyramid(
+        tokens = self.pyramid_class(
             features=flatten_maps(maps),
             positions=torch.cat(positions, dim=1),
             padding_mask=torch.cat(padding_masks, dim=1),
             spatial_shapes_list=tuple((x.shape[-2], x.shape[-1]) for x in maps),
             valid_sizes=torch.stack(valid_sizes, dim=1).to(coordinate_dtype),
         )
+        return tokens.with_geometry()
 
 
 class TokenProjection(nn.Module):

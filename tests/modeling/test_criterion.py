@@ -19,12 +19,19 @@ from salience_detr.modeling.structures import (
 K = 4
 
 
+def random_targets(*counts):
+    """Return ground truth of images with these numbers of boxes."""
+    images = [random_target(count) for count in counts]
+    labels = [x for x, _ in images]
+    boxes = [x for _, x in images]
+    return DetectionTargets.from_images(labels, boxes, [(100, 160)] * len(images))
+
+
 def random_target(count):
     centers = torch.rand(count, 2) * 0.6 + 0.2
     sizes = torch.rand(count, 2) * 0.3 + 0.02
     boxes = torch.cat([centers, sizes], dim=1).double()
-    labels = torch.randint(0, K, (count,))
-    return DetectionTargets(labels, boxes, (100, 160))
+    return torch.randint(0, K, (count,)), boxes
 
 
 def random_predictions(layers, images, queries):
@@ -54,15 +61,15 @@ def overlap(a, b):
 
 def losses_by_loops(logits, boxes, targets, matches, divisor):
     class_loss = l1 = giou_loss = 0.0
-    for i, truth in enumerate(targets):
+    for i, labels in enumerate(targets.labels):
         iou_targets = {}
         queries, indices = matches[i]
         for q, j in zip(queries.tolist(), indices.tolist(), strict=True):
             predicted = boxes[i, q].tolist()
-            wanted = truth.boxes[j].tolist()
+            wanted = targets.boxes[i, j].tolist()
             iou, giou = overlap(predicted, wanted)
 
-            iou_targets[q, truth.labels[j].item()] = iou
+            iou_targets[q, labels[j].item()] = iou
             l1 += sum(abs(a - b) for a, b in zip(predicted, wanted, strict=True))
             giou_loss += 1 - giou
 
@@ -80,7 +87,7 @@ def losses_by_loops(logits, boxes, targets, matches, divisor):
 
 @pytest.mark.parametrize("suffix", ["", "_0", "_enc"])
 def test_losses_of_every_layer_equal_plain_loops(suffix):
-    targets = [random_target(3), random_target(1), random_target(0)]
+    targets = random_targets(3, 1, 0)
     matcher = HungarianMatcher()
     decoder = random_predictions(2, 3, 5)
     encoder = random_predictions(1, 3, 5)
@@ -90,13 +97,15 @@ def test_losses_of_every_layer_equal_plain_loops(suffix):
     source, layer = {"": (decoder, 1), "_0": (decoder, 0), "_enc": (encoder, 0)}[suffix]
     logits = source.pred_logits[layer]
     boxes = source.pred_boxes[layer]
-    expected = losses_by_loops(logits, boxes, targets, matcher(logits, boxes, targets), 4)
+    found = matcher(DetectionPredictions(logits[None], boxes[None]), targets)
+    matches = [(found.query[0, found.image == i], found.box[0, found.image == i]) for i in range(3)]
+    expected = losses_by_loops(logits, boxes, targets, matches, 4)
     found = [losses[f"loss_{name}{suffix}"].item() for name in ("class", "bbox", "giou")]
     assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_denoising_matches_each_positive_query_and_divides_by_the_groups():
-    targets = [random_target(3), random_target(1)]
+    targets = random_targets(3, 1)
     layout = DenoisingLayout(num_groups=2, max_boxes=3)
     denoised = random_predictions(1, 2, layout.num_queries)
     criterion = SetCriterion(matcher=HungarianMatcher())
@@ -119,7 +128,7 @@ def test_a_batch_without_boxes_has_finite_losses_with_gradients():
     predictions = random_predictions(1, 2, 3)
     predictions.pred_boxes.requires_grad_()
     predictions.pred_logits.requires_grad_()
-    targets = [random_target(0), random_target(0)]
+    targets = random_targets(0, 0)
     criterion = SetCriterion(matcher=HungarianMatcher())
 
     losses = criterion(predictions, predictions, targets, divided_by(1))
@@ -137,10 +146,10 @@ def test_padded_queries_take_no_part():
     padded = DetectionPredictions(
         torch.cat([few.pred_logits, padding.pred_logits], dim=2),
         torch.cat([few.pred_boxes, padding.pred_boxes], dim=2),
-        torch.tensor([[True, True, True, False, False]]),
+        torch.tensor([3]),
     )
 
-    targets = [random_target(2)]
+    targets = random_targets(2)
     criterion = SetCriterion(matcher=HungarianMatcher())
     expected = criterion(few, few, targets, divided_by(2))
     found = criterion(padded, padded, targets, divided_by(2))
@@ -150,6 +159,7 @@ def test_padded_queries_take_no_part():
 
 @pytest.mark.parametrize("label", [-1, 4])
 def test_a_label_outside_the_classes_says_both_numbers(label):
-    truth = DetectionTargets(torch.tensor([0, label]), torch.rand(2, 4), (10, 10))
+    labels = torch.tensor([0, label])
+    truth = DetectionTargets.from_images([labels], [torch.rand(2, 4)], [(10, 10)])
     with pytest.raises(ValueError, match=rf"class is {label}.*has 4 classes"):
-        check_labels([truth], 4)
+        check_labels(truth, 4)

@@ -15,12 +15,19 @@ def generator(**options):
     return DenoisingGenerator(**options).double()
 
 
+def targets(*counts):
+    """Return ground truth of images with these numbers of boxes."""
+    images = [target(count) for count in counts]
+    labels = [x for x, _ in images]
+    boxes = [x for _, x in images]
+    return DetectionTargets.from_images(labels, boxes, [(10, 10)] * len(images))
+
+
 def target(count):
     centers = torch.rand(count, 2) * 0.4 + 0.3
     sizes = torch.rand(count, 2) * 0.2 + 0.1
     boxes = torch.cat([centers, sizes], dim=1).double()
-    labels = torch.randint(0, 5, (count,))
-    return DetectionTargets(labels, boxes, (10, 10))
+    return torch.randint(0, 5, (count,)), boxes
 
 
 @pytest.mark.parametrize(
@@ -36,35 +43,41 @@ def test_groups_fill_the_wanted_number_of_queries(boxes, groups, queries):
 def test_positives_of_each_group_come_before_its_negatives():
     layout = DenoisingLayout(num_groups=2, max_boxes=3)
 
-    queries, boxes = layout.positive_matches(2, torch.device("cpu"))
+    matches = layout.positive_matches([2, 0, 1])
 
-    assert queries.tolist() == [0, 1, 6, 7]
-    assert boxes.tolist() == [0, 1, 0, 1]
+    assert matches.image.tolist() == [0, 0, 0, 0, 2, 2]
+    assert matches.query.tolist() == [[0, 1, 6, 7, 0, 6]]
+    assert matches.box.tolist() == [[0, 1, 0, 1, 0, 0]]
 
 
 def test_without_noise_queries_are_the_boxes_and_labels_and_padding_is_neutral():
     module = generator(label_noise_prob=0.0, box_noise_scale=0.0, denoising_queries=4)
-    few = target(1)
-    many = target(2)
+    truth = targets(1, 2)
+    few, many = truth.boxes[0, :1], truth.boxes[1]
 
-    queries = module([few, many], 2)
+    queries = module(truth, 2)
 
     assert queries.layout == DenoisingLayout(num_groups=2, max_boxes=2)
 
     # Axes: image, group, positive or negative, box.
     content = queries.content.view(2, 2, 2, 2, 8)
     boxes = queries.reference_points.view(2, 2, 2, 2, 4)
-    torch.testing.assert_close(boxes[1], many.boxes.expand(2, 2, 2, 4))
-    torch.testing.assert_close(content[1, 1, 0], module.label_encoder(many.labels))
+    torch.testing.assert_close(boxes[1], many.expand(2, 2, 2, 4))
+    torch.testing.assert_close(content[1, 1, 0], module.label_encoder(truth.labels[1]))
 
-    torch.testing.assert_close(boxes[0, :, :, 0], few.boxes.expand(2, 2, 4))
+    torch.testing.assert_close(boxes[0, :, :, 0], few.expand(2, 2, 4))
     assert (content[0, :, :, 1] == 0).all()
     assert (boxes[0, :, :, 1] == 0.5).all()
 
 
+def noised(boxes):
+    module = generator()
+    return module.noise_boxes(boxes, module.random_shifts(boxes))
+
+
 def test_corners_move_by_up_to_half_a_side_or_by_half_to_a_whole_one():
     box = torch.tensor([0.5, 0.5, 0.2, 0.1], dtype=torch.float64)
-    moved = generator().noise_boxes(box.expand(5000, 2, 1, 4))
+    moved = noised(box.expand(5000, 2, 1, 4))
 
     halves = torch.tensor([0.1, 0.05, 0.1, 0.05], dtype=torch.float64)
     factor = (box_cxcywh_to_xyxy(moved) - box_cxcywh_to_xyxy(box)) / halves
@@ -80,7 +93,7 @@ def test_corners_move_by_up_to_half_a_side_or_by_half_to_a_whole_one():
 
 def test_noised_boxes_stay_inside_the_image():
     box = torch.tensor([0.95, 0.05, 0.1, 0.1], dtype=torch.float64)
-    corners = box_cxcywh_to_xyxy(generator().noise_boxes(box.expand(500, 2, 1, 4)))
+    corners = box_cxcywh_to_xyxy(noised(box.expand(500, 2, 1, 4)))
     assert corners.min() >= -1e-12 and corners.max() <= 1 + 1e-12
 
 
@@ -91,7 +104,7 @@ def test_a_quarter_of_the_labels_is_drawn_anew():
 
 
 def test_groups_see_themselves_and_matching_queries_and_matching_queries_only_each_other():
-    mask = generator(denoising_queries=4)([target(2)], 2).attention_mask
+    mask = generator(denoising_queries=4)(targets(2), 2).attention_mask
 
     # Two groups of four queries, then three matching queries; True = may not attend.
     expected = torch.zeros(11, 11, dtype=torch.bool)
@@ -102,7 +115,7 @@ def test_groups_see_themselves_and_matching_queries_and_matching_queries_only_ea
 
 def test_a_batch_without_boxes_gives_no_queries_but_keeps_the_embedding_in_the_graph():
     module = generator()
-    queries = module([target(0), target(0)], 0)
+    queries = module(targets(0, 0), 0)
     assert queries.content.shape == (2, 0, 8)
     assert not queries.attention_mask.any()
 
@@ -114,3 +127,16 @@ def test_with_one_class_labels_stay():
     module = DenoisingGenerator(num_classes=1, embed_dim=4)
     labels = torch.zeros(100, dtype=torch.int64)
     assert torch.equal(module.noise_labels(labels), labels)
+
+
+def test_the_noise_of_an_image_depends_neither_on_padding_nor_on_images_after_it():
+    module = generator(denoising_queries=4)
+    truth = targets(2, 1, 2)
+    first = DetectionTargets(truth.labels[:1], truth.boxes[:1], (2,), ((10, 10),))
+
+    torch.manual_seed(3)
+    together = module(truth, 2).reference_points[0]
+    torch.manual_seed(3)
+    alone = module(first, 2).reference_points[0]
+
+    assert torch.equal(together, alone)

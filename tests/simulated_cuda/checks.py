@@ -246,7 +246,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     # The simulation runs the CPU's kernels: no others are built for the device of the stub.
-    with patch("torch.cuda.device_count", lambda: 0), patch("torch.cuda.is_available", lambda: False):
+    with (
+        patch("torch.cuda.device_count", lambda: 0),
+        patch("torch.cuda.is_available", lambda: False),
+    ):
         load_operator()
     ms_deform_attn.is_compiled_for = lambda _: True
 

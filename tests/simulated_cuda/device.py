@@ -180,9 +180,7 @@ class SimulatedTensor(torch.Tensor):
             return result
 
     @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run_operator(func, args, kwargs or {})
 
 
@@ -369,9 +367,7 @@ def check_devices(func: Any, name: str, tensors: list[Tensor]) -> None:
 class SimulationMode(TorchDispatchMode):
     """Takes the operators that make tensors of a device, which no tensor of it is given to."""
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run_operator(func, args, kwargs or {})
 
 
