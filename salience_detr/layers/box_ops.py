@@ -17,15 +17,14 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:
 
 def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """Convert (..., 4) boxes from cxcywh to xyxy."""
-    center = boxes[..., :2]
-    half_size = boxes[..., 2:] / 2
+    center, size = boxes.split(2, dim=-1)
+    half_size = size / 2
     return torch.cat([center - half_size, center + half_size], dim=-1)
 
 
 def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     """Convert (..., 4) boxes from xyxy to cxcywh."""
-    low = boxes[..., :2]
-    high = boxes[..., 2:]
+    low, high = boxes.split(2, dim=-1)
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
@@ -36,8 +35,9 @@ def clip_boxes(boxes: Tensor, frame: Tensor) -> Tensor:
 
 def box_area(boxes: Tensor) -> Tensor:
     """Return the (...) areas of (..., 4) xyxy boxes; a box that is inside out has none."""
-    sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
-    return sides[..., 0] * sides[..., 1]
+    low, high = boxes.split(2, dim=-1)
+    width, height = (high - low).clamp(min=0).unbind(-1)
+    return width * height
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,8 +45,10 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
 
     The IoU of two boxes without area is 0.
     """
-    low = torch.maximum(boxes1[..., :2], boxes2[..., :2])
-    high = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
+    low1, high1 = boxes1.split(2, dim=-1)
+    low2, high2 = boxes2.split(2, dim=-1)
+    low = torch.maximum(low1, low2)
+    high = torch.minimum(high1, high2)
     intersection = box_area(torch.cat([low, high], dim=-1))
     union = box_area(boxes1) + box_area(boxes2) - intersection
 
@@ -58,14 +60,22 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
     For all pairs of (N, 4) and (G, 4) pass ``boxes1[:, None]`` and ``boxes2``.
     """
+    _, giou = box_iou_and_giou(boxes1, boxes2)
+    return giou
+
+
+def box_iou_and_giou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
+    """Return IoU and GIoU of (..., 4) xyxy boxes of broadcastable shapes."""
     iou, union = box_iou(boxes1, boxes2)
 
     # The smallest box that contains both.
-    low = torch.minimum(boxes1[..., :2], boxes2[..., :2])
-    high = torch.maximum(boxes1[..., 2:], boxes2[..., 2:])
+    low1, high1 = boxes1.split(2, dim=-1)
+    low2, high2 = boxes2.split(2, dim=-1)
+    low = torch.minimum(low1, low2)
+    high = torch.maximum(high1, high2)
     hull = box_area(torch.cat([low, high], dim=-1))
 
-    return iou - _ratio(hull - union, hull)
+    return iou, iou - _ratio(hull - union, hull)
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -42,16 +42,15 @@ class SinePositionEncoding(nn.Module):
         """(B, H, W) mask, True = padding -> (B, H, W, 2 * num_features) of ``dtype``."""
         unpadded = (~padding_mask).to(dtype)
 
-        axes = []
+        positions = []
         for dim in (1, 2):  # y, x
             # 1 for the first unpadded element of a row or column, n for the last one.
             number = unpadded.cumsum(dim)
             total = number.narrow(dim, number.shape[dim] - 1, 1)
 
-            position = (number - 0.5) / (total + 1e-6)
-            axes.append(sine_encoding(position, self.num_features))
+            positions.append((number - 0.5) / (total + 1e-6))
 
-        return torch.cat(axes, dim=-1)
+        return sine_encoding(torch.stack(positions, dim=-1), self.num_features).flatten(-2)
 
 
 def box_sine_encoding(boxes: Tensor, num_features: int) -> Tensor:

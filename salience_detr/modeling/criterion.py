@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, box_iou, generalized_box_iou
+from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, box_iou_and_giou
 from salience_detr.layers.losses import iou_aware_class_loss
 from salience_detr.modeling.denoising import DenoisingLayout
 from salience_detr.modeling.query_selection import valid_mask
@@ -133,9 +133,9 @@ class SetCriterion(nn.Module):
         target_boxes = targets.boxes[matches.image, matches.box].to(dtype)
         matched_xyxy = box_cxcywh_to_xyxy(matched_boxes)
         target_xyxy = box_cxcywh_to_xyxy(target_boxes)
+        iou, giou = box_iou_and_giou(matched_xyxy, target_xyxy)
 
         # IoU-aware classification: the class target of a matched query is the IoU of its box.
-        iou, _ = box_iou(matched_xyxy, target_xyxy)
         iou_target = torch.zeros_like(pred_logits)
         iou_target[(*matched, label)] = iou.detach()
         positive = torch.zeros_like(pred_logits, dtype=torch.bool)
@@ -149,12 +149,11 @@ class SetCriterion(nn.Module):
             class_loss = class_loss.masked_fill(padded[..., None], 0)
 
         l1_loss = (matched_boxes - target_boxes).abs()
-        giou_loss = 1 - generalized_box_iou(matched_xyxy, target_xyxy)
 
         weighted = {
             "loss_class": self.class_weight * class_loss.sum((1, 2, 3)) / num_boxes,
             "loss_bbox": self.l1_weight * l1_loss.sum((1, 2)) / num_boxes,
-            "loss_giou": self.giou_weight * giou_loss.sum(1) / num_boxes,
+            "loss_giou": self.giou_weight * (1 - giou).sum(1) / num_boxes,
         }
 
         losses: dict[str, Tensor] = {}

@@ -156,19 +156,20 @@ class SalienceDecoder(nn.Module):
                 attention_mask=attention_mask,
             )
 
-            # Look forward twice: the prediction starts from boxes with the gradient of the layer
+            # Boxes move in logit space. Look forward twice: the prediction starts from boxes with the gradient of the layer
             # before, the next layer from boxes without it, moved by the query before the norm.
+            box_logits = inverse_sigmoid(reference_points)
             if self.training or i == last:
                 normalized = self.norm(query)
                 pred_logits.append(classify(normalized))
-                pred_boxes.append(self.refine(reference_points, regress(normalized)))
+                pred_boxes.append(move_boxes(box_logits, regress(normalized)))
 
             if i < last:
-                reference_points = self.refine(detached, regress(query))
+                reference_points = move_boxes(box_logits.detach(), regress(query))
 
         return DetectionPredictions(torch.stack(pred_logits), torch.stack(pred_boxes))
 
-    @staticmethod
-    def refine(boxes: Tensor, offsets: Tensor) -> Tensor:
-        """Move boxes by offsets in logit space: sigmoid(inverse_sigmoid(boxes) + offsets)."""
-        return (inverse_sigmoid(boxes) + offsets.to(boxes.dtype)).sigmoid()
+
+def move_boxes(box_logits: Tensor, offsets: Tensor) -> Tensor:
+    """Return the boxes with these logits, moved by offsets in logit space."""
+    return (box_logits + offsets.to(box_logits.dtype)).sigmoid()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +27,7 @@ from salience_detr.modeling.neck import ChannelMapper
 from salience_detr.modeling.postprocess import clip_detections, select_detections
 from salience_detr.modeling.query_selection import Proposals, QuerySelection
 from salience_detr.modeling.salience import SalienceFilter
-from salience_detr.modeling.salience_loss import SalienceCriterion
+from salience_detr.modeling.salience_loss import SalienceCriterion, count_salient
 from salience_detr.modeling.structures import (
     DetectionPredictions,
     DetectionTargets,
@@ -166,16 +165,18 @@ class SalienceDETR(nn.Module):
             KeyError: an input has no ``instances``.
             ValueError: a ground-truth class is not below ``num_classes``.
         """
-        if normalizers is None:
-            normalizers = self.compute_loss_normalizers(batched_inputs)
-
-        # A part of a batch may be a single image.
-        padded_size = self.training_size(normalizers.padded_size, len(batched_inputs))
-        normalizers = replace(normalizers, padded_size=padded_size)
-
-        images = self.preprocess_image(batched_inputs, padded_size)
         targets = self.prepare_targets(batched_inputs)
 
+        # A part of a batch is padded to the size of the whole batch.
+        padded_size = self.padded_size(batched_inputs)
+        if normalizers is not None:
+            padded_size = self.training_size(normalizers.padded_size, len(batched_inputs))
+
+        salience_targets = self.salience_targets(targets, padded_size)
+        if normalizers is None:
+            normalizers = self.loss_normalizers(targets, salience_targets, padded_size)
+
+        images = self.preprocess_image(batched_inputs, padded_size)
         encoding = self.encode(images.tensor, padding_mask(images))
         denoising = self.denoising(targets, normalizers.max_boxes)
         predictions = self.decode(encoding, denoising)
@@ -197,7 +198,7 @@ class SalienceDETR(nn.Module):
         return {
             **self.criterion(matching, encoder, targets, normalizers),
             **self.criterion.denoising_losses(denoised, denoising.layout, targets, normalizers),
-            **self.salience_criterion(score_maps, targets, normalizers),
+            **self.salience_criterion(score_maps, salience_targets, normalizers),
         }
 
     def inference(self, batched_inputs: list[ModelInput]) -> list[dict[str, Instances]]:
@@ -283,20 +284,18 @@ class SalienceDETR(nn.Module):
         (as drop path does).
         """
         targets = self.prepare_targets(batched_inputs)
+        padded_size = self.padded_size(batched_inputs)
+        salience_targets = self.salience_targets(targets, padded_size)
+        return self.loss_normalizers(targets, salience_targets, padded_size)
 
-        # As ImageList pads the batch.
-        divisor = self.size_divisibility
-        height = max(x["image"].shape[1] for x in batched_inputs)
-        width = max(x["image"].shape[2] for x in batched_inputs)
-        padded_size = (
-            math.ceil(height / divisor) * divisor,
-            math.ceil(width / divisor) * divisor,
-        )
-        padded_size = self.training_size(padded_size, len(batched_inputs))
-
-        num_salient = self.salience_criterion.count_salient(
-            self.spatial_shapes_list(*padded_size), targets, padded_size
-        )
+    def loss_normalizers(
+        self,
+        targets: DetectionTargets,
+        salience_targets: list[Tensor],
+        padded_size: tuple[int, int],
+    ) -> LossNormalizers:
+        """Return the normalizers of a batch; all processes call this together."""
+        num_salient = count_salient(salience_targets)
         num_boxes = torch.full_like(num_salient, sum(targets.num_boxes))
 
         # One reduction, and one copy from the device, for both counts.
@@ -308,6 +307,25 @@ class SalienceDETR(nn.Module):
             max_boxes=targets.max_boxes,
             padded_size=padded_size,
         )
+
+    def salience_targets(
+        self, targets: DetectionTargets, padded_size: tuple[int, int]
+    ) -> list[Tensor]:
+        """Return the L maps (B, H_l, W_l) of salience targets of a padded batch."""
+        shapes = self.spatial_shapes_list(*padded_size)
+        return self.salience_criterion.targets(shapes, targets, padded_size)
+
+    def padded_size(self, batched_inputs: list[ModelInput]) -> tuple[int, int]:
+        """Return the (height, width) in pixels that a batch is padded to in training."""
+        # As ImageList pads it.
+        divisor = self.size_divisibility
+        height = max(x["image"].shape[1] for x in batched_inputs)
+        width = max(x["image"].shape[2] for x in batched_inputs)
+        padded_size = (
+            math.ceil(height / divisor) * divisor,
+            math.ceil(width / divisor) * divisor,
+        )
+        return self.training_size(padded_size, len(batched_inputs))
 
     def training_size(self, padded_size: tuple[int, int], num_images: int) -> tuple[int, int]:
         """Return a padded size in which BatchNorm can train the backbone.

@@ -44,28 +44,16 @@ class SalienceCriterion(nn.Module):
     def forward(
         self,
         score_maps: list[Tensor],
-        targets: DetectionTargets,
+        target_maps: list[Tensor],
         normalizers: LossNormalizers,
     ) -> dict[str, Tensor]:
         """Compute ``loss_salience``: the sum over all tokens divided by ``num_salient``.
 
         Args:
             score_maps: L maps (B, H_l, W_l) of logits over the padded batch.
-            targets: ground truth of B images.
+            target_maps: what :meth:`targets` returns for them.
             normalizers: of the batch.
-
-        Raises:
-            ValueError: there are not as many levels as ``level_ranges``.
         """
-        if len(score_maps) != len(self.level_ranges):
-            raise ValueError(
-                f"there are {len(score_maps)} levels but {len(self.level_ranges)} level_ranges; "
-                "give model.salience_criterion.level_ranges one range per level"
-            )
-
-        shapes = [(x.shape[1], x.shape[2]) for x in score_maps]
-        target_maps = salience_targets(shapes, targets, normalizers.padded_size, self.level_ranges)
-
         dtype = torch.promote_types(score_maps[0].dtype, torch.float32)
         logits = torch.cat([x.flatten(1) for x in score_maps], dim=1).to(dtype)
         target = torch.cat([x.flatten(1) for x in target_maps], dim=1).to(dtype)
@@ -74,15 +62,28 @@ class SalienceCriterion(nn.Module):
 
         return {"loss_salience": self.weight * (loss / normalizers.num_salient)}
 
-    def count_salient(
+    def targets(
         self,
         spatial_shapes_list: Sequence[tuple[int, int]],
         targets: DetectionTargets,
         padded_size: tuple[int, int],
-    ) -> Tensor:
-        """Return the () float64 number of tokens with a positive target, over all images."""
-        target_maps = salience_targets(spatial_shapes_list, targets, padded_size, self.level_ranges)
-        return torch.stack([(x > 0).sum() for x in target_maps]).sum().double()
+    ) -> list[Tensor]:
+        """Compute :func:`salience_targets` with the ranges of the levels.
+
+        Raises:
+            ValueError: there are not as many levels as ``level_ranges``.
+        """
+        if len(spatial_shapes_list) != len(self.level_ranges):
+            raise ValueError(
+                f"there are {len(spatial_shapes_list)} levels but {len(self.level_ranges)} "
+                "level_ranges; give model.salience_criterion.level_ranges one range per level"
+            )
+        return salience_targets(spatial_shapes_list, targets, padded_size, self.level_ranges)
+
+
+def count_salient(target_maps: list[Tensor]) -> Tensor:
+    """Return the () float64 number of tokens with a positive target, over all images."""
+    return torch.stack([(x > 0).sum() for x in target_maps]).sum().double()
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from salience_detr.layers.box_ops import box_xyxy_to_cxcywh
-from salience_detr.modeling.salience_loss import SalienceCriterion, salience_targets
+from salience_detr.modeling.salience_loss import SalienceCriterion, count_salient, salience_targets
 from salience_detr.modeling.structures import DetectionTargets, LossNormalizers
 
 SHAPES = [(8, 10), (4, 5)]  # strides 8 and 16
@@ -91,22 +91,24 @@ def test_the_loss_is_divided_by_the_positive_tokens():
 
     maps = [torch.zeros(1, *shape, dtype=torch.float64) for shape in SHAPES]
     criterion = SalienceCriterion(level_ranges=RANGES)
-    assert criterion.count_salient(SHAPES, target, PADDED) == 9
+    target_maps = criterion.targets(SHAPES, target, PADDED)
+    assert count_salient(target_maps) == 9
 
-    loss = criterion(maps, target, divided_by(9))["loss_salience"]
+    loss = criterion(maps, target_maps, divided_by(9))["loss_salience"]
     assert loss.item() == pytest.approx(expected.item())
 
 
 def test_without_boxes_every_token_is_background():
     maps = [torch.zeros(1, *shape) for shape in SHAPES]
     criterion = SalienceCriterion(level_ranges=RANGES)
-    assert criterion.count_salient(SHAPES, drawn([]), PADDED) == 0
+    target_maps = criterion.targets(SHAPES, drawn([]), PADDED)
+    assert count_salient(target_maps) == 0
 
     # All 100 logits are 0: weight 0.75 * 0.25, BCE = ln 2.
-    loss = criterion(maps, drawn([]), divided_by(1))["loss_salience"]
+    loss = criterion(maps, target_maps, divided_by(1))["loss_salience"]
     assert loss.item() == pytest.approx(2 * 100 * 0.1875 * math.log(2), rel=1e-5)
 
 
 def test_a_level_without_range_is_refused():
     with pytest.raises(ValueError, match="2 levels but 4 level_ranges"):
-        SalienceCriterion()([torch.zeros(1, 2, 2)] * 2, drawn([]), divided_by(1))
+        SalienceCriterion().targets(SHAPES, drawn([]), PADDED)
