@@ -156,7 +156,7 @@ class SalienceDecoder(nn.Module):
                 attention_mask=attention_mask,
             )
 
-            # Boxes move in logit space. Look forward twice: the prediction starts from boxes with the gradient of the layer
+            # Look forward twice: the prediction starts from boxes with the gradient of the layer
             # before, the next layer from boxes without it, moved by the query before the norm.
             box_logits = inverse_sigmoid(reference_points)
             if self.training or i == last:
