@@ -10,7 +10,7 @@ from detectron2.config import instantiate
 from torch import nn
 
 from salience_detr.config import load_config
-from salience_detr.engine.train import compile_model
+from salience_detr.engine.compilation import compile_model
 
 SIZES = [(64, 96), (64, 96), (96, 64), (128, 160), (80, 200), (150, 90)]
 
@@ -34,7 +34,7 @@ def test_encoder_and_decoder_are_one_graph_each_and_few_for_all_sizes(
     micro_config, make_input, graphs, monkeypatch
 ):
     stages = ("encoder", "decoder")
-    monkeypatch.setattr("salience_detr.engine.train.COMPILED_STAGES", stages)
+    monkeypatch.setattr("salience_detr.engine.compilation.COMPILED_STAGES", stages)
     config = load_config(micro_config, ["train.compile=True"])
     torch.manual_seed(0)
     plain = instantiate(config.model).eval()

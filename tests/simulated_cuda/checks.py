@@ -32,7 +32,8 @@ from device import RECORD, DeviceMixError, simulated_cuda
 from torch import Tensor
 
 from salience_detr.config import load_config
-from salience_detr.engine.train import build_ema, build_optimizer, compile_model
+from salience_detr.engine.compilation import compile_model
+from salience_detr.engine.train import build_ema, build_optimizer
 from salience_detr.engine.trainer import Trainer
 from salience_detr.layers import ms_deform_attn
 from salience_detr.layers.operator import load_operator
