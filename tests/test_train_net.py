@@ -572,6 +572,9 @@ def test_the_learning_rate_follows_the_batch_size_if_asked(surface_data, micro_c
         ]
         assert max(line["lr"] for line in lines if "lr" in line) == pytest.approx(expected)
 
+        # A run that starts from this config scales it once, too.
+        assert load_config(tmp_path / name / "config.yaml").optimizer.lr == pytest.approx(4e-4)
+
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_mixed_precision_trains(surface_data, micro_config, tmp_path, dtype):

@@ -55,8 +55,10 @@ def test_a_run_stops_early_freezes_repeats_and_resumes_as_it_was(
     other = [word for word in words if word != "neck"]
     assert run(micro_config, output, *other, "--resume") == 2
     assert "train.freeze was backbone, neck, is backbone" in capsys.readouterr().err
-    assert run(micro_config, output, *words, "--resume") == 0
+    assert run(micro_config, output, *words, "--resume", "--lr", "1e-5") == 0
     assert read_checkpoint(output / "model_final.pth")["iteration"] == 2
+    log = (output / "log.txt").read_text()
+    assert "own learning rates, up to 0.0004, and not with those of the config, up to 1e-05" in log
 
     # Another run with deterministic algorithms is equal to the bit.
     assert "all operations are deterministic" in log

@@ -31,6 +31,18 @@ class ParameterGroup(TypedDict):
     names: list[str]
 
 
+def learning_rate(config: DictConfig) -> float:
+    """Return the learning rate of a run.
+
+    With ``train.reference_batch_size`` it is ``optimizer.lr`` times ``total_batch_size`` over it.
+    """
+    rate: float = config.optimizer.lr
+    reference = config.train.reference_batch_size
+    if reference:
+        rate *= config.dataloader.train.total_batch_size / reference
+    return rate
+
+
 def get_parameter_groups(
     model: nn.Module,
     *,

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from salience_detr.config import resolve_amp, resolve_device
 from salience_detr.data.datasets import as_list, class_names_of
+from salience_detr.engine.optimizer import learning_rate
 from salience_detr.evaluation.coco_evaluation import describe_weights
 from salience_detr.utils.config_keys import walk
 
@@ -151,7 +152,7 @@ def describe_batch(config: DictConfig) -> str:
         text += f", in {config.train.accumulate} parts"
     if comm.get_world_size() > 1:
         text += f", {batch_size // comm.get_world_size()} in each process"
-    return f"{text}; learning rate {config.optimizer.lr:.3g}"
+    return f"{text}; learning rate {learning_rate(config):.3g}"
 
 
 def describe_length(config: DictConfig, num_images: int, start: int) -> str:

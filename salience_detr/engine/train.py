@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.engine import HookBase, hooks
@@ -57,7 +59,7 @@ from salience_detr.engine.hooks import (
     PreviewHook,
 )
 from salience_detr.engine.launch import share_cpu_threads
-from salience_detr.engine.optimizer import fused_options, keep_implementation
+from salience_detr.engine.optimizer import fused_options, keep_implementation, learning_rate
 from salience_detr.engine.previews import preview_images
 from salience_detr.engine.progress import ProgressHook
 from salience_detr.engine.run_report import log_start
@@ -205,28 +207,25 @@ def build_model(config: DictConfig) -> nn.Module:
 
 
 def build_optimizer(config: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer of a config for a model.
+    """Build the optimizer of a config for a model; see :func:`learning_rate`."""
+    settings = config.optimizer
+    rate = settings.lr
+    settings.lr = learning_rate(config)
+    if settings.lr != rate:
+        batch_size = config.dataloader.train.total_batch_size
+        logger.info("learning rate %.3g for batches of %d", settings.lr, batch_size)
 
-    With ``train.reference_batch_size`` the learning rate is multiplied by ``total_batch_size`` over
-    it.
-    """
-    reference = config.train.reference_batch_size
-    batch_size = config.dataloader.train.total_batch_size
-    if reference:
-        config.optimizer.lr *= batch_size / reference
-        logger.info("learning rate %.3g for batches of %d", config.optimizer.lr, batch_size)
-
-    device = next(model.parameters()).device
-    options = fused_options(config.optimizer, device)
-    config.optimizer.params.model = model
-    config.optimizer.update(options)
-    optimizer: torch.optim.Optimizer = instantiate(config.optimizer)
+    options = fused_options(settings, next(model.parameters()).device)
+    settings.params.model = model
+    settings.update(options)
+    optimizer: torch.optim.Optimizer = instantiate(settings)
     optimizer.register_load_state_dict_pre_hook(keep_implementation)
 
-    # The config can be saved again, for other devices too.
-    config.optimizer.params.model = None
+    # The config is saved, and a run may start from it again, on another device too.
+    settings.params.model = None
+    settings.lr = rate
     for name in options:
-        del config.optimizer[name]
+        del settings[name]
     return optimizer
 
 
@@ -285,7 +284,10 @@ def start_or_resume(
     comm.synchronize()
     start = 0
     if resume:
+        scheduler = checkpointer.checkpointables["scheduler"]
+        rates = list(scheduler.base_lrs)
         start = checkpointer.resume()
+        warn_of_other_rates(rates, scheduler.base_lrs)
     else:
         checkpointer.check_no_earlier_run()
 
@@ -307,6 +309,17 @@ def start_or_resume(
             ema.set(checkpointer.model)
     warn_of_random_layers(config, checkpointer.model, random)
     return start
+
+
+def warn_of_other_rates(rates: Sequence[float], resumed: Sequence[float]) -> None:
+    """Warn where the learning rates of a config are not those of the run that is resumed."""
+    if not np.allclose(rates, resumed, atol=0):
+        logger.warning(
+            "the run goes on with its own learning rates, up to %.3g, and not with those of the "
+            "config, up to %.3g; for other rates start a run from its weights (--weights)",
+            max(resumed),
+            max(rates),
+        )
 
 
 def build_hooks(

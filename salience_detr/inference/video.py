@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import cv2
 import numpy as np
 
+from salience_detr.data.decoding import opencv_silent
 from salience_detr.inference.encoders import Encoder, VideoError, is_readable, open_encoder
 from salience_detr.inference.timeline import Timeline, choose_rate
 
@@ -78,7 +79,8 @@ class VideoReader:
             name = f"camera {source}"
             if source < 0:  # OpenCV would take the process down
                 raise VideoError(f"there is no {name}; cameras are numbered from 0")
-            self.capture = cv2.VideoCapture(source)
+            with opencv_silent():  # each of its backends would say that there is no camera
+                self.capture = cv2.VideoCapture(source)
         else:
             name = f"the video {source}"
             self.capture = cv2.VideoCapture(name_for_opencv(source))
