@@ -175,10 +175,14 @@ def find_image_root(json_file: Path, folders: Sequence[Path], search_below: Sequ
             images may not be there.
 
     Raises:
-        DatasetError: none of the folders holds any.
+        DatasetError: none of the folders holds any, or the file names none.
     """
+    images = read_json(json_file, keep=True).get("images")
+    if images == []:
+        raise DatasetError(f"{json_file} holds no images; name another file ({OPTIONS})")
+
     # Missing images must not hide the folder: the one with most of them is taken.
-    file_names = first_file_names(read_json(json_file, keep=True).get("images"))
+    file_names = first_file_names(images)
     folders = [*recorded_folder(json_file), *folders]
     fullest = fullest_folder(folders, partial(count_images, file_names=file_names))
     if fullest is not None:
@@ -263,4 +267,4 @@ def suggest_step(root: Path) -> str:
     others = [path.relative_to(root).as_posix() for path in find_json_files(root)]
     if others:
         return f"{looked_for}; of {shorten(others, 5)}, none has the lists {', '.join(LISTS)}"
-    return looked_for
+    return f"{looked_for}, and for YOLO's data.yaml and Pascal VOC's .xml files"

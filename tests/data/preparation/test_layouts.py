@@ -90,6 +90,12 @@ def test_lists_of_images_that_are_none_are_one_error(tmp_path, images):
         find_splits(tmp_path)
 
 
+def test_a_file_without_images_is_said_to_have_none(tmp_path):
+    (tmp_path / "train.json").write_text('{"images": []}')
+    with pytest.raises(DatasetError, match=r"train\.json holds no images"):
+        find_splits(tmp_path)
+
+
 def test_images_that_are_elsewhere_are_asked_for(tmp_path):
     write(tmp_path, "train.json", "far/away/1.jpg")
     with pytest.raises(
