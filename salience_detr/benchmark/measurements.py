@@ -138,11 +138,16 @@ class Benchmark:
     notes: list[str] = field(default_factory=list)
 
 
-def run(benchmark: Benchmark) -> bool:
-    """Measure everything, one process after the other; return False if it was interrupted."""
+def run(benchmark: Benchmark, *, keep: Callable[[], None]) -> bool:
+    """Measure everything, one process after the other; return False if it was interrupted.
+
+    Args:
+        benchmark: gets the results.
+        keep: called after each measurement, so that its results are kept whatever comes.
+    """
     try:
         with StopSignals():
-            measure_all(benchmark)
+            measure_all(benchmark, keep)
     except KeyboardInterrupt:
         # What was measured so far is printed.
         benchmark.notes.append("Stopped before all was measured.")
@@ -152,7 +157,7 @@ def run(benchmark: Benchmark) -> bool:
     return True
 
 
-def measure_all(benchmark: Benchmark) -> None:
+def measure_all(benchmark: Benchmark, keep: Callable[[], None]) -> None:
     settings = benchmark.settings
     detectors = (OURS, *settings.compare)
     variants = all_variants(settings)
@@ -170,6 +175,7 @@ def measure_all(benchmark: Benchmark) -> None:
             measurement = Measurement(variant)
             benchmark.measurements.append(measurement)
             measure(settings, measurement)
+            keep()
             bar.update()
 
 

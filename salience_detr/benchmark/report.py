@@ -6,6 +6,7 @@ import json
 import platform
 import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from typing import TypeAlias
 
 import torch
 from tabulate import tabulate
+from tqdm import tqdm
 
 from salience_detr.benchmark.flops import ModelCost, StageCost
 from salience_detr.benchmark.measurements import (
@@ -226,6 +228,35 @@ def table(rows: list[Row]) -> str:
     for name in rows[0]:
         sides.append("right" if name in numeric else "left")
     return tabulate(cells, headers="keys", tablefmt="github", colalign=sides, disable_numparse=True)
+
+
+class PrintedTable:
+    """Markdown table whose rows are printed as they are measured.
+
+    A program that is stopped has printed all finished rows.
+
+    Args:
+        widths: the columns with the width of their cells.
+    """
+
+    def __init__(self, widths: dict[str, int]) -> None:
+        self.widths = {name: max(width, len(name)) for name, width in widths.items()}
+        self.write([name.ljust(width) for name, width in self.widths.items()])
+        self.write(["-" * width for width in self.widths.values()])
+
+    def add(self, cells: Sequence[object]) -> None:
+        """Print a row; texts are at the left, numbers at the right with two decimals."""
+        row = []
+        for value, width in zip(cells, self.widths.values(), strict=True):
+            if isinstance(value, float):
+                row.append(f"{value:.2f}".rjust(width))
+            else:
+                row.append(str(value).ljust(width))
+        self.write(row)
+
+    def write(self, cells: list[str]) -> None:
+        # Above a progress bar, if there is one.
+        tqdm.write(f"| {' | '.join(cells)} |")
 
 
 def as_markdown(benchmark: Benchmark) -> str:

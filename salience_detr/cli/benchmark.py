@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 
 from salience_detr.benchmark.measurements import OURS, Benchmark, Settings
@@ -86,18 +87,23 @@ def make_benchmark(settings: Settings) -> Benchmark:
     return benchmark
 
 
+def write_files(benchmark: Benchmark, args: argparse.Namespace) -> None:
+    """Write the results so far to the files that are asked for."""
+    if args.markdown:
+        write_text(args.markdown, as_markdown(benchmark))
+    if args.json:
+        write_text(args.json, as_json(benchmark))
+
+
 def run(args: argparse.Namespace) -> int:
     """Measure, and print and write the results."""
     benchmark = make_benchmark(make_settings(args))
 
     # After an interrupt, too: what was measured so far is printed and written.
-    finished = run_benchmark(benchmark)
-    tables = as_markdown(benchmark)
-    print(tables, end="")
-
-    for file, text in ((args.markdown, tables), (args.json, as_json(benchmark))):
-        if file:
-            write_text(file, text)
+    keep = partial(write_files, benchmark, args)
+    finished = run_benchmark(benchmark, keep=keep)
+    print(as_markdown(benchmark), end="")
+    keep()
     return 0 if finished else 130
 
 

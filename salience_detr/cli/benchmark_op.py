@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
-from salience_detr.benchmark.report import machine
+from salience_detr.benchmark.original_operator import has_original, original
+from salience_detr.benchmark.report import PrintedTable, machine
 from salience_detr.benchmark.timing import time_calls
 from salience_detr.cli.arguments import run_program
 from salience_detr.cli.flags.benchmark_op import parse_args
@@ -28,6 +28,17 @@ LEVELS = ((100, 167), (50, 84), (25, 42), (13, 21), (7, 11))
 NUM_HEADS = 8
 HEAD_DIM = 32
 NUM_POINTS = 4
+
+
+COLUMNS = {
+    "shape": 38,
+    "pass": 8,
+    "operator": 9,
+    "minimum (ms)": 12,
+    "median (ms)": 11,
+    "speed-up": 8,
+    "peak (MiB)": 10,
+}
 
 
 @dataclass(frozen=True)
@@ -139,14 +150,23 @@ def peak_mebibytes(step: Callable[[], object], device: str) -> float:
     return peak / 2**20
 
 
-def make_steps(inputs: list[Tensor]) -> dict[tuple[str, str], Callable[[], object]]:
+def implementations(device: str, dtype: torch.dtype) -> dict[str, Callable[..., Tensor]]:
+    """Return all that can be timed on a device; the original extension where it is installed."""
+    if device == "cuda" and has_original(dtype):
+        return {**IMPLEMENTATIONS, "original": original}
+    return IMPLEMENTATIONS
+
+
+def make_steps(
+    inputs: list[Tensor], functions: dict[str, Callable[..., Tensor]]
+) -> dict[tuple[str, str], Callable[[], object]]:
     """Return functions of forward and backward passes by (implementation, direction)."""
     leaves = [x.clone().requires_grad_(x.is_floating_point()) for x in inputs]
     leaves[3].requires_grad_(False)  # reference points get no gradient in the model
     differentiated = [leaf for leaf in leaves if leaf.requires_grad]
 
     steps: dict[tuple[str, str], Callable[[], object]] = {}
-    for name, implementation in IMPLEMENTATIONS.items():
+    for name, implementation in functions.items():
         output = implementation(*leaves)
         grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
 
@@ -160,7 +180,7 @@ def make_steps(inputs: list[Tensor]) -> dict[tuple[str, str], Callable[[], objec
 
 def measure(shape: Shape, device: str, dtype: torch.dtype, repeats: int) -> list[dict]:
     """Return a row of the table for each implementation and pass; the first turn warms up."""
-    steps = make_steps(make_inputs(shape, device, dtype))
+    steps = make_steps(make_inputs(shape, device, dtype), implementations(device, dtype))
     milliseconds: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
     for turn in range(repeats + 1):
         for key, step in steps.items():
@@ -193,13 +213,16 @@ def run(args: argparse.Namespace) -> None:
         remedy = "python ops/build.py builds it, or says why it cannot"
         raise ValueError(f"the operator is not compiled for {device}; {remedy}")
 
-    rows = []
-    for index in tqdm(args.shapes, desc="shapes"):
-        rows += measure(SHAPES[index], device, getattr(torch, args.dtype), args.repeats)
-
     circumstances = f"PyTorch {torch.__version__}, {args.repeats} turns"
-    print(f"{args.dtype} on {machine(device)}, {circumstances}")
-    print(tabulate(rows, headers="keys", floatfmt=".2f", tablefmt="github"))
+    print(f"{args.dtype} on {machine(device)}, {circumstances}\n")
+
+    # Each shape as soon as it is measured.
+    rows = []
+    table = PrintedTable(COLUMNS)
+    for index in tqdm(args.shapes, desc="shapes"):
+        for row in measure(SHAPES[index], device, getattr(torch, args.dtype), args.repeats):
+            table.add(list(row.values()))
+            rows.append(row)
     if args.json:
         write_text(args.json, json.dumps(rows, indent=1))
 

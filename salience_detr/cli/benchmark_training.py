@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from tabulate import tabulate
 from tqdm import tqdm
 
-from salience_detr.benchmark.report import machine
+from salience_detr.benchmark.report import PrintedTable, machine
 from salience_detr.benchmark.timing import time_calls
 from salience_detr.cli.arguments import run_program
 from salience_detr.cli.flags.benchmark_training import VARIANTS, parse_args
@@ -29,6 +29,7 @@ from salience_detr.engine.trainer import Trainer
 from salience_detr.utils.process_memory import peak_memory
 
 NUM_LOADED = 200  # images that the loader alone is timed with
+COLUMNS = {"training": 33, "images/s": 8, "s/step": 6, "peak memory (MiB)": 17}
 
 
 def make_config(args: argparse.Namespace, overrides: list[str]) -> DictConfig:
@@ -90,19 +91,17 @@ def run(args: argparse.Namespace) -> None:
     batch_size = make_config(args, []).dataloader.train.total_batch_size
 
     # Neither memory nor compiled code of one variant reaches the next.
-    rows = []
+    circumstances = f"{machine('auto')}, PyTorch {torch.__version__}"
+    print(f"{args.config_file}, batch {batch_size}, {circumstances}\n")
+    table = PrintedTable(COLUMNS)
     spawn = multiprocessing.get_context("spawn")
     for name in tqdm(args.only, desc="variants"):
         overrides = ["train.amp.enabled=False", *VARIANTS[name]]
         with ProcessPoolExecutor(1, mp_context=spawn) as pool:
             seconds, peak = pool.submit(time_training, args, overrides).result()
-        rows.append((name, batch_size / seconds, seconds, peak))
+        table.add((name, batch_size / seconds, f"{seconds:.3f}", f"{peak:.0f}"))
 
-    circumstances = f"{machine('auto')}, PyTorch {torch.__version__}"
-    print(f"{args.config_file}, batch {batch_size}, {circumstances}\n")
-    headers = ["training", "images/s", "s/step", "peak memory (MiB)"]
-    print(tabulate(rows, headers, floatfmt=("", ".2f", ".2f", ".0f"), tablefmt="github"), "\n")
-
+    print()
     rates = [(workers, time_loading(args, workers)) for workers in (0, 1, 2)]
     print(tabulate(rates, ("loader workers", "images/s"), floatfmt=".0f", tablefmt="github"))
 

@@ -3,9 +3,10 @@
 %(prog)s --device cpu --repeats 15
 %(prog)s --device cuda --dtype bfloat16 --json operator.json
 
-Three implementations take turns, so that other work on the machine disturbs all alike: the
-reference (grid_sample), the fused operator, and the unfused one (locations and softmax by PyTorch,
-sampling by the operator).
+The implementations take turns, so that other work on the machine disturbs all alike: the reference
+(grid_sample), the fused operator, the unfused one (locations and softmax by PyTorch, sampling by
+the operator), and on CUDA the original extension, where the module MultiScaleDeformableAttention of
+Deformable DETR is installed. Speed-ups are over the reference.
 """
 
 from __future__ import annotations

@@ -1,0 +1,136 @@
+"""The suite for GPU machines: its steps, its limits and what it leaves, with programs that pretend.
+
+By hand, with the real programs on tiny sizes: SUITE_DEVICE=cpu tools/gpu_suite.sh OUT STEP...
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SUITE = ROOT / "tools" / "gpu_suite.sh"
+
+# Stands for Python: it prints what a program prints that is slow, that fails, or that succeeds.
+PROGRAM = """#!/bin/bash
+case " $* " in
+*benchmark_op.py*bfloat16*)
+	printf 'bfloat16 on a GPU, PyTorch 2.11\\n\\n| shape | ms |\\n| --- | --- |\\n'
+	printf '\\r 10%%\\r| encoder | 0.3 |\\n'
+	exec sleep 100 ;;
+*tests/gpu*) echo '3 | failed'; exit 1 ;;
+*tests/modeling*) echo 'collecting'; exec sleep 100 ;;
+*tools/benchmark.py*)
+	while [ "$1" != --markdown ]; do shift; done
+	printf '| mode | ms |\\n| --- | --- |\\n| amp | 20 |\\n' >"$2"
+	exec sleep 100 ;;
+*' -m pip '*) echo "$*" >"$PIP_WORDS" ;;
+*' -c import torch'*) echo 'no GPU' ;;
+*) echo 'all is well' ;;
+esac
+"""
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """Return a function that starts the suite with the pretending programs, and its folder."""
+    program = tmp_path / "python"
+    program.write_text(PROGRAM)
+    program.chmod(0o755)
+    out = tmp_path / "out"
+
+    def start(*words, **environment):
+        variables = {"PYTHON": str(program), "SUITE_LIMIT": "1", "CUDA_HOME": "/nowhere"}
+        variables["PATH"] = "/usr/bin:/bin"
+        return subprocess.Popen(
+            [str(SUITE), *words],
+            env={**os.environ, **variables, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start, out
+
+
+def test_a_step_cut_by_its_limit_keeps_its_table(suite):
+    start, out = suite
+    steps = ("operator_bfloat16", "benchmark", "build", "sanitizer")
+    process = start(str(out), *steps)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "operator_bfloat16: at most 1 s" in output
+
+    summary = (out / "summary.md").read_text()
+    assert "| operator_bfloat16 | cut after 1 s |" in summary
+    assert "\n| shape | ms |\n| --- | --- |\n" in summary and "\n| encoder | 0.3 |\n" in summary
+    assert "| benchmark | cut after 1 s |" in summary and "\n| amp | 20 |\n" in summary
+    assert "| build | ok | 0 s of 1 s | all is well |" in summary
+    assert "| sanitizer | left out | 0 s | compute-sanitizer is neither on the PATH" in summary
+
+    with tarfile.open(out / "logs.tgz") as archive:
+        names = archive.getnames()
+    assert {f"{name}.log" for name in steps} | {"summary.md"} <= set(names)
+
+
+def test_failures_are_told_and_steps_add_up(suite):
+    start, out = suite
+    for step, code in (("model_tests", 1), ("parity", 1), ("build", 0)):
+        process = start(str(out), step)
+        process.communicate(timeout=60)
+        assert process.returncode == code, step
+
+    summary = (out / "summary.md").read_text()
+    assert "| model_tests | failed (1) | 0 s of 1 s | 3 / failed |" in summary
+    assert "| parity | cut after 1 s |" in summary and "| build | ok |" in summary
+
+
+def test_an_interrupt_leaves_the_summary(suite):
+    start, out = suite
+    process = start(str(out), "operator_bfloat16", "export", SUITE_LIMIT="100")
+    log = out / "operator_bfloat16.log"
+    deadline = time.monotonic() + 30
+    while not (log.exists() and "encoder" in log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    summary = (out / "summary.md").read_text()
+    assert "| operator_bfloat16 | interrupted |" in summary and "export" not in summary
+
+
+def test_every_step_has_a_limit_of_at_most_ten_minutes(suite):
+    start, _ = suite
+    output, _ = start("--list").communicate(timeout=60)
+    limits = dict(line.split() for line in output.splitlines())
+    assert len(limits) >= 12 and all(0 < int(limit) <= 600 for limit in limits.values())
+
+
+def test_wheels_of_a_folder_are_installed_aside(suite, tmp_path):
+    start, out = suite
+    (tmp_path / "wheels").mkdir()
+    process = start(str(out), "build", WHEELS=str(tmp_path / "wheels"))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and "error: there are no wheels in" in output
+
+    (tmp_path / "wheels" / "some-1-py3-none-any.whl").touch()
+    words = {"WHEELS": str(tmp_path / "wheels"), "PIP_WORDS": str(tmp_path / "words")}
+    assert start(str(out), "build", **words).wait(timeout=60) == 0
+    installed = (tmp_path / "words").read_text()
+    assert "install" in installed and "--no-index" in installed and "some-1-py3" in installed
+
+
+def test_mistakes_are_one_line(suite):
+    start, out = suite
+    for words, message in (((str(out), "biuld"), "no step biuld; the steps are build"),
+                           (("--steps",), "unknown flag --steps")):  # fmt: skip
+        process = start(*words)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 2 and message in output and output.count("\n") == 1
