@@ -29,6 +29,8 @@ SCHEMES = {*PORTS, "rtmps", "udp", "tcp", "srt", "rtp"}
 
 # An address of one of these is a stream, although files have the endings, too.
 STREAM_ENDINGS = {".mjpg", ".mjpeg", ".ts", ".m2ts", ".mts"}
+# Lists of the parts of a stream, which are files themselves.
+PLAYLIST_ENDINGS = {".m3u8", ".m3u", ".mpd", ".sdp"}
 
 CONNECT_SECONDS = 10.0  # until a connection that gives nothing is given up
 FIRST_PAUSE = 0.5  # seconds before the second attempt to connect; each further pause is twice it
@@ -179,6 +181,7 @@ class StreamReader:
     def __iter__(self) -> Iterator[np.ndarray | None]:
         """Yield (H, W, 3) uint8 RGB frames, and None from time to time while there are none."""
         received = time.monotonic()
+        connected = received
         attempts = 0
         pause = 0.0
 
@@ -192,13 +195,20 @@ class StreamReader:
                     self.num_losses += 1
                     tqdm.write(f"{self.source.title} is back", file=sys.stderr)
                 attempts = 0
-                pause = 0.0
                 received = time.monotonic()
+                if received - connected >= FIRST_PAUSE:
+                    pause = 0.0  # not where a server gives few frames and hangs up
                 yield np.ascontiguousarray(frame[..., ::-1])  # OpenCV's frames are BGR
                 continue
 
             # The stream is lost: connect again, with longer and longer pauses.
             self.close()
+            if attempts == 0 and is_file_on_server(str(self.source.address)):
+                self.ending = (
+                    f"{self.source.title} is a file and no stream: download it, and give --input "
+                    "its path"
+                )
+                return
             if attempts == 0:
                 tqdm.write(f"{self.source.title} is lost; connecting again", file=sys.stderr)
 
@@ -220,6 +230,7 @@ class StreamReader:
             yield None
             attempts += 1
             self.capture = self.connect(min(CONNECT_SECONDS, max(left, 1.0)))
+            connected = time.monotonic()
 
     def close(self) -> None:
         """Release the connection."""
@@ -242,7 +253,7 @@ def explain(address: str) -> str:
     # A server that can be reached may still have no such stream.
     try:
         if parts.scheme.lower() in ("http", "https"):
-            status = ask_http(address, port)
+            status = ask_http(address)
             return status or no_video
         with socket.create_connection((parts.hostname, port), timeout=CONNECT_SECONDS):
             return no_video
@@ -251,8 +262,37 @@ def explain(address: str) -> str:
         return f"{parts.hostname}, port {port}, cannot be reached: {reason}"
 
 
-def ask_http(address: str, port: int) -> str:
+def is_file_on_server(address: str) -> bool:
+    """Return whether an HTTP server gives a length for what is at an address: a file, no stream."""
+    parts = urlsplit(address)
+    if parts.scheme.lower() not in ("http", "https"):
+        return False
+    if Path(parts.path).suffix.lower() in PLAYLIST_ENDINGS:
+        return False
+
+    try:
+        response = request(address, "HEAD")
+    except (OSError, ValueError, http.client.HTTPException):
+        return False
+    length = response.getheader("Content-Length") or "0"
+    is_stream = (response.getheader("Content-Type") or "").startswith("multipart/")
+    return response.status < 400 and length != "0" and not is_stream
+
+
+def ask_http(address: str) -> str:
     """Return the error that an HTTP server answers, or nothing."""
+    response = request(address, "GET")
+    if response.status < 400:
+        return ""
+    return f"the server answers {response.status} {response.reason}"
+
+
+def request(address: str, method: str) -> http.client.HTTPResponse:
+    """Return the head of an HTTP server's answer.
+
+    Raises:
+        OSError, ValueError, http.client.HTTPException: there is none.
+    """
     parts = urlsplit(address)
     connection_type: type[http.client.HTTPConnection] = http.client.HTTPConnection
     if parts.scheme.lower() == "https":
@@ -264,14 +304,10 @@ def ask_http(address: str, port: int) -> str:
         login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers["Authorization"] = "Basic " + base64.b64encode(login.encode()).decode()
 
-    connection = connection_type(str(parts.hostname), port, timeout=CONNECT_SECONDS)
+    connection = connection_type(str(parts.hostname), parts.port, timeout=CONNECT_SECONDS)
     try:
         path = parts._replace(scheme="", netloc="", fragment="").geturl()
-        connection.request("GET", path or "/", headers=headers)
-        response = connection.getresponse()
+        connection.request(method, path or "/", headers=headers)
+        return connection.getresponse()
     finally:
         connection.close()
-
-    if response.status < 400:
-        return ""
-    return f"the server answers {response.status} {response.reason}"

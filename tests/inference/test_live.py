@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
@@ -83,6 +84,28 @@ def test_a_stream_that_is_lost_is_connected_again_until_it_ends(camera, capsys):
 
     lines = capsys.readouterr().err
     assert lines.count("is lost; connecting again") == 3 and lines.count("is back") == 2
+
+
+def test_a_file_without_an_ending_is_no_stream(tmp_path):
+    image = paint(48, 64, (10, 10, 30, 30, 0))
+    (tmp_path / "photo").write_bytes(cv2.imencode(".jpg", image)[1].tobytes())
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        reader = StreamReader(LiveSource(f"http://127.0.0.1:{server.server_port}/photo"))
+        assert len(list(reader)) == 1
+        server.shutdown()
+    assert "is a file and no stream: download it, and give --input its path" in reader.ending
+
+
+@pytest.mark.parametrize("camera", [[6] * 200], indirect=True)
+def test_a_server_that_gives_few_frames_and_hangs_up_is_left_time(camera, monkeypatch):
+    monkeypatch.setattr(live, "FIRST_PAUSE", 0.2)
+    end = time.monotonic() + 1
+    for _ in StreamReader(LiveSource(camera.address)):
+        if time.monotonic() > end:
+            break
+    assert len(camera.counts) > 190
 
 
 @pytest.mark.parametrize("camera", [[40]], indirect=True)
