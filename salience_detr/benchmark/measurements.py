@@ -315,7 +315,8 @@ def prepare(settings: Settings, variant: Variant) -> Subject:
     if variant.mode.startswith("training"):
         model.train()
         image["instances"] = ground_truth(settings)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        fused = True if device.type == "cuda" else None  # as in trainings
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=fused)
 
     def detect(batch_size: int) -> None:
         with torch.inference_mode(), autocast:
