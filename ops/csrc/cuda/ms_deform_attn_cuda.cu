@@ -1,15 +1,14 @@
-// The operator on CUDA devices: number types, alignment and launches around kernels.cuh.
+// The operator on CUDA devices: number types and layouts of the inputs around the launches of launch.h.
+#ifndef __CUDA_ARCH__  // nothing in here runs on a device, and PyTorch's headers take long for each architecture
+
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#include <c10/macros/Macros.h>
 
 #include "../ms_deform_attn.h"
-
-#define SALIENCE_DETR_ASSERT CUDA_KERNEL_ASSERT
-#include "kernels.cuh"
+#include "launch.h"
 
 namespace salience_detr {
 namespace {
@@ -21,8 +20,13 @@ T* data(const Tensor& tensor) {
   return tensor.defined() ? tensor.data_ptr<T>() : nullptr;
 }
 
-bool aligned(const Tensor& tensor) {
-  return !tensor.defined() || reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0;
+template <typename T>
+const T* const_data(const Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
+}
+
+bool is_aligned(const Tensor& tensor, size_t bytes) {
+  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % bytes == 0;
 }
 
 // Contiguous inputs in the types that the kernels read, and the problem that points into them.
@@ -36,54 +40,47 @@ template <typename T, typename O>
 Prepared<T, O> prepare(const Inputs& inputs) {
   using A = typename gpu::Accumulate<T>::type;
   constexpr auto type = c10::CppTypeToScalarType<O>::value;
+  TORCH_CHECK(
+      inputs.heads() <= gpu::kMostHeads, "on CUDA there can be ", gpu::kMostHeads, " heads, got ", inputs.heads());
+  TORCH_CHECK(
+      inputs.queries() <= gpu::kMostQueries, "on CUDA there can be ", gpu::kMostQueries, " queries, got ",
+      inputs.queries());
+
   Prepared<T, O> p;
   p.shapes = inputs.spatial_shapes.to(at::kLong).contiguous();
   p.starts = inputs.level_start_index.to(at::kLong).contiguous();
   p.value = inputs.value.contiguous();
   p.offsets = inputs.offsets.to(type).contiguous();
+  if (!is_aligned(p.offsets, 2 * sizeof(O))) p.offsets = p.offsets.clone();  // a slice that begins at an odd number
   p.weights = inputs.weights.to(type).contiguous();
   if (inputs.fused()) p.references = inputs.reference_points.contiguous();
   p.problem = gpu::Problem<T, O>{
-      inputs.batch(),      inputs.queries(),    inputs.heads(),
-      inputs.tokens(),     inputs.levels(),     inputs.points(),
-      inputs.channels(),   inputs.fused() ? p.references.size(2) : 0,
+      inputs.batch(),
+      inputs.queries(),
+      inputs.heads(),
+      inputs.tokens(),
+      inputs.levels(),
+      inputs.points(),
+      inputs.channels(),
+      inputs.fused() ? p.references.size(2) : 0,
       inputs.fused() ? p.references.size(3) : 0,
-      data<int64_t>(p.shapes), data<int64_t>(p.starts),
-      data<T>(p.value),    data<A>(p.references),
-      data<O>(p.offsets),  data<O>(p.weights)};
+      const_data<int64_t>(p.shapes),
+      const_data<int64_t>(p.starts),
+      const_data<T>(p.value),
+      const_data<A>(p.references),
+      const_data<O>(p.offsets),
+      const_data<O>(p.weights),
+      0};
   return p;
 }
-
-template <int kLanes>
-int64_t blocks(const Inputs& inputs) {
-  constexpr int64_t items_per_block = gpu::kThreads / kLanes;
-  const int64_t items = inputs.batch() * inputs.queries() * inputs.heads();
-  const int64_t count = (items + items_per_block - 1) / items_per_block;
-  TORCH_CHECK(count < (int64_t{1} << 31), "too many queries for one launch: B * Q * M is ", items);
-  return count;
-}
-
-// Threads read 16 bytes at a time where channels and addresses allow it, one number otherwise. As many threads
-// share an item as 32 channels need.
-template <typename T>
-inline constexpr int kVector = 16 / sizeof(T);
-template <typename T>
-inline constexpr int kVectorLanes = 32 / kVector<T>;
-inline constexpr int kScalarLanes = 32;
 
 template <typename T, typename O>
 Tensor forward(const Inputs& inputs) {
   const auto prepared = prepare<T, O>(inputs);
   const Tensor output =
       at::empty({inputs.batch(), inputs.queries(), inputs.heads() * inputs.channels()}, prepared.value.options());
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  if (inputs.channels() % kVector<T> == 0 && aligned(prepared.value)) {
-    gpu::forward_kernel<T, O, kVector<T>, kVectorLanes<T>>
-        <<<blocks<kVectorLanes<T>>(inputs), gpu::kThreads, 0, stream>>>(prepared.problem, data<T>(output));
-  } else {
-    gpu::forward_kernel<T, O, 1, kScalarLanes>
-        <<<blocks<kScalarLanes>(inputs), gpu::kThreads, 0, stream>>>(prepared.problem, data<T>(output));
-  }
+  const gpu::Launch launch{c10::cuda::getCurrentCUDAStream(), is_aligned(prepared.value, 16)};
+  gpu::launch_forward<T, O>(prepared.problem, data<T>(output), launch);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return output;
 }
@@ -102,15 +99,11 @@ InputGradients backward(const Tensor& grad_output, const Inputs& inputs, const N
   if (needed[2]) grad_offsets = at::empty(prepared.offsets.sizes(), prepared.offsets.options());
   if (needed[3]) grad_weights = at::empty(prepared.weights.sizes(), exact);
   const gpu::Gradients<T, O> grads{
-      data<T>(grad), data<A>(grad_value), data<A>(grad_references), data<O>(grad_offsets), data<A>(grad_weights)};
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  if (inputs.channels() % kVector<T> == 0 && aligned(prepared.value) && aligned(grad)) {
-    gpu::backward_kernel<T, O, kVector<T>, kVectorLanes<T>>
-        <<<blocks<kVectorLanes<T>>(inputs), gpu::kThreads, 0, stream>>>(prepared.problem, grads);
-  } else {
-    gpu::backward_kernel<T, O, 1, kScalarLanes>
-        <<<blocks<kScalarLanes>(inputs), gpu::kThreads, 0, stream>>>(prepared.problem, grads);
-  }
+      const_data<T>(grad), data<A>(grad_value), data<A>(grad_references), data<O>(grad_offsets),
+      data<A>(grad_weights)};
+  const gpu::Launch launch{
+      c10::cuda::getCurrentCUDAStream(), is_aligned(prepared.value, 16) && is_aligned(grad, 16)};
+  gpu::launch_backward<T, O>(prepared.problem, grads, launch);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   if (needed[0]) grad_value = grad_value.to(inputs.value.scalar_type());
   if (needed[2]) grad_offsets = grad_offsets.to(inputs.offsets.scalar_type());
@@ -146,3 +139,5 @@ InputGradients backward_cuda(const at::Tensor& grad_output, const Inputs& inputs
 }
 
 }  // namespace salience_detr
+
+#endif  // __CUDA_ARCH__
