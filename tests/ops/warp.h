@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <string_view>
 #include <vector>
 
 #define __device__
@@ -17,10 +18,17 @@
 #define SALIENCE_DETR_ASSERT(condition) \
   if (!(condition)) { std::fprintf(stderr, "assertion failed: %s\n", #condition); std::abort(); }
 
-struct ThreadIndex {
-  int x;
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
 };
-inline ThreadIndex threadIdx, blockIdx;
+inline dim3 threadIdx, blockIdx, blockDim;
+
+struct uint2 {
+  unsigned x, y;
+};
+struct uint4 {
+  unsigned x, y, z, w;
+};
 
 namespace warp {
 
@@ -57,33 +65,37 @@ T exchange(T mine, int source) {
   return theirs;
 }
 
-inline void run(int blocks, int threads, std::function<void()> body) {
-  kernel = std::move(body);
-  for (int block = 0; block < blocks; ++block) {
-    for (int first = 0; first < threads; first += kSize) {
-      for (Fiber& fiber : fibers) {
-        fiber.stack.resize(1 << 16);
-        fiber.done = false;
-        fiber.shuffles = 0;
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.data();
-        fiber.context.uc_stack.ss_size = fiber.stack.size();
-        makecontext(&fiber.context, enter, 0);
-      }
-      for (bool done = false; !done;) {
-        for (running = 0; running < kSize; ++running) {
-          blockIdx.x = block;
-          threadIdx.x = first + running;
-          swapcontext(&scheduler, &fibers[running].context);
-          if (running == 0) done = fibers[0].done;
-          if (fibers[running].done != done || fibers[running].shuffles != fibers[0].shuffles) {
-            std::fprintf(stderr, "thread %d of a warp left its shuffles\n", running);
-            std::abort();
-          }
-        }
+// One warp of the block blockIdx, from thread `first` on.
+inline void run_warp(int first) {
+  for (Fiber& fiber : fibers) {
+    fiber.stack.resize(1 << 16);
+    fiber.done = false;
+    fiber.shuffles = 0;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_size = fiber.stack.size();
+    makecontext(&fiber.context, enter, 0);
+  }
+  for (bool done = false; !done;) {
+    for (running = 0; running < kSize; ++running) {
+      threadIdx.x = first + running;
+      swapcontext(&scheduler, &fibers[running].context);
+      if (running == 0) done = fibers[0].done;
+      if (fibers[running].done != done || fibers[running].shuffles != fibers[0].shuffles) {
+        std::fprintf(stderr, "thread %d of a warp left its shuffles\n", running);
+        std::abort();
       }
     }
   }
+}
+
+inline void run(dim3 grid, int threads, std::function<void()> body) {
+  kernel = std::move(body);
+  blockDim.x = threads;
+  for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z)
+    for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
+      for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x)
+        for (int first = 0; first < threads; first += kSize) run_warp(first);
 }
 
 }  // namespace warp
@@ -95,6 +107,10 @@ T __shfl_sync(unsigned, T mine, int lane, int width) {
 template <typename T>
 T __shfl_xor_sync(unsigned, T mine, int mask, int) {
   return warp::exchange(mine, warp::running ^ mask);
+}
+template <typename T>
+T __ldg(const T* at) {
+  return *at;
 }
 template <typename T>
 void atomicAdd(T* to, T value) {

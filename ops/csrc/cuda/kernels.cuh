@@ -7,19 +7,18 @@
 #include <cstdint>
 #include <cstring>
 
+#include "grids.h"
 #include "samples.cuh"
 #include "variants.h"
 
 namespace salience_detr {
 namespace gpu {
 
-constexpr int kMostThreads = 128;  // of a block; a small problem takes fewer
-
 // Blocks of kMostThreads on a multiprocessor, at least, which limits the registers. With more, kernels spill.
 template <typename T, typename V>
 inline constexpr int kForwardBlocks = V::kOneStep ? 8 : 4;
 template <typename T, typename V>
-inline constexpr int kBackwardBlocks = V::kOneStep ? 6 : sizeof(T) == 8 ? 3 : 4;
+inline constexpr int kBackwardBlocks = V::kOneStep ? 5 : sizeof(T) == 8 ? 3 : 4;
 
 constexpr int kCorners = 4;   // upper left, upper right, lower left, lower right
 constexpr int kTogether = 4;  // samples whose gradients are summed over the group together

@@ -2,17 +2,12 @@
 // for each architecture.
 #pragma once
 
-#include <cuda_runtime_api.h>
+#include <cuda_runtime.h>
 
-#include "problem.h"
+#include "grids.h"
 
 namespace salience_detr {
 namespace gpu {
-
-// What a grid can have.
-constexpr int64_t kMostImages = 65535;  // of one launch; more take several
-constexpr int64_t kMostHeads = 65535;
-constexpr int64_t kMostQueries = (int64_t{1} << 31) - 1;
 
 struct Launch {
   cudaStream_t stream;
