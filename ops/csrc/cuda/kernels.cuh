@@ -90,8 +90,8 @@ forward_kernel(const Problem<T, O> p, T* __restrict__ output) {
         read_corners(value, offsets, corners, rows);
 #pragma unroll
         for (int k = 0; k < kCorners; ++k) {
-          const A factor = sample.weight * corner_weight(sample, k);
-          if (!has_corner(corners, k)) continue;
+          // The row is 0 outside, but the weight need not be finite.
+          const A factor = has_corner(corners, k) ? sample.weight * corner_weight(sample, k) : A(0);
 #pragma unroll
           for (int i = 0; i < kVector; ++i) sums[i] += factor * static_cast<A>(rows[k].lanes[i]);
         }
@@ -135,9 +135,11 @@ __device__ inline void add_channels(
   read_corners(value, offsets, sample.columns_and_corners, rows);
 #pragma unroll
   for (int k = 0; k < kCorners; ++k) {
-    if (!has_corner(sample.columns_and_corners, k)) continue;
+    A dot = 0;
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) dots[k] += grad_output[i] * static_cast<A>(rows[k].lanes[i]);
+    for (int i = 0; i < kVector; ++i) dot += grad_output[i] * static_cast<A>(rows[k].lanes[i]);
+    // The row is 0 outside, but the gradient need not be finite.
+    dots[k] += has_corner(sample.columns_and_corners, k) ? dot : A(0);
   }
   if (grad_value == nullptr) return;
 #pragma unroll
