@@ -52,8 +52,9 @@ def compiled(request, tmp_path_factory):
     binary = tmp_path_factory.mktemp("machine_code") / "kernels.cubin"
     headers = Path(torch.__file__).parent / "include"
     command = [
-        *(compiler, *builder.CUDA_FLAGS, f"-I{headers}", "-gencode=arch=compute_90,code=sm_90"),
-        *("-cubin", "-o", binary, SOURCES / f"kernels_{request.param}.cu"),
+        *(compiler, *builder.CUDA_FLAGS, builder.cuda_standard(), f"-I{headers}"),
+        *("-gencode=arch=compute_90,code=sm_90", "-cubin", "-o", binary),
+        SOURCES / f"kernels_{request.param}.cu",
     ]
     log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
 

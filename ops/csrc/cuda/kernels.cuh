@@ -14,11 +14,17 @@
 namespace salience_detr {
 namespace gpu {
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr bool kIsTuring = true;
+#else
+constexpr bool kIsTuring = false;
+#endif
+
 // Blocks of kMostThreads on a multiprocessor, at least, which limits the registers. With more, kernels spill.
 template <typename T, typename V>
-inline constexpr int kForwardBlocks = V::kOneStep ? 8 : 4;
+inline constexpr int kForwardBlocks = V::kOneStep ? (kIsTuring ? 6 : 8) : 4;
 template <typename T, typename V>
-inline constexpr int kBackwardBlocks = V::kOneStep ? 5 : sizeof(T) == 8 ? 3 : 4;
+inline constexpr int kBackwardBlocks = V::kOneStep ? (kIsTuring ? 4 : 5) : sizeof(T) == 8 ? 3 : 4;
 
 constexpr int kCorners = 4;   // upper left, upper right, lower left, lower right
 constexpr int kTogether = 4;  // samples whose gradients are summed over the group together
