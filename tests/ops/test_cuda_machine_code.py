@@ -1,4 +1,4 @@
-"""The machine code of the CUDA kernels: loads in flight, registers. Compiled only, it needs no GPU."""
+"""Loads in flight and registers in the machine code of the CUDA kernels; needs no GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ REGISTERS = 65536
 THREADS = 128
 FORWARD_BLOCKS, BACKWARD_BLOCKS = 8, 5
 
-FUNCTION = re.compile(r"^\s*Function : (\S+)\n(.*?)(?=^\s*Function : |\Z)", re.DOTALL | re.MULTILINE)
+FUNCTION = re.compile(
+    r"^\s*Function : (\S+)\n(.*?)(?=^\s*Function : |\Z)", re.DOTALL | re.MULTILINE
+)
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+([^;]+);")
 ROW_LOAD = re.compile(r"\bLDG\.E\.128\S* R(\d+),")
 BRANCH = re.compile(r"\b(BRA|BRX|BSYNC|CALL|RET|EXIT|WARPSYNC)\b")

@@ -43,8 +43,7 @@ __device__ inline Sample<A> from_lane(const Sample<A>& mine, int lane, int lanes
       __shfl_sync(kWholeWarp, mine.columns_and_corners, lane, lanes)};
 }
 
-// The item of this thread's group: a head of a query. A block has queries of one head of one image, and blocks follow
-// each other in the order head or image, query, so that those that run together read one small slice of the value.
+// The item of this thread's group: a head of a query. A block has queries of one head of one image.
 // Groups beyond the last query repeat it without writing.
 template <typename T, typename O, typename V>
 struct Item {
@@ -103,6 +102,7 @@ struct Item {
     return result;
   }
 
+  // For weight(). The group does it together.
   __device__ void prepare_softmax(const Problem<T, O>& p) {
     largest = A(0);
     inverse_sum = A(1);
