@@ -20,9 +20,10 @@ constexpr bool kIsTuring = true;
 constexpr bool kIsTuring = false;
 #endif
 
-// Blocks of kMostThreads on a multiprocessor, at least, which limits the registers. With more, kernels spill.
+// Blocks of kMostThreads on a multiprocessor, at least, which limits the registers. With more, kernels spill, or use a
+// row before the last one is on its way.
 template <typename T, typename V>
-inline constexpr int kForwardBlocks = V::kOneStep ? (kIsTuring ? 6 : 8) : 4;
+inline constexpr int kForwardBlocks = V::kOneStep ? (kIsTuring ? 6 : sizeof(T) == 4 ? 8 : 7) : 4;
 template <typename T, typename V>
 inline constexpr int kBackwardBlocks = V::kOneStep ? (kIsTuring ? 4 : 5) : sizeof(T) == 8 ? 3 : 4;
 
