@@ -32,7 +32,7 @@ from device import RECORD, DeviceMixError, simulated_cuda
 from torch import Tensor
 
 from salience_detr.config import load_config
-from salience_detr.engine.compilation import compile_model
+from salience_detr.engine.compilation import compile_model, set_memory_format
 from salience_detr.engine.train import build_ema, build_optimizer
 from salience_detr.engine.trainer import Trainer
 from salience_detr.layers import ms_deform_attn
@@ -103,7 +103,10 @@ class Checks:
         """Return the total losses of two steps; the second one is recorded, with its update."""
         config = load_config(self.config, [f"train.device={device}", *overrides])
         torch.manual_seed(0)
-        model = instantiate(config.model).to(torch.device(device))
+        model = instantiate(config.model)
+        # Not behind the move: the memory of a simulated tensor cannot be exchanged in place.
+        set_memory_format(config, model)
+        model.to(torch.device(device))
         optimizer = build_optimizer(config, model)
         ema = build_ema(config, model)
         compile_model(config, model)
