@@ -26,6 +26,7 @@ from torchvision.ops import nms
 from salience_detr.export import swin
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, clip_boxes
 from salience_detr.layers.ms_deform_attn import MultiScaleDeformableAttention
+from salience_detr.layers.self_attention import additive_mask
 from salience_detr.modeling import SalienceDETR
 from salience_detr.modeling.encoder import BackgroundEmbedding, SalienceEncoderLayer
 from salience_detr.modeling.query_selection import QuerySelection
@@ -211,8 +212,8 @@ class GraphEncoderLayer(SalienceEncoderLayer):
     def count_topk(self, length: int) -> Any:
         return torch.sym_min(self.num_topk, length)
 
-    def key_padding_mask(self, valid_mask: Tensor) -> Tensor:
-        return ~valid_mask
+    def attention_mask(self, padding: Tensor, like: Tensor) -> Tensor:
+        return additive_mask(padding[:, None], like)
 
 
 class GraphBackgroundEmbedding(BackgroundEmbedding):

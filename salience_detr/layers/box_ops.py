@@ -11,8 +11,7 @@ from torch import Tensor
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:
     """Return log(x / (1 - x)), with x and 1 - x clamped to at least ``eps``."""
-    x = x.clamp(0, 1)
-    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+    return torch.log(x.clamp(eps, 1) / (1 - x).clamp(eps, 1))
 
 
 def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,19 +39,32 @@ class SinePositionEncoding(nn.Module):
         super().__init__()
         self.num_features = num_features  # per axis
 
-    def forward(self, padding_mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(B, H, W) mask, True = padding -> (B, H, W, 2 * num_features) of ``dtype``."""
-        unpadded = (~padding_mask).to(dtype)
+    def forward(
+        self, padding_masks: Sequence[Tensor], dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Encode the positions on the maps of several levels.
 
-        positions = []
-        for dim in (1, 2):  # y, x
-            # 1 for the first unpadded element of a row or column, n for the last one.
-            number = unpadded.cumsum(dim)
-            total = number.narrow(dim, number.shape[dim] - 1, 1)
+        Args:
+            padding_masks: (B, H_l, W_l), True = padding.
+            dtype: of the result.
 
-            positions.append((number - 0.5) / (total + 1e-6))
+        Returns:
+            (B, S, 2 * num_features), the elements of all maps row by row.
+        """
+        levels = []
+        for padding_mask in padding_masks:
+            unpadded = (~padding_mask).to(dtype)
 
-        return sine_encoding(torch.stack(positions, dim=-1), self.num_features).flatten(-2)
+            positions = []
+            for dim in (1, 2):  # y, x
+                # 1 for the first unpadded element of a row or column, n for the last one.
+                number = unpadded.cumsum(dim)
+                total = number.narrow(dim, number.shape[dim] - 1, 1)
+
+                positions.append((number - 0.5) / (total + 1e-6))
+            levels.append(torch.stack(positions, dim=-1).flatten(1, 2))
+
+        return sine_encoding(torch.cat(levels, dim=1), self.num_features).flatten(-2)
 
 
 def box_sine_encoding(boxes: Tensor, num_features: int) -> Tensor:

@@ -17,6 +17,7 @@ from salience_detr.layers.heads import bbox_head, class_head
 from salience_detr.layers.mlp import MLP, FeedForward
 from salience_detr.layers.ms_deform_attn import MultiScaleDeformableAttention
 from salience_detr.layers.position_encoding import box_sine_encoding
+from salience_detr.layers.self_attention import PositionalSelfAttention, additive_mask
 from salience_detr.modeling.structures import DetectionPredictions
 from salience_detr.modeling.token_pyramid import TokenPyramid
 
@@ -35,9 +36,7 @@ class SalienceDecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
 
-        self.num_heads = num_heads
-
-        self.self_attention = nn.MultiheadAttention(embed_dim, num_heads, batch_first=True)
+        self.self_attention = PositionalSelfAttention(embed_dim=embed_dim, num_heads=num_heads)
         self.self_attention_norm = nn.LayerNorm(embed_dim)
 
         self.cross_attention = MultiScaleDeformableAttention(
@@ -65,19 +64,12 @@ class SalienceDecoderLayer(nn.Module):
             reference_points: (B, N, L, 4) cxcywh, normalized by the padded map of each level.
             memory: (B, S, D).
             tokens: shapes and padding of the memory.
-            attention_mask: (N, N) or (B, N, N), True = may not attend.
+            attention_mask: (1 or B, N, N), 0, or -inf where a query may not attend.
 
         Returns:
             (B, N, D)
         """
-        # PyTorch's attention takes one mask for all images, or one per image and head.
-        if attention_mask is not None and attention_mask.dim() == 3:
-            attention_mask = attention_mask.repeat_interleave(self.num_heads, dim=0)
-
-        with_position = query + query_position
-        attended, _ = self.self_attention(
-            with_position, with_position, query, attn_mask=attention_mask, need_weights=False
-        )
+        attended = self.self_attention(query + query_position, query, attention_mask)
         query = self.self_attention_norm(query + attended)
 
         attended = self.cross_attention(
@@ -127,13 +119,17 @@ class SalienceDecoder(nn.Module):
             reference_points: (B, N, 4) initial boxes in (0, 1), float32 at least.
             memory: (B, S, D).
             tokens: shapes and padding of the memory.
-            attention_mask: (N, N) or (B, N, N), True = may not attend.
+            attention_mask: (1 or B, N, N), True = may not attend.
 
         Returns:
             Predictions of all I layers in training, of the last one in evaluation.
         """
         # From the unpadded image, which boxes refer to, to the padded map of each level.
         scales = tokens.valid_ratios.repeat(1, 1, 2)[:, None]  # (B, 1, L, 4)
+
+        mask = None
+        if attention_mask is not None:
+            mask = additive_mask(attention_mask, query)
 
         last = len(self.layers) - 1
         pred_logits, pred_boxes = [], []
@@ -153,7 +149,7 @@ class SalienceDecoder(nn.Module):
                 level_references,
                 memory=memory,
                 tokens=tokens,
-                attention_mask=attention_mask,
+                attention_mask=mask,
             )
 
             # Look forward twice: the prediction starts from boxes with the gradient of the layer

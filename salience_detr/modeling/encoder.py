@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from salience_detr.layers.activation_checkpointing import checkpoint_activations
 from salience_detr.layers.mlp import FeedForward
 from salience_detr.layers.ms_deform_attn import MultiScaleDeformableAttention
+from salience_detr.layers.self_attention import PositionalSelfAttention, additive_mask
 from salience_detr.modeling.salience import SalienceSelection
 from salience_detr.modeling.token_pyramid import TokenPyramid, gather_tokens, scatter_tokens
 
@@ -41,7 +42,7 @@ class SalienceEncoderLayer(nn.Module):
         self.num_topk = num_topk
 
         # "important" is the name of the top-k tokens in checkpoints.
-        self.important_attention = nn.MultiheadAttention(embed_dim, num_heads, batch_first=True)
+        self.important_attention = PositionalSelfAttention(embed_dim=embed_dim, num_heads=num_heads)
         self.important_norm = nn.LayerNorm(embed_dim)
 
         self.deformable_attention = MultiScaleDeformableAttention(
@@ -91,19 +92,15 @@ class SalienceEncoderLayer(nn.Module):
         self, query: Tensor, position: Tensor, importance: Tensor, valid_mask: Tensor
     ) -> Tensor:
         """Attend among the ``num_topk`` tokens of highest importance, and write them back."""
-        importance = importance.masked_fill(~valid_mask, -torch.inf)
+        padding = ~valid_mask
+        importance = importance.masked_fill(padding, -torch.inf)
         index = importance.topk(self.count_topk(query.shape[1]), dim=1).indices
 
         value = gather_tokens(query, index)
         with_position = value + gather_tokens(position, index)
 
-        attended, _ = self.important_attention(
-            with_position,
-            with_position,
-            value,
-            key_padding_mask=self.key_padding_mask(valid_mask.gather(1, index)),
-            need_weights=False,
-        )
+        mask = self.attention_mask(padding.gather(1, index), value)
+        attended = self.important_attention(with_position, value, mask)
 
         return scatter_tokens(query, index, self.important_norm(value + attended))
 
@@ -111,14 +108,14 @@ class SalienceEncoderLayer(nn.Module):
         """Return how many of the n tokens attend to each other; exported graphs override this."""
         return min(self.num_topk, length)
 
-    def key_padding_mask(self, valid_mask: Tensor) -> Tensor | None:
-        """Return (B, n) True = padding, or None for one image, which has none.
+    def attention_mask(self, padding: Tensor, like: Tensor) -> Tensor | None:
+        """Return (B, 1, n) of the dtype of ``like`` for keys that are padding, or None.
 
-        Exported graphs pad a single image too and replace this method.
+        A single image has no padding. Exported graphs pad it, too, and replace this method.
         """
-        if valid_mask.shape[0] == 1:
+        if padding.shape[0] == 1:
             return None
-        return ~valid_mask
+        return additive_mask(padding[:, None], like)
 
 
 class BackgroundEmbedding(nn.Module):

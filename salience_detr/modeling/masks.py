@@ -27,8 +27,8 @@ def self_attention_mask(proposals: Proposals, denoising: DenoisingQueries | None
     """Return the mask of the decoder's self-attention, True = may not attend.
 
     Returns:
-        (T + n, T + n); (B, T + n, T + n) where some images have padded queries, which no query may
-        attend to; None where every query attends to all.
+        (1, T + n, T + n); (B, T + n, T + n) where some images have padded queries, which no query
+        may attend to; None where every query attends to all.
     """
     num_denoising = 0
     if denoising is not None:
@@ -38,7 +38,7 @@ def self_attention_mask(proposals: Proposals, denoising: DenoisingQueries | None
     # The denoising mask is that of N matching queries, of which a batch may have fewer.
     mask = None
     if denoising is not None:
-        mask = denoising.attention_mask[:total, :total]
+        mask = denoising.attention_mask[None, :total, :total]
 
     if bool((proposals.num_valid == proposals.token_index.shape[1]).all()):
         return mask

@@ -135,10 +135,11 @@ class SalienceFilter(nn.Module):
 
         # Each encoder layer refines a shorter prefix than the one before it.
         rank = torch.arange(length, device=scores.device)
+        num_refined = self.num_refined(counts)
         layer_masks = []
         for layer in range(len(self.layer_ratios)):
             layer_rank = rank[: self.max_refined(length, layer)]
-            layer_masks.append(layer_rank < self.num_refined(counts, layer)[:, None])
+            layer_masks.append(layer_rank < num_refined[:, layer, None])
 
         return SalienceSelection(
             score_maps=score_maps,
@@ -177,8 +178,7 @@ class SalienceFilter(nn.Module):
 
     def num_kept(self, tokens: TokenPyramid) -> Tensor:
         """Return (B, L) int64: the unpadded tokens of each level times its ratio, truncated."""
-        padding = tokens.split_levels(tokens.padding_mask)
-        unpadded = torch.stack([(~mask).sum(1) for mask in padding], dim=1)
+        unpadded = tokens.valid_sizes.prod(-1)
         ratios = to_device(self.level_ratios, unpadded, torch.float64)
         return (unpadded * ratios).long()
 
@@ -193,11 +193,11 @@ class SalienceFilter(nn.Module):
         """Return the length n_i that holds the tokens of a layer; exported graphs replace this."""
         return max(1, int(length * self.layer_ratios[layer]))
 
-    def num_refined(self, counts: Tensor, layer: int) -> Tensor:
-        """Return how many of the (B,) selected tokens an encoder layer refines, (B,) int64."""
+    def num_refined(self, counts: Tensor) -> Tensor:
+        """Return how many of the (B,) selected tokens each encoder layer refines, (B, I) int64."""
         # Below 1 / ratio tokens the product truncates to none; a layer always refines something.
-        ratio = torch.tensor(self.layer_ratios[layer], dtype=torch.float64)
-        return (counts * ratio).long().clamp(min=1)
+        ratios = to_device(self.layer_ratios, counts, torch.float64)
+        return (counts[:, None] * ratios).long().clamp(min=1)
 
     @staticmethod
     def select_tokens(scores: Tensor, level_counts: Tensor, tokens: TokenPyramid) -> Tensor:

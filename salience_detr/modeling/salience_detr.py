@@ -291,7 +291,7 @@ class SalienceDETR(nn.Module):
     def loss_normalizers(
         self,
         targets: DetectionTargets,
-        salience_targets: list[Tensor],
+        salience_targets: Tensor,
         padded_size: tuple[int, int],
     ) -> LossNormalizers:
         """Return the normalizers of a batch; all processes call this together."""
@@ -308,10 +308,8 @@ class SalienceDETR(nn.Module):
             padded_size=padded_size,
         )
 
-    def salience_targets(
-        self, targets: DetectionTargets, padded_size: tuple[int, int]
-    ) -> list[Tensor]:
-        """Return the L maps (B, H_l, W_l) of salience targets of a padded batch."""
+    def salience_targets(self, targets: DetectionTargets, padded_size: tuple[int, int]) -> Tensor:
+        """Return the (B, S) salience targets of a padded batch."""
         shapes = self.spatial_shapes_list(*padded_size)
         return self.salience_criterion.targets(shapes, targets, padded_size)
 

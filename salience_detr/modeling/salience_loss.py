@@ -1,16 +1,18 @@
 """Supervision of the salience scores by the ground-truth boxes (paper, section 3.2).
 
-Symbols: B images, L levels of size (H_l, W_l), G = most boxes in an image of the batch.
+Symbols: B images, L levels of size (H_l, W_l), S tokens of all levels, A = sum of H_l + W_l,
+G = most boxes in an image of the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from salience_detr.layers.losses import soft_focal_loss
+from salience_detr.layers.transfer import to_device
 from salience_detr.modeling.structures import DetectionTargets, LossNormalizers
 
 # Largest distance, in pixels, from a token to a side of a box that a level is responsible for:
@@ -44,21 +46,20 @@ class SalienceCriterion(nn.Module):
     def forward(
         self,
         score_maps: list[Tensor],
-        target_maps: list[Tensor],
+        target: Tensor,
         normalizers: LossNormalizers,
     ) -> dict[str, Tensor]:
         """Compute ``loss_salience``: the sum over all tokens divided by ``num_salient``.
 
         Args:
             score_maps: L maps (B, H_l, W_l) of logits over the padded batch.
-            target_maps: what :meth:`targets` returns for them.
+            target: (B, S), what :meth:`targets` returns for them.
             normalizers: of the batch.
         """
         dtype = torch.promote_types(score_maps[0].dtype, torch.float32)
         logits = torch.cat([x.flatten(1) for x in score_maps], dim=1).to(dtype)
-        target = torch.cat([x.flatten(1) for x in target_maps], dim=1).to(dtype)
 
-        loss = soft_focal_loss(logits, target, alpha=self.alpha, gamma=self.gamma)
+        loss = soft_focal_loss(logits, target.to(dtype), alpha=self.alpha, gamma=self.gamma)
 
         return {"loss_salience": self.weight * (loss / normalizers.num_salient)}
 
@@ -67,7 +68,7 @@ class SalienceCriterion(nn.Module):
         spatial_shapes_list: Sequence[tuple[int, int]],
         targets: DetectionTargets,
         padded_size: tuple[int, int],
-    ) -> list[Tensor]:
+    ) -> Tensor:
         """Compute :func:`salience_targets` with the ranges of the levels.
 
         Raises:
@@ -81,9 +82,9 @@ class SalienceCriterion(nn.Module):
         return salience_targets(spatial_shapes_list, targets, padded_size, self.level_ranges)
 
 
-def count_salient(target_maps: list[Tensor]) -> Tensor:
+def count_salient(target: Tensor) -> Tensor:
     """Return the () float64 number of tokens with a positive target, over all images."""
-    return torch.stack([(x > 0).sum() for x in target_maps]).sum().double()
+    return (target > 0).sum().double()
 
 
 @torch.no_grad()
@@ -92,7 +93,7 @@ def salience_targets(
     targets: DetectionTargets,
     padded_size: tuple[int, int],
     level_ranges: Sequence[tuple[float, float]] = LEVEL_RANGES,
-) -> list[Tensor]:
+) -> Tensor:
     """Compute how central each token lies in a box.
 
     A token lies at ((column, row) + 0.5) * stride, stride = ``padded_size`` / map size. It has a
@@ -107,57 +108,86 @@ def salience_targets(
         level_ranges: (above, up to] in pixels for each level.
 
     Returns:
-        L maps (B, H_l, W_l) in [0, 1].
+        (B, S) in [0, 1], the tokens of all levels.
     """
     boxes = targets.boxes_xyxy
-    maps = []
-    for shape, level_range in zip(spatial_shapes_list, level_ranges, strict=True):
-        maps.append(_level_targets(boxes, shape, padded_size, level_range))
-    return maps
+    if targets.max_boxes == 0:
+        num_tokens = sum(height * width for height, width in spatial_shapes_list)
+        return boxes.new_zeros(len(boxes), num_tokens)
 
+    # Distances of the rows and columns of all levels to both sides of each box, (B, G, A).
+    position, axis = _rows_and_columns(spatial_shapes_list, padded_size, boxes.dtype)
+    axis = axis.to(boxes.device, non_blocking=True)
+    sides = boxes.unflatten(-1, (2, 2)).index_select(-1, axis)  # (B, G, 2, A)
+    low, high = sides.unbind(2)
+    position = position.to(boxes.device, non_blocking=True)
+    before = position - low
+    after = high - position
 
-def _level_targets(
-    boxes: Tensor,
-    shape: tuple[int, int],
-    padded_size: tuple[int, int],
-    level_range: tuple[float, float],
-) -> Tensor:
-    """Return the (B, H_l, W_l) targets of one level for (B, G, 4) boxes, absolute xyxy.
+    # Boxes without area, such as padding, contain no token.
+    inside = (before > 0) & (after > 0)
+    largest = torch.maximum(before, after)
+    offset2 = ((before - after) / (before + after)).square()
 
-    Boxes without area, such as padding, contain no token.
-    """
-    height, width = shape
-    if boxes.shape[1] == 0:
-        return boxes.new_zeros(len(boxes), height, width)
-
-    # Distances of the token centers to the four sides of each box.
-    rows = torch.arange(height, device=boxes.device, dtype=boxes.dtype)
-    columns = torch.arange(width, device=boxes.device, dtype=boxes.dtype)
-    y = (rows + 0.5) * (padded_size[0] / height)
-    x = (columns + 0.5) * (padded_size[1] / width)
-
-    x0, y0, x1, y1 = boxes[..., None].unbind(2)  # (B, G, 1) each
-    left = x - x0  # (B, G, W)
-    right = x1 - x
-    top = y - y0  # (B, G, H)
-    bottom = y1 - y
-
-    # (B, G, H, W): the token is inside the box, and the level is responsible for its distance.
-    inside_y = (top > 0) & (bottom > 0)
-    inside_x = (left > 0) & (right > 0)
-    inside = inside_y[..., None] & inside_x[:, :, None]
-
-    distance_y = torch.maximum(top, bottom)
-    distance_x = torch.maximum(left, right)
-    distance = torch.maximum(distance_y[..., None], distance_x[:, :, None])
-    responsible = inside & (distance > level_range[0]) & (distance <= level_range[1])
+    # A token belongs to a row and a column of its level, (B, G, S).
+    inside = _of_tokens(inside, spatial_shapes_list, torch.logical_and)
+    distance = _of_tokens(largest, spatial_shapes_list, torch.maximum)
+    offset = _of_tokens(offset2, spatial_shapes_list, torch.add).sqrt()
 
     # 1 in the middle of a box, falling towards its sides, whatever its size (paper, section 3.2).
-    dx2 = ((left - right) / (left + right)).square()
-    dy2 = ((top - bottom) / (top + bottom)).square()
-    centrality = 1 - (dx2[:, :, None] + dy2[..., None]).sqrt() / 2
+    centrality = 1 - offset / 2
 
     # Any box of the level's range makes a token positive; the largest value of all boxes counts.
+    above, up_to = _token_ranges(spatial_shapes_list, level_ranges, boxes)
+    responsible = inside & (distance > above) & (distance <= up_to)
     best = centrality.masked_fill(~inside, 0).amax(1)
 
     return best * responsible.any(1)
+
+
+def _rows_and_columns(
+    spatial_shapes_list: Sequence[tuple[int, int]],
+    padded_size: tuple[int, int],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Return the pixel positions of the rows and columns of each level, on the CPU.
+
+    Returns:
+        (A,) positions, the rows before the columns of a level, and their (A,) axis: 1 for rows (y),
+        0 for columns (x).
+    """
+    positions, axes = [], []
+    for shape in spatial_shapes_list:
+        for axis, size, padded in zip((1, 0), shape, padded_size, strict=True):
+            number = torch.arange(size, dtype=dtype)
+            positions.append((number + 0.5) * (padded / size))
+            axes.append(torch.full((size,), axis))
+    return torch.cat(positions), torch.cat(axes)
+
+
+def _of_tokens(
+    values: Tensor,
+    spatial_shapes_list: Sequence[tuple[int, int]],
+    combine: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Combine the values (B, G, A) of rows and columns to those of the tokens, (B, G, S)."""
+    sizes = [size for shape in spatial_shapes_list for size in shape]
+    parts = values.split(sizes, dim=-1)
+
+    tokens = []
+    for rows, columns in zip(parts[::2], parts[1::2], strict=True):
+        tokens.append(combine(rows[..., None], columns[..., None, :]).flatten(-2))
+    return torch.cat(tokens, dim=-1)
+
+
+def _token_ranges(
+    spatial_shapes_list: Sequence[tuple[int, int]],
+    level_ranges: Sequence[tuple[float, float]],
+    like: Tensor,
+) -> Tensor:
+    """Return (2, S): the range of the level of each token."""
+    ranges = to_device(level_ranges, like)
+    levels = []
+    for level, (height, width) in zip(ranges, spatial_shapes_list, strict=True):
+        levels.append(level[:, None].expand(-1, height * width))
+    return torch.cat(levels, dim=-1)

@@ -139,27 +139,30 @@ class TokenPyramidBuilder(nn.Module):
         # Coordinates in half precision would be off by whole pixels.
         coordinate_dtype = torch.promote_types(self.level_embeds.dtype, torch.float32)
 
-        positions, padding_masks, valid_sizes = [], [], []
-        for level, feature_map in enumerate(maps):
+        padding_masks, valid_sizes = [], []
+        for feature_map in maps:
             # The interpolation is "nearest": a token is padding if the pixel at its start is.
             resized = F.interpolate(pixel_padding[:, None].float(), size=feature_map.shape[-2:])
             padding = resized[:, 0] > 0.5
-
-            position = self.position_encoding(padding, coordinate_dtype).to(dtype)
-            position = position + self.level_embeds[level].to(dtype)
 
             # The unpadded part is a rectangle: its first row and column give its size.
             valid_width = (~padding[:, 0]).sum(1)
             valid_height = (~padding[:, :, 0]).sum(1)
 
-            positions.append(position.flatten(1, 2))
-            padding_masks.append(padding.flatten(1))
+            padding_masks.append(padding)
             valid_sizes.append(torch.stack([valid_width, valid_height], dim=-1))
+
+        positions = self.position_encoding(padding_masks, coordinate_dtype).to(dtype)
+        level_embeds = self.level_embeds.to(dtype).unbind()
+        embeddings = []
+        for feature_map, embedding in zip(maps, level_embeds, strict=True):
+            height, width = feature_map.shape[-2:]
+            embeddings.append(embedding.expand(height * width, -1))
 
         tokens = self.pyramid_class(
             features=flatten_maps(maps),
-            positions=torch.cat(positions, dim=1),
-            padding_mask=torch.cat(padding_masks, dim=1),
+            positions=positions + torch.cat(embeddings),
+            padding_mask=torch.cat([x.flatten(1) for x in padding_masks], dim=1),
             spatial_shapes_list=tuple((x.shape[-2], x.shape[-1]) for x in maps),
             valid_sizes=torch.stack(valid_sizes, dim=1).to(coordinate_dtype),
         )

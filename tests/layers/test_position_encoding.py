@@ -25,7 +25,7 @@ def test_positions_count_unpadded_elements_only():
     mask = torch.zeros(1, 2, 4, dtype=torch.bool)
     mask[:, :, 2:] = True  # two unpadded columns: centers at 0.25 and 0.75 of the width
 
-    found = SinePositionEncoding(num_features=2)(mask, torch.float64)[0, 0]
+    found = SinePositionEncoding(num_features=2)([mask], torch.float64)[0]
 
     # y features first: row 1 of 2 lies at 0.25; sin(pi/2) = 1, cos(pi/2) = 0.
     assert found[0].tolist() == pytest.approx([1, 0, 1, 0], abs=1e-5)

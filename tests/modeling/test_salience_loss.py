@@ -16,6 +16,13 @@ PADDED = (64, 80)
 RANGES = ((-1.0, 24.0), (24.0, 99999.0))
 
 
+def target_maps(targets):
+    """Return the salience targets as a map (B, H_l, W_l) for each level."""
+    target = salience_targets(SHAPES, targets, PADDED, RANGES)
+    levels = target.split([height * width for height, width in SHAPES], dim=1)
+    return [level.unflatten(1, shape) for level, shape in zip(levels, SHAPES, strict=True)]
+
+
 def drawn(*images):
     """Return ground truth of 64 x 80 images, given the boxes of each in pixels (xyxy)."""
     labels, boxes = [], []
@@ -28,18 +35,18 @@ def drawn(*images):
 
 def test_a_token_in_the_middle_has_salience_one():
     # The token at row 1, column 2 lies at (20, 12), the middle of this box.
-    target = salience_targets(SHAPES, drawn([[10, 2, 30, 22]]), PADDED, RANGES)[0][0]
+    target = target_maps(drawn([[10, 2, 30, 22]]))[0][0]
     assert target[1, 2] == pytest.approx(1)
 
 
 def test_salience_falls_towards_the_sides():
     # At (12, 12) in a box of 10..30 x 2..22: left 2, right 18, dx = -0.8, dy = 0: 1 - 0.8 / 2.
-    target = salience_targets(SHAPES, drawn([[10, 2, 30, 22]]), PADDED, RANGES)[0][0]
+    target = target_maps(drawn([[10, 2, 30, 22]]))[0][0]
     assert target[1, 1] == pytest.approx(0.6)
 
 
 def test_tokens_outside_have_none():
-    target = salience_targets(SHAPES, drawn([[10, 2, 30, 22]]), PADDED, RANGES)[0][0]
+    target = target_maps(drawn([[10, 2, 30, 22]]))[0][0]
 
     # Token centers 4, 12, 20 (rows) and 12, 20, 28 (columns) are inside.
     inside = torch.zeros(8, 10, dtype=torch.bool)
@@ -49,7 +56,7 @@ def test_tokens_outside_have_none():
 
 def test_a_level_answers_for_its_range_of_distances_only():
     # In the middle of a box of side 60 the largest distance is about 30: the second level's.
-    fine, coarse = salience_targets(SHAPES, drawn([[2, 2, 62, 62]]), PADDED, RANGES)
+    fine, coarse = target_maps(drawn([[2, 2, 62, 62]]))
     assert fine[0, 3, 3] == 0
     assert coarse[0, 1, 1] > 0.8
 
@@ -58,7 +65,7 @@ def test_where_boxes_overlap_the_largest_value_counts_even_of_a_box_of_another_r
     # Two boxes around the same middle (20, 12).
     small = [10, 2, 30, 22]
     large = [0, 0, 40, 24]
-    both = salience_targets(SHAPES, drawn([small, large]), PADDED, RANGES)[0][0]
+    both = target_maps(drawn([small, large]))[0][0]
 
     # Token (12, 12): 0.6 in the small box; in the large one dx = (12 - 28) / 40 = -0.4, so 0.8. The
     # large box's largest distance, 28, is beyond this level's range, but the small one makes the
@@ -67,14 +74,14 @@ def test_where_boxes_overlap_the_largest_value_counts_even_of_a_box_of_another_r
 
 
 def test_padded_images_and_images_without_boxes_have_zeros():
-    fine, coarse = salience_targets(SHAPES, drawn([], [[1, 1, 5, 5]]), PADDED, RANGES)
+    fine, coarse = target_maps(drawn([], [[1, 1, 5, 5]]))
     assert fine[0].sum() == 0 and coarse[0].sum() == 0
     assert fine[1, 0, 0] > 0
     assert (fine[1] > 0).sum() == 1
 
 
 def test_a_box_without_area_is_ignored():
-    fine, coarse = salience_targets(SHAPES, drawn([[20, 12, 20, 12]]), PADDED, RANGES)
+    fine, coarse = target_maps(drawn([[20, 12, 20, 12]]))
     assert fine.isfinite().all()
     assert fine.sum() == 0 and coarse.sum() == 0
 
@@ -86,26 +93,26 @@ def divided_by(num_salient):
 def test_the_loss_is_divided_by_the_positive_tokens():
     # All logits 0: every token costs w * ln 2 with w = 0.1875 (1 - t) + 0.0625 t.
     target = drawn([[10, 2, 30, 22]])
-    wanted = torch.cat([x.flatten() for x in salience_targets(SHAPES, target, PADDED, RANGES)])
+    wanted = salience_targets(SHAPES, target, PADDED, RANGES)
     expected = 2 * ((0.1875 * (1 - wanted) + 0.0625 * wanted).sum() * math.log(2) / 9)
 
     maps = [torch.zeros(1, *shape, dtype=torch.float64) for shape in SHAPES]
     criterion = SalienceCriterion(level_ranges=RANGES)
-    target_maps = criterion.targets(SHAPES, target, PADDED)
-    assert count_salient(target_maps) == 9
+    targets = criterion.targets(SHAPES, target, PADDED)
+    assert count_salient(targets) == 9
 
-    loss = criterion(maps, target_maps, divided_by(9))["loss_salience"]
+    loss = criterion(maps, targets, divided_by(9))["loss_salience"]
     assert loss.item() == pytest.approx(expected.item())
 
 
 def test_without_boxes_every_token_is_background():
     maps = [torch.zeros(1, *shape) for shape in SHAPES]
     criterion = SalienceCriterion(level_ranges=RANGES)
-    target_maps = criterion.targets(SHAPES, drawn([]), PADDED)
-    assert count_salient(target_maps) == 0
+    targets = criterion.targets(SHAPES, drawn([]), PADDED)
+    assert count_salient(targets) == 0
 
     # All 100 logits are 0: weight 0.75 * 0.25, BCE = ln 2.
-    loss = criterion(maps, target_maps, divided_by(1))["loss_salience"]
+    loss = criterion(maps, targets, divided_by(1))["loss_salience"]
     assert loss.item() == pytest.approx(2 * 100 * 0.1875 * math.log(2), rel=1e-5)
 
 

@@ -206,10 +206,16 @@ def attend(
     enable_gqa: bool = False,
 ) -> Tensor:
     """Compute scaled_dot_product_attention by plain operators, as under CUDA's autocast."""
+    # The plain operators add the mask, whatever its dtype.
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        allowed = attn_mask
+        attn_mask = torch.zeros_like(allowed, dtype=query.dtype)
+        attn_mask = attn_mask.masked_fill_(~allowed, -torch.inf)
+
     if torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
         query, key, value = (x.to(dtype) for x in (query, key, value))
-        if attn_mask is not None and attn_mask.dtype != torch.bool:
+        if attn_mask is not None:
             attn_mask = attn_mask.to(dtype)
 
     with torch.autocast("cuda", enabled=False):

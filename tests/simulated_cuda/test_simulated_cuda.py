@@ -28,7 +28,14 @@ TRAINING_WAITS = 6
 # With gradient scaling also whether a gradient overflowed, and the scale.
 SCALED_TRAINING_WAITS = 8
 PREDICTION_WAITS = 8
-TRAINING_OPERATORS = 2100
+TRAINING_OPERATORS = 1879
+
+# The same of the ResNet-50 model by the number of images: of evaluation 2 for each and 1, of
+# training one NMS for each and 4. Operators of a pass with two images, and of each one more.
+RESNET_EVALUATION_WAITS = {2: 5, 8: 17}
+RESNET_TRAINING_WAITS = {2: 6, 8: 12}
+RESNET_TRAINING_OPERATORS = 4282
+OPERATORS_PER_IMAGE = 20
 
 FAST_CHECKS = ["evaluation", "training", "training_fp16", "planted_tensor"]
 SLOW_CHECKS = [
@@ -67,8 +74,8 @@ def run_checks(tmp_path_factory):
         "OMP_NUM_THREADS": "1",
     }
 
-    def run(names):
-        command = [sys.executable, HERE / "checks.py", *names]
+    def run(names, *options):
+        command = [sys.executable, HERE / "checks.py", *options, *names]
         finished = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert finished.returncode == 0, finished.stderr[-3000:]
         results = [json.loads(line) for line in finished.stdout.splitlines()]
@@ -123,3 +130,18 @@ def test_every_way_to_run_it_works(run_checks):
         assert results[name]["waits"] <= TRAINING_WAITS, name
     for name in ("training_bf16", "training_accumulated"):
         assert results[name]["difference"] < 0.1, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_images", [2, 8])
+def test_the_budgets_of_the_resnet_50_model(run_checks, num_images):
+    config = str(ROOT / "configs" / "salience_detr_r50_4scale_12ep.py")
+    options = ["--config", config, "--images", str(num_images), "--size", "96"]
+    results = run_checks(["evaluation", "training"], *options)
+
+    assert results["evaluation"]["waits"] <= RESNET_EVALUATION_WAITS[num_images]
+    assert results["training"]["waits"] <= RESNET_TRAINING_WAITS[num_images]
+
+    more_images = num_images - 2
+    operators = RESNET_TRAINING_OPERATORS + more_images * OPERATORS_PER_IMAGE
+    assert results["training"]["operators"] <= operators
