@@ -56,3 +56,30 @@ def test_encoder_and_decoder_are_one_graph_each_and_few_for_all_sizes(
     # One graph for the first size, then some whose sizes are free; each is compiled for minutes.
     assert numbers[:2] == [2, 2]
     assert numbers[-1] == numbers[-3] <= 5
+
+
+def test_training_compiles_few_graphs_for_all_sizes(micro_config, make_input, graphs, monkeypatch):
+    stages = ("encoder", "decoder")
+    monkeypatch.setattr("salience_detr.engine.compilation.COMPILED_STAGES", stages)
+    config = load_config(micro_config, ["train.compile=True"])
+    torch.manual_seed(0)
+    plain = instantiate(config.model)
+    torch.manual_seed(0)
+    model = instantiate(config.model)
+    compile_model(config, model)
+
+    numbers = []
+    for height, width in SIZES:
+        batch = [
+            make_input(height, width, [[4, 4, 40, 30]], [0]),
+            make_input(height - 16, width - 20, [[1, 1, 20, 20], [8, 8, 30, 24]], [1, 2]),
+        ]
+        losses = []
+        for each in (plain, model):
+            torch.manual_seed(1)
+            losses.append(torch.stack(list(each(batch).values())).sum())
+        numbers.append(len(graphs))
+        torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=0)
+
+    assert numbers[:2] == [2, 2]
+    assert numbers[-1] == numbers[-3] <= 6

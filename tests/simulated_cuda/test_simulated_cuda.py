@@ -136,7 +136,7 @@ def test_every_way_to_run_it_works(run_checks):
 @pytest.mark.parametrize("num_images", [2, 8])
 def test_the_budgets_of_the_resnet_50_model(run_checks, num_images):
     config = str(ROOT / "configs" / "salience_detr_r50_4scale_12ep.py")
-    options = ["--config", config, "--images", str(num_images), "--size", "96"]
+    options = ["--config", config, "--images", str(num_images), "--size", "64"]
     results = run_checks(["evaluation", "training"], *options)
 
     assert results["evaluation"]["waits"] <= RESNET_EVALUATION_WAITS[num_images]
