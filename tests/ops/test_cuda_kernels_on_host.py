@@ -17,6 +17,8 @@ from salience_detr.layers.ms_deform_attn import (
 )
 from tests.ops.checks import TOLERANCE
 
+pytestmark = pytest.mark.xdist_group("cuda_kernels_on_host")  # compiled once
+
 HERE = Path(__file__).parent
 SIZES = (
     "batch",

@@ -13,6 +13,8 @@ import torch
 
 from salience_detr.layers.operator import import_file
 
+pytestmark = [pytest.mark.nvcc, pytest.mark.xdist_group("cuda_machine_code")]
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "ops" / "csrc" / "cuda"
 CORNERS = 4
@@ -104,7 +106,6 @@ def select(instructions, kernel):
     return vectors
 
 
-@pytest.mark.nvcc
 def test_the_rows_of_all_corners_are_on_their_way_before_one_is_used(compiled):
     instructions, _, _ = compiled
     for name, body in select(instructions, "forward_kernel").items():
@@ -118,7 +119,6 @@ def test_the_rows_of_all_corners_are_on_their_way_before_one_is_used(compiled):
         assert len(corners) >= CORNERS and min(corners) >= CORNERS, (name, groups)
 
 
-@pytest.mark.nvcc
 def test_kernels_of_known_shapes_leave_registers_for_enough_blocks(compiled):
     _, log, dtype = compiled
     pattern = r"entry function '(\S+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers"
