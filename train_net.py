@@ -6,7 +6,7 @@ The program is in salience_detr/cli/train.py.
 
 import sys
 
-from salience_detr.cli.train import run
+from salience_detr.cli.main import run_script
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(run_script("train", function="start"))

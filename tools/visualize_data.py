@@ -6,7 +6,7 @@ The program is in salience_detr/cli/visualize_data.py.
 
 import sys
 
-from salience_detr.cli.visualize_data import main
+from salience_detr.cli.main import run_script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script("visualize_data"))

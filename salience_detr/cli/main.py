@@ -40,8 +40,8 @@ class Program:
     words: tuple[str, ...] = ()
     function: str = "run"
 
-    def parse_args(self, words: Sequence[str], prog: str) -> argparse.Namespace:
-        """Parse its command line, which needs no heavy imports."""
+    def parse_args(self, words: Sequence[str], prog: str | None = None) -> argparse.Namespace:
+        """Parse its command line, which needs no heavy imports; ``prog`` is its name there."""
         module = import_module(f"salience_detr.cli.{self.flags or 'flags.' + self.module}")
         args: argparse.Namespace = module.parse_args([*self.words, *words], prog=prog)
         return args
@@ -170,8 +170,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The parser of the formats appends their name itself.
     if program.words:
         name = name.removesuffix(f" {program.words[0]}")
-    args = program.parse_args(rest, name)
+    return run_parsed(program, program.parse_args(rest, name))
 
+
+def run_script(module: str, *, function: str = "run") -> int:
+    """Run the program of a script by its module in this folder, and return its exit code."""
+    program = Program(module, help="", function=function)
+    return run_parsed(program, program.parse_args(sys.argv[1:]))
+
+
+def run_parsed(program: Program, args: argparse.Namespace) -> int:
+    """Run a program with parsed arguments, and return its exit code."""
     if program.module != "install_detectron2" and find_spec("detectron2") is None:
         print(f"error: {NO_DETECTRON2}", file=sys.stderr)
         return 2

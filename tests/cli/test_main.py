@@ -46,6 +46,24 @@ assert not heavy, heavy
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
+def test_the_help_of_every_script_imports_nothing_heavy():
+    scripts = [ROOT / "train_net.py", *ROOT.glob("demo/*.py"), *ROOT.glob("tools/*.py")]
+    scripts = [str(path) for path in scripts if "run_script" in path.read_text()]
+    assert len(scripts) == 18
+    code = f"""
+import contextlib, io, runpy, sys
+for script in {scripts!r}:
+    sys.argv = [script, "--help"]
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    assert output.getvalue().startswith("usage: "), script
+heavy = set({HEAVY!r}) & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
 def test_the_module_is_the_command():
     command = [sys.executable, "-X", "importtime", "-m", "salience_detr", "trian"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
