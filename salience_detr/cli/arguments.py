@@ -128,6 +128,12 @@ class Parser(argparse.ArgumentParser):
         add("--split-by", metavar="REGEX", help=split_help)
         return add
 
+    def hide(self, names: Sequence[str]) -> None:
+        """Leave flags, by the names of their values, out of the help."""
+        for action in self._actions:
+            if action.dest in names:
+                action.help = argparse.SUPPRESS
+
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse a command line whose overrides may stand anywhere, after a list of paths too."""
         words = sys.argv[1:] if argv is None else argv

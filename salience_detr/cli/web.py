@@ -96,10 +96,9 @@ def build_blocks(page: Page, model: str, examples: Sequence[str] = ()) -> gradio
                 threshold = gr.Slider(0, 1, 0.5, label="Lowest score", elem_id="threshold")
                 # gradio's own check would raise an error for an empty field.
                 threshold.preprocess = clip_threshold  # type: ignore[method-assign]
-                best = gr.Button(
-                    f"Use the best score threshold, {page.best_threshold}",
-                    size="sm",
-                    visible=page.best_threshold is not None,
+                best = gr.Checkbox(
+                    label="Best score threshold of each class, as stored in the weights",
+                    visible=page.has_best,
                     elem_id="best",
                 )
                 choices = [(name, i) for i, name in enumerate(page.names)]
@@ -124,7 +123,7 @@ def build_blocks(page: Page, model: str, examples: Sequence[str] = ()) -> gradio
                 played = gr.Video(label="Video", interactive=False, elem_id="video", height=420)
                 files = gr.Files(label="Files to save", interactive=False)
 
-        inputs = [seen, threshold, wanted]
+        inputs = [seen, threshold, wanted, best]
         outputs = [boxes, summary, table]
 
         # Detection runs on one image or video at a time; drawing has no limit.
@@ -139,18 +138,16 @@ def build_blocks(page: Page, model: str, examples: Sequence[str] = ()) -> gradio
         clicked = gallery.click(click, [gallery, tile], [seen, salience], api_name="example", **one)
         clicked.then(page.show, inputs, outputs, concurrency_limit=None)
 
-        watched = film.upload(page.watch, [film, threshold, tile], [played, summary, files], **one)
+        film_inputs = [film, threshold, tile, best]
+        watched = film.upload(page.watch, film_inputs, [played, summary, files], **one)
         watched.then(lambda: None, None, film)
 
         # The emptied field accepts the next image.
         shown.then(lambda: None, None, file)
 
-        # The slider then causes its own event.
-        best.click(lambda: page.best_threshold, None, threshold)
-
         # A moving slider causes many events; only the last one matters.
         gr.on(
-            [threshold.change, wanted.change], page.show, inputs, outputs,
+            [threshold.change, wanted.change, best.change], page.show, inputs, outputs,
             concurrency_limit=None, trigger_mode="always_last", show_progress="hidden",
         )  # fmt: skip
     return blocks

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from salience_detr.checkpoint.score_thresholds import BEST
 from salience_detr.cli.web_video import alert, detect_on_video
 from salience_detr.data.images import to_rgb
-from salience_detr.detections import Detections
+from salience_detr.detections import Detections, is_confident
 from salience_detr.inference.inputs import image_size
 from salience_detr.inference.result_files import CocoResults, csv_text
 from salience_detr.inference.tiling import TiledDetector
@@ -67,11 +69,12 @@ class Page:
         self.drawing = drawing
         drawing.palette(self.names, detector.classes.colors)  # tells an unknown class at the start
 
-        # The weights may hold the threshold that was best on a data set.
-        self.best_threshold: float | None = None
-        thresholds = detector.best_thresholds
-        if thresholds is not None:
-            self.best_threshold = round(thresholds.overall, 2)
+        # The weights may hold the thresholds that were best on a data set.
+        self.has_best = detector.best_thresholds is not None
+
+    def thresholds(self, lowest: float, use_best: bool) -> Tensor:
+        """Return the (K,) lowest score of each class: one for all, or the stored ones."""
+        return self.detector.class_thresholds(BEST if use_best else lowest)
 
     def tiled(self, tile: int) -> Detector:
         """Return the detector for tiles of a size; for 0 the detector itself."""
@@ -113,7 +116,11 @@ class Page:
         return Seen(name, detections, shown, seconds), salience
 
     def show(
-        self, seen: Seen | str | None, threshold: float, wanted: Sequence[int]
+        self,
+        seen: Seen | str | None,
+        threshold: float,
+        wanted: Sequence[int],
+        use_best: bool = False,
     ) -> tuple[np.ndarray | None, str, list[TableRow]]:
         """Return the image with boxes, a summary as HTML, and the rows of the table.
 
@@ -121,13 +128,15 @@ class Page:
             seen: the state or error message of :meth:`look`; None before the first image.
             threshold: detections with lower scores are left out.
             wanted: indices of the classes to show; an empty list means all.
+            use_best: take the stored threshold of each class instead.
         """
         if seen is None:
             return None, "", []
         if isinstance(seen, str):
             return None, alert(seen), []
 
-        kept = seen.detections[seen.detections.scores >= threshold]
+        found = seen.detections
+        kept = found[is_confident(found, self.thresholds(threshold, use_best))]
         if wanted:
             kept = kept[torch.isin(kept.pred_classes, torch.tensor(wanted))]
 
@@ -183,7 +192,7 @@ class Page:
         return self.look(examples[index], tile)
 
     def watch(
-        self, path: str | None, threshold: float, tile: int
+        self, path: str | None, threshold: float, tile: int, use_best: bool = False
     ) -> tuple[str | None, str, list[str]]:
         """Detect on the frames of a video.
 
@@ -191,6 +200,7 @@ class Page:
             path: the file.
             threshold: detections with lower scores are left out.
             tile: side of the tiles in pixels, 0 for the whole image.
+            use_best: take the stored threshold of each class instead.
 
         Returns:
             The path of the video with the drawings, a summary as HTML, and the paths of the video
@@ -198,7 +208,8 @@ class Page:
         """
         if path is None:
             return None, "there is no video; drop one on the page", []
-        return detect_on_video(self.tiled(tile), Path(path), threshold, self.drawing)
+        thresholds = self.thresholds(threshold, use_best)
+        return detect_on_video(self.tiled(tile), Path(path), thresholds, self.drawing)
 
 
 def check_num_pixels(path: str) -> None:

@@ -8,6 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from torch import Tensor
+
 from salience_detr.detections import Detections
 from salience_detr.inference.detection_run import DetectionRun
 from salience_detr.inference.inputs import is_video
@@ -29,9 +31,12 @@ class NamedResults(ResultFiles):
 
 
 def detect_on_video(
-    detector: Detector, source: Path, threshold: float, drawing: DrawingOptions
+    detector: Detector, source: Path, thresholds: Tensor, drawing: DrawingOptions
 ) -> tuple[str | None, str, list[str]]:
     """Detect on the frames of a video, and write its drawings and results beside it.
+
+    Args:
+        thresholds: (K,) lowest score of each class.
 
     Returns:
         The path of the video with the drawings, a summary as HTML, and the paths of the video and
@@ -56,7 +61,7 @@ def detect_on_video(
         folder.plan([source]),
         results,
         StopSignals(),  # those of the program, in its main thread, end the page
-        score_thresholds=detector.class_thresholds(threshold),
+        score_thresholds=thresholds,
         drawing=drawing,
         show_progress=False,
     )

@@ -110,6 +110,26 @@ def test_val_evaluates():
     assert args.eval_only and args.weights == "W"
 
 
+def test_val_has_no_flags_of_training(capsys):
+    words = ["--config-file", "F", "--weights", "W"]
+    with pytest.raises(SystemExit, match="2"):
+        VERBS["val"][""].parse_args([*words, "--patience", "3", "--batch-size", "2"], "val")
+    error = capsys.readouterr().err
+    assert "--batch-size, --patience is of training, and val only evaluates" in error
+
+    with pytest.raises(SystemExit, match="0"):
+        VERBS["val"][""].parse_args(["--help"], "val")
+    text = capsys.readouterr().out
+    assert "--show-dir" in text and "--patience" not in text and "--lr" not in text
+
+
+def test_flags_of_training_beside_eval_only_are_named_and_have_no_effect(capsys):
+    words = ["--config-file", "F", "--weights", "W", "--eval-only", "--epochs", "3", "--resume"]
+    args = VERBS["train"][""].parse_args(words, "train")
+    assert args.epochs is None and args.resume is False
+    assert "trains nothing and does without --resume, --epochs" in capsys.readouterr().err
+
+
 def test_without_detectron2_the_remedy_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(console, "find_spec", lambda name: None)
     assert main(["check", "--data-dir", "data"]) == 2

@@ -22,6 +22,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
+from salience_detr.checkpoint import ScoreThresholds
 from salience_detr.cli import web as web_program
 from salience_detr.cli import web_page
 from salience_detr.config import ConfigError
@@ -143,9 +144,14 @@ def test_tiles_examples_and_the_best_threshold(page, image, web):
     assert rows.startswith("file,frame,class_id") and "image.png" in rows
 
     class Measured(Fixed):
-        best_thresholds = SimpleNamespace(overall=0.4321)
+        best_thresholds = ScoreThresholds({"pit": 0.2, "<crack>": 0.6}, 0.4, 0.5, "val.json")
 
-    assert web.Page(Measured()).best_threshold == 0.43 and page.best_threshold is None
+    # Each class has its own threshold, and the slider does not count.
+    assert not page.has_best
+    page = web.Page(Measured())
+    assert page.has_best
+    _, _, table = page.show(page.look(image)[0], 0.95, [], True)
+    assert [row[:2] for row in table] == [["pit", 0.9], ["pit", 0.3]]
 
 
 def test_a_small_image_is_drawn_large_and_its_boxes_with_it(page, image):
@@ -488,7 +494,7 @@ def test_a_visit_in_a_real_browser(browser, server, tmp_path):
     broken.write_bytes(b"\xff\xd8 no image")
     detector = load_detector(CONFIG, WEIGHTS, device="cpu")
     scores = detector(image).scores
-    best = round(detector.best_thresholds.overall, 2)
+    best = load_detector(CONFIG, WEIGHTS, device="cpu", score_threshold="best")(image)
     thresholds = (0.2, 0.5, 0.87)
     many, some, few = (int((scores >= threshold).sum()) for threshold in thresholds)
 
@@ -497,7 +503,7 @@ def test_a_visit_in_a_real_browser(browser, server, tmp_path):
     # The first image is shown with the threshold of 0.5.
     visit = Visit(browser, server.address)
     visit.upload(image)
-    visit.wait_for_text(f"Use the best score threshold, {best}")
+    visit.wait_for_text("Best score threshold of each class")
     visit.wait_for_text(f"{some} detections on Blech 鋼.jpg")
     visit.wait_for_rows(some)
     visit.wait_for_images(900, 900)
@@ -507,9 +513,9 @@ def test_a_visit_in_a_real_browser(browser, server, tmp_path):
         visit.wait_for_text(f"{count} detection")
         visit.wait_for_rows(count)
 
-    visit.find("#best")[0].click()
-    visit.wait_for_rows(int((scores >= best).sum()))
-    visit.choose_threshold(0.87)
+    visit.find("#best input")[0].click()
+    visit.wait_for_rows(len(best))
+    visit.find("#best input")[0].click()
     visit.wait_for_rows(few)
 
     # A message replaces all that was shown, and the next image works again.

@@ -10,6 +10,7 @@ torchrun --nproc-per-node 8 -m salience_detr train --config-file F
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,14 +18,24 @@ from salience_detr.cli.arguments import Parser, number
 from salience_detr.cli.tuning_arguments import add_tuning_arguments
 from salience_detr.utils.drawing_options import add_drawing_arguments, has_drawing_arguments
 
+# Flags that an evaluation has no use for.
+TRAINING_FLAGS = (
+    "resume", "lr", "epochs", "augmentation", "batch_size", "patience", "schedule", "freeze",
+    "layer_decay", "repeat_threshold",
+)  # fmt: skip
+
 
 def parse_args(
     argv: Sequence[str] | None = None,
     *,
     prog: str | None = None,
     description: str | None = __doc__,
+    trains: bool = True,
 ) -> argparse.Namespace:
     """Parse the flags of detectron2's ``default_argument_parser``, and a few more.
+
+    Those of :data:`TRAINING_FLAGS` have no effect with --eval-only, which is added to the command
+    line of a training; a line says so. Without ``trains`` they are refused.
 
     That parser itself takes everything after the first ``key=value`` for an override, flags too.
     """
@@ -49,13 +60,23 @@ def parse_args(
     add_tuning_arguments(parser)
     add_drawing_arguments(parser)
 
+    if not trains:
+        parser.hide(TRAINING_FLAGS)
     args = parser.parse(argv)
+
+    given = [name for name in TRAINING_FLAGS if args.eval_only and getattr(args, name)]
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    if given and not trains:
+        parser.error(f"{flags} is of training, and val only evaluates: leave it out")
+    if given:
+        print(f"note: --eval-only trains nothing and does without {flags}", file=sys.stderr)
+        for name in given:
+            setattr(args, name, parser.get_default(name))
+
     if args.show_dir is not None and not args.eval_only:
         parser.error(f"--show-dir {args.show_dir} draws what --eval-only finds: add --eval-only")
     if args.show_dir is None and has_drawing_arguments(args):
         parser.error("--line-width, --colors and the other options of drawings go with --show-dir")
     if args.ignore_class_names and not args.eval_only:
         parser.error("--ignore-class-names goes with --eval-only; training compares by name")
-    if args.augmentation is not None and args.eval_only:
-        parser.error(f"--augmentation {args.augmentation} is of training, not of --eval-only")
     return args

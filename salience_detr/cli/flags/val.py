@@ -17,4 +17,4 @@ from salience_detr.cli.flags import train
 
 def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) -> argparse.Namespace:
     words = sys.argv[1:] if argv is None else argv
-    return train.parse_args(["--eval-only", *words], prog=prog, description=__doc__)
+    return train.parse_args(["--eval-only", *words], prog=prog, description=__doc__, trains=False)
