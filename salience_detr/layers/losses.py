@@ -30,6 +30,29 @@ def iou_aware_class_loss(
     return F.binary_cross_entropy_with_logits(logits, targets, weight=weight, reduction="none")
 
 
+class MatchabilityAwareLoss:
+    """The matchability-aware class loss of DEIM (Huang et al., CVPR 2025, section 3.3).
+
+    BCE(p, t^gamma) where matched, whatever the IoU t, and p^gamma * BCE(p, 0) elsewhere; the factor
+    carries no gradient. A match of low IoU has more weight than in :func:`iou_aware_class_loss`.
+
+    Args:
+        gamma: exponent of the IoU and of the background's probability.
+    """
+
+    def __init__(self, *, gamma: float = 1.5) -> None:
+        self.gamma = gamma
+
+    def __call__(self, logits: Tensor, targets: Tensor, positive: Tensor) -> Tensor:
+        """Compute the loss of each element; see :func:`iou_aware_class_loss` for the arguments."""
+        background = logits.detach().sigmoid() ** self.gamma
+        weight = torch.where(positive, 1.0, background)
+
+        return F.binary_cross_entropy_with_logits(
+            logits, targets**self.gamma, weight=weight, reduction="none"
+        )
+
+
 def soft_focal_loss(
     logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:

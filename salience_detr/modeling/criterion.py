@@ -6,6 +6,7 @@ Symbols: I layers, B images, N queries, K classes, M matches in each layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ class SetCriterion(nn.Module):
     Args:
         matcher: assigns the predictions of each layer to the boxes of each image.
         alpha, gamma: of the IoU-aware focal loss.
+        class_loss: replaces that loss; as it, it is given logits, IoU targets and the mask of
+            matches, and returns the loss of each element.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class SetCriterion(nn.Module):
         giou_weight: float = 2.0,
         alpha: float = 0.75,
         gamma: float = 2.0,
+        class_loss: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
 
@@ -48,8 +52,7 @@ class SetCriterion(nn.Module):
         self.l1_weight = l1_weight
         self.giou_weight = giou_weight
 
-        self.alpha = alpha
-        self.gamma = gamma
+        self.class_loss = class_loss or partial(iou_aware_class_loss, alpha=alpha, gamma=gamma)
 
     def forward(
         self,
@@ -141,9 +144,7 @@ class SetCriterion(nn.Module):
         positive = torch.zeros_like(pred_logits, dtype=torch.bool)
         positive[(*matched, label)] = True
 
-        class_loss = iou_aware_class_loss(
-            pred_logits, iou_target, positive, alpha=self.alpha, gamma=self.gamma
-        )
+        class_loss = self.class_loss(pred_logits, iou_target, positive)
         if predictions.num_valid is not None:
             padded = ~valid_mask(predictions.num_valid, pred_logits[0])
             class_loss = class_loss.masked_fill(padded[..., None], 0)

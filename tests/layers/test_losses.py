@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
-from salience_detr.layers.losses import iou_aware_class_loss, soft_focal_loss
+from salience_detr.layers.losses import (
+    MatchabilityAwareLoss,
+    iou_aware_class_loss,
+    soft_focal_loss,
+)
 
 
 def test_a_matched_class_is_weighted_by_its_iou():
@@ -44,3 +49,29 @@ def test_the_focal_weight_carries_gradient():
     logits = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     soft_focal_loss(logits, torch.zeros(1, dtype=torch.float64)).backward()
     assert math.isclose(logits.grad.item(), 0.75 * (0.25 * math.log(2) + 0.125), rel_tol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("iou", "expected"), [(0.1, 0.018377), (0.3, -0.114317), (0.5, -0.303553), (0.7, -0.535662)]
+)
+def test_the_gradient_of_a_match_is_its_probability_less_the_power_of_its_iou(iou, expected):
+    # p = 0.05: BCE(p, t^1.5) has the gradient p - t^1.5, such as 0.05 - 0.5^1.5.
+    logits = torch.tensor([0.05]).logit().requires_grad_()
+    loss = MatchabilityAwareLoss()(logits, torch.tensor([iou]), torch.tensor([True]))
+    loss.backward()
+    assert logits.grad.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_match_without_overlap_costs_as_background_of_full_weight():
+    # p = 0.5, t = 0: -ln(1 - p), which the IoU-aware loss leaves out.
+    loss = MatchabilityAwareLoss()(torch.zeros(1), torch.zeros(1), torch.tensor([True]))
+    assert math.isclose(loss, math.log(2), rel_tol=1e-6)
+
+
+def test_background_is_weighted_by_a_power_of_its_probability_without_gradient():
+    # p = 0.3: the weight is 0.3^1.5 = 0.164317, the loss -ln 0.7 times it, the gradient 0.3 times.
+    logits = torch.tensor([0.3]).logit().requires_grad_()
+    loss = MatchabilityAwareLoss()(logits, torch.zeros(1), torch.tensor([False]))
+    loss.backward()
+    assert loss.item() == pytest.approx(0.164317 * 0.356675, abs=1e-6)
+    assert logits.grad.item() == pytest.approx(0.049295, abs=1e-6)

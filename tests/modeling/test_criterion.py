@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from salience_detr.layers.losses import MatchabilityAwareLoss
 from salience_detr.modeling.criterion import SetCriterion, check_labels
 from salience_detr.modeling.denoising import DenoisingLayout
 from salience_detr.modeling.matcher import HungarianMatcher
@@ -122,6 +123,30 @@ def test_denoising_matches_each_positive_query_and_divides_by_the_groups():
     )
     found = [losses[f"loss_{name}_dn"].item() for name in ("class", "bbox", "giou")]
     assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_another_class_loss_changes_the_class_losses_only():
+    targets = random_targets(2, 0)
+    predictions = random_predictions(1, 2, 3)
+    matcher = HungarianMatcher()
+
+    plain = SetCriterion(matcher=matcher)(predictions, predictions, targets, divided_by(2))
+    criterion = SetCriterion(matcher=matcher, class_loss=MatchabilityAwareLoss(gamma=1.0))
+    losses = criterion(predictions, predictions, targets, divided_by(2))
+
+    # With gamma = 1: BCE(p, IoU) where matched, p * BCE(p, 0) elsewhere.
+    matches = matcher(predictions, targets)
+    p = predictions.pred_logits[0].sigmoid()
+    expected = -(p * (1 - p).log()).sum().item()
+    for query, box in zip(matches.query[0], matches.box[0], strict=True):
+        q = p[0, query, targets.labels[0, box]].item()
+        iou, _ = overlap(
+            predictions.pred_boxes[0, 0, query].tolist(), targets.boxes[0, box].tolist()
+        )
+        expected += q * math.log(1 - q) - iou * math.log(q) - (1 - iou) * math.log(1 - q)
+
+    assert losses["loss_class"].item() == pytest.approx(expected / 2, abs=1e-12)
+    assert losses["loss_bbox"] == plain["loss_bbox"] and losses["loss_giou"] == plain["loss_giou"]
 
 
 def test_a_batch_without_boxes_has_finite_losses_with_gradients():
