@@ -11,7 +11,8 @@ from torch import Tensor
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:
     """Return log(x / (1 - x)), with x and 1 - x clamped to at least ``eps``."""
-    return torch.log(x.clamp(eps, 1) / (1 - x).clamp(eps, 1))
+    # Exporters need both limits of one type.
+    return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))
 
 
 def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
