@@ -3,9 +3,16 @@
 from detectron2.config import LazyCall as L
 
 from salience_detr.layers.losses import MatchabilityAwareLoss
+from salience_detr.modeling.criterion import OneToManyCriterion
+from salience_detr.modeling.decoder import OneToManyDecoder
+from salience_detr.modeling.matcher import OneToManyMatcher
 
 from .salience_detr_r50_4scale_12ep import dataloader, lr_multiplier, model, optimizer, train
 
 model.criterion.class_loss = L(MatchabilityAwareLoss)(gamma=1.5)
+
+model.decoder._target_ = OneToManyDecoder
+model.criterion._target_ = OneToManyCriterion
+model.criterion.one_to_many_matcher = L(OneToManyMatcher)()
 
 train.output_dir = "./output/salience_detr_plus_r50_4scale_12ep"

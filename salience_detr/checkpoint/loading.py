@@ -26,6 +26,7 @@ from salience_detr.checkpoint.reference_conversion import (
 )
 from salience_detr.checkpoint.score_thresholds import ScoreThresholds, thresholds_in
 from salience_detr.checkpoint.validation import load_state_dict_strictly
+from salience_detr.checkpoint.variant_parts import TRAINING_PARTS, VARIANT_PARTS, fit_parts
 from salience_detr.data.classes import ClassList
 from salience_detr.utils.errors import shorten
 
@@ -61,6 +62,8 @@ def load_weights(
     ignore_class_names: bool = False,
 ) -> ClassList | None:
     """Load all weights of a model from a file: nothing may be missing, left over or of other shape.
+
+    Parts that training alone uses are no concern of it (see :mod:`variant_parts`).
 
     The file may be of this project or of the published implementation. The latter is converted,
     and its COCO category ids become contiguous classes. Where the names of the classes are known,
@@ -101,6 +104,7 @@ def load_weights(
     else:
         state, row_classes = rows_to_predict(rows, file_classes, classes, source=str(path))
 
+    state = fit_parts(state, model.state_dict(), TRAINING_PARTS, source=str(path))
     load_state_dict_strictly(model, state, source=str(path))
     logger.info("loaded all weights from %s", path)
     return row_classes
@@ -110,7 +114,8 @@ def start_from(model: nn.Module, path: str | Path, *, classes: ClassList | None 
     """Load the weights that a training starts from.
 
     All weights of a detector must fit, but for the class rows: those of the classes of the data set
-    are kept, by name, and the others stay random (see :func:`rows_to_train`). The weights of a
+    are kept, by name, and the others stay random (see :func:`rows_to_train`). Parts of variants
+    that the file lacks stay random, and those that the model lacks are left out. The weights of a
     classifier are loaded into the backbone.
 
     Args:
@@ -133,6 +138,9 @@ def start_from(model: nn.Module, path: str | Path, *, classes: ClassList | None 
     rows = class_rows(model, state)
     file_classes = name_classes(content, rows, known_classes, classes, path)
     state = rows_to_train(rows, file_classes, classes, source=str(path))
+
+    own = model.state_dict()
+    state = fit_parts(state, own, VARIANT_PARTS, source=str(path), level=logging.WARNING)
     load_state_dict_strictly(model, state, source=str(path))
     logger.info("loaded all weights from %s", path)
 

@@ -29,6 +29,7 @@ from salience_detr.checkpoint.files import find_state_dict
 from salience_detr.checkpoint.origin import Origin
 from salience_detr.checkpoint.reference_conversion import dropped_names, is_reference_checkpoint
 from salience_detr.checkpoint.score_thresholds import thresholds_in
+from salience_detr.checkpoint.variant_parts import without_training_parts
 from salience_detr.cli.arguments import run_program
 from salience_detr.cli.flags.convert_checkpoint import parse_args
 from salience_detr.config import load_config, to_yaml
@@ -45,13 +46,15 @@ class Conversion(NamedTuple):
         state: the tensors in this project's names.
         classes: classes of their rows, None if they are unknown.
         thresholds: score thresholds of the classes, None if the checkpoint holds none.
-        left_out: names of the tensors that were left out.
+        left_out: names of the tensors that were left out as constants or repetitions.
+        training_only: likewise of those that training alone uses.
     """
 
     state: dict[str, Tensor]
     classes: ClassList | None
     thresholds: ScoreThresholds | None
     left_out: list[str]
+    training_only: list[str]
 
 
 def convert(args: argparse.Namespace) -> Conversion:
@@ -75,11 +78,14 @@ def convert(args: argparse.Namespace) -> Conversion:
     elif "query_selection.class_head.bias" not in state:
         check_detector(state, args)
 
+    training_only = sorted(state.keys() - without_training_parts(state).keys())
+    state = without_training_parts(state)
+
     if args.half:
         for name, tensor in state.items():
             if tensor.is_floating_point():
                 state[name] = tensor.half()
-    return Conversion(state, classes, thresholds, left_out)
+    return Conversion(state, classes, thresholds, left_out, training_only)
 
 
 def convert_published(
@@ -138,6 +144,10 @@ def print_summary(conversion: Conversion, output: Path) -> None:
     left_out = conversion.left_out
     if left_out:
         print(f"\nleft out, as constants or repetitions ({len(left_out)}): {', '.join(left_out)}")
+
+    training_only = conversion.training_only
+    if training_only:
+        print(f"\nleft out, for training only ({len(training_only)}): {', '.join(training_only)}")
 
     if conversion.classes is None:
         print("\nthe checkpoint does not name its classes, and neither does the new file")

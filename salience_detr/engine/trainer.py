@@ -275,7 +275,7 @@ def group_losses(losses: dict[str, float]) -> dict[str, float]:
     """Sum the losses of what is trained together.
 
     Groups are the last decoder layer's terms, one each, the "earlier" layers, the "encoder"'s
-    proposals, and "denoising". Other losses of a detector are groups of their own.
+    proposals, "denoising", and "one_to_many". Other losses of a detector are groups of their own.
     """
     groups: defaultdict[str, float] = defaultdict(float)
     for name, value in losses.items():
@@ -287,6 +287,8 @@ def group_losses(losses: dict[str, float]) -> dict[str, float]:
             group = "encoder"
         elif "_dn" in group:
             group = "denoising"
+        elif "_o2m" in group:
+            group = "one_to_many"
         elif group.rpartition("_")[2].isdigit():
             group = "earlier"
         groups[group] += value

@@ -17,6 +17,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from salience_detr.export.graph import DetectionGraph
 from salience_detr.export.info import METADATA_KEY, DetectorInfo, ExportError
+from salience_detr.modeling.decoder import OneToManyDecoder
 from salience_detr.predictor import Predictor
 from salience_detr.utils.files import written_whole
 
@@ -48,13 +49,16 @@ def export_program(predictor: Predictor) -> ExportedProgram:
     images = torch.zeros(2, 3, height, width)
     image_sizes = torch.tensor([[height, width], [height - 20, width - 50]])
 
+    graph = DetectionGraph(predictor.model).eval()
+    drop_training_parts(graph)
+
     batch = Dim("batch")
     free_height = Dim("height", min=MIN_SIDE, max=MAX_SIDE)
     free_width = Dim("width", min=MIN_SIDE, max=MAX_SIDE)
 
     with torch.no_grad(), quiet():
         program = torch.export.export(
-            DetectionGraph(predictor.model).eval(),
+            graph,
             (images, image_sizes),
             dynamic_shapes={
                 "images": {0: batch, 2: free_height, 3: free_width},
@@ -66,6 +70,13 @@ def export_program(predictor: Predictor) -> ExportedProgram:
 
     admit_small_batches(program)
     return program
+
+
+def drop_training_parts(graph: DetectionGraph) -> None:
+    """Drop the second class heads, in place: a program holds unused weights, too."""
+    for module in graph.modules():
+        if isinstance(module, OneToManyDecoder):
+            del module.one_to_many_heads
 
 
 def admit_small_batches(program: ExportedProgram) -> None:

@@ -5,10 +5,12 @@ Symbols: I layers, B images, N queries, K classes, M matches in each layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, box_iou_and_giou
@@ -20,6 +22,7 @@ from salience_detr.modeling.structures import (
     DetectionTargets,
     LossNormalizers,
     Matches,
+    OneToManyMatches,
 )
 
 
@@ -156,12 +159,126 @@ class SetCriterion(nn.Module):
             "loss_bbox": self.l1_weight * l1_loss.sum((1, 2)) / num_boxes,
             "loss_giou": self.giou_weight * (1 - giou).sum(1) / num_boxes,
         }
+        return name_losses(weighted, suffixes)
 
-        losses: dict[str, Tensor] = {}
-        for name, layer_losses in weighted.items():
-            for suffix, loss in zip(suffixes, layer_losses.unbind(), strict=True):
-                losses[name + suffix] = loss
-        return losses
+
+class OneToManyCriterion(SetCriterion):
+    """A criterion that also supervises the second class heads of a decoder (MS-DETR, section 3.2).
+
+    The matches of :class:`OneToManyMatcher` have the class, L1 and GIoU losses of the parent; other
+    queries are background for the second head. The sums are divided by the number of boxes.
+
+    Args:
+        one_to_many_matcher: assigns the predictions with the logits of the second heads.
+        one_to_many_class_weight, one_to_many_l1_weight, one_to_many_giou_weight: of these losses.
+        matcher, class_weight, l1_weight, giou_weight, alpha, gamma, class_loss: of the parent.
+    """
+
+    def __init__(
+        self,
+        *,
+        one_to_many_matcher: Callable[[DetectionPredictions, DetectionTargets], OneToManyMatches],
+        one_to_many_class_weight: float = 2.0,
+        one_to_many_l1_weight: float = 5.0,
+        one_to_many_giou_weight: float = 2.0,
+        matcher: Callable[[DetectionPredictions, DetectionTargets], Matches],
+        class_weight: float = 1.0,
+        l1_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        alpha: float = 0.75,
+        gamma: float = 2.0,
+        class_loss: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__(
+            matcher=matcher,
+            class_weight=class_weight,
+            l1_weight=l1_weight,
+            giou_weight=giou_weight,
+            alpha=alpha,
+            gamma=gamma,
+            class_loss=class_loss,
+        )
+
+        self.one_to_many_matcher = one_to_many_matcher
+
+        self.one_to_many_class_weight = one_to_many_class_weight
+        self.one_to_many_l1_weight = one_to_many_l1_weight
+        self.one_to_many_giou_weight = one_to_many_giou_weight
+
+    def forward(
+        self,
+        decoder: DetectionPredictions,
+        encoder: DetectionPredictions,
+        targets: DetectionTargets,
+        normalizers: LossNormalizers,
+    ) -> dict[str, Tensor]:
+        """Compute the losses of the parent, and those with suffix ``_o2m`` or ``_o2m_i``.
+
+        Raises:
+            ValueError: the decoder has no second heads.
+        """
+        if decoder.one_to_many_logits is None:
+            raise ValueError(
+                "OneToManyCriterion needs the second class heads of a OneToManyDecoder; set both "
+                "model.decoder and model.criterion, or neither"
+            )
+
+        second = replace(decoder, pred_logits=decoder.one_to_many_logits)
+        return {
+            **super().forward(decoder, encoder, targets, normalizers),
+            **self.one_to_many_losses(second, targets, normalizers.num_boxes),
+        }
+
+    def one_to_many_losses(
+        self, predictions: DetectionPredictions, targets: DetectionTargets, num_boxes: float
+    ) -> dict[str, Tensor]:
+        """Compute the three weighted losses of each layer, with the logits of the second heads."""
+        dtype = torch.promote_types(predictions.pred_logits.dtype, torch.float32)
+        pred_logits = predictions.pred_logits.to(dtype)
+        pred_boxes = predictions.pred_boxes.to(dtype)
+
+        # All queries are compared with a box, and those without a match are masked: the number of
+        # matches stays on the device. A batch without boxes gets one that is never matched.
+        matches = self.one_to_many_matcher(predictions, targets)
+        missing = max(0, 1 - targets.max_boxes)
+        labels = F.pad(targets.labels, [0, missing])
+        boxes = F.pad(targets.boxes, [0, 0, 0, missing]).to(dtype)
+
+        image = torch.arange(len(boxes), device=boxes.device)[:, None]
+        target_boxes = boxes[image, matches.box]  # (I, B, N, 4)
+        pred_xyxy = box_cxcywh_to_xyxy(pred_boxes)
+        iou, giou = box_iou_and_giou(pred_xyxy, box_cxcywh_to_xyxy(target_boxes))
+
+        classes = torch.arange(pred_logits.shape[-1], device=boxes.device)
+        is_class = labels[image, matches.box][..., None] == classes
+        positive = matches.matched[..., None] & is_class
+        iou_target = iou.detach()[..., None] * positive
+
+        class_loss = self.class_loss(pred_logits, iou_target, positive)
+        if predictions.num_valid is not None:
+            padded = ~valid_mask(predictions.num_valid, pred_logits[0])
+            class_loss = class_loss.masked_fill(padded[..., None], 0)
+
+        unmatched = ~matches.matched
+        l1_loss = (pred_boxes - target_boxes).abs().sum(-1).masked_fill(unmatched, 0)
+        giou_loss = (1 - giou).masked_fill(unmatched, 0)
+
+        weighted = {
+            "loss_class": self.one_to_many_class_weight * class_loss.sum((1, 2, 3)) / num_boxes,
+            "loss_bbox": self.one_to_many_l1_weight * l1_loss.sum((1, 2)) / num_boxes,
+            "loss_giou": self.one_to_many_giou_weight * giou_loss.sum((1, 2)) / num_boxes,
+        }
+        suffixes = [f"_o2m{suffix}" for suffix in layer_suffixes(len(predictions))]
+        return name_losses(weighted, suffixes)
+
+
+def name_losses(layer_losses: Mapping[str, Tensor], suffixes: Sequence[str]) -> dict[str, Tensor]:
+    """Return the (I,) losses as one of each layer, whose names end in the layer's suffix."""
+    losses: dict[str, Tensor] = {}
+    for name, values in layer_losses.items():
+        for suffix, loss in zip(suffixes, values.unbind(), strict=True):
+            losses[name + suffix] = loss
+    return losses
 
 
 def layer_suffixes(num_layers: int) -> list[str]:

@@ -133,8 +133,7 @@ class SalienceDecoder(nn.Module):
 
         last = len(self.layers) - 1
         pred_logits, pred_boxes = [], []
-        stages = zip(self.layers, self.class_heads, self.bbox_heads, strict=True)
-        for i, (layer, classify, regress) in enumerate(stages):
+        for i, (layer, regress) in enumerate(zip(self.layers, self.bbox_heads, strict=True)):
             # The boxes that a layer starts from get no gradient through its attention.
             detached = reference_points.detach()
             level_references = detached[:, :, None] * scales
@@ -157,13 +156,58 @@ class SalienceDecoder(nn.Module):
             box_logits = inverse_sigmoid(reference_points)
             if self.training or i == last:
                 normalized = self.norm(query)
-                pred_logits.append(classify(normalized))
+                pred_logits.append(self.classify(i, normalized))
                 pred_boxes.append(move_boxes(box_logits, regress(normalized)))
 
             if i < last:
                 reference_points = move_boxes(box_logits.detach(), regress(query))
 
         return DetectionPredictions(torch.stack(pred_logits), torch.stack(pred_boxes))
+
+    def classify(self, layer: int, normalized: Tensor) -> Tensor:
+        """Return (B, N, K) class logits of the normalized queries of a layer."""
+        return self.class_heads[layer](normalized)
+
+
+class OneToManyDecoder(SalienceDecoder):
+    """A decoder whose queries have a second class head in training (MS-DETR, section 3.2).
+
+    Its logits are supervised by one-to-many assignment. Boxes and queries are those of the first
+    head, so evaluation, which leaves out the second heads, is that of the parent.
+    """
+
+    def __init__(
+        self, *, layers: Sequence[SalienceDecoderLayer], embed_dim: int = 256, num_classes: int
+    ) -> None:
+        super().__init__(layers=layers, embed_dim=embed_dim, num_classes=num_classes)
+        self.one_to_many_heads = nn.ModuleList(
+            class_head(embed_dim=embed_dim, num_classes=num_classes) for _ in layers
+        )
+
+    def forward(
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        memory: Tensor,
+        tokens: TokenPyramid,
+        attention_mask: Tensor | None = None,
+    ) -> DetectionPredictions:
+        """Decode a batch, see :meth:`SalienceDecoder.forward`."""
+        predictions = super().forward(query, reference_points, memory, tokens, attention_mask)
+        if not self.training:
+            return predictions
+
+        pred_logits, one_to_many_logits = predictions.pred_logits.chunk(2, dim=-1)
+        return DetectionPredictions(
+            pred_logits, predictions.pred_boxes, one_to_many_logits=one_to_many_logits
+        )
+
+    def classify(self, layer: int, normalized: Tensor) -> Tensor:
+        """Return (B, N, K) class logits; in training (B, N, 2K), those of both heads."""
+        logits = super().classify(layer, normalized)
+        if not self.training:
+            return logits
+        return torch.cat([logits, self.one_to_many_heads[layer](normalized)], dim=-1)
 
 
 def move_boxes(box_logits: Tensor, offsets: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Assignment of predictions to ground truth (DETR, section 3.1).
+"""Assignment of predictions to ground truth: one-to-one (DETR, section 3.1) and one-to-many.
 
 Symbols: I layers, B images, N queries, K classes, G = most boxes in an image of the batch.
 """
@@ -10,8 +10,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
-from salience_detr.modeling.structures import DetectionPredictions, DetectionTargets, Matches
+from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, box_iou, generalized_box_iou
+from salience_detr.modeling.query_selection import valid_mask
+from salience_detr.modeling.structures import (
+    DetectionPredictions,
+    DetectionTargets,
+    Matches,
+    OneToManyMatches,
+)
 
 # Cost of a prediction that is not finite: it is matched first, so that it shows in the losses.
 NON_FINITE_COST = -1e9
@@ -90,3 +96,87 @@ class HungarianMatcher:
             + self.l1_weight * l1
             - self.giou_weight * giou
         )
+
+
+class OneToManyMatcher:
+    """Assignment of several queries to each box (MS-DETR, section 3.2).
+
+    The score of a query and a box is ``iou_weight`` times their IoU, plus the rest of 1 times the
+    probability of the box's class. Each query goes to its box of highest score, and is matched if
+    this score reaches the threshold or if the query is the best one of some box.
+
+    Of the matches of a box only the ``max_queries`` best stay, and of those of an image only a
+    quarter as many as it has queries.
+
+    Args:
+        iou_weight: in [0, 1].
+        threshold: least score of a match that is not the best one of a box.
+        max_queries: most queries of a box.
+        max_part: of the queries of an image that are matched.
+    """
+
+    def __init__(
+        self,
+        *,
+        iou_weight: float = 0.7,
+        threshold: float = 0.4,
+        max_queries: int = 6,
+        max_part: float = 0.25,
+    ) -> None:
+        self.iou_weight = iou_weight
+        self.threshold = threshold
+        self.max_queries = max_queries
+        self.max_part = max_part
+
+    @torch.no_grad()
+    def __call__(
+        self, predictions: DetectionPredictions, targets: DetectionTargets
+    ) -> OneToManyMatches:
+        """Match the valid queries of each layer and image, without a copy from the device."""
+        shape = predictions.pred_logits.shape[:3]
+        device = predictions.pred_logits.device
+        if targets.max_boxes == 0:
+            box = torch.zeros(shape, dtype=torch.int64, device=device)
+            return OneToManyMatches(box, matched=torch.zeros_like(box, dtype=torch.bool))
+
+        num_queries = torch.full(shape[1:2], shape[2])
+        if predictions.num_valid is not None:
+            num_queries = predictions.num_valid
+        query_valid = valid_mask(num_queries, predictions.pred_boxes[0])
+        box_valid = valid_mask(torch.tensor(targets.num_boxes), targets.labels)
+        valid = query_valid[:, :, None] & box_valid[:, None]
+
+        scores = self.scores(predictions, targets).masked_fill(~valid, -torch.inf)
+        score, box = scores.max(dim=-1)
+
+        # Matches by their score, and by being the best ones of a box.
+        is_best = ((scores == scores.amax(dim=2, keepdim=True)) & valid).any(-1)
+        matched = ((score >= self.threshold) | is_best) & query_valid
+
+        # The best matches of each box, then of each image.
+        boxes = torch.arange(targets.max_boxes, device=device)
+        of_box = matched[..., None] & (box[..., None] == boxes)
+        kept = best_entries(score[..., None].expand_as(scores), of_box, self.max_queries, dim=2)
+        limit = (num_queries * self.max_part).long().to(device, non_blocking=True)
+        matched = best_entries(score, kept.any(-1), limit[:, None], dim=2)
+        return OneToManyMatches(box, matched)
+
+    def scores(self, predictions: DetectionPredictions, targets: DetectionTargets) -> Tensor:
+        """Return the (I, B, N, G) scores, float32 at least; those of padding are meaningless."""
+        dtype = torch.promote_types(predictions.pred_logits.dtype, torch.float32)
+        boxes = box_cxcywh_to_xyxy(predictions.pred_boxes.to(dtype))
+        target_boxes = box_cxcywh_to_xyxy(targets.boxes.to(dtype))
+        iou, _ = box_iou(boxes[:, :, :, None], target_boxes[:, None])
+
+        logits = predictions.pred_logits.to(dtype)
+        labels = targets.labels[:, None].expand(*logits.shape[:3], -1)
+        probability = logits.gather(-1, labels).sigmoid()
+        return self.iou_weight * iou + (1 - self.iou_weight) * probability
+
+
+def best_entries(score: Tensor, chosen: Tensor, limit: int | Tensor, dim: int) -> Tensor:
+    """Return ``chosen`` without its entries beyond the ``limit`` of highest score along ``dim``."""
+    ranking = score.masked_fill(~chosen, -torch.inf)
+    ranking = ranking.argsort(dim=dim, descending=True, stable=True)
+    rank = ranking.argsort(dim=dim)
+    return chosen & (rank < limit)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -184,9 +185,7 @@ class SalienceDETR(nn.Module):
         # The denoising queries come first.
         denoised, matching = predictions.split_queries(denoising.layout.num_queries)
         proposals = encoding.proposals
-        matching = DetectionPredictions(
-            matching.pred_logits, matching.pred_boxes, proposals.num_valid
-        )
+        matching = replace(matching, num_valid=proposals.num_valid)
 
         # The encoder's proposals are predictions of one layer.
         encoder = DetectionPredictions(

@@ -105,11 +105,14 @@ class DetectionPredictions:
         pred_boxes: (I, B, N, 4) (cx, cy, w, h), normalized by the unpadded image size.
         num_valid: (B,) on the CPU: number of valid queries of each image, which come first. The
             others are padding and take no part in matching or losses. None if no query is padded.
+        one_to_many_logits: (I, B, N, K) of the second class heads, which decoders have in training
+            only; None without such heads.
     """
 
     pred_logits: Tensor
     pred_boxes: Tensor
     num_valid: Tensor | None = None
+    one_to_many_logits: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of layers I."""
@@ -117,13 +120,20 @@ class DetectionPredictions:
 
     def split_queries(self, num_first: int) -> tuple[DetectionPredictions, DetectionPredictions]:
         """Return the predictions of the first queries and those of the others, none padded."""
-        first = DetectionPredictions(
-            self.pred_logits[:, :, :num_first], self.pred_boxes[:, :, :num_first]
-        )
-        others = DetectionPredictions(
-            self.pred_logits[:, :, num_first:], self.pred_boxes[:, :, num_first:]
-        )
+        first = self.take_queries(slice(None, num_first))
+        others = self.take_queries(slice(num_first, None))
         return first, others
+
+    def take_queries(self, queries: slice) -> DetectionPredictions:
+        """Return the predictions of some queries, none padded."""
+        one_to_many_logits = self.one_to_many_logits
+        if one_to_many_logits is not None:
+            one_to_many_logits = one_to_many_logits[:, :, queries]
+        return DetectionPredictions(
+            self.pred_logits[:, :, queries],
+            self.pred_boxes[:, :, queries],
+            one_to_many_logits=one_to_many_logits,
+        )
 
 
 @dataclass(frozen=True)
@@ -152,6 +162,19 @@ class Matches:
         together = torch.stack([self.image.expand_as(self.query), self.query, self.box])
         image, query, box = together.to(device, non_blocking=True)
         return Matches(image[0], query, box)
+
+
+@dataclass(frozen=True)
+class OneToManyMatches:
+    """Boxes that queries are matched with, several queries with the same box.
+
+    Attributes:
+        box: (I, B, N) box of each query, among those of the image; meaningless where not matched.
+        matched: (I, B, N) True for matched queries.
+    """
+
+    box: Tensor
+    matched: Tensor
 
 
 @dataclass(frozen=True)

@@ -58,10 +58,14 @@ def test_encoder_and_decoder_are_one_graph_each_and_few_for_all_sizes(
     assert numbers[-1] == numbers[-3] <= 5
 
 
-def test_training_compiles_few_graphs_for_all_sizes(micro_config, make_input, graphs, monkeypatch):
+@pytest.mark.parametrize("name", ["micro", "variants"])
+def test_training_compiles_few_graphs_for_all_sizes(
+    micro_config, make_input, graphs, monkeypatch, name
+):
     stages = ("encoder", "decoder")
     monkeypatch.setattr("salience_detr.engine.compilation.COMPILED_STAGES", stages)
-    config = load_config(micro_config, ["train.compile=True"])
+    path = micro_config.replace("micro.py", f"{name}.py")
+    config = load_config(path, ["train.compile=True"])
     torch.manual_seed(0)
     plain = instantiate(config.model)
     torch.manual_seed(0)

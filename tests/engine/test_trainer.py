@@ -40,9 +40,9 @@ def step(micro_config, make_input):
         make_input(64, 64, [[5, 5, 12, 14], [30, 30, 60, 60], [0, 0, 64, 64]], [1, 3, 4]),
     ]
 
-    def run(*overrides, frozen=True, **options):
+    def run(*overrides, config=micro_config, frozen=True, **options):
         torch.manual_seed(1)
-        model = instantiate(load_config(micro_config, overrides).model)
+        model = instantiate(load_config(config, overrides).model)
         model = (FrozenBatchNorm2d.convert_frozen_batchnorm(model) if frozen else model).double()
         # As initialized, all tokens are nearly equally likely: rounding would choose the queries.
         nn.init.normal_(model.query_selection.class_head.weight)
@@ -72,12 +72,17 @@ def step(micro_config, make_input):
     return run
 
 
-@pytest.mark.parametrize("parts", [2, 3, 4, 9])
-def test_parts_of_a_batch_add_up_to_the_batch(step, parts):
-    losses, gradients, _ = step()
-    part_losses, part_gradients, _ = step(accumulate=parts)
+@pytest.mark.parametrize(
+    ("config", "parts"),
+    [("micro", 2), ("micro", 3), ("micro", 4), ("micro", 9), ("variants", 2), ("variants", 4)],
+)
+def test_parts_of_a_batch_add_up_to_the_batch(step, config, parts, micro_config):
+    path = micro_config.replace("micro.py", f"{config}.py")
+    losses, gradients, _ = step(config=path)
+    part_losses, part_gradients, _ = step(config=path, accumulate=parts)
 
     assert part_losses.keys() == losses.keys() and "loss_class_dn" in losses
+    assert ("loss_class_o2m_0" in losses) == (config == "variants")
     for name, value in losses.items():
         assert part_losses[name] == pytest.approx(value, rel=1e-10), name
 
@@ -177,12 +182,15 @@ def test_losses_are_grouped_by_what_they_teach():
         "class_enc",
         "class_dn",
         "class_dn_0",
+        "class_o2m",
+        "class_o2m_0",
         "salience",
     ]
     losses = {f"loss_{name}": 1.0 for name in names} | {"grad_norm": 5.0}
 
     assert group_losses(losses) == {
-        "class": 1, "bbox": 1, "earlier": 2, "encoder": 1, "denoising": 2, "salience": 1,
+        "class": 1, "bbox": 1, "earlier": 2, "encoder": 1, "denoising": 2, "one_to_many": 2,
+        "salience": 1,
     }  # fmt: skip
 
 

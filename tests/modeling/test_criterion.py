@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from salience_detr.layers.losses import MatchabilityAwareLoss
-from salience_detr.modeling.criterion import SetCriterion, check_labels
+from salience_detr.modeling.criterion import OneToManyCriterion, SetCriterion, check_labels
 from salience_detr.modeling.denoising import DenoisingLayout
-from salience_detr.modeling.matcher import HungarianMatcher
+from salience_detr.modeling.matcher import HungarianMatcher, OneToManyMatcher
 from salience_detr.modeling.structures import (
     DetectionPredictions,
     DetectionTargets,
@@ -147,6 +148,59 @@ def test_another_class_loss_changes_the_class_losses_only():
 
     assert losses["loss_class"].item() == pytest.approx(expected / 2, abs=1e-12)
     assert losses["loss_bbox"] == plain["loss_bbox"] and losses["loss_giou"] == plain["loss_giou"]
+
+
+def one_to_many_criterion():
+    matcher = OneToManyMatcher(threshold=0.2)
+    return OneToManyCriterion(matcher=HungarianMatcher(), one_to_many_matcher=matcher)
+
+
+@pytest.mark.parametrize("suffix", ["", "_0"])
+def test_losses_of_the_second_heads_equal_plain_loops(suffix):
+    targets = random_targets(3, 1, 0)
+    decoder = random_predictions(2, 3, 16)
+    encoder = random_predictions(1, 3, 16)
+    criterion = one_to_many_criterion()
+    second = torch.randn_like(decoder.pred_logits)
+
+    decoder = replace(decoder, one_to_many_logits=second)
+    losses = criterion(decoder, encoder, targets, divided_by(4))
+
+    layer = {"": 1, "_0": 0}[suffix]
+    found = criterion.one_to_many_matcher(replace(decoder, pred_logits=second), targets)
+    matches = []
+    for i in range(3):
+        query = found.matched[layer, i].nonzero()[:, 0]
+        matches.append((query, found.box[layer, i, query]))
+    assert len(matches[0][0]) == 4  # more than boxes
+
+    logits, boxes = second[layer], decoder.pred_boxes[layer]
+    class_loss, l1, giou = losses_by_loops(logits, boxes, targets, matches, 4)
+    found = [losses[f"loss_{name}_o2m{suffix}"].item() for name in ("class", "bbox", "giou")]
+    assert found == pytest.approx([2 * class_loss, l1, giou], abs=1e-12)
+
+    # The losses of the first heads are those of the parent.
+    plain = SetCriterion(matcher=HungarianMatcher())(decoder, encoder, targets, divided_by(4))
+    assert plain == {name: losses[name] for name in plain}
+
+
+def test_second_heads_learn_background_from_a_batch_without_boxes():
+    predictions = random_predictions(1, 2, 3)
+    second = torch.randn_like(predictions.pred_logits).requires_grad_()
+    targets = random_targets(0, 0)
+
+    decoder = replace(predictions, one_to_many_logits=second)
+    losses = one_to_many_criterion()(decoder, predictions, targets, divided_by(1))
+    losses["loss_class_o2m"].backward()
+
+    assert losses["loss_bbox_o2m"] == losses["loss_giou_o2m"] == 0
+    assert second.grad.abs().sum() > 0
+
+
+def test_a_decoder_without_second_heads_is_named():
+    predictions = random_predictions(1, 1, 3)
+    with pytest.raises(ValueError, match="needs the second class heads of a OneToManyDecoder"):
+        one_to_many_criterion()(predictions, predictions, random_targets(1), divided_by(1))
 
 
 def test_a_batch_without_boxes_has_finite_losses_with_gradients():

@@ -8,7 +8,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from salience_detr.modeling.matcher import HungarianMatcher
+from salience_detr.modeling.matcher import HungarianMatcher, OneToManyMatcher
 from salience_detr.modeling.structures import DetectionPredictions, DetectionTargets
 
 
@@ -127,3 +127,78 @@ def test_layers_and_images_with_different_numbers_of_boxes_are_matched_as_alone(
             )
             found = [x[layer, matches.image == image] for x in (matches.query, matches.box)]
             assert [x.tolist() for x in found] == [x.tolist() for x in expected]
+
+
+# Of one size, moved along x: IoU = (0.2 - d) / (0.2 + d). Score with p = 0.5: 0.7 IoU + 0.15.
+TWO_BOXES = ([0, 1], [[0.25, 0.5, 0.2, 0.2], [0.75, 0.5, 0.2, 0.2]])
+QUERIES = [
+    [0.25, 0.5, 0.2, 0.2],  # d = 0: 0.85
+    [0.30, 0.5, 0.2, 0.2],  # d = 0.05, IoU 3 / 5: 0.57
+    [0.35, 0.5, 0.2, 0.2],  # d = 0.1, IoU 1 / 3: 0.383, below the threshold
+    [0.21, 0.5, 0.2, 0.2],  # d = 0.04, IoU 2 / 3: 0.617
+    [0.85, 0.5, 0.2, 0.2],  # d = 0.1 from the other box: 0.383, the best one of it
+    *[[0.5, 0.1, 0.1, 0.1]] * 3,  # 0.15
+]
+
+
+def match_to_many(logits, num_valid=None, **options):
+    """Return the matched queries of the image, and their boxes."""
+    boxes = torch.tensor(QUERIES, dtype=torch.float64)[None, None]
+    predictions = DetectionPredictions(logits[None, None], boxes, num_valid)
+    matches = OneToManyMatcher(**options)(predictions, targets(TWO_BOXES))
+    query = matches.matched[0, 0].nonzero()[:, 0]
+    return query.tolist(), matches.box[0, 0, query].tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "queries", "boxes"),
+    [
+        ({"max_part": 1.0}, [0, 1, 3, 4], [0, 0, 0, 1]),
+        ({"max_part": 1.0, "max_queries": 2}, [0, 3, 4], [0, 0, 1]),  # the best two of each box
+        ({"max_part": 1.0, "threshold": 0.6}, [0, 3, 4], [0, 0, 1]),
+        ({"max_part": 1.0, "threshold": 0.38}, [0, 1, 2, 3, 4], [0, 0, 0, 0, 1]),
+        ({}, [0, 3], [0, 0]),  # a quarter of eight queries
+    ],
+)
+def test_several_queries_of_high_score_go_to_a_box(options, queries, boxes):
+    logits = torch.zeros(8, 2, dtype=torch.float64)
+    assert match_to_many(logits, **options) == (queries, boxes)
+
+
+def test_the_probability_of_the_class_of_the_box_counts():
+    # p = 1 of class 0: 0.7 / 3 + 0.3 = 0.533 for query 2, but not for class 1 and query 4.
+    logits = torch.zeros(8, 2, dtype=torch.float64)
+    logits[:, 0] = 50
+    assert match_to_many(logits, max_part=1.0) == ([0, 1, 2, 3, 4], [0, 0, 0, 0, 1])
+    assert match_to_many(logits, max_part=1.0, threshold=0.54)[0] == [0, 1, 3, 4]
+
+
+def test_padded_queries_are_not_matched_to_many():
+    logits = torch.zeros(8, 2, dtype=torch.float64)
+    found = match_to_many(logits, torch.tensor([4]), max_part=0.5)
+
+    # Two of the four queries; query 4 is padding, although it is the best one of its box.
+    assert found == ([0, 3], [0, 0])
+
+
+def test_a_batch_is_matched_to_many_as_its_images_alone():
+    logits = torch.randn(2, 3, 12, 4)
+    boxes = torch.rand(2, 3, 12, 4) * 0.5 + 0.25
+    num_valid = torch.tensor([12, 9, 12])
+    images = [
+        ([1], [[0.4, 0.5, 0.5, 0.5]]),
+        ([], []),
+        ([0, 3], [[0.5, 0.4, 0.5, 0.6], [0.6, 0.6, 0.4, 0.5]]),
+    ]
+
+    matcher = OneToManyMatcher()
+    together = matcher(DetectionPredictions(logits, boxes, num_valid), targets(*images))
+
+    assert together.matched.sum((0, 2)).tolist()[1] == 0
+    for i, image in enumerate(images):
+        alone = slice(i, i + 1)
+        predictions = DetectionPredictions(logits[:, alone], boxes[:, alone], num_valid[alone])
+        found = matcher(predictions, targets(image))
+        assert torch.equal(found.matched[:, 0], together.matched[:, i])
+        matched = found.matched[:, 0]
+        assert torch.equal(found.box[:, 0][matched], together.box[:, i][matched])

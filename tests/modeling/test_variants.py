@@ -1,0 +1,134 @@
+"""Changes from later papers fit the published model; what only training uses stays out."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import instantiate
+from safetensors.torch import load_file
+
+from salience_detr.checkpoint import CheckpointError, load_weights
+from salience_detr.checkpoint.loading import start_from
+from salience_detr.cli import convert_checkpoint
+from salience_detr.config import load_config
+from salience_detr.data.classes import ClassList
+from salience_detr.export.graph import DetectionGraph
+from salience_detr.export.program import drop_training_parts
+
+ROOT = Path(__file__).resolve().parents[2]
+VARIANTS = str(ROOT / "tests" / "configs" / "variants.py")
+HEADS = "decoder.one_to_many_heads"
+
+
+@pytest.fixture
+def build(micro_config):
+    def make(path=micro_config, *overrides):
+        return instantiate(load_config(path, overrides).model)
+
+    return make
+
+
+@pytest.fixture
+def batch(make_input):
+    return [
+        make_input(64, 96, [[4, 4, 40, 30], [50, 8, 90, 60]], [0, 5]),
+        make_input(40, 64, [], []),
+    ]
+
+
+def shared_weights(first, second):
+    """Return pairs of the tensors that two models have in common."""
+    state = second.state_dict()
+    return [(x, state[name]) for name, x in first.state_dict().items() if name in state]
+
+
+def test_evaluation_does_not_see_the_second_heads(build, batch):
+    plain, variant = build().eval(), build(VARIANTS).eval()
+    plain.load_state_dict(
+        {name: x for name, x in variant.state_dict().items() if HEADS not in name}
+    )
+    with torch.no_grad():
+        for found, expected in zip(variant(batch), plain(batch), strict=True):
+            assert torch.equal(found["instances"].scores, expected["instances"].scores)
+
+
+def test_all_of_a_variant_learns_in_mixed_precision(build, batch):
+    model = build(VARIANTS).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(batch)
+
+    assert all(x.dtype == torch.float32 and x.isfinite() for x in losses.values())
+    sum(losses.values()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("num_classes", [6, 3])
+def test_published_weights_start_a_variant_with_one_line(build, tmp_path, caplog, num_classes):
+    plain, variant = build(), build(VARIANTS, f"model.num_classes={num_classes}")
+    torch.save(plain.state_dict(), tmp_path / "a.pth")
+    fresh = variant.decoder.one_to_many_heads[0].weight.clone()
+
+    with caplog.at_level(logging.WARNING):
+        start_from(variant, tmp_path / "a.pth")
+
+    lines = [x for x in caplog.messages if HEADS in x]
+    assert lines == [f"{tmp_path / 'a.pth'} has no {HEADS}: random weights stay there"]
+    assert torch.equal(variant.decoder.one_to_many_heads[0].weight, fresh)
+    same = [torch.equal(a, b) for a, b in shared_weights(plain, variant) if a.shape == b.shape]
+    assert all(same)
+
+
+@pytest.mark.parametrize("load", [start_from, load_weights])
+def test_weights_of_a_variant_fit_the_published_model_with_one_line(build, tmp_path, caplog, load):
+    plain, variant = build(), build(VARIANTS)
+    torch.save(variant.state_dict(), tmp_path / "a.pth")
+
+    with caplog.at_level(logging.INFO):
+        load(plain, tmp_path / "a.pth")
+
+    lines = [x for x in caplog.messages if HEADS in x]
+    assert lines == [f"{tmp_path / 'a.pth'}: left out {HEADS}, which the model does not have"]
+    assert all(torch.equal(a, b) for a, b in shared_weights(plain, variant))
+
+
+def test_second_heads_keep_the_rows_of_their_classes(build, tmp_path):
+    source, target = build(VARIANTS), build(VARIANTS, "model.num_classes=2")
+    content = {"model": source.state_dict(), "class_names": list("abcdef")}
+    torch.save(content, tmp_path / "a.pth")
+
+    start_from(target, tmp_path / "a.pth", classes=ClassList(("e", "b")))
+
+    rows = source.decoder.one_to_many_heads[1].bias[[4, 1]]
+    assert torch.equal(target.decoder.one_to_many_heads[1].bias, rows)
+
+
+def test_stripped_weights_have_no_second_heads_and_detect(build, tmp_path, capsys):
+    plain, variant = build(), build(VARIANTS)
+    torch.save({"model": variant.state_dict()}, tmp_path / "a.pth")
+
+    target = tmp_path / "b.safetensors"
+    assert convert_checkpoint.main([str(tmp_path / "a.pth"), str(target)]) == 0
+
+    assert f"left out, for training only (4): {HEADS}.0.bias" in capsys.readouterr().out
+    assert load_file(target).keys() == plain.state_dict().keys()
+    load_weights(variant, target)
+
+
+def test_other_missing_parts_are_still_an_error(build, tmp_path):
+    state = build().state_dict()
+    del state["decoder.class_heads.0.bias"]
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"missing from the file.*class_heads\.0\.bias"):
+        start_from(build(VARIANTS), tmp_path / "a.pth")
+
+
+def test_exported_graphs_have_no_second_heads(build):
+    model = build(VARIANTS)
+    graph = DetectionGraph(model)
+    drop_training_parts(graph)
+
+    assert not any("one_to_many" in name for name in graph.state_dict())
+    assert any("one_to_many" in name for name in model.state_dict())
