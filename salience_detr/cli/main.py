@@ -155,7 +155,7 @@ def exit_unknown(name: str, word: str, known: Iterable[str]) -> NoReturn:
     """
     known = list(known)
     remedy = f"use one of {', '.join(known)}"
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:
         remedy = f"did you mean {near[0]}?"
     print(f"error: there is no {name} {word}; {remedy} (see {name} --help)", file=sys.stderr)

@@ -118,7 +118,8 @@ def names_of_list(paths: Sequence[Path]) -> dict[Path, Path]:
 def find_files(pattern: str) -> tuple[list[Path], list[Path]]:
     """Find the files of one path, folder or pattern, sorted.
 
-    In a folder, only images and videos count. A file that is named itself may have any ending.
+    In a folder, only images and videos count. A file that is named itself may have any ending. A
+    glob pattern means the files that it fits, or if there are none, the folders.
 
     Returns:
         The files, and the other files of a folder.
@@ -132,7 +133,15 @@ def find_files(pattern: str) -> tuple[list[Path], list[Path]]:
         return sort_files(sorted(p for p in path.rglob("*") if p.is_file()))
 
     matches = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
-    return [match for match in matches if match.is_file()], []
+    files = [match for match in matches if match.is_file()]
+    if files:
+        return files, []
+
+    # A pattern that fits folders alone means what is in them.
+    contents: set[Path] = set()
+    for folder in matches:
+        contents.update(path for path in folder.rglob("*") if path.is_file())
+    return sort_files(sorted(contents))
 
 
 def sort_files(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:

@@ -110,6 +110,12 @@ def test_converting_keeps_class_names_and_category_ids(tmp_path, micro_config, o
     assert load_weights(model, tmp_path / output) == classes
 
 
+def test_a_converted_file_has_an_ending_of_checkpoints(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        convert_checkpoint.main(["a.pth", "b.txt"])
+    assert "OUT is b.txt; its name must end in .safetensors or .pth" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flag", ["--half", "--raw"])
 def test_another_detector_passes_with_its_names_unchanged(tmp_path, flag, capsys):
     config = load_config(ROOT / "configs" / "neu_det_retinanet_r18.py")

@@ -31,6 +31,16 @@ def save(tmp_path):
     return write
 
 
+def test_a_pattern_that_fits_folders_alone_means_their_images(save, tmp_path, monkeypatch):
+    for name in ("line1/a.png", "line2/day/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        save(4, 4, name)
+    (tmp_path / "line2" / "notes.txt").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    inputs = collect_inputs(["line*"])
+    assert [str(path) for path in inputs.files] == ["line1/a.png", "line2/day/b.png"]
+
+
 def test_folders_patterns_and_files_are_collected_once_each(save, tmp_path):
     (tmp_path / "sub").mkdir()
     names = ["b.png", "a.JPG", "sub/ü ö.png"]

@@ -28,4 +28,7 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     add("--all-classes", action="store_true", help="keep all class rows, not COCO's 80 used ones")
     add("--half", action="store_true", help="store float16: half the size, about three digits")
     add("--raw", action="store_true", help="take the trained weights, not their EMA")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.output.suffix.lower() not in (".safetensors", ".pth"):
+        parser.error(f"OUT is {args.output}; its name must end in .safetensors or .pth")
+    return args
