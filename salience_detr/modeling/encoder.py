@@ -203,9 +203,10 @@ class SalienceEncoder(nn.Module):
             layer_index = index[:, :length]
             query = gather_tokens(memory, layer_index)
 
-            # Importance: best class logit of the token as it is now, times its salience.
+            # By the best class logit of the token as it is now, and its salience.
             with torch.no_grad():
-                importance = class_head(query).amax(-1) * selection.scores[:, :length]
+                best_logit = class_head(query).amax(-1)
+                importance = self.importance(best_logit, selection.scores[:, :length])
 
             refined = layer(
                 query,
@@ -222,6 +223,13 @@ class SalienceEncoder(nn.Module):
 
         return self.add_background(memory, tokens, layer_index, valid_mask)
 
+    def importance(self, class_logit: Tensor, salience: Tensor) -> Tensor:
+        """Return the product of (B, n) class logits and salience logits.
+
+        As published, two negative logits give a large product.
+        """
+        return class_logit * salience
+
     def add_background(
         self, memory: Tensor, tokens: TokenPyramid, index: Tensor, valid_mask: Tensor
     ) -> Tensor:
@@ -233,3 +241,11 @@ class SalienceEncoder(nn.Module):
 
         embedding = self.background_embedding(tokens.spatial_shapes_list).to(memory.dtype)
         return memory + embedding * background[..., None]
+
+
+class ProbabilityEncoder(SalienceEncoder):
+    """An encoder that ranks by the product of probabilities, which rises with both of them."""
+
+    def importance(self, class_logit: Tensor, salience: Tensor) -> Tensor:
+        """Return the product of (B, n) class and salience probabilities, of their logits."""
+        return class_logit.sigmoid() * salience.sigmoid()

@@ -74,12 +74,41 @@ class SalienceHead(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, H_l * W_l, D) tokens of one level -> (B, H_l * W_l) logits."""
+    def forward(self, tokens: Tensor, factor: Tensor | None = None) -> Tensor:
+        """Score the tokens of one level.
+
+        Args:
+            tokens: (B, H_l * W_l, D).
+            factor: (B, H_l * W_l, 1) modulation by the coarser level; None if there is none.
+
+        Returns:
+            (B, H_l * W_l) logits.
+        """
         # One half of the channels is the token's own, the other the mean over its level.
-        local, context = self.local(tokens).chunk(2, dim=-1)
+        local, context = self.embed(tokens, factor).chunk(2, dim=-1)
         context = context.mean(dim=1, keepdim=True).expand_as(local)
         return self.score(torch.cat([local, context], dim=-1)).squeeze(-1)
+
+    def embed(self, tokens: Tensor, factor: Tensor | None) -> Tensor:
+        """Return (B, H_l * W_l, D) features of modulated tokens.
+
+        As published, the LayerNorm cancels a positive factor.
+        """
+        if factor is not None:
+            tokens = tokens * factor
+        return self.local(tokens)
+
+
+class NormModulatedSalienceHead(SalienceHead):
+    """A salience head that the coarser level modulates behind its LayerNorm, where it acts."""
+
+    def embed(self, tokens: Tensor, factor: Tensor | None) -> Tensor:
+        """Return (B, H_l * W_l, D) features of normalized tokens times the factor."""
+        norm, linear, activation = self.local
+        normalized = norm(tokens)
+        if factor is not None:
+            normalized = normalized * factor
+        return activation(linear(normalized))
 
 
 class SalienceFilter(nn.Module):
@@ -90,13 +119,19 @@ class SalienceFilter(nn.Module):
     Args:
         level_ratios: part of the unpadded tokens of each level that is selected.
         layer_ratios: part of the selected tokens that each encoder layer refines.
+        head: scores the tokens of a level; None for a :class:`SalienceHead`.
 
     Raises:
         ValueError: a ratio is not in (0, 1].
     """
 
     def __init__(
-        self, *, embed_dim: int = 256, level_ratios: Sequence[float], layer_ratios: Sequence[float]
+        self,
+        *,
+        embed_dim: int = 256,
+        level_ratios: Sequence[float],
+        layer_ratios: Sequence[float],
+        head: SalienceHead | None = None,
     ) -> None:
         super().__init__()
 
@@ -107,7 +142,7 @@ class SalienceFilter(nn.Module):
         self.level_ratios = tuple(level_ratios)
         self.layer_ratios = tuple(layer_ratios)
 
-        self.head = SalienceHead(embed_dim=embed_dim)
+        self.head = head or SalienceHead(embed_dim=embed_dim)
         self.alpha = nn.Parameter(torch.empty(len(level_ratios) - 1))
         nn.init.uniform_(self.alpha, -0.3, 0.3)
 
@@ -152,8 +187,8 @@ class SalienceFilter(nn.Module):
     def score_levels(self, memory: Tensor, tokens: TokenPyramid) -> list[Tensor]:
         """Score (B, S, D) tokens level by level, each level modulated by the coarser one.
 
-        The head starts with a LayerNorm, so a positive factor cancels: as published, the modulation
-        acts only where it turns negative.
+        The published head starts with a LayerNorm, so a positive factor cancels: the modulation
+        acts only where it turns negative. In a :class:`NormModulatedSalienceHead` it always acts.
 
         Returns:
             L score maps (B, H_l, W_l) of logits, finest first.
@@ -165,14 +200,15 @@ class SalienceFilter(nn.Module):
             level_tokens = levels[level]
             shape = tokens.spatial_shapes_list[level]
 
-            # tokens * (1 + alpha * upsampled score of the coarser level)
+            # 1 + alpha * upsampled score of the coarser level
+            factor = None
             if maps:
                 coarser = maps[0][:, None]
                 upsampled = F.interpolate(coarser, size=shape, mode="bilinear", align_corners=True)
                 modulation = upsampled.flatten(1)[..., None] * self.alpha[level]
-                level_tokens = level_tokens * (1 + modulation)
+                factor = 1 + modulation
 
-            maps.insert(0, self.head(level_tokens).unflatten(1, shape))
+            maps.insert(0, self.head(level_tokens, factor).unflatten(1, shape))
 
         return maps
 

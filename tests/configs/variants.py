@@ -5,7 +5,9 @@ from detectron2.config import LazyCall as L
 from salience_detr.layers.losses import MatchabilityAwareLoss
 from salience_detr.modeling.criterion import OneToManyCriterion
 from salience_detr.modeling.decoder import OneToManyDecoder
+from salience_detr.modeling.encoder import ProbabilityEncoder
 from salience_detr.modeling.matcher import OneToManyMatcher
+from salience_detr.modeling.salience import NormModulatedSalienceHead
 
 from .micro import dataloader, lr_multiplier, model, optimizer, train
 
@@ -14,3 +16,6 @@ model.criterion.class_loss = L(MatchabilityAwareLoss)(gamma=1.5)
 model.decoder._target_ = OneToManyDecoder
 model.criterion._target_ = OneToManyCriterion
 model.criterion.one_to_many_matcher = L(OneToManyMatcher)()
+
+model.encoder._target_ = ProbabilityEncoder
+model.salience_filter.head = L(NormModulatedSalienceHead)(embed_dim="${...embed_dim}")

@@ -14,6 +14,7 @@ from torch import nn
 from salience_detr.layers.heads import bbox_head, class_head
 from salience_detr.modeling.encoder import (
     BackgroundEmbedding,
+    ProbabilityEncoder,
     SalienceEncoder,
     SalienceEncoderLayer,
 )
@@ -21,7 +22,11 @@ from salience_detr.modeling.feature_fusion import FeatureFusion, RepVGGBlock
 from salience_detr.modeling.neck import ChannelMapper
 from salience_detr.modeling.postprocess import clip_detections, select_detections
 from salience_detr.modeling.query_selection import QuerySelection
-from salience_detr.modeling.salience import SalienceFilter
+from salience_detr.modeling.salience import (
+    NormModulatedSalienceHead,
+    SalienceFilter,
+    SalienceHead,
+)
 from salience_detr.modeling.token_pyramid import TokenPyramidBuilder, flatten_maps
 
 D = 16
@@ -141,16 +146,55 @@ def test_a_coarse_score_modulates_the_finer_level_only_where_the_factor_is_negat
         )
 
 
+def test_a_head_modulated_behind_its_norm_learns_from_a_positive_factor():
+    tokens, _ = make_tokens([(32, 48)])
+    memory = torch.randn(1, 30, D, dtype=torch.float64)
+
+    gradients = {}
+    for head in (SalienceHead(embed_dim=D), NormModulatedSalienceHead(embed_dim=D)):
+        head.local[0].eps = 0.0
+        salience_filter = SalienceFilter(
+            embed_dim=D, level_ratios=[0.5, 1.0], layer_ratios=[1.0], head=head
+        ).double()
+        nn.init.constant_(salience_filter.alpha, 0.1)
+        salience_filter.score_levels(memory, tokens)[0].sum().backward()
+        gradients[type(head)] = salience_filter.alpha.grad.abs().item()
+
+    assert gradients[SalienceHead] < 1e-12 < 1e-4 < gradients[NormModulatedSalienceHead]
+
+
+def test_a_factor_behind_the_norm_scales_what_the_linear_layer_sees():
+    head = NormModulatedSalienceHead(embed_dim=4)
+    nn.init.eye_(head.local[1].weight)
+
+    # Mean 2 and deviation 1: normalized to -1, -1, 1, 1, then tripled.
+    found = head.embed(torch.tensor([[[1.0, 1.0, 3.0, 3.0]]]), torch.tensor([[[3.0]]]))
+    expected = nn.functional.gelu(torch.tensor([-3.0, -3.0, 3.0, 3.0]))
+    torch.testing.assert_close(found[0, 0], expected, atol=1e-4, rtol=0)
+
+
+def test_a_product_of_probabilities_ranks_two_negative_logits_last():
+    logits = torch.tensor([[-3.0, 2.0, -1.0]])
+    salience = torch.tensor([[-4.0, 1.0, 3.0]])
+    encoder = make_encoder(encoder_class=ProbabilityEncoder)
+
+    # 0.0474 * 0.0180, 0.8808 * 0.7311, 0.2689 * 0.9526; as published 12, 2 and -3.
+    found = encoder.importance(logits, salience)[0]
+    assert found.tolist() == pytest.approx([0.00085, 0.64392, 0.25620], abs=1e-5)
+    published = make_encoder().importance(logits, salience)[0]
+    assert published.tolist() == [12, 2, -3]
+
+
 def test_ratios_outside_zero_to_one_are_refused():
     with pytest.raises(ValueError, match=r"level_ratios must lie in \(0, 1\], got \[0.4, 1.2\]"):
         make_filter(level_ratios=(0.4, 1.2))
 
 
-def make_encoder(**options):
+def make_encoder(encoder_class=SalienceEncoder, **options):
     options = {"embed_dim": D, "num_heads": 2, "ffn_dim": 8, "num_levels": 2, **options}
     layers = [SalienceEncoderLayer(**options) for _ in range(2)]
     background = BackgroundEmbedding(embed_dim=D, size=8)
-    return SalienceEncoder(layers=layers, background_embedding=background)
+    return encoder_class(layers=layers, background_embedding=background)
 
 
 def test_only_selected_tokens_move_and_the_others_are_marked_as_background():

@@ -46,7 +46,9 @@ def shared_weights(first, second):
 
 
 def test_evaluation_does_not_see_the_second_heads(build, batch):
-    plain, variant = build().eval(), build(VARIANTS).eval()
+    decoder = "model.decoder._target_=salience_detr.modeling.decoder.SalienceDecoder"
+    plain = build(VARIANTS, decoder).eval()
+    variant = build(VARIANTS).eval()
     plain.load_state_dict(
         {name: x for name, x in variant.state_dict().items() if HEADS not in name}
     )
