@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 TRAINING_PARTS = re.compile(r"(decoder\.one_to_many_heads)\..*")
 
 # Parts that a training may add to the weights that it starts from, or leave out.
-VARIANT_PARTS = TRAINING_PARTS
+VARIANT_PARTS = re.compile(r"(decoder\.one_to_many_heads|decoder\.position_relation)\..*")
 
 
 def without_training_parts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

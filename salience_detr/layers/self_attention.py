@@ -25,7 +25,8 @@ class PositionalSelfAttention(nn.MultiheadAttention):
         Args:
             with_position: (B, N, D), from which queries and keys are projected.
             value: (B, N, D).
-            mask: broadcastable to (B, N, N), see :func:`additive_mask`; None masks nothing.
+            mask: broadcastable to (B, N, N), see :func:`additive_mask`, or to (B, num_heads, N, N);
+                None masks nothing.
 
         Returns:
             (B, N, D)
@@ -36,7 +37,7 @@ class PositionalSelfAttention(nn.MultiheadAttention):
         bias, value_bias = self.in_proj_bias.split(widths)
         query, key = F.linear(with_position, weight, bias).chunk(2, dim=-1)
 
-        if mask is not None:
+        if mask is not None and mask.dim() == 3:
             mask = mask[:, None]  # for all heads
 
         attended = F.scaled_dot_product_attention(

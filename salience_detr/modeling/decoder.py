@@ -18,6 +18,7 @@ from salience_detr.layers.mlp import MLP, FeedForward
 from salience_detr.layers.ms_deform_attn import MultiScaleDeformableAttention
 from salience_detr.layers.position_encoding import box_sine_encoding
 from salience_detr.layers.self_attention import PositionalSelfAttention, additive_mask
+from salience_detr.modeling.position_relation import PositionRelation
 from salience_detr.modeling.structures import DetectionPredictions
 from salience_detr.modeling.token_pyramid import TokenPyramid
 
@@ -64,7 +65,8 @@ class SalienceDecoderLayer(nn.Module):
             reference_points: (B, N, L, 4) cxcywh, normalized by the padded map of each level.
             memory: (B, S, D).
             tokens: shapes and padding of the memory.
-            attention_mask: (1 or B, N, N), 0, or -inf where a query may not attend.
+            attention_mask: (1 or B, N, N) or (B, M, N, N), added to the logits of the attention
+                (of M heads): 0, or -inf where a query may not attend.
 
         Returns:
             (B, N, D)
@@ -85,14 +87,35 @@ class SalienceDecoderLayer(nn.Module):
 
 
 class SalienceDecoder(nn.Module):
-    """Decoder layers and their heads; evaluation computes predictions of the last layer only."""
+    """Decoder layers and their heads; evaluation returns predictions of the last layer only.
+
+    Args:
+        position_relation: of the boxes of successive layers; None for self-attention as published.
+
+    Raises:
+        ValueError: the relation and the layers have different numbers of heads.
+    """
 
     def __init__(
-        self, *, layers: Sequence[SalienceDecoderLayer], embed_dim: int = 256, num_classes: int
+        self,
+        *,
+        layers: Sequence[SalienceDecoderLayer],
+        embed_dim: int = 256,
+        num_classes: int,
+        position_relation: PositionRelation | None = None,
     ) -> None:
         super().__init__()
 
+        num_heads = layers[0].self_attention.num_heads
+        if position_relation is not None and position_relation.num_heads != num_heads:
+            raise ValueError(
+                f"position_relation has {position_relation.num_heads} heads, but the "
+                f"self-attention of the decoder {num_heads}; set "
+                "model.decoder.position_relation.num_heads"
+            )
+
         self.embed_dim = embed_dim
+        self.position_relation = position_relation
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(embed_dim)
 
@@ -131,6 +154,10 @@ class SalienceDecoder(nn.Module):
         if attention_mask is not None:
             mask = additive_mask(attention_mask, query)
 
+        # A position relation changes them from layer to layer.
+        layer_mask = mask
+        earlier_boxes = reference_points
+
         last = len(self.layers) - 1
         pred_logits, pred_boxes = [], []
         for i, (layer, regress) in enumerate(zip(self.layers, self.bbox_heads, strict=True)):
@@ -148,13 +175,13 @@ class SalienceDecoder(nn.Module):
                 level_references,
                 memory=memory,
                 tokens=tokens,
-                attention_mask=mask,
+                attention_mask=layer_mask,
             )
 
             # Look forward twice: the prediction starts from boxes with the gradient of the layer
             # before, the next layer from boxes without it, moved by the query before the norm.
             box_logits = inverse_sigmoid(reference_points)
-            if self.training or i == last:
+            if self.training or i == last or self.position_relation is not None:
                 normalized = self.norm(query)
                 pred_logits.append(self.classify(i, normalized))
                 pred_boxes.append(move_boxes(box_logits, regress(normalized)))
@@ -162,6 +189,15 @@ class SalienceDecoder(nn.Module):
             if i < last:
                 reference_points = move_boxes(box_logits.detach(), regress(query))
 
+            # The next self-attention knows how these boxes lie to those of the layer before.
+            if i < last and self.position_relation is not None:
+                layer_mask = self.position_relation(earlier_boxes, pred_boxes[-1])
+                if mask is not None:
+                    layer_mask = layer_mask + mask[:, None]
+                earlier_boxes = pred_boxes[-1]
+
+        if not self.training:
+            pred_logits, pred_boxes = pred_logits[-1:], pred_boxes[-1:]
         return DetectionPredictions(torch.stack(pred_logits), torch.stack(pred_boxes))
 
     def classify(self, layer: int, normalized: Tensor) -> Tensor:
@@ -177,9 +213,19 @@ class OneToManyDecoder(SalienceDecoder):
     """
 
     def __init__(
-        self, *, layers: Sequence[SalienceDecoderLayer], embed_dim: int = 256, num_classes: int
+        self,
+        *,
+        layers: Sequence[SalienceDecoderLayer],
+        embed_dim: int = 256,
+        num_classes: int,
+        position_relation: PositionRelation | None = None,
     ) -> None:
-        super().__init__(layers=layers, embed_dim=embed_dim, num_classes=num_classes)
+        super().__init__(
+            layers=layers,
+            embed_dim=embed_dim,
+            num_classes=num_classes,
+            position_relation=position_relation,
+        )
         self.one_to_many_heads = nn.ModuleList(
             class_head(embed_dim=embed_dim, num_classes=num_classes) for _ in layers
         )

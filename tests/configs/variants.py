@@ -7,6 +7,7 @@ from salience_detr.modeling.criterion import OneToManyCriterion
 from salience_detr.modeling.decoder import OneToManyDecoder
 from salience_detr.modeling.encoder import ProbabilityEncoder
 from salience_detr.modeling.matcher import OneToManyMatcher
+from salience_detr.modeling.position_relation import PositionRelation
 from salience_detr.modeling.salience import NormModulatedSalienceHead
 
 from .micro import dataloader, lr_multiplier, model, optimizer, train
@@ -16,6 +17,8 @@ model.criterion.class_loss = L(MatchabilityAwareLoss)(gamma=1.5)
 model.decoder._target_ = OneToManyDecoder
 model.criterion._target_ = OneToManyCriterion
 model.criterion.one_to_many_matcher = L(OneToManyMatcher)()
+
+model.decoder.position_relation = L(PositionRelation)(num_heads=4, use_checkpoint=True)
 
 model.encoder._target_ = ProbabilityEncoder
 model.salience_filter.head = L(NormModulatedSalienceHead)(embed_dim="${...embed_dim}")

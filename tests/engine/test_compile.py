@@ -58,14 +58,10 @@ def test_encoder_and_decoder_are_one_graph_each_and_few_for_all_sizes(
     assert numbers[-1] == numbers[-3] <= 5
 
 
-@pytest.mark.parametrize("name", ["micro", "variants"])
-def test_training_compiles_few_graphs_for_all_sizes(
-    micro_config, make_input, graphs, monkeypatch, name
-):
+def test_training_compiles_few_graphs_for_all_sizes(micro_config, make_input, graphs, monkeypatch):
     stages = ("encoder", "decoder")
     monkeypatch.setattr("salience_detr.engine.compilation.COMPILED_STAGES", stages)
-    path = micro_config.replace("micro.py", f"{name}.py")
-    config = load_config(path, ["train.compile=True"])
+    config = load_config(micro_config, ["train.compile=True"])
     torch.manual_seed(0)
     plain = instantiate(config.model)
     torch.manual_seed(0)
@@ -87,3 +83,16 @@ def test_training_compiles_few_graphs_for_all_sizes(
 
     assert numbers[:2] == [2, 2]
     assert numbers[-1] == numbers[-3] <= 6
+
+
+def test_the_decoder_of_a_variant_is_one_graph(micro_config, make_input, graphs, monkeypatch):
+    monkeypatch.setattr("salience_detr.engine.compilation.COMPILED_STAGES", ("decoder",))
+    variants = micro_config.replace("micro.py", "variants.py")
+    config = load_config(variants, ["train.compile=True"])
+    model = instantiate(config.model)
+    compile_model(config, model)
+
+    losses = model([make_input(64, 96, [[4, 4, 40, 30]], [0])])
+
+    assert len(graphs) == 1
+    assert "loss_class_o2m" in losses

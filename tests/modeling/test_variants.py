@@ -21,6 +21,7 @@ from salience_detr.export.program import drop_training_parts
 ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = str(ROOT / "tests" / "configs" / "variants.py")
 HEADS = "decoder.one_to_many_heads"
+RELATION = "decoder.position_relation"
 
 
 @pytest.fixture
@@ -67,6 +68,30 @@ def test_all_of_a_variant_learns_in_mixed_precision(build, batch):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+def test_the_relation_is_that_of_the_boxes_of_the_last_two_layers(batch, monkeypatch):
+    config = load_config(VARIANTS).model
+    config.decoder.layers.append(config.decoder.layers[0])
+    model = instantiate(config).train()
+
+    pairs = []
+    relation = model.decoder.position_relation
+    forward = relation.forward
+    monkeypatch.setattr(relation, "forward", lambda *pair: pairs.append(pair) or forward(*pair))
+    decode, decoded = model.decoder.forward, []
+    monkeypatch.setattr(
+        model.decoder, "forward", lambda *x: decoded.append((x[1], decode(*x))) or decoded[0][1]
+    )
+    model(batch)
+
+    # Initial boxes and those of the first layer; those of the first and of the second one.
+    initial, predictions = decoded[0]
+    assert len(pairs) == 2
+    assert pairs[0][0] is initial
+    assert torch.equal(pairs[0][1], predictions.pred_boxes[0])
+    assert pairs[1][0] is pairs[0][1]
+    assert torch.equal(pairs[1][1], predictions.pred_boxes[1])
+
+
 @pytest.mark.parametrize("num_classes", [6, 3])
 def test_published_weights_start_a_variant_with_one_line(build, tmp_path, caplog, num_classes):
     plain, variant = build(), build(VARIANTS, f"model.num_classes={num_classes}")
@@ -77,23 +102,33 @@ def test_published_weights_start_a_variant_with_one_line(build, tmp_path, caplog
         start_from(variant, tmp_path / "a.pth")
 
     lines = [x for x in caplog.messages if HEADS in x]
-    assert lines == [f"{tmp_path / 'a.pth'} has no {HEADS}: random weights stay there"]
+    assert lines == [f"{tmp_path / 'a.pth'} has no {HEADS}, {RELATION}: random weights stay there"]
     assert torch.equal(variant.decoder.one_to_many_heads[0].weight, fresh)
     same = [torch.equal(a, b) for a, b in shared_weights(plain, variant) if a.shape == b.shape]
     assert all(same)
 
 
-@pytest.mark.parametrize("load", [start_from, load_weights])
-def test_weights_of_a_variant_fit_the_published_model_with_one_line(build, tmp_path, caplog, load):
+def test_weights_of_a_variant_start_the_published_model_with_one_line(build, tmp_path, caplog):
     plain, variant = build(), build(VARIANTS)
     torch.save(variant.state_dict(), tmp_path / "a.pth")
 
     with caplog.at_level(logging.INFO):
-        load(plain, tmp_path / "a.pth")
+        start_from(plain, tmp_path / "a.pth")
 
     lines = [x for x in caplog.messages if HEADS in x]
-    assert lines == [f"{tmp_path / 'a.pth'}: left out {HEADS}, which the model does not have"]
+    parts = f"{HEADS}, {RELATION}"
+    assert lines == [f"{tmp_path / 'a.pth'}: left out {parts}, which the model does not have"]
     assert all(torch.equal(a, b) for a, b in shared_weights(plain, variant))
+
+
+def test_weights_detect_without_second_heads_but_not_without_the_relation(build, tmp_path):
+    state = build(VARIANTS).state_dict()
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=rf"not in the model: {RELATION}\.projection\.bias"):
+        load_weights(build(), tmp_path / "a.pth")
+
+    torch.save({name: x for name, x in state.items() if RELATION not in name}, tmp_path / "b.pth")
+    load_weights(build(), tmp_path / "b.pth")
 
 
 def test_second_heads_keep_the_rows_of_their_classes(build, tmp_path):
@@ -108,14 +143,14 @@ def test_second_heads_keep_the_rows_of_their_classes(build, tmp_path):
 
 
 def test_stripped_weights_have_no_second_heads_and_detect(build, tmp_path, capsys):
-    plain, variant = build(), build(VARIANTS)
+    variant = build(VARIANTS)
     torch.save({"model": variant.state_dict()}, tmp_path / "a.pth")
 
     target = tmp_path / "b.safetensors"
     assert convert_checkpoint.main([str(tmp_path / "a.pth"), str(target)]) == 0
 
     assert f"left out, for training only (4): {HEADS}.0.bias" in capsys.readouterr().out
-    assert load_file(target).keys() == plain.state_dict().keys()
+    assert load_file(target).keys() == {x for x in variant.state_dict() if HEADS not in x}
     load_weights(variant, target)
 
 
