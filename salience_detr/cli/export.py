@@ -1,4 +1,4 @@
-"""Export a trained model: ONNX, a program of torch.export, or a package compiled by AOTInductor."""
+"""Export a trained model to ONNX, OpenVINO, torch.export or AOTInductor."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from salience_detr.export import (
     DetectorInfo,
     ExportedDetector,
     OnnxDetector,
+    OpenVinoDetector,
     PackagedDetector,
 )
-from salience_detr.export.onnx import check_export, export_onnx
+from salience_detr.export.onnx import build_onnx, check_export, export_onnx
+from salience_detr.export.openvino import check_openvino, weights_path, write_openvino
 from salience_detr.export.program import compile_package, export_program, save_program
 from salience_detr.export.verification import (
     UNCERTAIN_PART,
@@ -64,17 +66,27 @@ def write(predictor: Predictor, args: argparse.Namespace) -> ExportedDetector:
     """Export the model, and load the written file."""
     info = DetectorInfo.from_predictor(predictor)
     print("exporting the model", flush=True)
-    program = export_program(predictor)
+    program = export_program(predictor, sampling=args.sampling)
 
     print(f"writing {args.output}", flush=True)
     if args.output.suffix == ".onnx":
         export_onnx(program, args.output, info, opset=args.opset, simplify=args.simplify)
         return OnnxDetector(args.output, device="cpu")
+    if args.output.suffix == ".xml":
+        model = build_onnx(program, info, opset=args.opset, simplify=args.simplify)
+        write_openvino(model, args.output, info)
+        return OpenVinoDetector(args.output, device="cpu")
     if args.compile:
         compile_package(program, args.output, info, device=resolve_device(args.device))
     else:
         save_program(program, args.output, info)
     return PackagedDetector(args.output)
+
+
+def file_bytes(path: Path) -> int:
+    """Return the size of an exported model; an .xml counts with its weights."""
+    size = path.stat().st_size
+    return size + weights_path(path).stat().st_size if path.suffix == ".xml" else size
 
 
 def report(
@@ -118,7 +130,9 @@ def run(args: argparse.Namespace) -> int:
     # Everything that can be wrong with the arguments, before the work of minutes.
     check_result_path(args.output, "--output")
     resolve_device(args.device)
-    if args.output.suffix == ".onnx":
+    if args.output.suffix == ".xml":
+        check_openvino()
+    if args.output.suffix in (".onnx", ".xml"):
         check_export(args.opset)
     predictor = Predictor(
         args.config_file,
@@ -132,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
     origin = "the given images"
 
     exported = write(predictor, args)
-    mebibytes = args.output.stat().st_size / 2**20
+    mebibytes = file_bytes(args.output) / 2**20
     print(f"{args.output}: {mebibytes:.1f} MiB, {len(exported.class_names)} classes")
     if args.verify is None:
         return 0

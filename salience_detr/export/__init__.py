@@ -1,6 +1,18 @@
-"""Trained models outside of the framework: ONNX files, and programs and packages of PyTorch."""
+"""Trained models outside of the framework: files of ONNX, OpenVINO and PyTorch."""
 
-from salience_detr.export.detectors import ExportedDetector, OnnxDetector, PackagedDetector
+from salience_detr.export.detectors import (
+    ExportedDetector,
+    OnnxDetector,
+    OpenVinoDetector,
+    PackagedDetector,
+)
 from salience_detr.export.info import DetectorInfo, ExportError
 
-__all__ = ["DetectorInfo", "ExportError", "ExportedDetector", "OnnxDetector", "PackagedDetector"]
+__all__ = [
+    "DetectorInfo",
+    "ExportError",
+    "ExportedDetector",
+    "OnnxDetector",
+    "OpenVinoDetector",
+    "PackagedDetector",
+]

@@ -16,6 +16,12 @@ from torch import Tensor
 from salience_detr.checkpoint import ScoreThresholds
 from salience_detr.export.graph import INPUTS, OUTPUTS
 from salience_detr.export.info import METADATA_KEY, DetectorInfo, ExportError
+from salience_detr.export.openvino import (
+    PRECISIONS,
+    check_openvino,
+    read_metadata,
+    weights_path,
+)
 from salience_detr.modeling.postprocess import clip_detections
 from salience_detr.modeling.salience_maps import salience_maps
 from salience_detr.modeling.structures import ModelInput
@@ -145,6 +151,86 @@ def choose_providers(device: str, available: list[str]) -> list[Any]:
     if not number and torch.cuda.is_available():
         number = str(torch.cuda.current_device())
     return [(cuda, {"device_id": int(number or 0)}), cpu]
+
+
+class OpenVinoDetector(ExportedDetector):
+    """A detector on OpenVINO, from an .xml file of tools/export.py and the .bin beside it.
+
+    OpenVINO's own default is bfloat16 on processors that have it (AVX-512 BF16, AMX), which loses
+    detections. Here the default is float32 everywhere.
+
+    Args:
+        path: the .xml file.
+        device: "cpu", a name of OpenVINO such as "gpu" or "gpu.1", or "auto" for the CPU.
+        dtype: "float32", or "bfloat16" on devices that have it.
+        threads: threads of the CPU; 0 = OpenVINO's choice.
+        options: ``score_threshold`` and ``batch_size`` of :class:`ModelDetector`.
+
+    Raises:
+        ExportError: a file is missing, damaged, or not a model of this project; OpenVINO is not
+            installed, or lacks the device or the dtype on it.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        threads: int = 0,
+        **options: Any,
+    ) -> None:
+        check_openvino()
+        import openvino
+
+        path = Path(path)
+        if not path.is_file():
+            raise ExportError(f"there is no file {path}; export one with tools/export.py")
+        info = DetectorInfo.from_json(read_metadata(path), path)
+        if not weights_path(path).is_file():
+            raise ExportError(f"{path} needs {weights_path(path)}, which is missing; copy both")
+
+        core = openvino.Core()
+        name = choose_openvino_device(str(device), core.available_devices)
+        if dtype not in PRECISIONS:
+            raise ExportError(f"the dtype {dtype!r} is unknown here; use {', '.join(PRECISIONS)}")
+        capabilities = core.get_property(name, "OPTIMIZATION_CAPABILITIES")
+        if dtype == "bfloat16" and "BF16" not in capabilities:
+            raise ExportError(f"{name} does not compute in bfloat16; use float32")
+
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": PRECISIONS[dtype]}
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self.compiled = core.compile_model(core.read_model(path), name, settings)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1][:200]
+            raise ExportError(
+                f"{path} cannot be run, or its .bin is another's: {reason}"
+            ) from error
+
+        super().__init__(info, source=path, **options)
+
+    def run(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        # A request serves one thread at a time, and its memory is freed with it.
+        request = self.compiled.create_infer_request()
+        feed = dict(zip(INPUTS, (images.numpy(), image_sizes.numpy()), strict=True))
+        results = request.infer(feed)
+        boxes, scores, labels, salience = [torch.from_numpy(results[name]) for name in OUTPUTS]
+        return boxes, scores, labels, salience
+
+
+def choose_openvino_device(device: str, available: list[str]) -> str:
+    """Return OpenVINO's name of a device.
+
+    Raises:
+        ExportError: this machine's OpenVINO lacks it.
+    """
+    name = "CPU" if device == "auto" else device.upper()
+    if name in available or f"{name}.0" in available:
+        return name
+    names = ", ".join(x.lower() for x in available)
+    raise ExportError(f"the device {device!r} is unknown to OpenVINO here; use auto, {names}")
 
 
 class PackagedDetector(ExportedDetector):

@@ -6,8 +6,7 @@ are variants of these parts whose shapes depend on the shapes of the inputs alon
 the size of the batch allows, and mask the padding. They replace the originals in a copy of the
 model, so the model itself knows nothing of exports.
 
-Symbols: B images, L levels, S tokens, D channels, K classes, N queries, M heads of C channels,
-P points per head and level.
+Symbols: B images, L levels, S tokens, D channels, K classes, N queries.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from salience_detr.export import swin
+from salience_detr.export.attention import SAMPLING, GridSampleAttention
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, clip_boxes
 from salience_detr.layers.ms_deform_attn import MultiScaleDeformableAttention
 from salience_detr.layers.self_attention import additive_mask
@@ -44,14 +44,16 @@ class DetectionGraph(nn.Module):
 
     Args:
         model: its structure is copied, its parameters are shared.
+        sampling: how the deformable attention samples, a key of
+            :data:`salience_detr.export.attention.SAMPLING`.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, model: SalienceDETR) -> None:
+    def __init__(self, model: SalienceDETR, *, sampling: str = "grid_sample") -> None:
         super().__init__()
-        self.model = exportable_copy(model)
+        self.model = exportable_copy(model, SAMPLING[sampling])
         mean = torch.tensor(model.pixel_mean)
         std = torch.tensor(model.pixel_std)
         self.register_buffer("pixel_mean", mean[:, None, None], persistent=False)
@@ -136,18 +138,19 @@ class DetectionGraph(nn.Module):
         return logits, predictions.pred_boxes[-1]
 
 
-def exportable_copy(model: SalienceDETR) -> Any:
+def exportable_copy(model: SalienceDETR, attention: type[nn.Module]) -> Any:
     """Return a copy of a model with exportable parts; its parameters are the same tensors."""
     shared = {id(x): x for x in [*model.parameters(), *model.buffers()]}
     copied = copy.deepcopy(model, shared).eval()
-    make_exportable(copied)
+    make_exportable(copied, attention)
     return copied
 
 
-def make_exportable(model: nn.Module) -> None:
+def make_exportable(model: nn.Module, attention: type[nn.Module] = GridSampleAttention) -> None:
     """Replace the classes of a model's parts, in place: the variants add no state."""
+    variants = EXPORTABLE | {MultiScaleDeformableAttention: attention}
     for module in model.modules():
-        module.__class__ = EXPORTABLE.get(type(module), type(module))
+        module.__class__ = variants.get(type(module), type(module))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,12 +159,12 @@ class GraphTokens(TokenPyramid):
 
     @cached_property
     def spatial_shapes(self) -> Any:
-        """Shapes (H_l, W_l) as :class:`GridSampleAttention` takes them."""
+        """Shapes (H_l, W_l) as the attention takes them."""
         return self.spatial_shapes_list
 
     @cached_property
     def level_start_index(self) -> Any:
-        """None: :class:`GridSampleAttention` splits the tokens by their shapes."""
+        """None: the attention splits the tokens by their shapes."""
         return None
 
     @cached_property
@@ -188,6 +191,12 @@ class GraphTokenPyramidBuilder(TokenPyramidBuilder):
 
 class GraphSalienceFilter(SalienceFilter):
     """A salience filter whose lengths follow from the shapes of the levels."""
+
+    def num_kept(self, tokens: TokenPyramid) -> Tensor:
+        # OpenVINO 2026.4 multiplies a reduced product by the ratios of the wrong levels.
+        width, height = tokens.valid_sizes.unbind(-1)
+        ratios = torch.tensor(self.level_ratios, dtype=torch.float64, device=width.device)
+        return (width * height * ratios).long()
 
     def max_selected(self, level_counts: Tensor, tokens: TokenPyramid) -> int:
         """Return a length that holds the tokens of images without padding."""
@@ -283,54 +292,11 @@ class GraphQuerySelection(QuerySelection):
         return marks.index_fill(0, kept, True).view(batch, count)
 
 
-class GridSampleAttention(MultiScaleDeformableAttention):
-    """Deformable attention by GridSample, for levels with unknown sides."""
-
-    def sample(
-        self,
-        value: Tensor,
-        spatial_shapes: Any,
-        level_start_index: Any,
-        reference_points: Tensor,
-        sampling_offsets: Tensor,
-        attention_logits: Tensor,
-    ) -> Tensor:
-        """Attend as ``ms_deform_attn_fused`` does; ``spatial_shapes`` are L pairs of numbers."""
-        batch, _, heads, channels = value.shape
-        queries = reference_points.shape[1]
-
-        # Images and heads become one batch dimension, as grid_sample needs it.
-        weights = attention_logits.flatten(-2).softmax(-1).view_as(attention_logits)
-        maps = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B * M, C, S)
-        levels = maps.split([height * width for height, width in spatial_shapes], dim=2)
-
-        output = value.new_zeros(batch * heads, channels, queries)
-        for level, (height, width) in enumerate(spatial_shapes):
-            # As sampling_locations_from_offsets, level by level.
-            reference = reference_points[:, :, None, level, None]
-            offsets = sampling_offsets[:, :, :, level]
-            if reference.shape[-1] == 2:
-                shift = torch.stack([offsets[..., 0] / width, offsets[..., 1] / height], dim=-1)
-                locations = reference + shift
-            else:
-                shift = offsets / self.num_points * reference[..., 2:] * 0.5
-                locations = reference[..., :2] + shift
-
-            grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * M, Q, P, 2)
-            feature_map = levels[level].unflatten(2, (height, width))
-            samples = F.grid_sample(feature_map, grid, align_corners=False)
-
-            weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B * M, Q, P)
-            output = output + (samples * weight[:, None]).sum(-1)
-        return output.view(batch, heads * channels, queries).transpose(1, 2)
-
-
 EXPORTABLE: dict[type[nn.Module], type[nn.Module]] = {
     BackgroundEmbedding: GraphBackgroundEmbedding,
     TokenPyramidBuilder: GraphTokenPyramidBuilder,
     SalienceFilter: GraphSalienceFilter,
     SalienceEncoderLayer: GraphEncoderLayer,
     QuerySelection: GraphQuerySelection,
-    MultiScaleDeformableAttention: GridSampleAttention,
     **swin.EXPORTABLE,
 }

@@ -46,6 +46,15 @@ def export_onnx(
     Raises:
         ExportError: if a package is missing, or if the opset cannot be written.
     """
+    model = build_onnx(program, info, opset=opset, simplify=simplify)
+    with written_whole(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+
+
+def build_onnx(
+    program: ExportedProgram, info: DetectorInfo, *, opset: int, simplify: bool
+) -> onnx.ModelProto:
+    """Build the content of an ONNX file; see :func:`export_onnx`."""
     check_export(opset)
     import onnx
 
@@ -61,8 +70,7 @@ def export_onnx(
     model.producer_name = "salience_detr"
 
     onnx.checker.check_model(model)
-    with written_whole(path) as temporary:
-        onnx.save(model, str(temporary))
+    return model
 
 
 def check_export(opset: int) -> None:

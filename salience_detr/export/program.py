@@ -29,8 +29,12 @@ MAX_SIDE = 16384
 CPU = torch.device("cpu")
 
 
-def export_program(predictor: Predictor) -> ExportedProgram:
+def export_program(predictor: Predictor, *, sampling: str = "grid_sample") -> ExportedProgram:
     """Export a predictor's model with torch.export, for any batch size, height and width.
+
+    Args:
+        predictor: it stays as it is.
+        sampling: see :class:`salience_detr.export.graph.DetectionGraph`.
 
     Raises:
         ExportError: if the model is on a GPU, or if this PyTorch is too old.
@@ -49,7 +53,7 @@ def export_program(predictor: Predictor) -> ExportedProgram:
     images = torch.zeros(2, 3, height, width)
     image_sizes = torch.tensor([[height, width], [height - 20, width - 50]])
 
-    graph = DetectionGraph(predictor.model).eval()
+    graph = DetectionGraph(predictor.model, sampling=sampling).eval()
     drop_training_parts(graph)
 
     batch = Dim("batch")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from salience_detr.checkpoint import ScoreThresholds, read_classes
 from salience_detr.checkpoint.files import store_thresholds
 from salience_detr.data.classes import ClassList
+from salience_detr.export import openvino
 from salience_detr.export.info import METADATA_KEY, DetectorInfo, ExportError
 from salience_detr.utils.errors import one_line
 from salience_detr.utils.files import written_whole
@@ -19,7 +20,7 @@ if TYPE_CHECKING:  # the package is optional
     import onnx
 
 CHECKPOINTS = (".safetensors", ".pth", ".pt")
-EXPORTED = (".onnx", ".pt2")
+EXPORTED = (".onnx", ".pt2", ".xml")
 
 
 def read_model_classes(path: Path) -> ClassList | None:
@@ -56,6 +57,10 @@ def write_thresholds(path: Path, thresholds: ScoreThresholds) -> None:
 
     # The graph is not looked at: its bytes stay the same.
     info = dataclasses.replace(read_info(path), thresholds=thresholds)
+    if path.suffix.lower() == ".xml":
+        openvino.write_metadata(path, info.to_json())
+        return
+
     if path.suffix.lower() == ".onnx":
         model = load_onnx(path)
         for entry in model.metadata_props:
@@ -81,6 +86,8 @@ def read_info(path: Path) -> DetectorInfo:
     if path.suffix.lower() == ".onnx":
         entries = {entry.key: entry.value for entry in load_onnx(path).metadata_props}
         return DetectorInfo.from_json(entries.get(METADATA_KEY), path)
+    if path.suffix.lower() == ".xml":
+        return DetectorInfo.from_json(openvino.read_metadata(path), path)
 
     try:
         with zipfile.ZipFile(path) as archive:

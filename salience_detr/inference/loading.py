@@ -8,8 +8,10 @@ from typing import Any
 
 from salience_detr.checkpoint.score_thresholds import ScoreThreshold
 from salience_detr.config import ConfigError
-from salience_detr.export import OnnxDetector, PackagedDetector
+from salience_detr.export import OnnxDetector, OpenVinoDetector, PackagedDetector
 from salience_detr.predictor import ModelDetector, Predictor
+
+EXPORTED = (".onnx", ".pt2", ".xml")
 
 
 def load_detector(
@@ -25,7 +27,7 @@ def load_detector(
     image_size: int | None = None,
     ignore_class_names: bool = False,
 ) -> ModelDetector:
-    """Load a Predictor, or the detector of an exported model if the weights end in .onnx or .pt2.
+    """Load a Predictor, or the detector of an exported model: an .onnx, .pt2 or .xml file.
 
     Args:
         config: the LazyConfig file of a checkpoint; None for the one that its weights name or that
@@ -33,7 +35,8 @@ def load_detector(
         weights: a checkpoint, or a file written by tools/export.py.
         device: "cpu", "cuda", ..., or "auto" for a GPU if there is one. A .pt2 file runs on the
             device that it was exported for.
-        dtype: the dtype of a checkpoint's model, see :class:`salience_detr.Predictor`.
+        dtype: the dtype of a checkpoint's model, see :class:`salience_detr.Predictor`; an .xml file
+            of OpenVINO takes float32 and bfloat16, the others compute in that of their export.
         score_threshold: detections with lower scores are left out; "best" takes the stored ones.
         batch_size: maximum number of images that are computed together.
         overrides: ``key=value`` changes of the config.
@@ -51,7 +54,7 @@ def load_detector(
     settings: dict[str, Any] = {"score_threshold": score_threshold, "batch_size": batch_size}
 
     # The config builds the model of a checkpoint.
-    if suffix not in (".onnx", ".pt2"):
+    if suffix not in EXPORTED:
         settings |= {"overrides": overrides, "trust_config": trust_config}
         settings |= {"ignore_class_names": ignore_class_names, "image_size": image_size}
         return Predictor(config, weights, device=device, dtype=dtype, **settings)
@@ -68,6 +71,8 @@ def load_detector(
             f"{weights} has the image size of its export: leave out --image-size {image_size}, or "
             "export it again with it"
         )
+    if suffix == ".xml":
+        return OpenVinoDetector(weights, device=device, dtype=dtype, **settings)
     if dtype != "float32":
         raise ConfigError(f"{weights} computes in the dtype of its export, not in {dtype}")
 

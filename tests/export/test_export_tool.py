@@ -22,7 +22,9 @@ def weights(predictor, tmp_path):
 
 @pytest.fixture
 def call(micro_config, surface_data, weights, tmp_path, program, monkeypatch):
-    monkeypatch.setattr(export, "export_program", lambda predictor: program)  # of the same weights
+    monkeypatch.setattr(
+        export, "export_program", lambda predictor, sampling: program
+    )  # of the same weights
 
     def run(*extra, output="model.pt2"):
         return export.main(

@@ -42,6 +42,6 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     iou = number(float, BACKGROUND_IOU, 1)
     iou_help = "lowest IoU of a correct detection with its box (default: 0.5)"
     add("--iou-threshold", type=iou, default=0.5, metavar="IOU", help=iou_help)
-    save_help = "weights (.safetensors, .pth) or exported models (.onnx, .pt2) of these results"
+    save_help = "weights (.safetensors, .pth) or exported models (.onnx, .pt2, .xml)"
     add("--save-thresholds", nargs="+", type=Path, default=[], metavar="FILE", help=save_help)
     return parser.parse_args(argv)
