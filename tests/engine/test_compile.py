@@ -85,6 +85,7 @@ def test_training_compiles_few_graphs_for_all_sizes(micro_config, make_input, gr
     assert numbers[-1] == numbers[-3] <= 6
 
 
+@pytest.mark.slow
 def test_the_decoder_of_a_variant_is_one_graph(micro_config, make_input, graphs, monkeypatch):
     monkeypatch.setattr("salience_detr.engine.compilation.COMPILED_STAGES", ("decoder",))
     variants = micro_config.replace("micro.py", "variants.py")

@@ -169,3 +169,13 @@ def test_exported_graphs_have_no_second_heads(build):
 
     assert not any("one_to_many" in name for name in graph.state_dict())
     assert any("one_to_many" in name for name in model.state_dict())
+
+
+@pytest.mark.parametrize("name", ["neu_det_r18_plus", "salience_detr_plus_r50_4scale_12ep"])
+def test_a_config_with_the_changes_takes_a_step(build, make_input, name):
+    model = build(name, "model.num_queries=20").train()
+    losses = model([make_input(64, 64, [[4, 4, 40, 30]], [0])] * 2)
+    sum(losses.values()).backward()
+
+    assert losses["loss_class_o2m"].isfinite()
+    assert all(head.weight.grad.abs().sum() > 0 for head in model.decoder.one_to_many_heads)
