@@ -34,6 +34,7 @@ from salience_detr.data.value_range import ValueRange
 from salience_detr.detections import ClassTable, Detections, is_confident
 from salience_detr.modeling import SalienceDETR
 from salience_detr.modeling.masks import padding_mask
+from salience_detr.modeling.optimization import check_optimization, optimize_model
 from salience_detr.modeling.salience_maps import merge_salience, salience_maps
 from salience_detr.modeling.structures import ModelInput
 from salience_detr.pretrained import load_config_of
@@ -246,11 +247,18 @@ class Predictor(ModelDetector):
         ignore_class_names: do not compare the classes of the weights with those of the config's
             test set. They are compared where a config is given and its annotation file is at hand:
             the rows of the weights are put into its order.
+        optimize: "fused" folds norms into convolutions in a copy that detects; "compiled" also
+            compiles it, for each padded size at its first image, which takes a minute; "none"
+            detects with the model itself, whose weights may then be changed between images.
+
+    Attributes:
+        model: the model as it was loaded.
 
     Raises:
         ConfigError, CheckpointError: the config or the weights cannot be used, or the weights lack
             classes of the test set.
-        ValueError: the threshold or the batch size is out of range.
+        ValueError: the threshold or the batch size is out of range, or there is no such
+            optimization.
     """
 
     def __init__(
@@ -266,7 +274,11 @@ class Predictor(ModelDetector):
         trust_config: bool = False,
         image_size: int | None = None,
         ignore_class_names: bool = False,
+        optimize: str = "fused",
     ) -> None:
+        check_optimization(optimize)
+        self.optimize = optimize
+
         dtype_name = str(dtype).removeprefix("torch.")
         if dtype_name not in DTYPES:
             raise ConfigError(f"the dtype {dtype_name!r} is unknown; use {', '.join(DTYPES)}")
@@ -335,7 +347,12 @@ class Predictor(ModelDetector):
 
     def _infer(self, inputs: list[ModelInput]) -> list[tuple[Instances, np.ndarray]]:
         with self.precision():
-            return detect_with_salience(self.model, inputs)
+            return detect_with_salience(self.optimized_model, inputs)
+
+    @cached_property
+    def optimized_model(self) -> SalienceDETR:
+        """Return the model that detects, which is made for the first image."""
+        return optimize_model(self.model, self.optimize, self.autocast_dtype)
 
     def precision(self) -> torch.autocast:
         """Return the context in which the model runs."""

@@ -27,12 +27,14 @@ from salience_detr.benchmark.other_detectors import OTHER_DETECTORS
 from salience_detr.benchmark.timing import PeakMemory, stage_timers, time_calls
 from salience_detr.checkpoint import load_weights
 from salience_detr.config import load_config, resolve_device
-from salience_detr.engine.compilation import COMPILED_STAGES
 from salience_detr.layers import ms_deform_attn
+from salience_detr.modeling.optimization import OPTIMIZATIONS, compile_stages, optimize_model
 from salience_detr.utils.errors import one_line
 from salience_detr.utils.signals import StopSignals
 
-MODES = ("eager", "compiled", "amp", "compiled-amp", "training", "training-amp")
+MODES = (
+    "eager", "fused", "compiled", "amp", "fused-amp", "compiled-amp", "training", "training-amp",
+)  # fmt: skip
 OPERATORS = ("compiled", "reference")
 OURS = "ours"  # the config's model, beside the names of OTHER_DETECTORS
 NUM_BOXES = 8  # ground-truth boxes of an image in training modes
@@ -299,15 +301,17 @@ def prepare(settings: Settings, variant: Variant) -> Subject:
     warnings.simplefilter("ignore")
     device = resolve_device(settings.device)
     dtype = getattr(torch, settings.dtype)
-    autocast = torch.autocast(device.type, dtype, enabled=variant.mode.endswith("amp"))
+    autocast_is_on = variant.mode.endswith("amp")
+    autocast = torch.autocast(device.type, dtype, enabled=autocast_is_on)
 
     # The patch stays: this process measures no other variant.
     if variant.operator == "reference":
         patch.object(ms_deform_attn, "is_compiled_for", lambda _: False).start()
 
     model = build(settings, variant.detector).to(device)
-    if variant.mode.startswith("compiled"):
-        compile_stages(model, variant.detector)
+    optimization = variant.mode.removesuffix("-amp")
+    if optimization in OPTIMIZATIONS:
+        model = optimize(model, variant, optimization, dtype if autocast_is_on else None)
     memory = PeakMemory(model)
 
     # A training step includes the optimizer's step, and its memory the optimizer's state.
@@ -363,17 +367,21 @@ def build(settings: Settings, name: str) -> nn.Module:
     return model.eval()
 
 
-def compile_stages(model: nn.Module, name: str) -> None:
-    """Compile the stages that compute on plain tensors; of our models, as in training."""
-    stages: tuple[str, ...] = COMPILED_STAGES
-    if name != OURS:
-        stages = OTHER_DETECTORS[name].compiled_stages
+def optimize(
+    model: nn.Module, variant: Variant, optimization: str, dtype: torch.dtype | None
+) -> nn.Module:
+    """Return a model that detects faster.
 
-    modules = dict(model.named_modules())
-    for stage in modules.keys() & stages:
-        # Hooks that time a stage are called outside of its forward, so they are not compiled.
-        forward = torch.compile(modules[stage].forward)
-        modules[stage].forward = forward  # type: ignore[method-assign]
+    Raises:
+        ValueError: another detector cannot be optimized so.
+    """
+    if variant.detector == OURS:
+        return optimize_model(model, optimization, dtype)
+    if optimization != "compiled":
+        raise ValueError("constants are folded in this project's model alone")
+
+    compile_stages(model, OTHER_DETECTORS[variant.detector].compiled_stages)
+    return model
 
 
 def detector_label(settings: Settings, name: str) -> str:

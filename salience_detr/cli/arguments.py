@@ -14,6 +14,7 @@ from salience_detr.utils.errors import print_error, tolerate_names
 Number = TypeVar("Number", int, float)
 
 LARGEST_SEED = 2**32 - 1  # of NumPy
+OPTIMIZATIONS = ("none", "fused", "compiled")  # those of modeling/, which takes long to import
 INTERRUPTED = "interrupted: the results until then are written"
 
 
@@ -75,6 +76,12 @@ class Parser(argparse.ArgumentParser):
         """Add --augmentation, of the programs that use training images."""
         names_help = "of the training images: detr, ssd, mosaic, ... (docs/training.md lists them)"
         self.add_argument("--augmentation", metavar="NAME", help=names_help)
+
+    def add_optimize(self, **options: Any) -> None:
+        """Add --optimize, of the programs that detect with a checkpoint's model."""
+        choice_help = "fused folds constants, compiled is faster after a minute (default: fused)"
+        options = {"choices": OPTIMIZATIONS, "default": "fused", "help": choice_help} | options
+        self.add_argument("--optimize", **options)
 
     def add_image_size(self) -> None:
         """Add --image-size, of every program that resizes images."""

@@ -49,6 +49,7 @@ def build_detector(args: argparse.Namespace) -> Detector:
         trust_config=args.trust_config,
         image_size=args.image_size,
         ignore_class_names=args.ignore_class_names,
+        optimize=args.optimize,
     )
 
     # A tracker needs detections of low scores to continue its tracks.

@@ -31,6 +31,8 @@ from salience_detr.engine.train import build_model, save_config, setup_run, trai
 from salience_detr.engine.trainer import StopError
 from salience_detr.engine.tuning import use_tuning
 from salience_detr.evaluation.coco_evaluation import check_show_dir, evaluate, show_evaluation
+from salience_detr.modeling import SalienceDETR
+from salience_detr.modeling.optimization import optimize_model
 from salience_detr.pretrained import load_config_of
 from salience_detr.utils.drawing_options import drawing_options
 from salience_detr.utils.errors import print_error, tolerate_names
@@ -102,15 +104,20 @@ def do_test(args: argparse.Namespace, config: DictConfig) -> None:
         ignore_class_names=args.ignore_class_names,
     )
 
+    model.eval()
+    if isinstance(model, SalienceDETR):
+        model = optimize_model(model, args.optimize or "fused")
+    elif args.optimize is not None:
+        name = type(model).__name__
+        raise ConfigError(f"--optimize {args.optimize} is for SalienceDETR, not for {name}")
+
     # Without names, the classes of each test set are taken for the model's, in order.
     class_names: Sequence[str] | None = ()
     if row_classes is not None:
         class_names = None if args.ignore_class_names else row_classes.names
     weights = config.train.init_checkpoint
     iteration = read_iteration(weights)
-    results = evaluate(
-        config, model.eval(), class_names=class_names, weights=weights, iteration=iteration
-    )
+    results = evaluate(config, model, class_names=class_names, weights=weights, iteration=iteration)
     if comm.is_main_process():
         record_evaluation(config, results, iteration)
 

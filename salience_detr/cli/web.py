@@ -176,6 +176,7 @@ def serve(args: argparse.Namespace, folder: str) -> None:
         overrides=args.opts,
         trust_config=args.trust_config,
         image_size=args.image_size,
+        optimize=args.optimize,
     )
     model = f"{Path(args.weights).name} · {', '.join(detector.class_names)}"
     page = Page(detector, drawing=drawing_options(args))

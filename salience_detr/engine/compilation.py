@@ -13,14 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from salience_detr.config import ConfigError
 from salience_detr.engine.sync_batch_norm import use_cpu_sync_batch_norm
 from salience_detr.layers.activation_checkpointing import checkpoints_batch_norm
+from salience_detr.modeling.optimization import COMPILED_STAGES
 
 logger = logging.getLogger(__name__)
-
-# Stages of plain tensors. Losses, matching and the making of queries depend on the number of boxes.
-COMPILED_STAGES = (
-    "backbone", "neck", "token_projection", "salience_filter",
-    "encoder", "feature_fusion", "decoder",
-)  # fmt: skip
 
 
 def set_memory_format(config: DictConfig, model: nn.Module) -> None:

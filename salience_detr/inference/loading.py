@@ -26,6 +26,7 @@ def load_detector(
     trust_config: bool = False,
     image_size: int | None = None,
     ignore_class_names: bool = False,
+    optimize: str = "fused",
 ) -> ModelDetector:
     """Load a Predictor, or the detector of an exported model: an .onnx, .pt2 or .xml file.
 
@@ -43,6 +44,7 @@ def load_detector(
         trust_config: let a .yaml config call whatever it names.
         image_size: see :class:`salience_detr.Predictor`; an exported model has its own.
         ignore_class_names: see :class:`salience_detr.Predictor`; an exported model has its classes.
+        optimize: see :class:`salience_detr.Predictor`; an exported model is fused.
 
     Raises:
         ConfigError: nothing tells the config of a checkpoint, or an exported model cannot follow a
@@ -57,6 +59,7 @@ def load_detector(
     if suffix not in EXPORTED:
         settings |= {"overrides": overrides, "trust_config": trust_config}
         settings |= {"ignore_class_names": ignore_class_names, "image_size": image_size}
+        settings |= {"optimize": optimize}
         return Predictor(config, weights, device=device, dtype=dtype, **settings)
 
     # An exported model is fixed: refuse the settings that only its export could have followed.
@@ -71,6 +74,8 @@ def load_detector(
             f"{weights} has the image size of its export: leave out --image-size {image_size}, or "
             "export it again with it"
         )
+    if optimize != "fused":
+        raise ConfigError(f"{weights} is compiled by its export or its runtime, not by --optimize")
     if suffix == ".xml":
         return OpenVinoDetector(weights, device=device, dtype=dtype, **settings)
     if dtype != "float32":

@@ -140,6 +140,7 @@ def test_without_detectron2_the_remedy_is_one_line(capsys, monkeypatch):
     ("flag_module", "names", "module"),
     [
         ("benchmark", ("MODES", "OPERATORS"), "benchmark.measurements"),
+        ("train", ("OPTIMIZATIONS",), "modeling.optimization"),
         ("export", ("DEFAULT_OPSET", "LAST_OPSET"), "export.onnx"),
         ("analyze_errors", ("BACKGROUND_IOU",), "evaluation.error_analysis"),
         ("analyze_errors", ("SCORE_THRESHOLD",), "evaluation.comparison"),

@@ -18,7 +18,9 @@ from typing import Any
 from salience_detr.cli.arguments import Parser, number
 
 # Those of benchmark/, which takes seconds to import.
-MODES = ("eager", "compiled", "amp", "compiled-amp", "training", "training-amp")
+MODES = (
+    "eager", "fused", "compiled", "amp", "fused-amp", "compiled-amp", "training", "training-amp",
+)  # fmt: skip
 OPERATORS = ("compiled", "reference")
 OTHERS = ("retinanet", "fcos", "faster-rcnn", "deformable-detr", "rt-detr")
 

@@ -67,6 +67,7 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     add("--pre-annotations", type=Path, metavar="FILE", help=labels_help)
 
     add("--dtype", default="float32", help="float32, bfloat16, float16 (default: %(default)s)")
+    parser.add_optimize()
     add("--batch-size", type=int, metavar="N", help="images at a time (default: GPU 4, CPU 1)")
     add_drawing_arguments(parser)
     args = parser.parse(argv)

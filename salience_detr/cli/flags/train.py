@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from salience_detr.cli.arguments import Parser, number
+from salience_detr.cli.arguments import OPTIMIZATIONS, Parser, number
 from salience_detr.cli.tuning_arguments import add_tuning_arguments
 from salience_detr.utils.drawing_options import add_drawing_arguments, has_drawing_arguments
 
@@ -49,6 +49,8 @@ def parse_args(
     names_help = "with --eval-only: do not compare the classes of the weights and the data set"
     add("--ignore-class-names", action="store_true", help=names_help)
     add("--show-dir", type=Path, metavar="DIR", help="with --eval-only: draw the detections here")
+    optimize_help = f"with --eval-only: {', '.join(OPTIMIZATIONS)} (default: fused)"
+    parser.add_optimize(default=None, help=optimize_help)
     gpus_help = "processes per machine, on the CPU without GPUs"
     add("--num-gpus", type=number(int, 1), default=1, help=gpus_help)
     add("--num-machines", type=number(int, 1), default=1, help="number of machines")
@@ -77,6 +79,8 @@ def parse_args(
         parser.error(f"--show-dir {args.show_dir} draws what --eval-only finds: add --eval-only")
     if args.show_dir is None and has_drawing_arguments(args):
         parser.error("--line-width, --colors and the other options of drawings go with --show-dir")
+    if args.optimize is not None and not args.eval_only:
+        parser.error("--optimize goes with --eval-only; train.compile=True compiles for training")
     if args.ignore_class_names and not args.eval_only:
         parser.error("--ignore-class-names goes with --eval-only; training compares by name")
     return args

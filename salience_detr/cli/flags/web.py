@@ -19,6 +19,7 @@ from salience_detr.utils.drawing_options import add_drawing_arguments
 def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) -> argparse.Namespace:
     parser = Parser(prog=prog, description=__doc__)
     parser.add_detector()
+    parser.add_optimize()
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all addresses")
     add("--port", type=int, default=7860, help="port, 0 for a free one (default: 7860)")
