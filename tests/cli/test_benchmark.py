@@ -230,7 +230,7 @@ def test_the_macs_of_another_detector_are_those_of_its_convolutions_and_norms():
 
 
 def test_a_mode_that_fails_is_a_row_that_says_why(one_process, micro_config, monkeypatch, capsys):
-    def no_compiler(*_: Any) -> None:
+    def no_compiler(*_: Any, **__: Any) -> None:
         raise RuntimeError("no C++ compiler | found")
 
     monkeypatch.setattr(torch, "compile", no_compiler)

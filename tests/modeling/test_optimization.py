@@ -87,7 +87,8 @@ def test_fusing_leaves_nothing_to_fold_and_the_model_as_it_was(model):
 
 
 def test_weights_of_products_are_in_the_dtype_of_autocast_and_the_others_are_not(model):
-    prepared = copy_structure(model)
+    folded = fuse(model)
+    prepared = copy_structure(folded)
     prepare_weights(prepared, torch.bfloat16)
     assert prepared.decoder.class_heads[0].weight.dtype == torch.bfloat16
     assert prepared.encoder.layers[0].important_attention.in_proj_weight.dtype == torch.bfloat16
@@ -96,7 +97,7 @@ def test_weights_of_products_are_in_the_dtype_of_autocast_and_the_others_are_not
 
     # Autocast rounds the same weights in each call.
     with torch.autocast("cpu", torch.bfloat16):
-        expected = detect(model, (64, 64))
+        expected = detect(folded, (64, 64))
         actual = detect(prepared, (64, 64))
     assert torch.equal(actual.scores, expected.scores)
     assert torch.equal(actual.pred_boxes.tensor, expected.pred_boxes.tensor)
