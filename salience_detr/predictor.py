@@ -347,11 +347,11 @@ class Predictor(ModelDetector):
 
     def _infer(self, inputs: list[ModelInput]) -> list[tuple[Instances, np.ndarray]]:
         with self.precision():
-            return detect_with_salience(self.optimized_model, inputs)
+            return detect_with_salience(self.model, inputs, optimized=self.optimized_model)
 
     @cached_property
     def optimized_model(self) -> SalienceDETR:
-        """Return the model that detects, which is made for the first image."""
+        """Return the model whose stages compute, which is made for the first image."""
         return optimize_model(self.model, self.optimize, self.autocast_dtype)
 
     def precision(self) -> torch.autocast:
@@ -400,17 +400,24 @@ def prepare_input(mapper: DetectionMapper, rgb: np.ndarray) -> ModelInput:
 
 @torch.inference_mode()
 def detect_with_salience(
-    model: SalienceDETR, inputs: list[ModelInput]
+    model: SalienceDETR, inputs: list[ModelInput], *, optimized: SalienceDETR | None = None
 ) -> list[tuple[Instances, np.ndarray]]:
     """Run a model in evaluation mode once, for detections and salience.
+
+    Args:
+        model: whose detections these are; its limit of detections may have been changed since.
+        optimized: its faster copy that computes, if there is one.
 
     Returns:
         instances, on the CPU, and (height, width) salience of each input.
     """
+    if optimized is None:
+        optimized = model
+
     # The stages of the model's own inference, which does not return the salience.
     images = model.preprocess_image(inputs)
-    encoding = model.encode(images.tensor, padding_mask(images))
-    outputs = model.postprocess(model.decode(encoding), encoding.proposals, images, inputs)
+    encoding = optimized.encode(images.tensor, padding_mask(images))
+    outputs = model.postprocess(optimized.decode(encoding), encoding.proposals, images, inputs)
 
     merged = merge_salience(encoding.selection.score_maps)
     maps = salience_maps(merged, inputs, model.size_divisibility)

@@ -159,9 +159,9 @@ class Checks:
 
 
 @torch.no_grad()
-def detect_without_grad(*args: Any) -> Any:
+def detect_without_grad(*args: Any, **options: Any) -> Any:
     """Run detect_with_salience, but not in inference mode, which refuses simulated tensors."""
-    return detect_with_salience.__wrapped__(*args)
+    return detect_with_salience.__wrapped__(*args, **options)
 
 
 class OneBatchTrainer(Trainer):
