@@ -29,6 +29,7 @@ from salience_detr.data import register_surface_defects
 from salience_detr.data.classes import ClassList
 from salience_detr.data.images import to_rgb
 from salience_detr.export import DetectorInfo
+from salience_detr.export.verification import compare
 from salience_detr.predictor import merge_salience, salience_maps
 from salience_detr.utils.drawing import class_colors, draw_detections, draw_salience
 
@@ -57,6 +58,15 @@ def test_detections_equal_those_of_the_evaluation_loader(predictor, surface_data
         fused = predictor(inputs[0]["file_name"])
         torch.testing.assert_close(fused.scores, expected.scores, rtol=0, atol=1e-6)
         assert torch.equal(fused.pred_classes, expected.pred_classes)
+
+
+@pytest.mark.parametrize("name", ["surface_defects_tiny", "neu_det_r18"])
+def test_the_fused_copy_of_shipped_weights_detects_the_same(name, surface_data):
+    plain = Predictor.from_pretrained(name, device="cpu", optimize="none")
+    fused = Predictor.from_pretrained(name, device="cpu")
+    for path in sorted((surface_data / "val").glob("*.jpg"))[:2]:
+        difference = compare(plain(path), fused(path))
+        assert difference.unmatched == 0 and difference.score < 1e-5 and difference.box < 0.01
 
 
 def test_an_unknown_optimization_is_refused_before_the_weights_are_read(micro_config):
