@@ -87,14 +87,31 @@ class DetectionGraph(nn.Module):
         absolute = clip_boxes((box_cxcywh_to_xyxy(boxes) * scale).gather(1, query), scale)
         labels = index % self.model.num_classes
 
-        # Shapes are fixed: detections without area cannot be dropped, but come last, with score 0.
-        has_area = (absolute[..., 2:] > absolute[..., :2]).all(-1)
-        scores, order = torch.where(has_area, scores, 0.0).sort(dim=1, descending=True, stable=True)
+        # Shapes are fixed: what is left out cannot be dropped, but comes last, with score 0.
+        kept = (absolute[..., 2:] > absolute[..., :2]).all(-1)
+        if self.model.nms_iou_threshold is not None:
+            scores = torch.where(kept, scores, 0.0)
+            kept = kept & self.suppress_duplicates(absolute, scores, labels)
+        scores, order = torch.where(kept, scores, 0.0).sort(dim=1, descending=True, stable=True)
         absolute = absolute.gather(1, order[..., None].expand(-1, -1, 4))
         labels = labels.gather(1, order)
 
         salience = merge_salience(encoding.selection.score_maps)
         return absolute, scores, labels, salience
+
+    def suppress_duplicates(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        """Return (B, n), True for the detections that the class-wise NMS keeps.
+
+        Classes and images are laid so far apart that they never suppress each other.
+        """
+        batch, count = scores.shape
+        width, height = boxes.amax((0, 1))[2:] + 1
+        column = labels * width
+        row = torch.arange(batch, device=boxes.device)[:, None] * height
+        shift = torch.stack([column, row.expand_as(column)], dim=-1).repeat(1, 1, 2)
+
+        kept = nms((boxes + shift).flatten(0, 1), scores.flatten(), self.model.nms_iou_threshold)
+        return marked(kept, batch * count).view(batch, count)
 
     @property
     def num_detections(self) -> int:
@@ -136,6 +153,12 @@ class DetectionGraph(nn.Module):
         )
         logits = predictions.pred_logits[-1].masked_fill(~valid[..., None], -torch.inf)
         return logits, predictions.pred_boxes[-1]
+
+
+def marked(index: Tensor, length: int) -> Tensor:
+    """Return (length,) bool, True at the indices."""
+    marks = torch.zeros(length, dtype=torch.bool, device=index.device)
+    return marks.index_fill(0, index, True)
 
 
 def exportable_copy(model: SalienceDETR, attention: type[nn.Module]) -> Any:
@@ -288,8 +311,7 @@ class GraphQuerySelection(QuerySelection):
         boxes = torch.cat([centers - 1, centers + 1], dim=1)
 
         kept = nms(boxes, scores.flatten().float(), self.iou_threshold)
-        marks = torch.zeros(batch * count, dtype=torch.bool, device=scores.device)
-        return marks.index_fill(0, kept, True).view(batch, count)
+        return marked(kept, batch * count).view(batch, count)
 
 
 EXPORTABLE: dict[type[nn.Module], type[nn.Module]] = {

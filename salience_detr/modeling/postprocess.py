@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, clip_boxes
 from salience_detr.layers.transfer import to_device
@@ -65,3 +66,15 @@ def clip_detections(instances: Instances) -> Instances:
     result = instances[with_area]
     result.pred_boxes = clipped[with_area]
     return result
+
+
+def suppress_duplicates(instances: Instances, iou_threshold: float) -> Instances:
+    """Return the detections that overlap no better one of their class by more than an IoU.
+
+    Args:
+        instances: clipped to the image, by falling score.
+        iou_threshold: in (0, 1].
+    """
+    boxes = instances.pred_boxes.tensor
+    keep = batched_nms(boxes, instances.scores, instances.pred_classes, iou_threshold)
+    return instances[keep]

@@ -25,7 +25,11 @@ from salience_detr.modeling.encoder import SalienceEncoder
 from salience_detr.modeling.feature_fusion import FeatureFusion
 from salience_detr.modeling.masks import padding_mask, self_attention_mask
 from salience_detr.modeling.neck import ChannelMapper
-from salience_detr.modeling.postprocess import clip_detections, select_detections
+from salience_detr.modeling.postprocess import (
+    clip_detections,
+    select_detections,
+    suppress_duplicates,
+)
 from salience_detr.modeling.query_selection import Proposals, QuerySelection
 from salience_detr.modeling.salience import SalienceFilter
 from salience_detr.modeling.salience_loss import SalienceCriterion, count_salient
@@ -54,6 +58,7 @@ class SalienceDETR(nn.Module):
         pixel_mean, pixel_std: of the channels in the order of ``input_format``, for 0..255.
         size_divisibility: batches are padded to multiples of it.
         max_detections: (query, class) pairs that are kept of an image.
+        nms_iou_threshold: of the class-wise NMS on these pairs; None for no NMS, as published.
 
     Raises:
         ValueError: the stages do not fit each other.
@@ -82,6 +87,7 @@ class SalienceDETR(nn.Module):
         input_format: str = "RGB",
         size_divisibility: int = 32,
         max_detections: int = 300,
+        nms_iou_threshold: float | None = None,
     ) -> None:
         super().__init__()
 
@@ -96,6 +102,12 @@ class SalienceDETR(nn.Module):
                 f"num_queries is {num_queries}, but query_selection has "
                 f"{query_selection.num_queries} and denoising {denoising.num_queries}; build all "
                 "three with the same number"
+            )
+
+        if nms_iou_threshold is not None and not 0 < nms_iou_threshold <= 1:
+            raise ValueError(
+                f"nms_iou_threshold is {nms_iou_threshold}; it must lie in (0, 1], or be None "
+                "to keep duplicates"
             )
 
         self.backbone = backbone
@@ -121,6 +133,7 @@ class SalienceDETR(nn.Module):
         self.input_format = input_format
         self.size_divisibility = size_divisibility
         self.max_detections = max_detections
+        self.nms_iou_threshold = nms_iou_threshold
 
         # Numbers, not buffers: a float32 buffer turned to float64 would not hold them exactly.
         self.pixel_mean = tuple(pixel_mean)
@@ -412,6 +425,10 @@ class SalienceDETR(nn.Module):
                 image_size,
                 max_detections=self.max_detections,
             )
-            results.append({"instances": clip_detections(selected)})
+            instances = clip_detections(selected)
+
+            if self.nms_iou_threshold is not None:
+                instances = suppress_duplicates(instances, self.nms_iou_threshold)
+            results.append({"instances": instances})
 
         return results

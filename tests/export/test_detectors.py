@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
@@ -23,7 +24,7 @@ from salience_detr.export import (
     PackagedDetector,
 )
 from salience_detr.export.onnx import export_onnx
-from salience_detr.export.program import export_program
+from salience_detr.export.program import export_program, save_program
 from salience_detr.export.thresholds import read_model_classes, write_thresholds
 from salience_detr.export.verification import compare
 
@@ -177,6 +178,28 @@ def test_images_that_are_not_only_resized_cannot_be_exported(micro_config, surfa
 def test_an_old_opset_is_refused_before_the_work(predictor, tmp_path):
     with pytest.raises(ExportError, match="opset 16"):
         export_onnx(None, tmp_path / "x.onnx", DetectorInfo.from_predictor(predictor), opset=16)
+
+
+@pytest.mark.slow
+def test_exported_models_leave_out_duplicates_where_the_predictor_does(predictor, tmp_path):
+    predictor = copy.copy(predictor)
+    predictor.model = copy.copy(predictor.model)
+    predictor.model.nms_iou_threshold = 0.01
+
+    info = DetectorInfo.from_predictor(predictor)
+    program = export_program(predictor)
+    export_onnx(program, tmp_path / "model.onnx", info, simplify=True)
+    save_program(program, tmp_path / "model.pt2", info)
+    detectors = [OnnxDetector(tmp_path / "model.onnx"), PackagedDetector(tmp_path / "model.pt2")]
+
+    num_found = []
+    for size in ((64, 64), (80, 110), (50, 333)):
+        expected = predictor(new_image(*size))
+        num_found.append(len(expected))
+        for detector in detectors:
+            found = compare(expected, detector(new_image(*size)))
+            assert found.unmatched == 0 and found.score < 1e-5 and found.box < 0.01
+    assert min(num_found) < 120  # the queries of some image overlap
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,26 @@ def test_the_graph_equals_the_model_on_padded_images(predictor):
         assert torch.equal(labels[i], instances.pred_classes)
 
 
+def test_the_graph_leaves_out_the_duplicates_that_the_model_leaves_out(predictor, monkeypatch):
+    images = torch.randint(0, 256, (2, 3, 80, 110)).float()
+    pixels = [images[0, :, :80, :61], images[1, :, :33, :110]]
+    monkeypatch.setattr(predictor.model, "nms_iou_threshold", 0.05)
+    with torch.no_grad():
+        boxes, scores, labels, _ = DetectionGraph(predictor.model)(
+            images, torch.tensor([[80, 61], [33, 110]])
+        )
+        expected = [x["instances"] for x in predictor.model([{"image": x} for x in pixels])]
+
+    for i, instances in enumerate(expected):
+        found = scores[i] > 0
+        assert 0 < len(instances) < len(scores[i]) and found.sum() == len(instances)
+        torch.testing.assert_close(scores[i][found], instances.scores)
+        torch.testing.assert_close(
+            boxes[i][found], instances.pred_boxes.tensor, rtol=1e-4, atol=1e-3
+        )
+        assert torch.equal(labels[i][found], instances.pred_classes)
+
+
 def test_queries_that_a_small_image_lacks_are_masked(predictor):
     # 32 x 32 padded pixels have 16 + 4 + 1 tokens, of which NMS keeps fewer than 20, the queries.
     image = torch.randint(0, 256, (1, 3, 30, 25)).float()

@@ -20,7 +20,11 @@ from salience_detr.modeling.encoder import (
 )
 from salience_detr.modeling.feature_fusion import FeatureFusion, RepVGGBlock
 from salience_detr.modeling.neck import ChannelMapper
-from salience_detr.modeling.postprocess import clip_detections, select_detections
+from salience_detr.modeling.postprocess import (
+    clip_detections,
+    select_detections,
+    suppress_duplicates,
+)
 from salience_detr.modeling.query_selection import QuerySelection
 from salience_detr.modeling.salience import (
     NormModulatedSalienceHead,
@@ -338,6 +342,21 @@ def test_boxes_are_clipped_as_detectron2_clips_and_those_without_area_are_droppe
     assert instances.pred_boxes.tensor[0, 0] == -20  # the argument stays
     expected = detector_postprocess(instances[:4], 100, 200)
     assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+
+
+def test_duplicates_of_a_class_are_left_out_above_the_overlap():
+    # The second overlaps the first by .8, the third is of another class, the last overlaps by .5.
+    boxes = [[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 10], [0, 0, 10, 5]]
+    instances = Instances(
+        (20, 20),
+        pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32)),
+        scores=torch.tensor([0.9, 0.8, 0.7, 0.6]),
+        pred_classes=torch.tensor([0, 0, 1, 0]),
+    )
+    assert suppress_duplicates(instances, 0.7).scores.tolist() == pytest.approx([0.9, 0.7, 0.6])
+    assert suppress_duplicates(instances, 0.4).scores.tolist() == pytest.approx([0.9, 0.7])
+    assert len(suppress_duplicates(instances, 0.9)) == 4
+    assert len(suppress_duplicates(instances[:0], 0.7)) == 0
 
 
 def test_no_other_detection_takes_the_place_of_a_dropped_one():
