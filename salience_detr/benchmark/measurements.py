@@ -28,6 +28,7 @@ from salience_detr.benchmark.timing import PeakMemory, stage_timers, time_calls
 from salience_detr.checkpoint import load_weights
 from salience_detr.config import load_config, resolve_device
 from salience_detr.layers import ms_deform_attn
+from salience_detr.modeling import SalienceDETR
 from salience_detr.modeling.optimization import OPTIMIZATIONS, compile_stages, optimize_model
 from salience_detr.utils.errors import one_line
 from salience_detr.utils.signals import StopSignals
@@ -375,7 +376,7 @@ def optimize(
     Raises:
         ValueError: another detector cannot be optimized so.
     """
-    if variant.detector == OURS:
+    if isinstance(model, SalienceDETR):
         return optimize_model(model, optimization, dtype)
     if optimization != "compiled":
         raise ValueError("constants are folded in this project's model alone")

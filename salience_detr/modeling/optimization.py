@@ -121,7 +121,7 @@ def fold_constants(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, ConvBN):
             fold_norm(module.conv, module.norm)
-            module.norm = nn.Identity()
+            module.norm = nn.Identity()  # type: ignore[assignment]
         elif isinstance(module, Conv2d) and is_batch_norm(module.norm):
             fold_norm(module, module.norm)
             module.norm = None
@@ -146,6 +146,8 @@ def is_batch_norm(module: nn.Module | None) -> bool:
 
 def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> None:
     """Give a convolution the weights with which it equals itself and the BatchNorm after it."""
+    assert norm.running_mean is not None and norm.running_var is not None
+
     # In double precision: folding shall not round more than the two steps did.
     scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
     bias = norm.bias.double() - norm.running_mean.double() * scale
