@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
+import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -41,6 +43,11 @@ from salience_detr.pretrained import load_config_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+logger = logging.getLogger(__name__)
+
+# Seconds from which a compiled model's call counts as one that has compiled; none detects so long.
+SHORTEST_COMPILATION = 10.0
 
 # Dtypes of autocast by their names; float32 needs none.
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -346,8 +353,15 @@ class Predictor(ModelDetector):
         return None if self.weights is None else read_thresholds(self.weights)
 
     def _infer(self, inputs: list[ModelInput]) -> list[tuple[Instances, np.ndarray]]:
+        start = time.perf_counter()
         with self.precision():
-            return detect_with_salience(self.model, inputs, optimized=self.optimized_model)
+            results = detect_with_salience(self.model, inputs, optimized=self.optimized_model)
+
+        seconds = time.perf_counter() - start
+        if self.optimize == "compiled" and seconds > SHORTEST_COMPILATION:
+            sizes = ", ".join("{}x{}".format(*x["image"].shape[1:]) for x in inputs)
+            logger.warning("compiled for images of %s pixels, in %.0f s", sizes, seconds)
+        return results
 
     @cached_property
     def optimized_model(self) -> SalienceDETR:

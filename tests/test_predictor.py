@@ -69,6 +69,14 @@ def test_the_fused_copy_of_shipped_weights_detects_the_same(name, surface_data):
         assert difference.unmatched == 0 and difference.score < 1e-5 and difference.box < 0.01
 
 
+def test_the_time_of_a_compilation_is_told(predictor, surface_data, monkeypatch, caplog):
+    monkeypatch.setattr("salience_detr.predictor.SHORTEST_COMPILATION", 0.0)
+    monkeypatch.setattr(predictor, "optimize", "compiled")
+    monkeypatch.setitem(vars(predictor), "optimized_model", predictor.model)  # compiled before
+    predictor(surface_data / "val" / "000001.jpg")
+    assert "compiled for images of 64x64 pixels, in 0 s" in caplog.text
+
+
 def test_an_unknown_optimization_is_refused_before_the_weights_are_read(micro_config):
     with pytest.raises(ValueError, match="no optimization 'fast'; use none, fused, compiled"):
         Predictor(micro_config, "missing.pth", device="cpu", optimize="fast")
