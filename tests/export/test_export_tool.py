@@ -42,6 +42,7 @@ def call(micro_config, surface_data, weights, tmp_path, program, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_an_export_is_verified_on_the_test_set_and_timed(call, tmp_path, capsys):
     assert call("--verify") == 0
     out = capsys.readouterr().out
