@@ -327,6 +327,7 @@ def ap_table(output, *words, launcher=(), builder="build_model"):
     return AP_ROW.findall((output / "log.txt").read_text())[-1]
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_like_one_however_they_are_started(equal_boxes, tmp_path):
     # Denoising noise and the number of its groups are drawn per process, as published.
     options = [

@@ -75,7 +75,16 @@ def assert_close(found, expected, name, tolerance=TOLERANCE):
     assert error < tolerance, f"{name}: {error:.2e}"
 
 
-@pytest.mark.parametrize("name", ["r50_4scale", "r50_5scale", "convnext_l", "swin_l", "focalnet_l"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "r50_4scale",
+        "r50_5scale",
+        pytest.param("convnext_l", marks=pytest.mark.slow),
+        pytest.param("swin_l", marks=pytest.mark.slow),
+        pytest.param("focalnet_l", marks=pytest.mark.slow),
+    ],
+)
 def test_evaluation_equals_the_published_model_stage_by_stage(shared, device, name):
     if available_memory() < MEMORY.get(name, 0):
         pytest.skip(f"needs {MEMORY[name]} GiB of free memory")
