@@ -255,6 +255,7 @@ class PrintedTable:
         self.write(row)
 
     def write(self, cells: list[str]) -> None:
+        """Print the padded cells of one line."""
         # Above a progress bar, if there is one.
         tqdm.write(f"| {' | '.join(cells)} |")
 

@@ -11,20 +11,7 @@ from torch import nn
 
 from salience_detr.config import load_config
 from salience_detr.engine.trainer import Trainer, group_losses, split_evenly
-
-
-class FixedLoader:
-    """Loader of one batch, again and again."""
-
-    num_workers = 0
-
-    def __init__(self, batch):
-        self.batch = batch
-        self.batch_sampler = self
-
-    def __iter__(self):
-        while True:
-            yield self.batch
+from tests.fixed_loader import FixedLoader
 
 
 @pytest.fixture

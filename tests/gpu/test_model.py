@@ -24,26 +24,13 @@ from salience_detr.engine.train import build_ema, build_optimizer
 from salience_detr.engine.trainer import Trainer, average_over_processes
 from salience_detr.export.verification import compare
 from salience_detr.modeling.distributed import mean_over_processes
+from tests.fixed_loader import FixedLoader
 
 pytestmark = pytest.mark.gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 # The noise of denoising would be another one on another device.
 NO_NOISE = ("model.denoising.label_noise_prob=0.0", "model.denoising.box_noise_scale=0.0")
-
-
-class FixedLoader:
-    """Loader of one batch, again and again."""
-
-    num_workers = 0
-
-    def __init__(self, batch):
-        self.batch = batch
-        self.batch_sampler = self
-
-    def __iter__(self):
-        while True:
-            yield self.batch
 
 
 @pytest.fixture
