@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 import statistics
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -25,21 +21,21 @@ from tqdm import tqdm
 from salience_detr.benchmark.flops import ModelCost, count_flops, noise_image
 from salience_detr.benchmark.other_detectors import OTHER_DETECTORS
 from salience_detr.benchmark.timing import PeakMemory, stage_timers, time_calls
+from salience_detr.benchmark.worker import Worker, run_until_stopped
 from salience_detr.checkpoint import load_weights
 from salience_detr.config import load_config, resolve_device
 from salience_detr.layers import ms_deform_attn
 from salience_detr.modeling import SalienceDETR
 from salience_detr.modeling.optimization import OPTIMIZATIONS, compile_stages, optimize_model
-from salience_detr.utils.errors import one_line
-from salience_detr.utils.signals import StopSignals
 
 MODES = (
-    "eager", "fused", "compiled", "amp", "fused-amp", "compiled-amp", "training", "training-amp",
+    "eager", "channels-last", "fused", "compiled",
+    "amp", "channels-last-amp", "fused-amp", "compiled-amp", "training", "training-amp",
 )  # fmt: skip
+OURS_ALONE = ("fused", "fused-amp", "training", "training-amp")  # modes of the config's model
 OPERATORS = ("compiled", "reference")
 OURS = "ours"  # the config's model, beside the names of OTHER_DETECTORS
 NUM_BOXES = 8  # ground-truth boxes of an image in training modes
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -148,16 +144,13 @@ def run(benchmark: Benchmark, *, keep: Callable[[], None]) -> bool:
         benchmark: gets the results.
         keep: called after each measurement, so that its results are kept whatever comes.
     """
-    try:
-        with StopSignals():
-            measure_all(benchmark, keep)
-    except KeyboardInterrupt:
+    finished = run_until_stopped(lambda: measure_all(benchmark, keep))
+    if not finished:
         # What was measured so far is printed.
         benchmark.notes.append("Stopped before all was measured.")
         if benchmark.measurements:
             benchmark.measurements[-1].failure = "stopped"
-        return False
-    return True
+    return finished
 
 
 def measure_all(benchmark: Benchmark, keep: Callable[[], None]) -> None:
@@ -183,7 +176,7 @@ def measure_all(benchmark: Benchmark, keep: Callable[[], None]) -> None:
 
 
 def all_variants(settings: Settings) -> list[Variant]:
-    """Return the variants to measure; other detectors have one operator and are not trained."""
+    """Return the variants to measure; other detectors have one operator, and not all modes."""
     variants = []
     for mode in settings.modes:
         for operator in settings.operators:
@@ -191,7 +184,7 @@ def all_variants(settings: Settings) -> list[Variant]:
 
     for name in settings.compare:
         for mode in settings.modes:
-            if not mode.startswith("training"):
+            if mode not in OURS_ALONE:
                 variants.append(Variant(name, mode, "compiled"))
     return variants
 
@@ -218,35 +211,6 @@ def measure(settings: Settings, measurement: Measurement) -> None:
                 measurement.failure = stages
             else:
                 measurement.stages = stages
-
-
-class Worker:
-    """A fresh process, whose memory holds nothing else, and whose crash ends no other work."""
-
-    def __enter__(self) -> Worker:
-        # Ctrl-C reaches both processes; the one that waits ends this one.
-        self.pool = ProcessPoolExecutor(
-            max_workers=1,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=signal.signal,
-            initargs=(signal.SIGINT, signal.SIG_IGN),
-        )
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        # An interrupted measurement would otherwise run to its end.
-        for process in multiprocessing.active_children():
-            process.kill()
-        self.pool.shutdown()
-
-    def attempt(self, function: Callable[..., T], *args: object) -> T | str:
-        """Return ``function(*args)`` as computed in the process, or the reason of its failure."""
-        try:
-            return self.pool.submit(function, *args).result()
-        except BrokenProcessPool:
-            return "failed: its process was ended, as a system does where memory runs out"
-        except Exception as error:  # any failure of a detector is a row of the table
-            return f"failed: {type(error).__name__}: {one_line(error)}"
 
 
 class Subject(NamedTuple):
@@ -311,7 +275,9 @@ def prepare(settings: Settings, variant: Variant) -> Subject:
 
     model = build(settings, variant.detector).to(device)
     optimization = variant.mode.removesuffix("-amp")
-    if optimization in OPTIMIZATIONS:
+    if optimization == "channels-last":
+        model = model.to(memory_format=torch.channels_last)
+    elif optimization in OPTIMIZATIONS:
         model = optimize(model, variant, optimization, dtype if autocast_is_on else None)
     memory = PeakMemory(model)
 

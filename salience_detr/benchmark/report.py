@@ -94,7 +94,7 @@ def ratio_to_ours(benchmark: Benchmark, measurement: Measurement) -> float | Non
     for other in benchmark.measurements:
         is_ours = other.variant == (OURS, measurement.variant.mode, "compiled")
         if is_ours and other.timings and measurement.timings:
-            return measurement.timings[0].median / other.timings[0].median
+            return ratio(measurement, other)
     return None
 
 
@@ -107,9 +107,70 @@ def remarks(benchmark: Benchmark, measurement: Measurement) -> str:
     if isinstance(cost, str):
         reasons.append(f"GMACs: {cost}")
 
-    # A bar would end the cell of the Markdown table.
-    text = "; ".join(reasons).replace("|", "/")
-    return textwrap.shorten(text, LONGEST_REMARK, placeholder="...")
+    return short_cell("; ".join(reasons))
+
+
+def short_cell(text: str) -> str:
+    """Return a text for a cell of a Markdown table, which a bar would end."""
+    return textwrap.shorten(text.replace("|", "/"), LONGEST_REMARK, placeholder="...")
+
+
+def fastest_rows(benchmark: Benchmark) -> list[Row]:
+    """Return a row for each detector, with its fastest mode in float32 and its fastest at all."""
+    detectors = (OURS, *benchmark.settings.compare)
+    exact = {name: fastest(benchmark, name, exact=True) for name in detectors}
+    any_dtype = {name: fastest(benchmark, name, exact=False) for name in detectors}
+
+    rows = []
+    for name in detectors:
+        row: Row = {
+            "detector": detector_label(benchmark.settings, name),
+            **mode_cells("in float32", exact[name]),
+            **mode_cells("at all", any_dtype[name]),
+        }
+        row["float32 of ours in float32"] = ratio(exact[name], exact[OURS])
+        row["fastest of ours in float32"] = ratio(any_dtype[name], exact[OURS])
+        row["fastest of our fastest"] = ratio(any_dtype[name], any_dtype[OURS])
+        rows.append(row)
+    return rows
+
+
+def mode_cells(label: str, measurement: Measurement | None) -> Row:
+    """Return the cells of a fastest mode and its time, empty if there is none."""
+    if measurement is None:
+        return {f"fastest {label}": None, f"ms {label}": None}
+    mode = measurement.variant.mode
+    return {f"fastest {label}": mode, f"ms {label}": median_of(measurement)}
+
+
+def fastest(benchmark: Benchmark, detector: str, *, exact: bool) -> Measurement | None:
+    """Return the measurement with the least median time of detection, or None.
+
+    Args:
+        exact: only of modes that compute in float32.
+    """
+    candidates = []
+    for measurement in benchmark.measurements:
+        name, mode, operator = measurement.variant
+        is_detection = not mode.startswith("training") and operator == "compiled"
+        is_exact = not mode.endswith("amp")
+        if name != detector or not is_detection or not measurement.timings:
+            continue
+        if is_exact or not exact:
+            candidates.append(measurement)
+    return min(candidates, key=median_of, default=None)
+
+
+def median_of(measurement: Measurement) -> float:
+    """Return the median milliseconds with one image."""
+    return measurement.timings[0].median
+
+
+def ratio(measurement: Measurement | None, other: Measurement | None) -> float | None:
+    """Return the ratio of the median times of two measurements, None if one is missing."""
+    if measurement is None or other is None:
+        return None
+    return median_of(measurement) / median_of(other)
 
 
 def stage_rows(benchmark: Benchmark) -> list[Row]:
@@ -269,6 +330,10 @@ def as_markdown(benchmark: Benchmark) -> str:
     if rows:
         parts.append(table(rows))
     parts.append("\n".join(f"- {line}" for line in explanations(benchmark)))
+
+    if settings.compare and benchmark.measurements:
+        parts.append("Each detector in its fastest modes:")
+        parts.append(table(fastest_rows(benchmark)))
 
     stages = stage_rows(benchmark)
     if len(stages) > 1:

@@ -28,7 +28,7 @@ from salience_detr.export import (
     PackagedDetector,
 )
 from salience_detr.export.onnx import build_onnx, check_export, export_onnx
-from salience_detr.export.openvino import check_openvino, weights_path, write_openvino
+from salience_detr.export.openvino import check_openvino, file_bytes, write_openvino
 from salience_detr.export.program import compile_package, export_program, save_program
 from salience_detr.export.verification import (
     UNCERTAIN_PART,
@@ -81,12 +81,6 @@ def write(predictor: Predictor, args: argparse.Namespace) -> ExportedDetector:
     else:
         save_program(program, args.output, info)
     return PackagedDetector(args.output)
-
-
-def file_bytes(path: Path) -> int:
-    """Return the size of an exported model; an .xml counts with its weights."""
-    size = path.stat().st_size
-    return size + weights_path(path).stat().st_size if path.suffix == ".xml" else size
 
 
 def report(

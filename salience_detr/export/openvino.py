@@ -58,6 +58,12 @@ def weights_path(path: Path) -> Path:
     return path.with_suffix(".bin")
 
 
+def file_bytes(path: Path) -> int:
+    """Return the size of an exported model of any format; an .xml counts with its weights."""
+    size = path.stat().st_size
+    return size + weights_path(path).stat().st_size if path.suffix == ".xml" else size
+
+
 def read_metadata(path: Path) -> str | None:
     """Return the metadata in an .xml, None if it has none; OpenVINO is not needed.
 

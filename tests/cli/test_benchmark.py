@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from salience_detr.benchmark import measurements
 from salience_detr.benchmark.flops import STAGES, ModelCost, StageCost, count_flops, noise_image
-from salience_detr.benchmark.measurements import OURS, Timing, Variant, Worker
+from salience_detr.benchmark.measurements import OURS, Timing, Variant
 from salience_detr.benchmark.other_detectors import OTHER_DETECTORS
+from salience_detr.benchmark.worker import Worker
 from salience_detr.cli import benchmark
 from salience_detr.config import load_config
 from salience_detr.layers import ms_deform_attn
@@ -309,6 +310,54 @@ def test_a_package_that_is_not_there_is_a_note(micro_config, monkeypatch, capsys
     )
 
 
+def test_each_detector_is_compared_in_its_fastest_mode(micro_config, monkeypatch, capsys):
+    times = {
+        (OURS, "eager"): 100.0,
+        (OURS, "fused"): 80.0,
+        (OURS, "amp"): 50.0,
+        ("fcos", "eager"): 200.0,
+        ("fcos", "channels-last"): 160.0,
+        ("fcos", "amp"): 120.0,
+    }
+    measured = []
+
+    def answer(function: Callable[..., Any], settings: Any, subject: Any, *args: Any) -> Any:
+        if function is measurements.count_costs:
+            return cost_of(1.5)
+        if function is measurements.time_stages:
+            return {}
+        measured.append((subject.detector, subject.mode))
+        if measured[-1] not in times:
+            return "failed: not here"
+        return Timing(1, [times[measured[-1]]], None)
+
+    answer_with(monkeypatch, answer)
+    modes = ["--modes", "eager", "channels-last", "fused", "amp", "training"]
+    words = ["--batch-sizes", "1", *modes, "--compare", "fcos"]
+    assert benchmark.main(["--config-file", micro_config, *SMALL, *words]) == 0
+    # What is this project's own is no mode of another detector.
+    assert [mode for name, mode in measured if name == "fcos"] == ["eager", "channels-last", "amp"]
+
+    printed = capsys.readouterr().out
+    ours, fcos = rows_of(printed[printed.index("fastest modes:") :])
+    assert (ours["fastest in float32"], ours["fastest at all"]) == ("fused", "amp")
+    assert (fcos["fastest in float32"], fcos["fastest at all"]) == ("channels-last", "amp")
+    assert (fcos["ms in float32"], fcos["ms at all"]) == ("160.0", "120.0")
+    # 160 / 80, 120 / 80 and 120 / 50.
+    assert fcos["float32 of ours in float32"] == "2.00"
+    assert fcos["fastest of ours in float32"] == "1.50"
+    assert fcos["fastest of our fastest"] == "2.40"
+
+
+def test_channels_last_is_the_memory_format_of_the_weights(micro_config):
+    args = benchmark.parse_args(["--config-file", micro_config, *SMALL])
+    settings = benchmark.make_settings(args)
+    measurements.prepare.cache_clear()
+    subject = measurements.prepare(settings, Variant(OURS, "channels-last", "compiled"))
+    kernels = [x for x in subject.model.parameters() if x.dim() == 4]
+    assert kernels and all(x.is_contiguous(memory_format=torch.channels_last) for x in kernels)
+
+
 def test_another_architecture_is_measured_by_its_own_parts(one_process, capsys):
     words = [
         "--config-file",
@@ -338,6 +387,12 @@ def test_another_architecture_is_measured_by_its_own_parts(one_process, capsys):
         (["--weights", "none.pth"], "none.pth"),
         (["--modes", "eager", "model.num_querie=3"], "did you mean model.num_queries"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--modes", "all", "eager"], "--modes all is a table of its own"),
+        (["--modes", "all", "--compare", "fcos"], "leave out other modes and --compare"),
+        (["--modes", "all", "--device", "cuda"], "measures on the CPU: leave out --device cuda"),
+        (["--modes", "eager", "--exports", "there"], "--exports goes with --modes all"),
+        (["--modes", "all", "--exports", "/proc/there"], "--exports"),
+        (["--modes", "all", "--size", "64", "640"], "the config's test makes 13x128 of it"),
     ],
 )
 def test_a_mistake_is_one_line(micro_config, capsys, words, message):

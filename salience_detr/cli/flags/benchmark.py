@@ -2,10 +2,16 @@
 
 %(prog)s --config-file F --device cpu --modes eager amp --batch-size 1 2 --compare all
 %(prog)s --config-file F --operator compiled reference --modes eager training
+%(prog)s --config-file F --weights W --size 256 256 --modes all
 
 Prints parameters, GMACs, latency, images per second and peak memory by batch size, and milliseconds
 by stage. Every measurement runs in a process of its own; one that fails is a row with the reason.
-Ctrl-C prints what was measured so far.
+Ctrl-C prints what was measured so far. With --compare, a table of each detector in its fastest
+mode follows; other detectors have all modes but fused and training.
+
+--modes all prints another table, of the forms to choose from on a CPU: eager, fused, compiled, ONNX
+Runtime, OpenVINO and .pt2. They are measured in turns. AP comes with --weights and the images of
+the config's test set.
 """
 
 from __future__ import annotations
@@ -19,7 +25,8 @@ from salience_detr.cli.arguments import Parser, number
 
 # Those of benchmark/, which takes seconds to import.
 MODES = (
-    "eager", "fused", "compiled", "amp", "fused-amp", "compiled-amp", "training", "training-amp",
+    "eager", "channels-last", "fused", "compiled",
+    "amp", "channels-last-amp", "fused-amp", "compiled-amp", "training", "training-amp",
 )  # fmt: skip
 OPERATORS = ("compiled", "reference")
 OTHERS = ("retinanet", "fcos", "faster-rcnn", "deformable-detr", "rt-detr")
@@ -42,9 +49,11 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     }
     add("--batch-size", default=[1, 2, 4], help="one or more (default: 1 2 4)", **sizes)
     add("--batch-sizes", help=argparse.SUPPRESS, **sizes)  # its earlier name
-    modes_help = f"some of {', '.join(MODES)} (default: eager amp)"
-    modes = ["eager", "amp"]
-    add("--modes", nargs="+", choices=MODES, default=modes, metavar="MODE", help=modes_help)
+    modes_help = f"some of {', '.join(MODES)} (default: eager amp); or all"
+    modes: dict[str, Any] = {"choices": (*MODES, "all"), "default": ["eager", "amp"]}
+    add("--modes", nargs="+", metavar="MODE", help=modes_help, **modes)
+    exports_help = "exported files of --modes all; missing ones are written there"
+    add("--exports", type=Path, metavar="DIR", help=exports_help)
     add("--operator", nargs="+", choices=OPERATORS, default=["compiled"])
     add("--dtype", default="bfloat16", choices=("bfloat16", "float16"), help="of the amp modes")
 
@@ -58,4 +67,12 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     add("--compare", nargs="+", choices=others, default=[], metavar="NAME", help=compare_help)
     add("--json", type=Path, metavar="FILE", help="write all results to FILE")
     add("--markdown", type=Path, metavar="FILE", help="write the tables to FILE")
-    return parser.parse(argv)
+    args = parser.parse(argv)
+
+    if "all" in args.modes and (len(args.modes) > 1 or args.compare):
+        parser.error("--modes all is a table of its own: leave out other modes and --compare")
+    if "all" in args.modes and args.device == "cuda":
+        parser.error("--modes all measures on the CPU: leave out --device cuda")
+    if args.exports is not None and "all" not in args.modes:
+        parser.error("--exports goes with --modes all")
+    return args
