@@ -154,7 +154,8 @@ def write_exports(forms: FormTable, folder: Path) -> None:
             if name is None:
                 continue
             if name not in failures and not (folder / name).is_file():
-                failures[name] = worker.attempt(write_file, forms.settings, folder / name) or ""
+                size = worker.attempt(write_file, forms.settings, folder / name)
+                failures[name] = size if isinstance(size, str) else ""
             result.failure = failures.get(name, "")
 
 
@@ -165,10 +166,12 @@ def measure_rest(forms: FormTable, result: FormResult, worker: Worker, exports: 
     # The evaluation, which comes last, may take more memory.
     peak = worker.attempt(peak_bytes, *arguments)
     size = worker.attempt(size_on_disk, *arguments)
-    for value in (peak, size):
-        if isinstance(value, str):
-            result.failure = value
-            return
+    if isinstance(peak, str):
+        result.failure = peak
+        return
+    if isinstance(size, str):
+        result.failure = size
+        return
     result.peak_bytes = peak
     result.file_bytes = size
 

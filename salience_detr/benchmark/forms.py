@@ -137,8 +137,8 @@ def onnx_model(settings: Settings) -> onnx.ModelProto:
     return build_onnx(copy.deepcopy(program), info, opset=DEFAULT_OPSET, simplify=True)
 
 
-def write_file(settings: Settings, path: Path) -> None:
-    """Write an exported file.
+def write_file(settings: Settings, path: Path) -> int:
+    """Write an exported file, and return its bytes.
 
     Raises:
         ExportError: a package is missing, or the file cannot be made here.
@@ -155,6 +155,7 @@ def write_file(settings: Settings, path: Path) -> None:
         write_openvino(onnx_model(settings), path, info)
     else:
         save_program(program, path, info)
+    return file_bytes(path)
 
 
 def open_form(settings: Settings, form: Form, folder: Path) -> ModelDetector:
