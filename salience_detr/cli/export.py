@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from salience_detr.benchmark.timing import time_calls
 from salience_detr.cli.arguments import run_program
+from salience_detr.cli.export_int8 import calibration_images, find_validation, write_int8
 from salience_detr.cli.flags.export import parse_args
 from salience_detr.config import resolve_device
 from salience_detr.data import DatasetError
@@ -28,8 +29,14 @@ from salience_detr.export import (
     PackagedDetector,
 )
 from salience_detr.export.onnx import build_onnx, check_export, export_onnx
-from salience_detr.export.openvino import check_openvino, file_bytes, write_openvino
+from salience_detr.export.openvino import (
+    check_openvino,
+    file_bytes,
+    to_openvino,
+    write_openvino,
+)
 from salience_detr.export.program import compile_package, export_program, save_program
+from salience_detr.export.quantization import check_nncf
 from salience_detr.export.verification import (
     UNCERTAIN_PART,
     UNCERTAIN_PART_OF_RANDOM,
@@ -65,6 +72,10 @@ def several_shapes(images: list[np.ndarray]) -> list[np.ndarray]:
 def write(predictor: Predictor, args: argparse.Namespace) -> ExportedDetector:
     """Export the model, and load the written file."""
     info = DetectorInfo.from_predictor(predictor)
+    if args.int8:
+        # Own data can be wrong, too.
+        calibration = calibration_images(args.calibration, args.calibration_size)
+        validation = find_validation(predictor, args)
     print("exporting the model", flush=True)
     program = export_program(predictor, sampling=args.sampling)
 
@@ -74,7 +85,10 @@ def write(predictor: Predictor, args: argparse.Namespace) -> ExportedDetector:
         return OnnxDetector(args.output, device="cpu")
     if args.output.suffix == ".xml":
         model = build_onnx(program, info, opset=args.opset, simplify=args.simplify)
-        write_openvino(model, args.output, info)
+        if args.int8:
+            write_int8(to_openvino(model), info, calibration, validation, args)
+        else:
+            write_openvino(model, args.output, info)
         return OpenVinoDetector(args.output, device="cpu")
     if args.compile:
         compile_package(program, args.output, info, device=resolve_device(args.device))
@@ -126,6 +140,8 @@ def run(args: argparse.Namespace) -> int:
     resolve_device(args.device)
     if args.output.suffix == ".xml":
         check_openvino()
+    if args.int8:
+        check_nncf()
     if args.output.suffix in (".onnx", ".xml"):
         check_export(args.opset)
     predictor = Predictor(
@@ -154,6 +170,10 @@ def run(args: argparse.Namespace) -> int:
     unmatched = sum(x.unmatched for x in differences)
     largest = f"largest differences: {score:.1e} in score, {box:.1e} px in boxes"
     print(f"\n{largest}; {unmatched} detections differ")
+
+    # What int8 changes is more than rounding; AP says what it costs.
+    if args.int8:
+        return 0
 
     # Random weights rank many tokens nearly equal, so that rounding decides more of them.
     uncertain_part = UNCERTAIN_PART if args.weights else UNCERTAIN_PART_OF_RANDOM

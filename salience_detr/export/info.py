@@ -27,6 +27,39 @@ class ExportError(ValueError):
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """What of a graph computes in int8, how that was calibrated, and what it costs.
+
+    Attributes:
+        int8: groups of layers in int8, see :mod:`salience_detr.export.quantization`.
+        float32: groups that were given back to float32 for the sake of AP.
+        calibration: folder or file of the images that the ranges of values are from.
+        num_images: number of these images.
+        validation: annotation file that AP was measured on; None if it was not.
+        float_ap: AP of the graph in float32, in percent.
+        ap: AP in int8.
+    """
+
+    int8: tuple[str, ...]
+    float32: tuple[str, ...]
+    calibration: str
+    num_images: int
+    validation: str | None = None
+    float_ap: float | None = None
+    ap: float | None = None
+
+    @classmethod
+    def from_content(cls, content: Settings) -> Quantization:
+        """Read what a file's metadata say.
+
+        Raises:
+            TypeError: they are of another form.
+        """
+        lists = {key: tuple(content[key]) for key in ("int8", "float32")}
+        return cls(**{**content, **lists})
+
+
+@dataclass(frozen=True)
 class DetectorInfo:
     """How images become inputs of the graph, and what its outputs mean.
 
@@ -39,6 +72,7 @@ class DetectorInfo:
         value_range: the values of deep images that become black and white; see
             :class:`salience_detr.data.value_range.ValueRange`.
         thresholds: best score thresholds of the classes; None if none are stored.
+        quantization: of a graph in int8; None for one in float32.
     """
 
     classes: ClassTable
@@ -48,6 +82,7 @@ class DetectorInfo:
     size_divisibility: int
     value_range: object = AUTO
     thresholds: ScoreThresholds | None = None
+    quantization: Quantization | None = None
 
     @classmethod
     def from_predictor(cls, predictor: Predictor) -> DetectorInfo:
@@ -78,9 +113,10 @@ class DetectorInfo:
         """Return the entry of a file's metadata."""
         content = {"version": VERSION} | dataclasses.asdict(self)
 
-        # Earlier versions of this package read files without thresholds.
-        if self.thresholds is None:
-            del content["thresholds"]
+        # Earlier versions of this package read files without them.
+        for key in ("thresholds", "quantization"):
+            if content[key] is None:
+                del content[key]
         return json.dumps(content)
 
     @classmethod
@@ -102,6 +138,8 @@ class DetectorInfo:
             table = content.pop("classes")
             if content.get("thresholds") is not None:
                 content["thresholds"] = ScoreThresholds.from_content(content["thresholds"])
+            if content.get("quantization") is not None:
+                content["quantization"] = Quantization.from_content(content["quantization"])
             if version == VERSION:
                 return cls(classes=read_classes(table), **check_settings(content))
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # the packages are optional
 
 DEFAULT_OPSET = 18
 LAST_OPSET = 21
+# Where PyTorch's exporter notes the modules of a node.
+SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 AXES = {"images": {0: "batch", 2: "height", 3: "width"}}
 
 
@@ -59,6 +62,7 @@ def build_onnx(
     import onnx
 
     model = to_onnx(program, opset)
+    name_nodes(model)
 
     if simplify:
         import onnxslim
@@ -128,6 +132,20 @@ def optimize_graph(model: onnx_ir.Model) -> onnx.ModelProto:
         value.type = value_type
         value.shape = shape
     return onnx_ir.to_proto(model)
+
+
+def name_nodes(model: onnx.ModelProto) -> None:
+    """Name each node by the module that computes it, in place: model.neck.projections.0/Conv_7.
+
+    Nodes of no module, such as those of an optimization, keep their names.
+    """
+    for number, node in enumerate(model.graph.node):
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        # The names of the modules from the outermost on, then that of the operation.
+        scopes = ast.literal_eval(notes.get(SCOPES_KEY, "[]"))
+        modules = [scope for scope in scopes[:-1] if scope]
+        if modules:
+            node.name = f"{modules[-1]}/{node.op_type}_{number}"
 
 
 def name_axes(model: onnx.ModelProto) -> None:

@@ -13,8 +13,9 @@ from salience_detr.export.info import METADATA_KEY, DetectorInfo, ExportError
 from salience_detr.utils.errors import one_line
 from salience_detr.utils.files import written_whole
 
-if TYPE_CHECKING:  # the package is optional
+if TYPE_CHECKING:  # the packages are optional
     import onnx
+    import openvino
 
 # Where OpenVINO writes the entries of Model.set_rt_info.
 METADATA_PATH = f"rt_info/{METADATA_KEY}"
@@ -39,16 +40,36 @@ def write_openvino(model: onnx.ModelProto, path: Path, info: DetectorInfo) -> No
     Raises:
         ExportError: if the package is missing.
     """
+    save_openvino(to_openvino(model), path, info)
+
+
+def to_openvino(model: onnx.ModelProto) -> openvino.Model:
+    """Return an ONNX model as OpenVINO's, whose constants are computed.
+
+    Raises:
+        ExportError: if the package is missing.
+    """
     check_openvino()
     import openvino
+    from openvino import passes
 
     converted = openvino.Core().read_model(model.SerializeToString())
-    converted.set_rt_info(info.to_json(), METADATA_KEY)
+    manager = passes.Manager()
+    manager.register_pass(passes.ConstantFolding())
+    manager.run_passes(converted)
+    return converted
+
+
+def save_openvino(model: openvino.Model, path: Path, info: DetectorInfo) -> None:
+    """Write the .xml and the .bin of a model, in the precisions that it has."""
+    import openvino
+
+    model.set_rt_info(info.to_json(), METADATA_KEY)
 
     # The .xml comes last: it is never there without its weights.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         draft = Path(folder) / "model.xml"
-        openvino.save_model(converted, draft, compress_to_fp16=False)
+        openvino.save_model(model, draft, compress_to_fp16=False)
         os.replace(weights_path(draft), weights_path(path))
         os.replace(draft, path)
 

@@ -34,6 +34,8 @@ def test_metadata_are_read_as_they_were_written():
         (["size_divisibility"], None),
         (["image_format"], "GRAY"),
         (["other"], 1),
+        (["quantization"], "int8"),
+        (["quantization"], {"int8": ["neck"]}),
     ],
 )
 def test_broken_metadata_are_one_line(keys, value):
