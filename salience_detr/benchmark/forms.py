@@ -43,7 +43,7 @@ class Form:
 
     Attributes:
         runtime: what runs it, for tables; with ``optimize`` the mode of the Predictor.
-        dtype: "float32", "bfloat16" or "int8".
+        dtype: "float32" or "bfloat16"; of a graph in int8 with the dtype of its other layers.
         optimize: of :class:`Predictor`; None for an exported file.
         file: name of the exported file; None for a checkpoint.
     """
@@ -64,7 +64,8 @@ FORMS = (
     Form("ONNX Runtime", "float32", file="model.onnx"),
     Form("OpenVINO", "float32", file="model.xml"),
     Form("OpenVINO", "bfloat16", file="model.xml"),
-    Form("OpenVINO", "int8", file=INT8_FILE),
+    Form("OpenVINO", "int8, float32", file=INT8_FILE),
+    Form("OpenVINO", "int8, bfloat16", file=INT8_FILE),
     Form("pt2", "float32", file="model.pt2"),
 )
 
@@ -144,7 +145,10 @@ def write_file(settings: Settings, path: Path) -> int:
         ExportError: a package is missing, or the file cannot be made here.
     """
     if path.name == INT8_FILE:
-        raise ExportError(f"int8 needs {INT8_FILE} in --exports DIR")
+        raise ExportError(
+            f"int8 needs {INT8_FILE} in the folder of --exports: tools/export.py --output "
+            f"DIR/{INT8_FILE} --int8 --calibration IMAGES writes it"
+        )
 
     program, info = export(settings)
     if path.suffix == ".onnx":
@@ -176,8 +180,8 @@ def open_form(settings: Settings, form: Form, folder: Path) -> ModelDetector:
     if path.suffix == ".onnx":
         return OnnxDetector(path, device="cpu", threads=threads)
     if path.suffix == ".xml":
-        # A graph of int8 says itself what is int8; the rest of it is float32.
-        dtype = "bfloat16" if form.dtype == "bfloat16" else "float32"
+        # A graph says itself what is int8.
+        dtype = form.dtype.removeprefix("int8, ")
         return OpenVinoDetector(path, device="cpu", dtype=dtype, threads=threads)
     return PackagedDetector(path)
 

@@ -181,7 +181,7 @@ def test_a_form_is_started_timed_and_evaluated(micro_config, surface_data, tmp_p
 
 
 def test_a_missing_int8_file_is_named(micro_config, tmp_path):
-    with pytest.raises(forms.ExportError, match="int8 needs model_int8"):
+    with pytest.raises(forms.ExportError, match="--int8 --calibration IMAGES writes it"):
         forms.write_file(settings_of(micro_config), tmp_path / forms.INT8_FILE)
 
 
