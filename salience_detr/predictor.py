@@ -255,8 +255,9 @@ class Predictor(ModelDetector):
             test set. They are compared where a config is given and its annotation file is at hand:
             the rows of the weights are put into its order.
         optimize: "fused" folds norms into convolutions in a copy that detects; "compiled" also
-            compiles it, for each padded size at its first image, which takes a minute; "none"
-            detects with the model itself, whose weights may then be changed between images.
+            compiles it, which takes a minute at the first image, and again at the first one of
+            another width and of another height, after padding; "none" detects with the model
+            itself, whose weights may then be changed between images.
 
     Attributes:
         model: the model as it was loaded.

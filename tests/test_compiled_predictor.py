@@ -8,7 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch._dynamo.utils import counters
 
 from salience_detr import Predictor
 from salience_detr.export.verification import compare
@@ -32,6 +34,8 @@ def test_the_compiled_copy_of_shipped_weights_detects_the_same_on_odd_sizes(
     name, surface_data, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+    counters.clear()
     plain = Predictor.from_pretrained(name, device="cpu", optimize="none")
     compiled = Predictor.from_pretrained(name, device="cpu", optimize="compiled")
     image = np.asarray(Image.open(surface_data / "val" / "000001.jpg"))
@@ -39,6 +43,10 @@ def test_the_compiled_copy_of_shipped_weights_detects_the_same_on_odd_sizes(
         difference = compare(plain(image[:height, :width]), compiled(image[:height, :width]))
         assert difference.detections > 0 and difference.unmatched == 0
         assert difference.score < 1e-5 and difference.box < 0.01
+
+    # Beyond a limit of recompilations, PyTorch would quietly compute as if nothing was compiled.
+    assert counters["stats"]["unique_graphs"] > 0
+    assert not counters["recompile_limit"]
 
 
 def test_the_next_process_takes_the_compiled_stages_from_the_disk(

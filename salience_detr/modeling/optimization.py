@@ -66,7 +66,8 @@ def optimize_model(
         model: in evaluation mode. It must not be changed afterwards: a part of its weights is
             shared with the result, and others are not.
         kind: "none" for the model itself, "fused" for :func:`fuse`, "compiled" for that with stages
-            that inductor compiles for each padded size, at its first image.
+            that inductor compiles at the first image; again, with that side as a variable, at the
+            first one of another width and of another height; and not for the sizes after these.
         dtype: of autocast; None for a model that runs without.
     """
     if kind == "none":
