@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import platform
-import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -27,6 +24,7 @@ from salience_detr.benchmark.measurements import (
 )
 from salience_detr.benchmark.other_detectors import OTHER_DETECTORS
 from salience_detr.config import resolve_device
+from salience_detr.utils.processor import processor_name
 
 Cell: TypeAlias = str | float | None
 Row: TypeAlias = dict[str, Cell]
@@ -223,14 +221,7 @@ def machine(device: str) -> str:
         tf32 = f"TF32: convolutions {convolutions}, matrix products {products}"
         return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda} ({tf32})"
 
-    # On Linux, platform knows the architecture only; on ARM, the file has no such line.
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        match = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE)
-        if match:
-            name = match[1]
-    return f"{name}, threads: {torch.get_num_threads()}"
+    return f"{processor_name()}, threads: {torch.get_num_threads()}"
 
 
 def explanations(benchmark: Benchmark) -> list[str]:

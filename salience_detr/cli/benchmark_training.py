@@ -21,7 +21,7 @@ from salience_detr.cli.arguments import run_program
 from salience_detr.cli.flags.benchmark_training import VARIANTS, parse_args
 from salience_detr.config import load_config, resolve_amp, resolve_device, set_matmul_precision
 from salience_detr.data import batches
-from salience_detr.engine.compilation import compile_model, set_memory_format
+from salience_detr.engine.compilation import compile_model, set_memory_format, use_fast_products
 from salience_detr.engine.own_data import use_own_data
 from salience_detr.engine.run_flags import use_run_flags
 from salience_detr.engine.train import build_model, build_optimizer
@@ -53,6 +53,7 @@ def time_training(args: argparse.Namespace, overrides: list[str]) -> tuple[float
     set_matmul_precision(config)
     model = build_model(config)
     set_memory_format(config, model)
+    use_fast_products(config, model)
     compile_model(config, model)
 
     trainer = Trainer(

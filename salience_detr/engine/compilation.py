@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from salience_detr.config import ConfigError
 from salience_detr.engine.sync_batch_norm import use_cpu_sync_batch_norm
 from salience_detr.layers.activation_checkpointing import checkpoints_batch_norm
+from salience_detr.layers.onednn import use_onednn, uses_onednn
 from salience_detr.modeling.optimization import COMPILED_STAGES
 
 logger = logging.getLogger(__name__)
@@ -20,8 +21,22 @@ logger = logging.getLogger(__name__)
 
 def set_memory_format(config: DictConfig, model: nn.Module) -> None:
     """Set the memory format of the convolutions, in place, as configured."""
-    if config.train.channels_last:
+    channels_last = config.train.channels_last
+    if channels_last == "auto":
+        channels_last = next(model.parameters()).device.type == "cpu"
+    if channels_last:
         model.to(memory_format=torch.channels_last)
+
+
+def use_fast_products(config: DictConfig, model: nn.Module) -> None:
+    """Choose what computes the linear layers, in place, by the device and the precision."""
+    # Autocast and inductor have products of their own.
+    if config.train.amp.enabled or config.train.compile:
+        return
+
+    weight = next(model.parameters())
+    if uses_onednn(weight.device, weight.dtype):
+        use_onednn(model)
 
 
 def compile_model(config: DictConfig, model: nn.Module) -> None:

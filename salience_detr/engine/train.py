@@ -43,7 +43,12 @@ from salience_detr.engine.checks import (
     frozen_tensors,
     warn_of_random_layers,
 )
-from salience_detr.engine.compilation import compile_model, distribute, set_memory_format
+from salience_detr.engine.compilation import (
+    compile_model,
+    distribute,
+    set_memory_format,
+    use_fast_products,
+)
 from salience_detr.engine.console import quiet_console
 from salience_detr.engine.data_order import data_order
 from salience_detr.engine.determinism import use_deterministic_algorithms
@@ -163,6 +168,7 @@ def train(config: DictConfig, *, resume: bool) -> None:
     freeze(model, frozen_names(config))
     optimizer = build_optimizer(config, model)
     ema = build_ema(config, model)
+    use_fast_products(config, model)
     compile_model(config, model)
 
     max_iter = config.train.max_iter

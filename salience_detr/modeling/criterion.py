@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, box_iou_and_giou
@@ -240,17 +239,14 @@ class OneToManyCriterion(SetCriterion):
         # All queries are compared with a box, and those without a match are masked: the number of
         # matches stays on the device. A batch without boxes gets one that is never matched.
         matches = self.one_to_many_matcher(predictions, targets)
-        missing = max(0, 1 - targets.max_boxes)
-        labels = F.pad(targets.labels, [0, missing])
-        boxes = F.pad(targets.boxes, [0, 0, 0, missing]).to(dtype)
-
-        image = torch.arange(len(boxes), device=boxes.device)[:, None]
-        target_boxes = boxes[image, matches.box]  # (I, B, N, 4)
+        targets = targets.with_a_box()
+        image = torch.arange(len(targets.labels), device=pred_boxes.device)[:, None]
+        target_boxes = targets.boxes[image, matches.box].to(dtype)  # (I, B, N, 4)
         pred_xyxy = box_cxcywh_to_xyxy(pred_boxes)
         iou, giou = box_iou_and_giou(pred_xyxy, box_cxcywh_to_xyxy(target_boxes))
 
-        classes = torch.arange(pred_logits.shape[-1], device=boxes.device)
-        is_class = labels[image, matches.box][..., None] == classes
+        classes = torch.arange(pred_logits.shape[-1], device=pred_boxes.device)
+        is_class = targets.labels[image, matches.box][..., None] == classes
         positive = matches.matched[..., None] & is_class
         iou_target = iou.detach()[..., None] * positive
 

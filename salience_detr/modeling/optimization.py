@@ -6,13 +6,15 @@ The model itself stays as it is: what is trained, saved and exported knows nothi
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 
+from salience_detr.layers.onednn import use_onednn, uses_onednn
 from salience_detr.modeling.feature_fusion import ConvBN, RepVGGBlock
 from salience_detr.modeling.salience_detr import SalienceDETR
 
@@ -84,8 +86,24 @@ def compile_stages(model: nn.Module, stages: Collection[str] = COMPILED_STAGES) 
     for name, module in model.named_modules():
         if name in stages:
             # Not Module.compile, which would compile the hooks of a stage with it.
-            forward = torch.compile(module.forward, options={"freezing": True})
+            forward = compile_frozen(module.forward)
             module.forward = forward  # type: ignore[method-assign]
+
+
+def compile_frozen(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a compiled function that takes the weights of its modules for constants."""
+    # An import of seconds, which only a compilation pays.
+    from torch._inductor import config
+
+    compiled = torch.compile(forward)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # For the whole call: as an option of torch.compile, it is set only when the tracing, which
+        # asks for it too, is over, and does nothing.
+        with config.patch(freezing=True):
+            return compiled(*args, **kwargs)
+
+    return run
 
 
 @torch.no_grad()
@@ -103,6 +121,8 @@ def fuse(model: SalienceDETR, dtype: torch.dtype | None = None) -> SalienceDETR:
     fused = copy_structure(model)
     fold_constants(fused)
     prepare_weights(fused, dtype)
+    if uses_onednn(model.device, dtype or model.dtype):
+        use_onednn(fused)
     return fused
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -62,6 +63,13 @@ class DetectionTargets:
             labels=self.labels.to(device, non_blocking=True),
             boxes=self.boxes.to(device, non_blocking=True),
         )
+
+    def with_a_box(self) -> DetectionTargets:
+        """Return the same ground truth with room for a box: padding, if no image has one."""
+        if self.max_boxes > 0:
+            return self
+        labels = F.pad(self.labels, [0, 1])
+        return replace(self, labels=labels, boxes=F.pad(self.boxes, [0, 0, 0, 1]))
 
     @property
     def max_boxes(self) -> int:

@@ -11,8 +11,11 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from salience_detr.config import load_config
+from salience_detr.layers import onednn
+from salience_detr.layers.onednn import OneDnnLinear
 from salience_detr.modeling.feature_fusion import ConvBN, RepVGGBlock
 from salience_detr.modeling.optimization import (
+    compile_frozen,
     compile_stages,
     copy_structure,
     fold_norm,
@@ -86,7 +89,10 @@ def test_fusing_leaves_nothing_to_fold_and_the_model_as_it_was(model):
     assert fused.query_embedding is model.query_embedding
 
 
-def test_weights_of_products_are_in_the_dtype_of_autocast_and_the_others_are_not(model):
+def test_weights_of_products_are_in_the_dtype_of_autocast_and_the_others_are_not(
+    model, monkeypatch
+):
+    monkeypatch.setattr(onednn, "is_amd", lambda: False)
     folded = fuse(model)
     prepared = copy_structure(folded)
     prepare_weights(prepared, torch.bfloat16)
@@ -101,6 +107,42 @@ def test_weights_of_products_are_in_the_dtype_of_autocast_and_the_others_are_not
         actual = detect(prepared, (64, 64))
     assert torch.equal(actual.scores, expected.scores)
     assert torch.equal(actual.pred_boxes.tensor, expected.pred_boxes.tensor)
+
+
+@pytest.mark.parametrize("size", ODD_SIZES)
+def test_onednn_detects_the_same(model, size, monkeypatch):
+    monkeypatch.setattr(onednn, "is_amd", lambda: False)
+    expected = detect(fuse(model), size)
+
+    monkeypatch.setattr(onednn, "is_amd", lambda: True)
+    fused = fuse(model)
+    assert any(isinstance(x, OneDnnLinear) for x in fused.modules())
+
+    actual = detect(fused, size)
+    torch.testing.assert_close(actual.scores, expected.scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        actual.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=0, atol=0.01
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_onednn_is_for_float32_alone(model, dtype, monkeypatch):
+    monkeypatch.setattr(onednn, "is_amd", lambda: True)
+    if dtype == torch.float64:
+        model.double()
+    fused = fuse(model, None if dtype == torch.float64 else dtype)
+    assert not any(isinstance(x, OneDnnLinear) for x in fused.modules())
+
+
+def test_weights_are_constants_of_what_is_compiled():
+    linear = nn.Linear(4, 3)
+    x = torch.randn(2, 4)
+    with torch.no_grad():
+        expected = linear(x)
+        compiled = compile_frozen(linear.forward)
+        compiled(x)
+        linear.weight.zero_()
+        torch.testing.assert_close(compiled(x), expected)
 
 
 def test_none_is_the_model_itself(model):

@@ -1,0 +1,31 @@
+"""The processor of this machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+
+LINUX_FILE = Path("/proc/cpuinfo")
+
+
+def processor_field(name: str) -> str | None:
+    """Return a field of the first processor as Linux tells it, None where it does not."""
+    if not LINUX_FILE.is_file():
+        return None
+    match = re.search(rf"^{name}\s*: (.+)$", LINUX_FILE.read_text(), re.MULTILINE)
+    return match[1] if match else None
+
+
+def processor_name() -> str:
+    """Return the model of the processor, or its architecture where that is unknown."""
+    # On Linux, platform knows the architecture only; on ARM, the file has no such line.
+    return processor_field("model name") or platform.processor() or platform.machine()
+
+
+def is_amd() -> bool:
+    """Return whether the processor is one of AMD's."""
+    # Windows tells it in its environment.
+    vendor = processor_field("vendor_id") or os.environ.get("PROCESSOR_IDENTIFIER", "")
+    return "AuthenticAMD" in vendor
