@@ -40,6 +40,7 @@ from salience_detr.evaluation.error_analysis import (
     size_rows,
     type_counts,
 )
+from salience_detr.evaluation.nms_choice import NmsRow, best_nms_row, nms_rows
 from salience_detr.evaluation.results import (
     METRICS,
     Results,
@@ -105,6 +106,7 @@ def analyze(
         "pictures": len(images),
         "metrics": summary(evaluation),
         "thresholds": rows,
+        "nms": nms_rows(results, args.nms) if args.nms else [],
         "lowest_score": min((x["score"] for x in results.detections), default=None),
         "score_steps": step_rows(overall),
         "score_curves": [curve_values(curve) for curve in (overall, *curves)],
@@ -147,6 +149,7 @@ def markdown(content: dict[str, Any]) -> str:
         table([content["metrics"]]),
         "## Score thresholds",
         *threshold_sections(content),
+        *nms_sections(content["nms"]),
         "## Classes",
         table(content["classes"], CLASS_METRICS),
         "## Sizes",
@@ -204,6 +207,21 @@ def threshold_sections(content: dict[str, Any]) -> list[str]:
             "were left out of the file, it may be lower. Detect with --score-threshold 0."
         )
     return sections
+
+
+def nms_sections(rows: Sequence[NmsRow]) -> list[str]:
+    """Return the paragraphs on NMS, none if no threshold was asked for."""
+    if not rows:
+        return []
+
+    best = best_nms_row(rows)["NMS IoU"]
+    choice = "AP is highest without NMS."
+    if best is not None:
+        choice = f"AP is highest with `model.nms_iou_threshold={best:g}`."
+
+    # As a text, a threshold keeps all of its digits.
+    cells = [row | {"NMS IoU": f"{row['NMS IoU'] or 'none'}"} for row in rows]
+    return ["## Class-wise NMS", table(cells), choice]
 
 
 def count_rows(name: str, counts: dict[str, int]) -> list[Row]:

@@ -14,7 +14,6 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from salience_detr.utils.processor import is_amd
 
-
 # Subclasses may compute something else.
 LINEAR_TYPES = (nn.Linear, NonDynamicallyQuantizableLinear)
 

@@ -63,6 +63,14 @@ def test_everything_is_written_beside_the_results(files, tmp_path, capsys):
         assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 5
 
 
+def test_thresholds_of_nms_are_compared(files, capsys):
+    assert main([*files, "--nms", "0.6", "0.75"]) == 0
+    text = capsys.readouterr().out
+    assert "## Class-wise NMS" in text
+    assert "| none " in text and "| 0.75 " in text
+    assert "AP is highest without NMS." in text
+
+
 def test_without_images_only_the_sheet_is_missing(files, tmp_path, capsys):
     output = tmp_path / "out"
     output.mkdir()
