@@ -17,8 +17,8 @@ Measure = Callable[["openvino.Model"], float]
 
 
 @dataclass(frozen=True)
-class Accepted:
-    """A graph in int8 that loses no more AP than it may.
+class Trial:
+    """A graph in int8, and what it costs.
 
     Attributes:
         model: the graph.
@@ -60,46 +60,49 @@ class Acceptance:
         self.max_drop = max_drop
         self.float_ap = 0.0
 
-    def search(self) -> Accepted:
+    def search(self) -> Trial:
         """Quantize all groups; if that costs too much, give back one after the other.
 
-        The order is that of the AP with each group alone in float32, the highest first. Each AP is
-        printed.
+        Each group is tried alone in float32, and if none suffices, several together, those first
+        that gained most. Each AP is printed.
 
         Raises:
             ExportError: no group can be in int8.
         """
         self.float_ap = self.measure(self.model)
         print(f"float32: AP {self.float_ap:.2f}", flush=True)
-        accepted = self.attempt(())
-        if accepted is not None:
-            return accepted
+        trial = self.attempt(())
+        if self.is_accepted(trial):
+            return trial
 
         groups = list(dict.fromkeys(find_layers(self.model).values()))
         print(f"that is more than {self.max_drop:g} lost; trying each group in float32", flush=True)
-        found = {group: self.measure_without((group,))[1] for group in groups}
-        ranking = sorted(groups, key=lambda group: -found[group])
-        for count in range(1, len(ranking)):
-            accepted = self.attempt(tuple(ranking[:count]))
-            if accepted is not None:
-                return accepted
+        gains = {}
+        for group in groups:
+            trial = self.attempt((group,))
+            if self.is_accepted(trial):
+                return trial
+            gains[group] = trial.ap
+
+        ranking = sorted(groups, key=lambda group: -gains[group])
+        for count in range(2, len(ranking)):
+            trial = self.attempt(tuple(ranking[:count]))
+            if self.is_accepted(trial):
+                return trial
 
         raise ExportError(
             f"int8 loses more than {self.max_drop:g} AP whichever group of layers has it; allow "
             "more with --max-ap-drop, or leave out --int8"
         )
 
-    def attempt(self, float_groups: tuple[str, ...]) -> Accepted | None:
-        """Return the graph with groups in float32, None if it loses too much."""
-        model, ap = self.measure_without(float_groups)
-        if self.float_ap - ap > self.max_drop:
-            return None
-        return Accepted(model, float_groups, self.float_ap, ap)
+    def is_accepted(self, trial: Trial) -> bool:
+        """Return whether a graph loses no more AP than it may."""
+        return self.float_ap - trial.ap <= self.max_drop
 
-    def measure_without(self, float_groups: tuple[str, ...]) -> tuple[openvino.Model, float]:
-        """Return the graph with groups in float32, and its AP."""
+    def attempt(self, float_groups: tuple[str, ...]) -> Trial:
+        """Return the graph with groups in float32, and print its AP."""
         model = quantize(self.model, self.info, self.images, float_groups=float_groups)
         ap = self.measure(model)
         name = f"int8 but for {', '.join(float_groups)}" if float_groups else "int8"
         print(f"{name}: AP {ap:.2f} ({ap - self.float_ap:+.2f})", flush=True)
-        return model, ap
+        return Trial(model, float_groups, self.float_ap, ap)

@@ -41,12 +41,15 @@ class GridSampleAttention(MultiScaleDeformableAttention):
             locations = level_locations(
                 reference_points[:, :, level], sampling_offsets[:, :, :, level], (height, width)
             )
-            grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * M, Q, P, 2)
+            grids = (2 * locations - 1).permute(3, 0, 2, 1, 4).flatten(1, 2)  # (P, B * M, Q, 2)
+            level_weights = weights[:, :, :, level].permute(3, 0, 2, 1).flatten(1, 2)
             feature_map = levels[level].unflatten(2, (height, width))
-            samples = F.grid_sample(feature_map, grid, align_corners=False)
 
-            weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B * M, Q, P)
-            output = output + (samples * weight[:, None]).sum(-1)
+            # Point by point: OpenVINO takes more than twice as long over all at once, as it then
+            # multiplies along the few points instead of the many queries.
+            for grid, weight in zip(grids.unbind(), level_weights.unbind(), strict=True):
+                samples = F.grid_sample(feature_map, grid[:, None], align_corners=False)
+                output = output + samples[:, :, 0] * weight[:, None]
         return output.view(batch, heads * channels, queries).transpose(1, 2)
 
 

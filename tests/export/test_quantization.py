@@ -216,6 +216,12 @@ def test_the_most_harmful_groups_are_given_back_first(tried, capsys):
     assert "int8 but for second, third: AP 29.60 (-0.40)" in out
 
 
+def test_the_first_group_that_suffices_alone_is_given_back(tried, capsys):
+    accepted = tried({"first": 0.3, "second": 2, "third": 0}, 0.5)
+    assert accepted.float_groups == ("second",)
+    assert "third" not in capsys.readouterr().out
+
+
 def test_where_every_group_loses_too_much_it_is_an_error(tried):
     with pytest.raises(ExportError, match=r"loses more than 0\.5 AP whichever group"):
         tried({"first": 1, "second": 1, "third": 1}, 0.5)
