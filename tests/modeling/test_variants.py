@@ -17,6 +17,7 @@ from salience_detr.config import load_config
 from salience_detr.data.classes import ClassList
 from salience_detr.export.graph import DetectionGraph
 from salience_detr.export.program import drop_training_parts
+from salience_detr.layers.losses import MatchabilityAwareLoss
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = str(ROOT / "tests" / "configs" / "variants.py")
@@ -177,5 +178,18 @@ def test_a_config_with_the_changes_takes_a_step(build, make_input, name):
     losses = model([make_input(64, 64, [[4, 4, 40, 30]], [0])] * 2)
     sum(losses.values()).backward()
 
-    assert losses["loss_class_o2m"].isfinite()
-    assert all(head.weight.grad.abs().sum() > 0 for head in model.decoder.one_to_many_heads)
+    assert isinstance(model.criterion.class_loss, MatchabilityAwareLoss)
+    assert all(x.isfinite() for x in losses.values())
+    unused = [k for k, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert unused == []
+
+
+def test_the_r50_config_supervises_one_to_many(build):
+    assert len(build("salience_detr_plus_r50_4scale_12ep").decoder.one_to_many_heads) == 6
+
+
+def test_the_neu_det_config_starts_from_the_generated_defects():
+    config = load_config("neu_det_r18_plus")
+    assert config.train.init_checkpoint == "surface_defects_tiny"
+    assert config.model.nms_iou_threshold == 0.7
+    start_from(instantiate(config.model), config.train.init_checkpoint)
