@@ -296,9 +296,24 @@ def apply_override(config: DictConfig, override: str) -> None:
         OmegaConf.update(config, key, value)  # such as the name of a project, 5
         return
 
+    if after is None and is_optional(config, key):
+        return
     wanted = wanted_kind(key, before, after)
     if wanted:
         raise ConfigError(f"the override {override!r} does not fit: {key} is {wanted}")
+
+
+def is_optional(config: DictConfig, key: str) -> bool:
+    """Return whether a key is an argument of a target that is None where nothing is given."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent)
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        return False
+    try:
+        parameter = parameters_of(node._target_).get(name)
+    except (ImportError, TypeError):
+        return False
+    return parameter is not None and parameter.default is None
 
 
 def wanted_kind(key: str, before: object, after: object) -> str:

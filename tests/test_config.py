@@ -137,6 +137,11 @@ def test_an_override_of_another_kind_is_an_error_with_the_kind(micro_config, ove
         load_config(micro_config, [override])
 
 
+def test_what_is_off_by_default_can_be_switched_off(micro_config):
+    overrides = ["model.nms_iou_threshold=0.7", "model.nms_iou_threshold=null"]
+    assert load_config(micro_config, overrides).model.nms_iou_threshold is None
+
+
 @pytest.mark.parametrize("value", ["5", "1e3", "007", "true"])
 def test_a_number_is_a_free_text(micro_config, value):
     assert load_config(micro_config, [f"train.wandb.project={value}"]).train.wandb.project == value

@@ -19,6 +19,7 @@ from salience_detr import Predictor, __version__
 from salience_detr.checkpoint import CheckpointError, catalog, save_weights
 from salience_detr.checkpoint.origin import Origin, read_origin
 from salience_detr.checkpoint.paths import local_path
+from salience_detr.checkpoint.published import SHIPPED
 from salience_detr.cli import convert_checkpoint, train
 from salience_detr.config import ConfigError, load_config, to_yaml
 from salience_detr.data.classes import ClassList
@@ -60,7 +61,7 @@ def test_a_shipped_model_from_another_folder(tmp_path, monkeypatch):
     assert predictor.class_names == given.class_names
 
 
-@pytest.mark.parametrize("name", ["neu_det_r18", "surface_defects_tiny"])
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_name_their_config_classes_and_version(name):
     with safe_open(ROOT / "demo" / f"{name}.safetensors", framework="pt") as file:
         metadata = file.metadata()
