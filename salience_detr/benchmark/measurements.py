@@ -26,7 +26,7 @@ from salience_detr.checkpoint import load_weights
 from salience_detr.config import load_config, resolve_device
 from salience_detr.layers import ms_deform_attn
 from salience_detr.modeling import SalienceDETR
-from salience_detr.modeling.optimization import OPTIMIZATIONS, compile_stages, optimize_model
+from salience_detr.modeling.optimization import OPTIMIZATIONS, optimize_model
 
 MODES = (
     "eager", "channels-last", "fused", "compiled",
@@ -347,7 +347,7 @@ def optimize(
     if optimization != "compiled":
         raise ValueError("constants are folded in this project's model alone")
 
-    compile_stages(model, OTHER_DETECTORS[variant.detector].compiled_stages)
+    OTHER_DETECTORS[variant.detector].compile(model)
     return model
 
 
