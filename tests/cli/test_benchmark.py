@@ -216,7 +216,8 @@ def test_other_detectors_are_rows_beside_the_model(one_process, micro_config, ca
     assert benchmark.main([*words, "--compare", "fcos"]) == 0
     printed = capsys.readouterr().out
     ours, fcos = rows_of(printed)
-    assert ours["of ours"] == "1.00" and float(fcos["of ours"]) > 1
+    ratio = float(fcos["median (ms)"]) / float(ours["median (ms)"])
+    assert ours["of ours"] == "1.00" and float(fcos["of ours"]) == pytest.approx(ratio, rel=0.02)
     assert "(torchvision, random weights)" in fcos["detector"]
     assert ours["images/s, batch 2"] and not fcos["images/s, batch 2"]
     assert "Random weights: FCOS R50 select boxes by their scores" in printed
