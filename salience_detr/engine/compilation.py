@@ -21,10 +21,7 @@ logger = logging.getLogger(__name__)
 
 def set_memory_format(config: DictConfig, model: nn.Module) -> None:
     """Set the memory format of the convolutions, in place, as configured."""
-    channels_last = config.train.channels_last
-    if channels_last == "auto":
-        channels_last = next(model.parameters()).device.type == "cpu"
-    if channels_last:
+    if config.train.channels_last:
         model.to(memory_format=torch.channels_last)
 
 
