@@ -28,9 +28,10 @@ from salience_detr.export import DetectorInfo, OpenVinoDetector
 from salience_detr.export.acceptance import Acceptance
 from salience_detr.export.info import Quantization
 from salience_detr.export.openvino import save_openvino
-from salience_detr.export.quantization import find_layers, has_int8_instructions, quantize
+from salience_detr.export.quantization import INT8_INSTRUCTIONS, find_layers, quantize
 from salience_detr.inference.inputs import collect_inputs, is_video
 from salience_detr.predictor import Predictor
+from salience_detr.utils.processor import has_instructions
 
 if TYPE_CHECKING:  # the package is optional
     import openvino
@@ -132,7 +133,7 @@ def write_int8(
     Raises:
         ExportError: int8 loses too much whatever is given back to float32.
     """
-    if not has_int8_instructions():
+    if not has_instructions(INT8_INSTRUCTIONS):
         print("note: this processor has no VNNI or AMX: int8 is not faster than float32 here")
 
     groups = Counter(find_layers(model).values())

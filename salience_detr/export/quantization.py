@@ -46,7 +46,6 @@ FOLDABLE = ("Convert", "Reshape", "Transpose", "Multiply")
 
 # Instructions that multiply int8 faster than float32, as Linux names them.
 INT8_INSTRUCTIONS = ("avx512_vnni", "avx_vnni", "amx_int8", "i8mm")
-CPU_INFO = Path("/proc/cpuinfo")
 
 
 def check_nncf() -> None:
@@ -54,15 +53,6 @@ def check_nncf() -> None:
     check_openvino()
     if find_spec("nncf") is None:
         raise ExportError("int8 needs nncf: pip install 'salience_detr[openvino]'")
-
-
-def has_int8_instructions() -> bool:
-    """Return whether this processor computes faster in int8; True where it is unknown."""
-    try:
-        flags = CPU_INFO.read_text()
-    except OSError:
-        return True
-    return any(name in flags for name in INT8_INSTRUCTIONS)
 
 
 def find_layers(model: openvino.Model) -> dict[str, str]:

@@ -20,8 +20,10 @@ LINEAR_TYPES = (nn.Linear, NonDynamicallyQuantizableLinear)
 
 def uses_onednn(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether oneDNN is the faster one for products in this dtype on this machine."""
-    is_float = device.type == "cpu" and dtype == torch.float32
-    return is_float and is_amd() and torch.backends.mkldnn.is_available()
+    if device.type != "cpu" or dtype != torch.float32 or not is_amd():
+        return False
+    # The operator is PyTorch's own, for what inductor compiles: another release may lack it.
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def use_onednn(model: nn.Module) -> None:
@@ -48,11 +50,22 @@ class OneDnnLinear(nn.Linear):
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x weight^T + bias, as :func:`torch.nn.functional.linear`."""
+    """Compute x weight^T + bias by oneDNN, without gradients.
+
+    Args:
+        x: (..., D) float32 on the CPU.
+        weight: (E, D).
+        bias: (E,).
+
+    Returns:
+        (..., E)
+    """
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class _Linear(torch.autograd.Function):
+    """:func:`product` with gradients."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)

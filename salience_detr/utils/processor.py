@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 LINUX_FILE = Path("/proc/cpuinfo")
@@ -22,6 +23,17 @@ def processor_name() -> str:
     """Return the model of the processor, or its architecture where that is unknown."""
     # On Linux, platform knows the architecture only; on ARM, the file has no such line.
     return processor_field("model name") or platform.processor() or platform.machine()
+
+
+def has_instructions(names: Collection[str]) -> bool:
+    """Return whether the processor has one of these instruction sets; True where it is unknown.
+
+    Args:
+        names: as Linux names them, such as avx512_vnni.
+    """
+    # The field is called so on ARM.
+    flags = processor_field("flags") or processor_field("Features")
+    return flags is None or not set(names).isdisjoint(flags.split())
 
 
 def is_amd() -> bool:

@@ -325,13 +325,3 @@ def test_without_a_package_one_line_names_it(monkeypatch, tmp_path, capsys, pack
     error = capsys.readouterr().err
     assert package in error and "pip install 'salience_detr[openvino]'" in error
     assert error.count("\n") == 1
-
-
-def test_a_processor_without_int8_instructions_is_told(monkeypatch, tmp_path):
-    info = tmp_path / "cpuinfo"
-    monkeypatch.setattr(quantization, "CPU_INFO", info)
-    assert quantization.has_int8_instructions()  # unknown
-    info.write_text("flags : avx2 fma")
-    assert not quantization.has_int8_instructions()
-    info.write_text("flags : avx2 avx512_vnni")
-    assert quantization.has_int8_instructions()
