@@ -21,8 +21,8 @@ train = dict(
     reference_batch_size=0,
     # torch.compile the stages: minutes at the start, faster steps.
     compile=False,
-    # Memory format of the convolutions, often faster with mixed precision.
-    channels_last=False,
+    # Memory format of the convolutions; None: channels last on the CPU, where it is faster.
+    channels_last=None,
     # Exponential moving average of the weights, saved beside them. If there is one, it is what is
     # evaluated; evaluate="raw" evaluates the weights themselves, "both" one after the other.
     ema=dict(enabled=False, decay=0.9998, evaluate="ema"),

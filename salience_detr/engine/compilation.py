@@ -19,10 +19,42 @@ from salience_detr.modeling.optimization import COMPILED_STAGES
 logger = logging.getLogger(__name__)
 
 
+# oneDNN reads the channels of a pointwise convolution in blocks of as many.
+CHANNEL_BLOCK = 16
+
+
 def set_memory_format(config: DictConfig, model: nn.Module) -> None:
-    """Set the memory format of the convolutions, in place, as configured."""
-    if config.train.channels_last:
+    """Set the memory format of the convolutions, in place, as configured.
+
+    Raises:
+        ConfigError: channels last is asked for, and would crash.
+    """
+    channels_last = config.train.channels_last
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    crashing = find_crashing_convolution(model) if on_cpu else None
+
+    if channels_last and crashing:
+        raise ConfigError(
+            f"train.channels_last is True, but {crashing} is a strided 1x1 convolution whose "
+            f"channels are no multiple of {CHANNEL_BLOCK}, with which PyTorch can crash on the "
+            "CPU; set train.channels_last=False"
+        )
+    if channels_last or (channels_last is None and on_cpu and not crashing):
         model.to(memory_format=torch.channels_last)
+
+
+def find_crashing_convolution(model: nn.Module) -> str | None:
+    """Return the name of a convolution whose backward pass can crash on the CPU, if there is one.
+
+    With maps in channels last, PyTorch 2.15 crashes in oneDNN's gradient of the weights of a strided
+    1x1 convolution of 4, 8 or 12 channels. It did not with 20 or 24, but they end in the middle of
+    a block as well.
+    """
+    for name, module in model.named_modules():
+        is_strided = isinstance(module, nn.Conv2d) and max(module.stride) > 1
+        if is_strided and max(module.kernel_size) == 1 and module.in_channels % CHANNEL_BLOCK:
+            return name
+    return None
 
 
 def use_fast_products(config: DictConfig, model: nn.Module) -> None:

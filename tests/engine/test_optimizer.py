@@ -10,7 +10,7 @@ import torch
 from detectron2.config import instantiate
 from torch import nn
 
-from salience_detr.config import load_config
+from salience_detr.config import ConfigError, load_config
 from salience_detr.engine.compilation import set_memory_format
 from salience_detr.engine.optimizer import (
     fused_options,
@@ -20,6 +20,7 @@ from salience_detr.engine.optimizer import (
 from salience_detr.engine.train import build_ema, build_model, build_optimizer
 
 ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "configs" / "surface_defects_tiny.py"
 
 
 @pytest.fixture(scope="module")
@@ -226,9 +227,8 @@ def test_a_run_resumes_on_another_device_with_the_implementation_of_that_device(
     torch.testing.assert_close(other_model.weight, model.weight)
 
 
-def test_the_ema_has_the_memory_format_of_the_model(micro_config):
-    words = ["train.channels_last=True", "train.ema.enabled=True", "train.device=cpu"]
-    config = load_config(micro_config, words)
+def test_on_the_cpu_the_model_and_its_ema_are_in_channels_last():
+    config = load_config(TINY, ["train.ema.enabled=True", "train.device=cpu"])
     model = build_model(config)
     set_memory_format(config, model)
     ema = build_ema(config, model)
@@ -237,3 +237,22 @@ def test_the_ema_has_the_memory_format_of_the_model(micro_config):
     assert strides == {name: weight.stride() for name, weight in ema.module.state_dict().items()}
     weight = model.backbone.stem.conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+
+
+def test_channels_last_is_avoided_where_it_can_crash(micro_config):
+    # Its strided 1x1 convolutions have 8, 16 and 24 channels.
+    config = load_config(micro_config, ["train.device=cpu"])
+    model = build_model(config)
+    set_memory_format(config, model)
+    assert model.backbone.stem.conv1.weight.is_contiguous()
+
+    config.train.channels_last = True
+    with pytest.raises(ConfigError, match=r"res3\.0\.shortcut .*set train.channels_last=False"):
+        set_memory_format(config, model)
+
+
+def test_channels_last_can_be_switched_off():
+    config = load_config(TINY, ["train.channels_last=False", "train.device=cpu"])
+    model = build_model(config)
+    set_memory_format(config, model)
+    assert model.backbone.stem.conv1.weight.is_contiguous()
