@@ -27,6 +27,8 @@ VARIANTS = {
     "accumulate 4": ["train.accumulate=4"],
     "channels last": ["train.channels_last=True"],
     "amp, channels last": [AMP, "train.channels_last=True"],
+    "channels first": ["train.channels_last=False"],
+    "amp, channels first": [AMP, "train.channels_last=False"],
     "compile": ["train.compile=True"],
 }
 
