@@ -12,6 +12,7 @@ train.init_checkpoint = "surface_defects_tiny"
 
 model.criterion.class_loss = L(MatchabilityAwareLoss)(gamma=1.5)
 model.nms_iou_threshold = 0.7
+model.nms_box_voting = True
 
 # 50 epochs, the last seven at a tenth of the rate.
 train.epochs = 50

@@ -214,13 +214,21 @@ def nms_sections(rows: Sequence[NmsRow]) -> list[str]:
     if not rows:
         return []
 
-    best = best_nms_row(rows)["NMS IoU"]
+    best = best_nms_row(rows)
     choice = "AP is highest without NMS."
-    if best is not None:
-        choice = f"AP is highest with `model.nms_iou_threshold={best:g}`."
+    if best["NMS IoU"] is not None:
+        overrides = f"model.nms_iou_threshold={best['NMS IoU']:g}"
+        if best["box voting"]:
+            overrides += " model.nms_box_voting=True"
+        choice = f"AP is highest with `{overrides}`."
 
     # As a text, a threshold keeps all of its digits.
-    cells = [row | {"NMS IoU": f"{row['NMS IoU'] or 'none'}"} for row in rows]
+    cells = []
+    for row in rows:
+        threshold = f"{row['NMS IoU'] or 'none'}"
+        cells.append(
+            row | {"NMS IoU": threshold, "box voting": "yes" if row["box voting"] else "no"}
+        )
     return ["## Class-wise NMS", table(cells), choice]
 
 

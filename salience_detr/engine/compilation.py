@@ -46,7 +46,7 @@ def set_memory_format(config: DictConfig, model: nn.Module) -> None:
 def find_crashing_convolution(model: nn.Module) -> str | None:
     """Return the name of a convolution whose backward pass can crash on the CPU, if there is one.
 
-    With maps in channels last, PyTorch 2.15 crashes in oneDNN's gradient of the weights of a strided
+    With maps in channels last, PyTorch 2.15 crashes in the gradient of the weights of a strided
     1x1 convolution of 4, 8 or 12 channels. It did not with 20 or 24, but they end in the middle of
     a block as well.
     """

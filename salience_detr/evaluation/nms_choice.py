@@ -8,25 +8,30 @@ from dataclasses import replace
 from typing import TypeAlias
 
 import torch
-from detectron2.layers import batched_nms
-from detectron2.structures import BoxMode
+from detectron2.structures import Boxes, BoxMode, Instances
 from tqdm import tqdm
 
 from salience_detr.evaluation.results import Detection, ImageId, Results, evaluate, summary
+from salience_detr.modeling import postprocess
 
-NmsRow: TypeAlias = dict[str, float | None]
+NmsRow: TypeAlias = dict[str, float | bool | None]
 
 
 def nms_rows(results: Results, thresholds: Sequence[float]) -> list[NmsRow]:
-    """Return COCO's metrics without NMS, whose threshold is None, and with each threshold."""
-    choices: list[float | None] = [None, *thresholds]
+    """Return COCO's metrics by ``NMS IoU`` and ``box voting``.
+
+    The first row is without NMS, its IoU None; each threshold has a row without and with voting.
+    """
+    choices: list[tuple[float | None, bool]] = [(None, False)]
+    for threshold in thresholds:
+        choices += [(threshold, False), (threshold, True)]
 
     rows = []
-    for threshold in tqdm(choices, desc="NMS thresholds"):
+    for iou, box_voting in tqdm(choices, desc="NMS thresholds"):
         kept = results
-        if threshold is not None:
-            kept = suppress_duplicates(results, threshold)
-        rows.append({"NMS IoU": threshold, **summary(evaluate(kept))})
+        if iou is not None:
+            kept = suppress_duplicates(results, iou, box_voting=box_voting)
+        rows.append({"NMS IoU": iou, "box voting": box_voting, **summary(evaluate(kept))})
     return rows
 
 
@@ -35,10 +40,13 @@ def best_nms_row(rows: Sequence[NmsRow]) -> NmsRow:
     return max(rows, key=lambda row: (row["AP"] or 0.0, row["AP50"] or 0.0))
 
 
-def suppress_duplicates(results: Results, iou_threshold: float) -> Results:
+def suppress_duplicates(
+    results: Results, iou_threshold: float, *, box_voting: bool = False
+) -> Results:
     """Return the results less what overlaps a better detection of its class in its image.
 
-    It is what ``model.nms_iou_threshold`` does in the model, to detections clipped to the image.
+    It is what ``model.nms_iou_threshold`` and ``model.nms_box_voting`` do in the model, to
+    detections clipped to the image.
     """
     by_image: dict[ImageId, list[Detection]] = defaultdict(list)
     for detection in results.detections:
@@ -49,8 +57,18 @@ def suppress_duplicates(results: Results, iou_threshold: float) -> Results:
         corners = [
             BoxMode.convert(x["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) for x in detections
         ]
-        scores = torch.tensor([x["score"] for x in detections])
-        classes = torch.tensor([x["category_id"] for x in detections])
-        indices = batched_nms(torch.tensor(corners), scores, classes, iou_threshold)
-        kept += [detections[i] for i in indices.tolist()]
+        instances = Instances(
+            (0, 0),  # boxes are clipped already: the size does not matter
+            pred_boxes=Boxes(torch.tensor(corners)),
+            scores=torch.tensor([x["score"] for x in detections]),
+            pred_classes=torch.tensor([x["category_id"] for x in detections]),
+            index=torch.arange(len(detections)),
+        )
+        rest = postprocess.suppress_duplicates(instances, iou_threshold, box_voting=box_voting)
+
+        for index, box in zip(rest.index.tolist(), rest.pred_boxes, strict=True):
+            sides = BoxMode.convert(box.tolist(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+            moved = detections[index].copy()
+            moved["bbox"] = sides
+            kept.append(moved)
     return replace(results, detections=kept)

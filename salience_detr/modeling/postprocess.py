@@ -5,11 +5,12 @@ Symbols: N queries, K classes.
 
 from __future__ import annotations
 
+import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, clip_boxes
+from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, box_iou, clip_boxes
 from salience_detr.layers.transfer import to_device
 
 
@@ -68,13 +69,43 @@ def clip_detections(instances: Instances) -> Instances:
     return result
 
 
-def suppress_duplicates(instances: Instances, iou_threshold: float) -> Instances:
+def suppress_duplicates(
+    instances: Instances, iou_threshold: float, *, box_voting: bool = False
+) -> Instances:
     """Return the detections that overlap no better one of their class by more than an IoU.
 
     Args:
         instances: clipped to the image, by falling score.
         iou_threshold: in (0, 1].
+        box_voting: a detection that stays gets the mean box of itself and of its duplicates.
     """
     boxes = instances.pred_boxes.tensor
     keep = batched_nms(boxes, instances.scores, instances.pred_classes, iou_threshold)
-    return instances[keep]
+    kept = instances[keep]
+    if box_voting:
+        voted = vote_boxes(boxes, instances.scores, instances.pred_classes, iou_threshold)
+        kept.pred_boxes = Boxes(voted[keep])
+    return kept
+
+
+def vote_boxes(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
+    """Return the mean box of each detection and of all others that overlap it, by their scores.
+
+    Only those of its class with an IoU above the threshold count (box voting, Gidaris and
+    Komodakis, ICCV 2015, section 5).
+
+    Args:
+        boxes: (..., n, 4) xyxy.
+        scores: (..., n), at least 0.
+        classes: (..., n).
+
+    Returns:
+        (..., n, 4); the box itself where no score counts.
+    """
+    iou, _ = box_iou(boxes[..., :, None, :], boxes[..., None, :, :])
+    same_class = classes[..., :, None] == classes[..., None, :]
+    weights = torch.where((iou > iou_threshold) & same_class, scores[..., None, :], 0.0)
+
+    total = weights.sum(-1, keepdim=True)
+    mean = weights @ boxes / total.clamp(min=torch.finfo(total.dtype).tiny)
+    return torch.where(total > 0, mean, boxes)

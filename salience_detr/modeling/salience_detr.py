@@ -59,6 +59,7 @@ class SalienceDETR(nn.Module):
         size_divisibility: batches are padded to multiples of it.
         max_detections: (query, class) pairs that are kept of an image.
         nms_iou_threshold: of the class-wise NMS on these pairs; None for no NMS, as published.
+        nms_box_voting: the NMS moves boxes to the mean of their duplicates.
 
     Raises:
         ValueError: the stages do not fit each other.
@@ -88,6 +89,7 @@ class SalienceDETR(nn.Module):
         size_divisibility: int = 32,
         max_detections: int = 300,
         nms_iou_threshold: float | None = None,
+        nms_box_voting: bool = False,
     ) -> None:
         super().__init__()
 
@@ -108,6 +110,10 @@ class SalienceDETR(nn.Module):
             raise ValueError(
                 f"nms_iou_threshold is {nms_iou_threshold}; it must lie in (0, 1], or be None "
                 "to keep duplicates"
+            )
+        if nms_box_voting and nms_iou_threshold is None:
+            raise ValueError(
+                "nms_box_voting is True, but there is no NMS; set nms_iou_threshold, such as 0.7"
             )
 
         self.backbone = backbone
@@ -134,6 +140,7 @@ class SalienceDETR(nn.Module):
         self.size_divisibility = size_divisibility
         self.max_detections = max_detections
         self.nms_iou_threshold = nms_iou_threshold
+        self.nms_box_voting = nms_box_voting
 
         # Numbers, not buffers: a float32 buffer turned to float64 would not hold them exactly.
         self.pixel_mean = tuple(pixel_mean)
@@ -428,7 +435,9 @@ class SalienceDETR(nn.Module):
             instances = clip_detections(selected)
 
             if self.nms_iou_threshold is not None:
-                instances = suppress_duplicates(instances, self.nms_iou_threshold)
+                instances = suppress_duplicates(
+                    instances, self.nms_iou_threshold, box_voting=self.nms_box_voting
+                )
             results.append({"instances": instances})
 
         return results

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools.coco import COCO
 
 from salience_detr.evaluation import nms_choice
@@ -56,7 +56,8 @@ def test_only_worse_detections_of_the_same_class_and_image_are_left_out():
     assert results.detections[0] is duplicate
 
 
-def test_it_leaves_out_what_the_model_leaves_out():
+@pytest.mark.parametrize("box_voting", [False, True])
+def test_it_leaves_out_what_the_model_leaves_out(box_voting):
     generator = torch.Generator().manual_seed(0)
     low = torch.rand(200, 2, generator=generator) * 60
     size = torch.rand(200, 2, generator=generator) * 30 + 10
@@ -73,11 +74,14 @@ def test_it_leaves_out_what_the_model_leaves_out():
     boxes = torch.cat([low, size], dim=1).tolist()
     for box, score, category in zip(boxes, scores.tolist(), classes.tolist(), strict=True):
         detections.append(detection(box, score, category=category))
-    kept = nms_choice.suppress_duplicates(make_results(*detections), 0.5).detections
+    results = make_results(*detections)
+    kept = nms_choice.suppress_duplicates(results, 0.5, box_voting=box_voting).detections
 
-    expected = suppress_duplicates(instances, 0.5)
+    expected = suppress_duplicates(instances, 0.5, box_voting=box_voting)
     assert 20 < len(expected) < 180
     assert [x["score"] for x in kept] == pytest.approx(expected.scores.tolist())
+    boxes = BoxMode.convert(expected.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+    torch.testing.assert_close(torch.tensor([x["bbox"] for x in kept]), boxes)
 
 
 def test_ap_by_threshold():
@@ -88,9 +92,10 @@ def test_ap_by_threshold():
         detection([10, 10, 20, 20], 0.7, image=2),
     )
     rows = nms_rows(results, [0.95, 0.7])
-    assert [row["NMS IoU"] for row in rows] == [None, 0.95, 0.7]
-    assert rows[0]["AP"] == rows[1]["AP"] < rows[2]["AP"] == pytest.approx(100)
-    assert best_nms_row(rows) is rows[2]
+    assert [row["NMS IoU"] for row in rows] == [None, 0.95, 0.95, 0.7, 0.7]
+    assert [row["box voting"] for row in rows] == [False, False, True, False, True]
+    assert rows[0]["AP"] == rows[1]["AP"] == rows[2]["AP"] < rows[3]["AP"] == pytest.approx(100)
+    assert best_nms_row(rows) is rows[3]
 
 
 def test_of_equal_ap_without_nms_comes_first():

@@ -185,6 +185,7 @@ def test_exported_models_leave_out_duplicates_where_the_predictor_does(predictor
     predictor = copy.copy(predictor)
     predictor.model = copy.copy(predictor.model)
     predictor.model.nms_iou_threshold = 0.01
+    predictor.model.nms_box_voting = True
 
     info = DetectorInfo.from_predictor(predictor)
     program = export_program(predictor)

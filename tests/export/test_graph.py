@@ -31,10 +31,14 @@ def test_the_graph_equals_the_model_on_padded_images(predictor):
         assert torch.equal(labels[i], instances.pred_classes)
 
 
-def test_the_graph_leaves_out_the_duplicates_that_the_model_leaves_out(predictor, monkeypatch):
+@pytest.mark.parametrize("box_voting", [False, True])
+def test_the_graph_leaves_out_the_duplicates_that_the_model_leaves_out(
+    predictor, monkeypatch, box_voting
+):
     images = torch.randint(0, 256, (2, 3, 80, 110)).float()
     pixels = [images[0, :, :80, :61], images[1, :, :33, :110]]
     monkeypatch.setattr(predictor.model, "nms_iou_threshold", 0.05)
+    monkeypatch.setattr(predictor.model, "nms_box_voting", box_voting)
     with torch.no_grad():
         boxes, scores, labels, _ = DetectionGraph(predictor.model)(
             images, torch.tensor([[80, 61], [33, 110]])

@@ -24,6 +24,7 @@ from salience_detr.modeling.postprocess import (
     clip_detections,
     select_detections,
     suppress_duplicates,
+    vote_boxes,
 )
 from salience_detr.modeling.query_selection import QuerySelection
 from salience_detr.modeling.salience import (
@@ -357,6 +358,29 @@ def test_duplicates_of_a_class_are_left_out_above_the_overlap():
     assert suppress_duplicates(instances, 0.4).scores.tolist() == pytest.approx([0.9, 0.7])
     assert len(suppress_duplicates(instances, 0.9)) == 4
     assert len(suppress_duplicates(instances[:0], 0.7)) == 0
+
+
+def test_a_detection_gets_the_mean_box_of_its_duplicates_by_their_scores():
+    # Of the others one overlaps by .8, one is of another class, one overlaps by .5.
+    boxes = [[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 10], [0, 0, 10, 5]]
+    instances = Instances(
+        (20, 20),
+        pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32)),
+        scores=torch.tensor([0.6, 0.4, 0.3, 0.2]),
+        pred_classes=torch.tensor([0, 0, 1, 0]),
+    )
+    found = suppress_duplicates(instances, 0.7, box_voting=True)
+    assert found.scores.tolist() == pytest.approx([0.6, 0.3, 0.2])
+    expected = [[0, 0, 10, 0.6 * 10 + 0.4 * 8], [0, 0, 10, 10], [0, 0, 10, 5]]
+    torch.testing.assert_close(found.pred_boxes.tensor, torch.tensor(expected))
+    assert instances.pred_boxes.tensor.tolist() == boxes  # the argument stays
+    assert len(suppress_duplicates(instances[:0], 0.7, box_voting=True)) == 0
+
+
+def test_a_box_without_a_vote_stays():
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [5.0, 5.0, 5.0, 5.0], [0.0, 0.0, 10.0, 10.0]])
+    scores = torch.tensor([0.0, 0.5, 0.0])  # without a score, without area, without a score
+    assert torch.equal(vote_boxes(boxes, scores, torch.zeros(3), 0.7), boxes)
 
 
 def test_no_other_detection_takes_the_place_of_a_dropped_one():
