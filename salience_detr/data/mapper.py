@@ -85,14 +85,26 @@ class DetectionMapper:
         boxes, classes = self.ground_truth(record)
         return self.augment(image, boxes, classes)
 
-    def augment(self, image: np.ndarray, boxes: np.ndarray, classes: np.ndarray) -> Record:
+    def augment(
+        self,
+        image: np.ndarray,
+        boxes: np.ndarray,
+        classes: np.ndarray,
+        augmentations: T.AugmentationList | None = None,
+    ) -> Record:
         """Augment an (H, W, 3) image with (G, 4) boxes, absolute xyxy, and (G,) classes.
+
+        Args:
+            augmentations: in place of the mapper's.
 
         Returns:
             ``image`` and ``instances``, see :meth:`__call__`.
         """
+        if augmentations is None:
+            augmentations = self.augmentations
+
         augmented = T.AugInput(image, boxes=boxes)
-        self.augmentations(augmented)
+        augmentations(augmented)
 
         image_size = augmented.image.shape[:2]
         instances = make_instances(augmented.boxes, classes, image_size)

@@ -1,4 +1,4 @@
-"""Mapper for augmentations of several images."""
+"""Mapper for augmentations of several images, and for others at the end of a run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class SeededRecords(Protocol):
 class MixingMapper(DetectionMapper):
     """DetectionMapper that first mixes an image with others of the training set.
 
-    The others are drawn at random from all images or, with ``pool_size``, from a few of them that
+    In the close-up phase, at the end of a run, it mixes none, and the augmentations may be weaker
+    ones, such as those of the evaluation. The others are drawn at random from all images or, with ``pool_size``, from a few of them that
     change every ``pool_period`` images of the stream. That costs less reading, as RTMDet's cache of
     the images that were read before does. Which ones are drawn from follows from the seed and the
     position in the stream alone; with RTMDet's cache, samples depend on the number of workers, and
@@ -53,6 +54,7 @@ class MixingMapper(DetectionMapper):
         mixes: applied in order, see :mod:`salience_detr.data.augmentation.multi_image`.
         augmentations: of the mixed image, applied in order.
         close_up: part of the run, at its end, that is trained without mixes.
+        close_up_augmentations: in place of ``augmentations`` in that part; None for the same ones.
         max_iter: iterations of the run, for ``close_up``.
         pool_size: number of images that are drawn from; 0 draws from all.
         pool_period: number of images of the stream with the same pool.
@@ -70,6 +72,7 @@ class MixingMapper(DetectionMapper):
         mixes: Sequence[Mix],
         augmentations: Sequence[T.Augmentation],
         close_up: float = 0.0,
+        close_up_augmentations: Sequence[T.Augmentation] | None = None,
         max_iter: int | None = None,
         pool_size: int = 0,
         pool_period: int = 320,
@@ -95,6 +98,9 @@ class MixingMapper(DetectionMapper):
 
         self.mixes = list(mixes)
         self.close_up = close_up
+        self.close_up_augmentations = self.augmentations
+        if close_up_augmentations is not None:
+            self.close_up_augmentations = T.AugmentationList(list(close_up_augmentations))
         self.max_iter = max_iter
         self.pool_size = pool_size
         self.pool_period = pool_period
@@ -107,19 +113,21 @@ class MixingMapper(DetectionMapper):
         self.draw_from: SeededRecords | None = None
 
     def begin(self, total_batch_size: int) -> None:
-        """Find where the mixes end in a stream of batches, and log it."""
+        """Find where the close-up phase begins in a stream of batches, and log it."""
         if self.max_iter is None or not self.close_up:
             return
 
         # In positions of the stream, which workers know; they read ahead of the iteration.
         last_iterations = round(self.close_up * self.max_iter)
         self.end_position = (self.max_iter - last_iterations) * total_batch_size
-        names = " and ".join(type(mix).__name__ for mix in self.mixes)
+        changes = ["without " + type(mix).__name__ for mix in self.mixes]
+        if self.close_up_augmentations is not self.augmentations:
+            changes.append("with close_up_augmentations")
         logger.info(
-            "the last %d of %d iterations are trained without %s",
+            "the last %d of %d iterations are trained %s",
             last_iterations,
             self.max_iter,
-            names,
+            " and ".join(changes),
         )
 
     def go_to(self, position: int, draw_from: SeededRecords) -> None:
@@ -132,15 +140,16 @@ class MixingMapper(DetectionMapper):
 
     def augment_record(self, record: Record) -> Record:
         """Read, mix and augment the image of a record."""
-        # In the close-up phase, the image alone.
         sample = self.make_sample(record)
+        augmentations = self.close_up_augmentations
         if self.end_position is None or self.position < self.end_position:
+            augmentations = self.augmentations
             for mix in self.mixes:
                 sample = mix(sample, self.draw)
 
         # Augmentations may change it in place, and the cached one stays.
         image = np.array(sample.image, order="C")
-        return self.augment(image, sample.boxes, sample.classes)
+        return self.augment(image, sample.boxes, sample.classes, augmentations)
 
     def draw(self) -> Sample:
         """Draw another image of the training set.

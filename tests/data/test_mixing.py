@@ -19,6 +19,7 @@ from salience_detr.data import (
     MixingMapper,
     Mosaic,
     RandomFlip,
+    RandomQuarterTurn,
     batches,
     build_train_loader,
     load_dataset,
@@ -125,6 +126,35 @@ def test_the_last_part_of_a_run_is_not_mixed(records, caplog):
         seed=3,
     )
     assert as_bytes(batches(plain, 7), 3) == samples[14:]
+
+
+def test_the_last_part_of_a_run_has_augmentations_of_its_own(records, caplog):
+    caplog.set_level(logging.INFO)
+
+    def train_loader(mapper):
+        return build_train_loader(
+            dataset=records, mapper=mapper, total_batch_size=2, num_workers=0, seed=3
+        )
+
+    def closing(seen_from):
+        mapper = MixingMapper(
+            is_train=True,
+            mixes=[],
+            augmentations=[RandomQuarterTurn()],
+            close_up=0.3,
+            close_up_augmentations=[RandomFlip()],
+            max_iter=10,
+        )
+        return as_bytes(batches(train_loader(mapper), seen_from), 10 - seen_from)
+
+    samples = closing(0)
+    assert "the last 3 of 10 iterations are trained with close_up_augmentations" in caplog.text
+    expected = []
+    for augmentation in (RandomQuarterTurn(), RandomFlip()):
+        mapper = DetectionMapper(is_train=True, augmentations=[augmentation])
+        expected.append(as_bytes(batches(train_loader(mapper), 0), 10))
+    assert samples == expected[0][:14] + expected[1][14:]
+    assert closing(8) == samples[16:]
 
 
 def test_a_wrong_close_up_is_said():
