@@ -42,7 +42,9 @@ class MixingMapper(DetectionMapper):
     """DetectionMapper that first mixes an image with others of the training set.
 
     In the close-up phase, at the end of a run, it mixes none, and the augmentations may be weaker
-    ones, such as those of the evaluation. The others are drawn at random from all images or, with ``pool_size``, from a few of them that
+    ones, such as those of the evaluation.
+
+    The others are drawn at random from all images or, with ``pool_size``, from a few of them that
     change every ``pool_period`` images of the stream. That costs less reading, as RTMDet's cache of
     the images that were read before does. Which ones are drawn from follows from the seed and the
     position in the stream alone; with RTMDet's cache, samples depend on the number of workers, and

@@ -1,4 +1,4 @@
-"""Deformable attention of exported graphs, in operators that other runtimes have.
+"""Deformable attention of exported graphs, in operators that their runtimes have.
 
 Symbols: B images, Q queries, L levels of S tokens in all, M heads of C channels, P points per head
 and level.
@@ -82,6 +82,32 @@ class GatherAttention(MultiScaleDeformableAttention):
         return output.flatten(2)
 
 
+class OperatorAttention(MultiScaleDeformableAttention):
+    """Deformable attention by the compiled operator, where this package runs beside the runtime."""
+
+    def sample(
+        self,
+        value: Tensor,
+        spatial_shapes: Any,
+        level_start_index: Any,
+        reference_points: Tensor,
+        sampling_offsets: Tensor,
+        attention_logits: Tensor,
+    ) -> Tensor:
+        """Attend as ``ms_deform_attn_fused`` does; ``spatial_shapes`` are L pairs of numbers."""
+        sides = [torch.scalar_tensor(side, dtype=torch.int64) for x in spatial_shapes for side in x]
+        shapes = torch.stack(sides).view(-1, 2)
+        lengths = shapes.prod(-1)
+        return torch.ops.salience_detr.ms_deform_attn_fused(
+            value,
+            shapes,
+            lengths.cumsum(0) - lengths,
+            reference_points,
+            sampling_offsets,
+            attention_logits,
+        )
+
+
 def level_locations(
     reference: Tensor, sampling_offsets: Tensor, spatial_shape: tuple[int, int]
 ) -> Tensor:
@@ -146,4 +172,5 @@ def gather_samples(value: Tensor, spatial_shape: tuple[int, int], locations: Ten
 SAMPLING: dict[str, type[nn.Module]] = {
     "grid_sample": GridSampleAttention,
     "gather": GatherAttention,
+    "operator": OperatorAttention,
 }

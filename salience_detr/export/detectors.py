@@ -19,6 +19,7 @@ from salience_detr.export.info import METADATA_KEY, DetectorInfo, ExportError
 from salience_detr.export.openvino import (
     PRECISIONS,
     check_openvino,
+    make_core,
     read_metadata,
     weights_path,
 )
@@ -181,8 +182,6 @@ class OpenVinoDetector(ExportedDetector):
         **options: Any,
     ) -> None:
         check_openvino()
-        import openvino
-
         path = Path(path)
         if not path.is_file():
             raise ExportError(f"there is no file {path}; export one with tools/export.py")
@@ -190,7 +189,7 @@ class OpenVinoDetector(ExportedDetector):
         if not weights_path(path).is_file():
             raise ExportError(f"{path} needs {weights_path(path)}, which is missing; copy both")
 
-        core = openvino.Core()
+        core = make_core()
         name = choose_openvino_device(str(device), core.available_devices)
         if dtype not in PRECISIONS:
             raise ExportError(f"the dtype {dtype!r} is unknown here; use {', '.join(PRECISIONS)}")

@@ -24,8 +24,10 @@ from torchvision.ops import nms
 
 from salience_detr.export import swin
 from salience_detr.export.attention import SAMPLING, GridSampleAttention
+from salience_detr.export.info import ExportError
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, clip_boxes
 from salience_detr.layers.ms_deform_attn import MultiScaleDeformableAttention
+from salience_detr.layers.operator import is_compiled_for
 from salience_detr.layers.self_attention import additive_mask
 from salience_detr.modeling import SalienceDETR
 from salience_detr.modeling.encoder import BackgroundEmbedding, SalienceEncoderLayer
@@ -47,6 +49,9 @@ class DetectionGraph(nn.Module):
         model: its structure is copied, its parameters are shared.
         sampling: how the deformable attention samples, a key of
             :data:`salience_detr.export.attention.SAMPLING`.
+
+    Raises:
+        ExportError: the operator that is to sample is not compiled.
     """
 
     pixel_mean: Tensor
@@ -54,6 +59,12 @@ class DetectionGraph(nn.Module):
 
     def __init__(self, model: SalienceDETR, *, sampling: str = "grid_sample") -> None:
         super().__init__()
+        if sampling == "operator" and not is_compiled_for("cpu"):
+            raise ExportError(
+                "--sampling operator needs the compiled operator; "
+                "python ops/build.py builds it and reports errors"
+            )
+
         self.model = exportable_copy(model, SAMPLING[sampling])
         mean = torch.tensor(model.pixel_mean)
         std = torch.tensor(model.pixel_std)

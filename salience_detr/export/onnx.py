@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from torch.export import ExportedProgram
 from salience_detr.export.graph import INPUTS, OUTPUTS
 from salience_detr.export.info import METADATA_KEY, DetectorInfo, ExportError
 from salience_detr.export.program import quiet
+from salience_detr.layers.operator import is_compiled_for
 from salience_detr.utils.files import written_whole
 
 if TYPE_CHECKING:  # the packages are optional
@@ -24,6 +26,9 @@ DEFAULT_OPSET = 18
 LAST_OPSET = 21
 # Where PyTorch's exporter notes the modules of a node.
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+# The node of the deformable attention by this package's operator.
+DOMAIN = "salience_detr"
+OPERATOR = "DeformableAttention"
 AXES = {"images": {0: "batch", 2: "height", 3: "width"}}
 
 
@@ -97,6 +102,11 @@ def to_onnx(program: ExportedProgram, opset: int) -> onnx.ModelProto:
         size = opset18.Shape(x, start=dim, end=dim + 1 or None)
         return opset18.TopK(x, size, axis=dim, largest=int(descending))
 
+    translations: dict[Any, Any] = {torch.ops.aten.sort.stable: stable_sort}
+    if is_compiled_for("cpu"):
+        operator = torch.ops.salience_detr.ms_deform_attn_fused
+        translations[operator.default] = deformable_attention()
+
     with quiet():
         exported = torch.onnx.export(
             program,
@@ -104,12 +114,28 @@ def to_onnx(program: ExportedProgram, opset: int) -> onnx.ModelProto:
             opset_version=opset,
             input_names=list(INPUTS),
             output_names=list(OUTPUTS),
-            custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
+            custom_translation_table=translations,
             verbose=False,
             optimize=False,
         )
         assert exported is not None
         return optimize_graph(exported.model)
+
+
+def deformable_attention() -> Callable[..., Any]:
+    """Return the node of the operator, called with the inputs of ``ms_deform_attn_fused``."""
+    from onnx.defs import OpSchema
+    from onnxscript.values import Op, Opset
+
+    # The second and the third one are the shapes and starts of the levels.
+    inputs = []
+    for number in range(6):
+        kind = "tensor(int64)" if number in (1, 2) else "tensor(float)"
+        inputs.append(OpSchema.FormalParameter(f"input_{number}", kind))
+    outputs = [OpSchema.FormalParameter("output", "tensor(float)")]
+    schema = OpSchema(OPERATOR, DOMAIN, 1, inputs=inputs, outputs=outputs)
+    node = Op(Opset(DOMAIN, 1), OPERATOR, schema)
+    return lambda *tensors: node(*tensors)
 
 
 def optimize_graph(model: onnx_ir.Model) -> onnx.ModelProto:

@@ -43,6 +43,17 @@ def write_openvino(model: onnx.ModelProto, path: Path, info: DetectorInfo) -> No
     save_openvino(to_openvino(model), path, info)
 
 
+def make_core() -> openvino.Core:
+    """Return a core of OpenVINO that knows the operator of ``--sampling operator``."""
+    import openvino
+
+    from salience_detr.export.openvino_operator import add_operator
+
+    core = openvino.Core()
+    add_operator(core)
+    return core
+
+
 def to_openvino(model: onnx.ModelProto) -> openvino.Model:
     """Return an ONNX model as OpenVINO's, whose constants are computed.
 
@@ -50,10 +61,9 @@ def to_openvino(model: onnx.ModelProto) -> openvino.Model:
         ExportError: if the package is missing.
     """
     check_openvino()
-    import openvino
     from openvino import passes
 
-    converted = openvino.Core().read_model(model.SerializeToString())
+    converted = make_core().read_model(model.SerializeToString())
     manager = passes.Manager()
     manager.register_pass(passes.ConstantFolding())
     manager.run_passes(converted)

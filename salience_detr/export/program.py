@@ -37,7 +37,8 @@ def export_program(predictor: Predictor, *, sampling: str = "grid_sample") -> Ex
         sampling: see :class:`salience_detr.export.graph.DetectionGraph`.
 
     Raises:
-        ExportError: if the model is on a GPU, or if this PyTorch is too old.
+        ExportError: if the model is on a GPU, if this PyTorch is too old, or if the operator that
+            is to sample is not compiled.
     """
     if predictor.model.device.type != "cpu":
         raise ExportError("a model is exported on the CPU; give the Predictor device='cpu'")

@@ -38,14 +38,15 @@ def test_samples_equal_those_of_grid_sample(shape):
     torch.testing.assert_close(gather_samples(value, shape, locations), expected)
 
 
+@pytest.mark.parametrize("sampling", ["gather", "operator"])
 @pytest.mark.parametrize("size", [(80, 110), (30, 25)])
-def test_a_graph_by_gather_gives_what_a_graph_by_grid_sample_gives(predictor, size):
+def test_a_graph_by_another_operator_gives_what_one_by_grid_sample_gives(predictor, size, sampling):
     torch.manual_seed(2)
     images = torch.randint(0, 256, (2, 3, *size)).float()
     sizes = torch.tensor([[size[0], size[1]], [size[0] - 9, size[1] - 4]])
     with torch.no_grad():
         expected = DetectionGraph(predictor.model)(images, sizes)
-        actual = DetectionGraph(predictor.model, sampling="gather")(images, sizes)
+        actual = DetectionGraph(predictor.model, sampling=sampling)(images, sizes)
     boxes, scores, labels, salience = actual
     torch.testing.assert_close(scores, expected[1], rtol=0, atol=1e-5)
     torch.testing.assert_close(boxes / max(size), expected[0] / max(size), rtol=0, atol=1e-5)

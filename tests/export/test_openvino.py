@@ -15,10 +15,13 @@ from salience_detr.checkpoint import ScoreThresholds
 from salience_detr.cli import export
 from salience_detr.export import DetectorInfo, ExportError, OpenVinoDetector
 from salience_detr.export.detectors import choose_openvino_device
+from salience_detr.export.onnx import DEFAULT_OPSET, build_onnx
 from salience_detr.export.openvino import write_openvino
+from salience_detr.export.program import export_program
 from salience_detr.export.thresholds import read_model_classes, write_thresholds
 from salience_detr.export.verification import compare
 from salience_detr.inference.loading import load_detector
+from salience_detr.utils.processor import has_instructions
 
 pytestmark = pytest.mark.xdist_group("export")
 
@@ -175,3 +178,56 @@ def test_the_tool_writes_and_verifies_an_xml(
     call = ["--config-file", micro_config, "--output", str(tmp_path / "model.xml")]
     assert export.main([*call, "--verify", image]) == 0
     assert "OpenVinoDetector" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def operator_path(openvino, predictor, tmp_path_factory):
+    """A folder with model.xml and model.bin, whose attention is this package's operator."""
+    info = DetectorInfo.from_predictor(predictor)
+    program = export_program(predictor, sampling="operator")
+    path = tmp_path_factory.mktemp("operator") / "model.xml"
+    write_openvino(build_onnx(program, info, opset=DEFAULT_OPSET, simplify=True), path, info)
+    return path
+
+
+def test_a_file_by_the_operator_has_no_grid_sample_and_the_same_detections(
+    predictor, operator_path
+):
+    text = operator_path.read_text()
+    assert text.count('type="DeformableAttention"') == len(predictor.model.encoder.layers) + len(
+        predictor.model.decoder.layers
+    )
+    assert "GridSample" not in text
+
+    detector = OpenVinoDetector(operator_path, threads=1)
+    images = [new_image(*size) for size in ((64, 64), (50, 333), (1, 300), (62, 60))]
+    for expected, found in zip(predictor.stream(images), detector.stream(images), strict=True):
+        difference = compare(expected.detections, found.detections)
+        assert difference.detections == 120 and difference.unmatched == 0
+        assert difference.score < 1e-5 and difference.box < 0.01
+
+
+def test_a_file_by_the_operator_runs_in_bfloat16_and_in_several_threads(predictor, operator_path):
+    if not has_instructions(("avx512_bf16", "amx_bf16")):
+        pytest.skip("the processor has no bfloat16")
+    detector = OpenVinoDetector(operator_path, dtype="bfloat16")
+    image = new_image(80, 110)
+    (alone, *others) = [detector(image), *ThreadPoolExecutor(3).map(detector, [image] * 6)]
+    assert len(alone) == len(predictor(image))
+    for found in others:
+        difference = compare(alone, found)
+        assert difference.unmatched == 0 and difference.score < 1e-6
+
+
+def test_the_operator_is_for_openvino_alone(capsys):
+    with pytest.raises(SystemExit):
+        export.main(["--weights", "neu_det_r18", "--output", "x.onnx", "--sampling", "operator"])
+    assert "--sampling operator writes an .xml for OpenVinoDetector, not x.onnx" in (
+        capsys.readouterr().err
+    )
+
+
+def test_without_the_compiled_operator_the_export_says_so(predictor, monkeypatch):
+    monkeypatch.setattr("salience_detr.export.graph.is_compiled_for", lambda device: False)
+    with pytest.raises(ExportError, match=r"needs the compiled operator; .*builds it"):
+        export_program(predictor, sampling="operator")

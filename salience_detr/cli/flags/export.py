@@ -27,7 +27,7 @@ ENDINGS = (".onnx", ".pt2", ".xml")
 # Those of export/onnx.py and export/attention.py, which take seconds to import.
 DEFAULT_OPSET = 18
 LAST_OPSET = 21
-SAMPLING = ("grid_sample", "gather")
+SAMPLING = ("grid_sample", "gather", "operator")
 # Flags that have no effect without --int8.
 INT8_FLAGS = (
     "calibration", "data_dir", "train_json", "train_images", "val_json", "val_images",
@@ -50,7 +50,8 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     add("--opset", type=int, default=DEFAULT_OPSET, help=opset_help)
     add("--simplify", action="store_true", help="run onnxslim over the ONNX graph")
     sampling_help = "operator of the deformable attention; gather: for runtimes without a good "
-    sampling_help += "GridSample, such as TensorRT (default: %(default)s)"
+    sampling_help += "GridSample, such as TensorRT; operator: this package's own, for an .xml that "
+    sampling_help += "OpenVinoDetector runs (default: %(default)s)"
     add("--sampling", choices=SAMPLING, default=SAMPLING[0], help=sampling_help)
     verify_help = "compare with PyTorch on these images (default: images of the test set)"
     add("--verify", nargs="*", metavar="IMAGE", help=verify_help)
@@ -63,6 +64,8 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
         parser.error(f"--compile writes a .pt2 file, not {args.output}")
     if args.device != "cpu" and not args.compile:
         parser.error(f"--device {args.device} is for packages: add --compile, or leave it out")
+    if args.sampling == "operator" and args.output.suffix != ".xml":
+        parser.error(f"--sampling operator writes an .xml for OpenVinoDetector, not {args.output}")
     check_int8_arguments(parser, args)
     return args
 
