@@ -34,7 +34,12 @@ if TYPE_CHECKING:  # the package is optional
     import onnx
 
 TURN_MS = 300.0  # a turn of a form goes on until its calls have taken this long
-INT8_FILE = "model_int8.xml"
+OPERATOR_FILE = "model_operator.xml"
+# Files that the export writes with --int8, and its flags for them.
+INT8_FILES = {
+    "model_int8.xml": "--int8",
+    "model_operator_int8.xml": "--int8 --sampling operator",
+}
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,12 @@ FORMS = (
     Form("ONNX Runtime", "float32", file="model.onnx"),
     Form("OpenVINO", "float32", file="model.xml"),
     Form("OpenVINO", "bfloat16", file="model.xml"),
-    Form("OpenVINO", "int8, float32", file=INT8_FILE),
-    Form("OpenVINO", "int8, bfloat16", file=INT8_FILE),
+    Form("OpenVINO", "int8, float32", file="model_int8.xml"),
+    Form("OpenVINO", "int8, bfloat16", file="model_int8.xml"),
+    Form("OpenVINO, operator", "float32", file=OPERATOR_FILE),
+    Form("OpenVINO, operator", "bfloat16", file=OPERATOR_FILE),
+    Form("OpenVINO, operator", "int8, float32", file="model_operator_int8.xml"),
+    Form("OpenVINO, operator", "int8, bfloat16", file="model_operator_int8.xml"),
     Form("pt2", "float32", file="model.pt2"),
 )
 
@@ -124,17 +133,20 @@ def check_form_size(settings: Settings, predictor: Predictor) -> None:
 
 
 @cache  # the files are written in one process
-def export(settings: Settings) -> tuple[torch.export.ExportedProgram, DetectorInfo]:
+def export(
+    settings: Settings, sampling: str = "grid_sample"
+) -> tuple[torch.export.ExportedProgram, DetectorInfo]:
     """Export the model."""
     predictor = open_predictor(settings, dtype="float32", optimize="none")
-    return export_program(predictor), DetectorInfo.from_predictor(predictor)
+    program = export_program(predictor, sampling=sampling)
+    return program, DetectorInfo.from_predictor(predictor)
 
 
 @cache
-def onnx_model(settings: Settings) -> onnx.ModelProto:
+def onnx_model(settings: Settings, sampling: str = "grid_sample") -> onnx.ModelProto:
     """Return the model as ONNX, of which OpenVINO's is made, too."""
     # PyTorch's exporter changes the program, and cannot take it again.
-    program, info = export(settings)
+    program, info = export(settings, sampling)
     return build_onnx(copy.deepcopy(program), info, opset=DEFAULT_OPSET, simplify=True)
 
 
@@ -144,19 +156,21 @@ def write_file(settings: Settings, path: Path) -> int:
     Raises:
         ExportError: a package is missing, or the file cannot be made here.
     """
-    if path.name == INT8_FILE:
+    if path.name in INT8_FILES:
         raise ExportError(
-            f"int8 needs {INT8_FILE} in the folder of --exports: tools/export.py --output "
-            f"DIR/{INT8_FILE} --int8 --calibration IMAGES writes it"
+            f"int8 needs {path.name} in the folder of --exports: tools/export.py --output "
+            f"DIR/{path.name} {INT8_FILES[path.name]} --calibration IMAGES writes it"
         )
+    if path.suffix == ".xml":
+        check_openvino()
 
-    program, info = export(settings)
+    sampling = "operator" if path.name == OPERATOR_FILE else "grid_sample"
+    program, info = export(settings, sampling)
     if path.suffix == ".onnx":
         with written_whole(path) as temporary:
             temporary.write_bytes(onnx_model(settings).SerializeToString())
     elif path.suffix == ".xml":
-        check_openvino()
-        write_openvino(onnx_model(settings), path, info)
+        write_openvino(onnx_model(settings, sampling), path, info)
     else:
         save_program(program, path, info)
     return file_bytes(path)
