@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import instantiate
+from detectron2.data import transforms as T
 from safetensors.torch import load_file
 
 from salience_detr.checkpoint import CheckpointError, load_weights
@@ -15,6 +17,7 @@ from salience_detr.checkpoint.loading import start_from
 from salience_detr.cli import convert_checkpoint
 from salience_detr.config import load_config
 from salience_detr.data.classes import ClassList
+from salience_detr.data.loader import seeded
 from salience_detr.export.graph import DetectionGraph
 from salience_detr.export.program import drop_training_parts
 from salience_detr.layers.losses import MatchabilityAwareLoss
@@ -193,3 +196,22 @@ def test_the_neu_det_config_starts_from_the_generated_defects():
     assert config.train.init_checkpoint == "surface_defects_tiny"
     assert config.model.nms_iou_threshold == 0.7
     start_from(instantiate(config.model), config.train.init_checkpoint)
+
+
+def test_the_neu_det_config_ends_with_whole_images():
+    config = load_config("neu_det_r18_plus")
+    mapper = instantiate(config.dataloader.train.mapper)
+    mapper.begin(8)
+    assert mapper.end_position == 8 * 157 * 30  # of 50 epochs
+
+    def sizes(augmentations):
+        found = set()
+        for _ in range(40):
+            augmented = T.AugInput(np.zeros((200, 200, 3), np.uint8))
+            augmentations(augmented)
+            found.add(augmented.image.shape[:2])
+        return found
+
+    with seeded(0):
+        assert sizes(mapper.close_up_augmentations) == {(224, 224), (256, 256), (288, 288)}
+        assert max(sizes(mapper.augmentations)) == (256, 256)
