@@ -218,6 +218,7 @@ class SalienceFilter(nn.Module):
         ratios = to_device(self.level_ratios, unpadded, torch.float64)
         return (unpadded * ratios).long()
 
+    @torch.compiler.disable(reason="the length is known on the host alone")
     def max_selected(self, level_counts: Tensor, tokens: TokenPyramid) -> int:
         """Return the length n that holds the selected tokens of every image.
 
