@@ -1,5 +1,7 @@
 """Few images of your own and no GPU: the small model, fine-tuned."""
 
+from .common.augmentation import whole_images
+from .common.close_up import end_with
 from .common.schedule import cosine_schedule
 from .neu_det_r18 import EPOCH, dataloader, model, optimizer, train
 
@@ -11,6 +13,9 @@ train.epochs = 50
 train.max_iter = train.epochs * EPOCH
 train.eval_period = train.checkpointer.period = 5 * EPOCH
 optimizer.lr = 8e-4
+# First windows of enlarged images, at last whole images, as they are in evaluation.
+train.close_up = 0.4
+end_with(dataloader, whole_images([224, 256, 288], max_side=480))
 lr_multiplier = cosine_schedule(max_iter=train.max_iter, warmup=50, end=0.01)
 
 train.output_dir = "./output/finetune_small"

@@ -1,11 +1,11 @@
 """NEU-DET as neu_det_r18, better in fewer epochs, with changes of docs/beyond_the_paper.md."""
 
 from detectron2.config import LazyCall as L
-from detectron2.data import transforms as T
 
-from salience_detr.data import MixingMapper, RandomFlip, ResizeShortestEdge
 from salience_detr.layers.losses import MatchabilityAwareLoss
 
+from .common.augmentation import whole_images
+from .common.close_up import end_with
 from .common.schedule import flat_cosine_schedule
 from .neu_det_r18 import EPOCH, dataloader, model, optimizer, train
 
@@ -24,20 +24,6 @@ train.ema.decay = 0.999
 lr_multiplier = flat_cosine_schedule(
     max_iter=train.max_iter, flat=1 - train.close_up, warmup=200, end=0.01
 )
-dataloader.train.mapper.update(
-    _target_=MixingMapper,
-    mixes=[],
-    close_up="${train.close_up}",
-    max_iter="${train.max_iter}",
-    close_up_augmentations=[
-        L(RandomFlip)(),
-        L(RandomFlip)(horizontal=False, vertical=True),
-        L(T.RandomBrightness)(intensity_min=0.8, intensity_max=1.2),
-        L(T.RandomContrast)(intensity_min=0.8, intensity_max=1.2),
-        L(ResizeShortestEdge)(
-            short_edge_length=[224, 256, 288], max_size=480, sample_style="choice"
-        ),
-    ],
-)
+end_with(dataloader, whole_images([224, 256, 288], max_side=480))
 
 train.output_dir = "./output/neu_det_r18_plus"

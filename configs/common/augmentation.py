@@ -20,5 +20,6 @@ from salience_detr.data.augmentation.pieces import (
     ssdlite,
     strong,
     strong_album,
+    whole_images,
 )
 from salience_detr.data.augmentation.presets import PRESETS, use_preset

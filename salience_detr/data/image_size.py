@@ -70,7 +70,8 @@ def set_image_size(config: DictConfig, image_size: int) -> str:
     mapper = config.dataloader.train.mapper
     augmentations = mapper.augmentations
     num_scaled = 0
-    for node in walk_augmentations([augmentations, mapper.get("mixes", [])]):
+    others = [mapper.get("mixes"), mapper.get("close_up_augmentations")]
+    for node in walk_augmentations([augmentations, *others]):
         num_scaled += scale_sizes(node, factor)
     if num_scaled:
         return f"{text}; the sizes of the training are multiplied by {factor:.3g}"

@@ -129,13 +129,19 @@ def largest_input(dataset: SeededDataset) -> dict:
         areas.append(record["width"] * record["height"])
         num_boxes = max(num_boxes, len(record.get("annotations", [])))
 
+    # The end of a run may have other augmentations.
+    positions = list(range(NUM_DRAWS))
+    end_position = getattr(dataset.mapper, "end_position", None)
+    if end_position is not None:
+        positions += range(end_position, end_position + NUM_DRAWS)
+
     # A batch is padded to the largest height and the largest width in it.
     height = 0
     width = 0
     largest_first = np.argsort(areas)[::-1]
     for index in map(int, largest_first[:NUM_IMAGES]):
-        for draw in range(NUM_DRAWS):
-            image = dataset[index, draw]["image"]
+        for position in positions:
+            image = dataset[index, position]["image"]
             height = max(height, image.shape[-2])
             width = max(width, image.shape[-1])
 

@@ -74,6 +74,13 @@ def test_the_windows_of_a_jitter_are_scaled_and_its_factors_stay():
     assert (scale.min_scale, scale.max_scale) == (0.75, 1.4) and crop.crop_size == [128, 128]
 
 
+def test_the_sizes_at_the_end_of_a_run_are_scaled_too():
+    config = load_config("configs/finetune_small.py")
+    set_image_size(config, 512)
+    resize = config.dataloader.train.mapper.close_up_augmentations[-1]
+    assert (resize.short_edge_length, resize.max_size) == ([448, 512, 576], 960)
+
+
 def test_a_training_that_resizes_nothing_resizes_as_the_test(capsys):
     config = config_of("--image-size", "160")
     assert config.dataloader.train.mapper.augmentations[-1].short_edge_length == 160

@@ -87,20 +87,23 @@ def test_a_resumed_run_takes_its_number_and_torchrun_is_refused(config, tmp_path
 
 def test_the_input_has_the_largest_sides_and_most_boxes():
     class Records:
-        """Wide and upright images, of which the second draw is larger."""
+        """Wide and upright images, of which the second draw is larger, and the end of the run."""
 
+        mapper = SimpleNamespace(end_position=1000)
         records = (
             {"width": 40, "height": 20, "annotations": [{}] * 3},
             {"width": 20, "height": 30},
         )
 
         def __getitem__(self, item):
-            index, draw = item
+            index, position = item
             record = self.records[index]
-            return {"image": torch.zeros(3, record["height"] + draw % 2, record["width"])}
+            height = record["height"] + position % 2
+            width = record["width"] + (5 if position >= 1000 else 0)
+            return {"image": torch.zeros(3, height, width)}
 
     image = largest_input(Records())
-    assert image["image"].shape == (3, 31, 40) and len(image["instances"]) == 3
+    assert image["image"].shape == (3, 31, 45) and len(image["instances"]) == 3
 
 
 def test_the_limit_of_a_container_counts_without_cached_files(tmp_path, monkeypatch):

@@ -83,6 +83,20 @@ def large_scale_jitter(size: int = 1024, min_scale: float = 0.1, max_scale: floa
     ]
 
 
+def whole_images(sides: Sequence[int] = SIDES, max_side: int = MAX_SIDE) -> Pieces:
+    """Return flips in both directions, small changes of light, and a random size, without a crop.
+
+    For the end of a training with crops, whose images have no up.
+    """
+    return [
+        L(RandomFlip)(),
+        L(RandomFlip)(horizontal=False, vertical=True),
+        L(T.RandomBrightness)(intensity_min=0.8, intensity_max=1.2),
+        L(T.RandomContrast)(intensity_min=0.8, intensity_max=1.2),
+        *multi_scale(sides, max_side),
+    ]
+
+
 def photometric_distortion(strength: float = 0.4, hue: float = 18, prob: float = 0.5) -> Pieces:
     """Return changes of brightness, contrast and saturation (times 1 -/+ strength) and of hue.
 
