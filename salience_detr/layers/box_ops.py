@@ -55,6 +55,19 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     return _ratio(intersection, union), union
 
 
+def pairwise_overlap(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the (..., n, n) intersections and unions of (..., n, 4) xyxy boxes with each other."""
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    width = torch.minimum(x1[..., :, None], x1[..., None, :])
+    width = (width - torch.maximum(x0[..., :, None], x0[..., None, :])).clamp(min=0)
+    height = torch.minimum(y1[..., :, None], y1[..., None, :])
+    height = (height - torch.maximum(y0[..., :, None], y0[..., None, :])).clamp(min=0)
+
+    intersection = width * height
+    area = box_area(boxes)
+    return intersection, area[..., :, None] + area[..., None, :] - intersection
+
+
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Return the GIoU in [-1, 1] of (..., 4) xyxy boxes of broadcastable shapes.
 

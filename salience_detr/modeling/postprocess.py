@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, box_iou, clip_boxes
+from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, clip_boxes, pairwise_overlap
 from salience_detr.layers.transfer import to_device
 
 
@@ -102,9 +102,10 @@ def vote_boxes(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: fl
     Returns:
         (..., n, 4); the box itself where no score counts.
     """
-    iou, _ = box_iou(boxes[..., :, None, :], boxes[..., None, :, :])
+    intersection, union = pairwise_overlap(boxes)
+    overlaps = intersection > iou_threshold * union
     same_class = classes[..., :, None] == classes[..., None, :]
-    weights = torch.where((iou > iou_threshold) & same_class, scores[..., None, :], 0.0)
+    weights = torch.where(overlaps & same_class, scores[..., None, :], 0.0)
 
     total = weights.sum(-1, keepdim=True)
     mean = weights @ boxes / total.clamp(min=torch.finfo(total.dtype).tiny)

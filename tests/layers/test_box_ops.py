@@ -12,6 +12,7 @@ from salience_detr.layers.box_ops import (
     box_xyxy_to_cxcywh,
     generalized_box_iou,
     inverse_sigmoid,
+    pairwise_overlap,
 )
 
 
@@ -66,3 +67,13 @@ def test_boxes_without_area_give_zero_and_finite_gradients():
 
     assert giou == 0
     assert torch.isfinite(point.grad).all()
+
+
+def test_all_pairs_of_a_batch_overlap_as_each_pair_does():
+    low = torch.rand(2, 7, 2)
+    boxes = torch.cat([low, low + torch.rand(2, 7, 2)], dim=-1)
+    boxes[0, 0, 2:] = boxes[0, 0, :2]  # without area
+    intersection, union = pairwise_overlap(boxes)
+    iou, expected_union = box_iou(boxes[:, :, None], boxes[:, None])
+    torch.testing.assert_close(union, expected_union)
+    torch.testing.assert_close(intersection, iou * union)
