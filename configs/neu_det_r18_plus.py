@@ -14,7 +14,6 @@ train.init_checkpoint = "surface_defects_tiny"
 
 model.criterion.class_loss = L(MatchabilityAwareLoss)(gamma=1.5)
 model.nms_iou_threshold = 0.7
-model.nms_box_voting = True
 
 # 50 epochs. In the last 20 the images are whole, as in evaluation, and the rate falls.
 train.epochs = 50

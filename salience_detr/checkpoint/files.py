@@ -132,14 +132,19 @@ def save_weights(
                 # Tensors that share memory cannot be written.
                 copies = {name: x.detach().contiguous().clone() for name, x in state.items()}
                 metadata = to_metadata(classes) | thresholds_to_metadata(thresholds)
-                mode = temporary.stat().st_mode
-                save_file(copies, temporary, metadata=metadata | origin_metadata(origin))
-                temporary.chmod(mode)  # safetensors lets nobody else read its files
+                write_safetensors(copies, temporary, metadata | origin_metadata(origin))
             else:
                 entries = to_entries(classes) | thresholds_to_entries(thresholds)
                 torch.save({"model": dict(state), **entries}, temporary)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them
         raise CheckpointError(f"cannot write {path}: {error}") from error
+
+
+def write_safetensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write tensors and metadata into a file that is there; who may read it stays."""
+    mode = path.stat().st_mode
+    save_file(dict(state), path, metadata=dict(metadata))
+    path.chmod(mode)  # safetensors lets nobody else read its files
 
 
 def store_thresholds(path: Path, thresholds: ScoreThresholds) -> None:
@@ -159,7 +164,7 @@ def store_thresholds(path: Path, thresholds: ScoreThresholds) -> None:
                 with safe_open(path, framework="pt") as file:
                     metadata = file.metadata() or {}
                 metadata |= thresholds_to_metadata(thresholds)
-                save_file(load_file(path), temporary, metadata=metadata)
+                write_safetensors(load_file(path), temporary, metadata)
             else:
                 torch.save({**content, **thresholds_to_entries(thresholds)}, temporary)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them

@@ -18,7 +18,7 @@ from salience_detr.checkpoint import (
     read_checkpoint,
     read_thresholds,
 )
-from salience_detr.checkpoint.files import store_thresholds
+from salience_detr.checkpoint.files import save_weights, store_thresholds
 from salience_detr.data.classes import ClassList
 from salience_detr.engine import checkpointing
 from salience_detr.engine.checkpointing import TrainingCheckpointer, cut_metrics
@@ -67,6 +67,18 @@ def test_thresholds_stay_with_their_weights_alone(make, tmp_path):
     resumed.save_periodic(5)
     assert read_thresholds(tmp_path / "model_final.pth") == best
     assert read_thresholds(tmp_path / "model_0000005.pth") is None
+
+
+def test_others_can_read_a_file_with_thresholds_as_any_new_file(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_weights({"weight": torch.zeros(2)}, path)
+    umask = os.umask(0o022)
+    try:
+        store_thresholds(path, ScoreThresholds({"pit": 0.5}, 0.5, 0.5, "val.json"))
+    finally:
+        os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert read_thresholds(path) is not None
 
 
 def test_resuming_further_back_keeps_what_is_saved_from_then_on(make, tmp_path):
