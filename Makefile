@@ -11,10 +11,10 @@ DATA := $(or $(DETECTRON2_DATASETS),datasets)/surface_defects
 OUT := output/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format types bench train-demo clean
+.PHONY: help setup demo test test-slow lint format types bench train-demo train-neu-det train-neu-det-plus train-neu-det-retinanet clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready ## make .venv with everything in it
 
@@ -69,6 +69,21 @@ train-demo: setup ## train the shipped weights again
 	$(RUN) train_net.py --config-file $(CONFIG) --resume
 	@test -f output/surface_defects_tiny/model_final.pth || { echo "the training was stopped; make train-demo goes on with it"; exit 1; }
 	$(RUN) tools/convert_checkpoint.py --half output/surface_defects_tiny/model_best.pth $(WEIGHTS)
+
+train-neu-det: setup ## train neu_det_r18 again, on the photographs in NEU_DET=FOLDER
+	$(call train_on_neu_det,neu_det_r18)
+
+train-neu-det-plus: setup ## the same with neu_det_r18_plus
+	$(call train_on_neu_det,neu_det_r18_plus)
+
+train-neu-det-retinanet: setup ## the same with RetinaNet
+	$(call train_on_neu_det,neu_det_retinanet_r18)
+
+# A training ends with its evaluation; the next call goes on with one that was stopped.
+define train_on_neu_det
+	@test -f "$(NEU_DET)/annotations/instances_train.json" || { echo "error: NEU_DET is '$(NEU_DET)', without annotations/instances_train.json in it; say make $@ NEU_DET=FOLDER"; exit 1; }
+	NEU_DET="$(NEU_DET)" $(RUN) train_net.py --config-file configs/$(1).py --resume
+endef
 
 clean: ## delete .venv and what runs have written
 	rm -rf $(VENV) output build salience_detr/_operator *.egg-info .pytest_cache .mypy_cache .ruff_cache
