@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from salience_detr.config import ConfigError
+from salience_detr.config import ConfigError, resolve_device
 from salience_detr.engine.sync_batch_norm import use_cpu_sync_batch_norm
 from salience_detr.layers.activation_checkpointing import checkpoints_batch_norm
 from salience_detr.layers.onednn import use_onednn, uses_onednn
@@ -30,7 +30,7 @@ def set_memory_format(config: DictConfig, model: nn.Module) -> None:
         ConfigError: channels last is asked for, and would crash.
     """
     channels_last = config.train.channels_last
-    on_cpu = next(model.parameters()).device.type == "cpu"
+    on_cpu = resolve_device(config.train.device).type == "cpu"
     crashing = find_crashing_convolution(model) if on_cpu else None
 
     if channels_last and crashing:
