@@ -19,7 +19,6 @@ model.nms_iou_threshold = 0.7
 train.epochs = 50
 train.close_up = 0.4
 train.max_iter = train.epochs * EPOCH
-train.ema.decay = 0.999
 lr_multiplier = flat_cosine_schedule(
     max_iter=train.max_iter, flat=1 - train.close_up, warmup=200, end=0.01
 )
