@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
+from detectron2.utils.events import EventStorage, TensorboardXWriter
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
 from salience_detr.checkpoint import read_checkpoint
 from salience_detr.engine import train
 from salience_detr.engine.run_folder import LOCK_NAME
-from salience_detr.engine.writers import MetricsWriter
+from salience_detr.engine.writers import MetricsWriter, TensorBoardWriter
 from tests.test_train_net import command, environment, losses, run, wait_for_steps
 
 
@@ -133,8 +137,41 @@ def test_the_config_of_a_run_is_complete_or_not_there(
     assert (tmp_path / "config.yaml").read_text() == before
 
 
-def test_a_thread_of_tensorboard_tells_nothing_of_a_full_disk(capsys):
-    for error in (OSError(errno.ENOSPC, "No space left on device"), ValueError("other")):
-        train.report_thread_error(threading.ExceptHookArgs((type(error), error, None, None)))
-    errors = capsys.readouterr().err
-    assert "ValueError: other" in errors and "No space" not in errors
+def test_tensorboard_cannot_write_and_nothing_but_the_end_of_the_run_says_so(tmp_path, capsys):
+    # Its thread, or the next call, meets the missing folder, whoever comes first.
+    writer = TensorBoardWriter(str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.txt").touch()
+    with EventStorage(0) as storage, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "excepthook", train.report_thread_error)
+        storage.put_scalar("loss", 1.0)
+        writer.write()
+        shutil.rmtree(tmp_path / "run")
+        for iteration in range(1, 40):
+            storage.iter = iteration
+            storage.put_scalar("loss", 1.0)
+            writer.write()
+            time.sleep(0.01)
+        writer.close()
+    assert capsys.readouterr().err == ""
+
+
+def test_tensorboard_on_a_full_disk_ends_the_run(tmp_path, monkeypatch):
+    def fill(self, *arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = TensorBoardWriter(str(tmp_path))
+    (tmp_path / "log.txt").touch()
+    monkeypatch.setattr(TensorboardXWriter, "write", fill)
+    with pytest.raises(OSError, match="No space left"):
+        writer.write()
+
+
+def test_threads_other_than_those_of_tensorboard_show_their_tracebacks(capsys):
+    error = OSError(errno.ENOSPC, "No space left on device")
+    thread = _AsyncWriterThread(None, None, 1)
+    train.report_thread_error(threading.ExceptHookArgs((OSError, error, None, thread)))
+    assert capsys.readouterr().err == ""
+
+    train.report_thread_error(threading.ExceptHookArgs((OSError, error, None, None)))
+    assert "No space left" in capsys.readouterr().err

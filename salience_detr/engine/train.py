@@ -118,11 +118,13 @@ def setup_run(config: DictConfig) -> None:
 
 
 def report_thread_error(failure: threading.ExceptHookArgs) -> None:
-    """Print the traceback of a thread, as Python does, but for a full disk.
+    """Print the traceback of a thread, as Python does, but not of a file of TensorBoard's.
 
-    TensorBoard writes in a thread; the run itself ends with one line at its next write.
+    TensorBoard writes in a thread. On a full disk, or without its folder, the run itself ends with
+    one line at its next write.
     """
-    if not is_disk_full(failure.exc_value):
+    of_tensorboard = type(failure.thread).__module__.startswith("tensorboard.")
+    if not (of_tensorboard and isinstance(failure.exc_value, OSError)):
         threading.__excepthook__(failure)
 
 

@@ -18,6 +18,7 @@ from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter,
 from salience_detr.config import ConfigError
 from salience_detr.engine.duration import RunClock, duration_text
 from salience_detr.engine.mlflow_writer import MLflowWriter
+from salience_detr.engine.run_folder import is_gone
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def build_writers(output_dir: str, start: int, mlflow: Mapping[str, Any]) -> lis
 
     writers: list[EventWriter] = [
         MetricsWriter(str(Path(output_dir) / "metrics.json")),
-        TensorboardXWriter(str(output_dir), purge_step=start),
+        TensorBoardWriter(str(output_dir), purge_step=start),
     ]
     settings = dict(mlflow)
     if settings.pop("enabled", False):
@@ -67,6 +68,34 @@ class MetricsWriter(JSONWriter):
             self._file_handle.write(json.dumps(record, sort_keys=True) + "\n")
         self._file_handle.flush()
         os.fsync(self._file_handle.fileno())
+
+
+class TensorBoardWriter(TensorboardXWriter):
+    """TensorBoard's file of a run; a folder that is gone is no error of its own.
+
+    The hook that ends such a run saves its state first, and says what happened.
+    """
+
+    def __init__(self, output_dir: str, **settings: object) -> None:
+        super().__init__(output_dir, **settings)
+        self.output_dir = output_dir
+
+    def write(self) -> None:
+        with self.errors_of_a_folder_that_exists():
+            super().write()
+
+    def close(self) -> None:
+        with self.errors_of_a_folder_that_exists():
+            super().close()
+
+    @contextmanager
+    def errors_of_a_folder_that_exists(self) -> Iterator[None]:
+        """Pass over an OSError inside the block if the folder is gone."""
+        try:
+            yield
+        except OSError:
+            if not is_gone(self.output_dir):
+                raise
 
 
 class ConsoleWriter(EventWriter):
