@@ -17,6 +17,7 @@ from salience_detr.model_zoo import get_config_file, list_models
 from salience_detr.utils.config_keys import has_key, parameters_of, unknown_key_message, walk
 from salience_detr.utils.config_paths import make_paths_absolute
 from salience_detr.utils.errors import one_line, suggest
+from salience_detr.utils.processor import computes_bfloat16
 from salience_detr.utils.safe_yaml import (
     UntrustedError,
     check_content,
@@ -371,8 +372,9 @@ def set_matmul_precision(config: DictConfig) -> None:
 def resolve_amp(amp: DictConfig, device: torch.device) -> torch.dtype | None:
     """Return the autocast dtype of a config's ``train.amp``, or None if mixed precision is off.
 
-    "auto" is bfloat16 where the device computes with it, else float16. PyTorch emulates bfloat16 on
-    older GPUs (T4, V100), which is slower than float32.
+    "auto" is bfloat16 where the device computes with it. PyTorch emulates bfloat16 elsewhere, which
+    is slower than float32: older GPUs (T4, V100) take float16, and older processors (without
+    AVX-512) stay with float32.
 
     Raises:
         ConfigError: the dtype is unknown.
@@ -380,7 +382,9 @@ def resolve_amp(amp: DictConfig, device: torch.device) -> torch.dtype | None:
     if not amp.enabled:
         return None
     if amp.dtype == "auto":
-        if device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False):
+        if device.type == "cpu":
+            return torch.bfloat16 if computes_bfloat16() else None
+        if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16
         return torch.float16
 

@@ -40,6 +40,7 @@ from salience_detr.modeling.optimization import check_optimization, optimize_mod
 from salience_detr.modeling.salience_maps import merge_salience, salience_maps
 from salience_detr.modeling.structures import ModelInput
 from salience_detr.pretrained import load_config_of
+from salience_detr.utils.processor import is_emulated
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -307,6 +308,10 @@ class Predictor(ModelDetector):
                 "run or exported here; train_net.py --eval-only evaluates other detectors"
             )
         self.model = model.to(resolve_device(device)).eval()
+        if is_emulated(self.autocast_dtype, self.model.device):
+            logger.warning(
+                "this processor only emulates bfloat16, which is much slower than float32"
+            )
         self.weights = weights
         self.source = "a model with random weights"
 

@@ -154,6 +154,15 @@ def test_dtypes_have_torchs_names_and_short_ones(micro_config, dtype):
     assert resolve_amp(amp, torch.device("cpu")) == torch.bfloat16
 
 
+@pytest.mark.parametrize(("has_bfloat16", "expected"), [(True, torch.bfloat16), (False, None)])
+def test_processors_that_only_emulate_bf16_stay_with_float32(
+    micro_config, monkeypatch, has_bfloat16, expected
+):
+    monkeypatch.setattr("salience_detr.config.computes_bfloat16", lambda: has_bfloat16)
+    amp = load_config(micro_config, ["train.amp.enabled=True"]).train.amp
+    assert resolve_amp(amp, torch.device("cpu")) == expected
+
+
 @pytest.mark.parametrize(
     ("capability", "expected"),
     [((7, 0), torch.float16), ((7, 5), torch.float16), ((8, 0), torch.bfloat16)],

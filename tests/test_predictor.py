@@ -342,6 +342,15 @@ def test_boxes_are_clipped_to_the_image_as_it_is_turned(predictor, tmp_path, ori
         assert box_width > 0 and box_height > 0
 
 
+def test_a_processor_that_only_emulates_bfloat16_is_told(micro_config, monkeypatch, caplog):
+    monkeypatch.setattr("salience_detr.utils.processor.computes_bfloat16", lambda: False)
+    with caplog.at_level("WARNING"):
+        Predictor(micro_config, None, device="cpu")
+        assert not caplog.messages
+        Predictor(micro_config, None, device="cpu", dtype="bfloat16")
+    assert "only emulates bfloat16" in caplog.text
+
+
 def test_a_dtype_may_be_pytorchs(micro_config, surface_data):
     assert (
         Predictor(micro_config, None, device="cpu", dtype=torch.bfloat16).autocast_dtype

@@ -11,7 +11,7 @@ train = dict(
     seed=42,
     # auto: cuda if there is one, else cpu
     device="auto",
-    # auto: bfloat16 where the device has it, else float16
+    # auto: bfloat16 where the device has it, else float16, or float32 on the CPU
     amp=dict(enabled=False, dtype="auto"),
     # Precision of float32 matrix products: highest, high (TF32 on GPUs since Ampere), medium.
     matmul_precision="highest",

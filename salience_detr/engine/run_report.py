@@ -18,6 +18,7 @@ from salience_detr.data.datasets import as_list, class_names_of
 from salience_detr.engine.optimizer import learning_rate
 from salience_detr.evaluation.coco_evaluation import describe_weights
 from salience_detr.utils.config_keys import walk
+from salience_detr.utils.processor import is_emulated
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +63,17 @@ def describe_device(config: DictConfig) -> str:
     if num_processes > 1:
         text += f", {num_processes} processes"
 
-    amp_dtype = resolve_amp(config.train.amp, device)
+    amp = config.train.amp
+    amp_dtype = resolve_amp(amp, device)
     if amp_dtype is None:
-        return f"{text}, float32"
-    return f"{text}, mixed precision ({str(amp_dtype).removeprefix('torch.')})"
+        reason = (
+            " (mixed precision is slower: the processor has no bfloat16)" if amp.enabled else ""
+        )
+        return f"{text}, float32{reason}"
+    name = str(amp_dtype).removeprefix("torch.")
+    if is_emulated(amp_dtype, device):
+        name += ", which this processor only emulates: train.amp.dtype=auto is much faster"
+    return f"{text}, mixed precision ({name})"
 
 
 def describe_model(model: nn.Module) -> str:

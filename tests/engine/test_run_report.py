@@ -15,7 +15,7 @@ from salience_detr.engine import train
 from salience_detr.engine.console import LONGEST_SILENCE, ConsoleFilter
 from salience_detr.engine.duration import RunClock
 from salience_detr.engine.memory import is_out_of_memory, memory_error
-from salience_detr.engine.run_report import list_counts, size_of
+from salience_detr.engine.run_report import describe_device, list_counts, size_of
 from salience_detr.engine.run_summary import describe_best
 from salience_detr.evaluation.ap_table import Evaluated, format_results, read_evaluated
 from salience_detr.evaluation.coco_evaluation import choose_weights, describe_weights
@@ -25,6 +25,21 @@ R50 = "configs/salience_detr_r50_4scale_12ep.py"
 
 def run(config, output, *words):
     return train_net.run(["--config-file", str(config), *words, f"train.output_dir={output}"])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "float32"),
+        (["train.amp.enabled=True"], "float32 (mixed precision is slower: the processor has no"),
+        (["train.amp.enabled=True", "train.amp.dtype=bf16"], "bfloat16, which this processor only"),
+    ],
+)
+def test_a_processor_without_bfloat16_is_told(micro_config, monkeypatch, words, expected):
+    monkeypatch.setattr("salience_detr.config.computes_bfloat16", lambda: False)
+    monkeypatch.setattr("salience_detr.utils.processor.computes_bfloat16", lambda: False)
+    config = load_config(micro_config, ["train.device=cpu", *words])
+    assert expected in describe_device(config)
 
 
 def test_a_run_says_what_it_is_and_what_came_out_in_few_lines(

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from salience_detr.export.quantization import INT8_INSTRUCTIONS
 from salience_detr.utils import processor
-from salience_detr.utils.processor import has_instructions, is_amd, processor_name
+from salience_detr.utils.processor import (
+    computes_bfloat16,
+    has_instructions,
+    is_amd,
+    is_emulated,
+    processor_name,
+)
 
 EPYC = """processor\t: 0
 vendor_id\t: AuthenticAMD
@@ -48,6 +55,23 @@ def test_the_architecture_stands_for_an_unknown_name(tell, monkeypatch):
     monkeypatch.setattr(processor.platform, "processor", lambda: "")
     monkeypatch.setattr(processor.platform, "machine", lambda: "aarch64")
     assert processor_name() == "aarch64"
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_bfloat16_is_emulated_on_processors_without_it_alone(monkeypatch, supported):
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported, raising=False
+    )
+    assert computes_bfloat16() is supported
+    assert is_emulated(torch.bfloat16, torch.device("cpu")) is not supported
+    assert not is_emulated(torch.float32, torch.device("cpu"))
+    assert not is_emulated(None, torch.device("cpu"))
+    assert not is_emulated(torch.bfloat16, torch.device("cuda"))
+
+
+def test_a_build_without_onednn_says_nothing_of_bfloat16(monkeypatch):
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert computes_bfloat16()
 
 
 def test_a_processor_without_int8_instructions_is_told(tell):
