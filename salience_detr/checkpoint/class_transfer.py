@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 # Tensors with a row for each class: Salience DETR's, and those of detectron2's RetinaNet, which
 # have rows of all classes for each anchor.
 CLASS_ROWS = re.compile(
-    r"query_selection\.class_head\..*|decoder\.(class|one_to_many)_heads\..*"
+    r"(query_selection|hybrid_queries)\.class_head\..*|decoder\.(class|one_to_many)_heads\..*"
     r"|denoising\.label_encoder\.weight"
 )
 ANCHOR_ROWS = re.compile(r"head\.cls_score\..*")

@@ -11,10 +11,12 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 # Parts that training alone uses: a file may lack them, or have them beside the model's.
-TRAINING_PARTS = re.compile(r"(decoder\.one_to_many_heads)\..*")
+TRAINING_PARTS = re.compile(r"(decoder\.one_to_many_heads|hybrid_queries)\..*")
 
 # Parts that a training may add to the weights that it starts from, or leave out.
-VARIANT_PARTS = re.compile(r"(decoder\.one_to_many_heads|decoder\.position_relation)\..*")
+VARIANT_PARTS = re.compile(
+    r"(decoder\.one_to_many_heads|decoder\.position_relation|hybrid_queries)\..*"
+)
 
 
 def without_training_parts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

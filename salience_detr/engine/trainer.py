@@ -275,7 +275,8 @@ def group_losses(losses: dict[str, float]) -> dict[str, float]:
     """Sum the losses of what is trained together.
 
     Groups are the last decoder layer's terms, one each, the "earlier" layers, the "encoder"'s
-    proposals, "denoising", and "one_to_many". Other losses of a detector are groups of their own.
+    proposals, "denoising", "one_to_many", and "hybrid". Other losses of a detector are groups of
+    their own.
     """
     groups: defaultdict[str, float] = defaultdict(float)
     for name, value in losses.items():
@@ -283,7 +284,9 @@ def group_losses(losses: dict[str, float]) -> dict[str, float]:
             continue
 
         group = name.removeprefix("loss_")
-        if group.endswith("_enc"):
+        if group.endswith("_hybrid"):
+            group = "hybrid"
+        elif group.endswith("_enc"):
             group = "encoder"
         elif "_dn" in group:
             group = "denoising"

@@ -17,6 +17,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from salience_detr.export.graph import DetectionGraph
 from salience_detr.export.info import METADATA_KEY, DetectorInfo, ExportError
+from salience_detr.modeling import SalienceDETR
 from salience_detr.modeling.decoder import OneToManyDecoder
 from salience_detr.predictor import Predictor
 from salience_detr.utils.files import written_whole
@@ -78,10 +79,12 @@ def export_program(predictor: Predictor, *, sampling: str = "grid_sample") -> Ex
 
 
 def drop_training_parts(graph: DetectionGraph) -> None:
-    """Drop the second class heads, in place: a program holds unused weights, too."""
-    for module in graph.modules():
+    """Drop second class heads and queries, in place: a program holds unused weights, too."""
+    for module in list(graph.modules()):
         if isinstance(module, OneToManyDecoder):
             del module.one_to_many_heads
+        if isinstance(module, SalienceDETR):
+            module.hybrid_queries = None
 
 
 def admit_small_batches(program: ExportedProgram) -> None:

@@ -134,6 +134,8 @@ class SalienceDecoder(nn.Module):
         memory: Tensor,
         tokens: TokenPyramid,
         attention_mask: Tensor | None = None,
+        *,
+        use_relation: bool = True,
     ) -> DetectionPredictions:
         """Decode a batch.
 
@@ -143,6 +145,7 @@ class SalienceDecoder(nn.Module):
             memory: (B, S, D).
             tokens: shapes and padding of the memory.
             attention_mask: (1 or B, N, N), True = may not attend.
+            use_relation: False leaves out the position relation.
 
         Returns:
             Predictions of all I layers in training, of the last one in evaluation.
@@ -155,6 +158,7 @@ class SalienceDecoder(nn.Module):
             mask = additive_mask(attention_mask, query)
 
         # A position relation changes them from layer to layer.
+        relation = self.position_relation if use_relation else None
         layer_mask = mask
         earlier_boxes = reference_points
 
@@ -181,7 +185,7 @@ class SalienceDecoder(nn.Module):
             # Look forward twice: the prediction starts from boxes with the gradient of the layer
             # before, the next layer from boxes without it, moved by the query before the norm.
             box_logits = inverse_sigmoid(reference_points)
-            if self.training or i == last or self.position_relation is not None:
+            if self.training or i == last or relation is not None:
                 normalized = self.norm(query)
                 pred_logits.append(self.classify(i, normalized))
                 pred_boxes.append(move_boxes(box_logits, regress(normalized)))
@@ -190,8 +194,8 @@ class SalienceDecoder(nn.Module):
                 reference_points = move_boxes(box_logits.detach(), regress(query))
 
             # The next self-attention knows how these boxes lie to those of the layer before.
-            if i < last and self.position_relation is not None:
-                layer_mask = self.position_relation(earlier_boxes, pred_boxes[-1])
+            if i < last and relation is not None:
+                layer_mask = relation(earlier_boxes, pred_boxes[-1])
                 if mask is not None:
                     layer_mask = layer_mask + mask[:, None]
                 earlier_boxes = pred_boxes[-1]
@@ -237,9 +241,13 @@ class OneToManyDecoder(SalienceDecoder):
         memory: Tensor,
         tokens: TokenPyramid,
         attention_mask: Tensor | None = None,
+        *,
+        use_relation: bool = True,
     ) -> DetectionPredictions:
         """Decode a batch, see :meth:`SalienceDecoder.forward`."""
-        predictions = super().forward(query, reference_points, memory, tokens, attention_mask)
+        predictions = super().forward(
+            query, reference_points, memory, tokens, attention_mask, use_relation=use_relation
+        )
         if not self.training:
             return predictions
 

@@ -23,6 +23,7 @@ from salience_detr.modeling.denoising import DenoisingGenerator, DenoisingQuerie
 from salience_detr.modeling.distributed import mean_over_processes, needs_variance
 from salience_detr.modeling.encoder import SalienceEncoder
 from salience_detr.modeling.feature_fusion import FeatureFusion
+from salience_detr.modeling.hybrid_queries import HybridQueries
 from salience_detr.modeling.masks import padding_mask, self_attention_mask
 from salience_detr.modeling.neck import ChannelMapper
 from salience_detr.modeling.postprocess import (
@@ -60,6 +61,7 @@ class SalienceDETR(nn.Module):
         max_detections: (query, class) pairs that are kept of an image.
         nms_iou_threshold: of the class-wise NMS on these pairs; None for no NMS, as published.
         nms_box_voting: the NMS moves boxes to the mean of their duplicates.
+        hybrid_queries: a second set of queries in training; None for one set, as published.
 
     Raises:
         ValueError: the stages do not fit each other.
@@ -90,6 +92,7 @@ class SalienceDETR(nn.Module):
         max_detections: int = 300,
         nms_iou_threshold: float | None = None,
         nms_box_voting: bool = False,
+        hybrid_queries: HybridQueries | None = None,
     ) -> None:
         super().__init__()
 
@@ -128,6 +131,7 @@ class SalienceDETR(nn.Module):
         self.query_selection = query_selection
         self.query_embedding = nn.Parameter(torch.empty(num_queries, embed_dim))
         self.decoder = decoder
+        self.hybrid_queries = hybrid_queries
 
         self.denoising = denoising
         self.criterion = criterion
@@ -214,11 +218,16 @@ class SalienceDETR(nn.Module):
 
         score_maps = encoding.selection.score_maps
 
-        return {
+        losses = {
             **self.criterion(matching, encoder, targets, normalizers),
             **self.criterion.denoising_losses(denoised, denoising.layout, targets, normalizers),
             **self.salience_criterion(score_maps, salience_targets, normalizers),
         }
+        if self.hybrid_queries is not None:
+            losses |= self.hybrid_queries.losses(
+                encoding, self.decoder, self.criterion, targets, normalizers
+            )
+        return losses
 
     def inference(self, batched_inputs: list[ModelInput]) -> list[dict[str, Instances]]:
         """Detect.
@@ -393,7 +402,7 @@ class SalienceDETR(nn.Module):
         output_memory = self.token_projection(memory, valid)
         proposals = self.query_selection(output_memory, tokens)
 
-        return Encoding(tokens, selection, memory, proposals)
+        return Encoding(tokens, selection, memory, output_memory, proposals)
 
     def decode(
         self, encoding: Encoding, denoising: DenoisingQueries | None = None

@@ -71,6 +71,15 @@ class DetectionTargets:
         labels = F.pad(self.labels, [0, 1])
         return replace(self, labels=labels, boxes=F.pad(self.boxes, [0, 0, 0, 1]))
 
+    def repeat(self, times: int) -> DetectionTargets:
+        """Return the same ground truth with each box several times in a row."""
+        return replace(
+            self,
+            labels=self.labels.repeat_interleave(times, dim=1),
+            boxes=self.boxes.repeat_interleave(times, dim=1),
+            num_boxes=tuple(times * count for count in self.num_boxes),
+        )
+
     @property
     def max_boxes(self) -> int:
         """Most boxes in one image, G."""
@@ -193,10 +202,12 @@ class Encoding:
         tokens: the backbone's maps as tokens.
         selection: salience of all tokens, and the tokens that the encoder refined.
         memory: (B, S, D), encoded and fused.
+        output_memory: (B, S, D), the memory as proposals are made of it.
         proposals: tokens that become queries, with their boxes.
     """
 
     tokens: TokenPyramid
     selection: SalienceSelection
     memory: Tensor
+    output_memory: Tensor
     proposals: Proposals

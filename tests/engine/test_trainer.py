@@ -69,7 +69,8 @@ def test_parts_of_a_batch_add_up_to_the_batch(step, config, parts, micro_config)
     part_losses, part_gradients, _ = step(config=path, accumulate=parts)
 
     assert part_losses.keys() == losses.keys() and "loss_class_dn" in losses
-    assert ("loss_class_o2m_0" in losses) == (config == "variants")
+    for name in ("loss_class_o2m_0", "loss_class_0_hybrid"):
+        assert (name in losses) == (config == "variants")
     for name, value in losses.items():
         assert part_losses[name] == pytest.approx(value, rel=1e-10), name
 
@@ -171,13 +172,16 @@ def test_losses_are_grouped_by_what_they_teach():
         "class_dn_0",
         "class_o2m",
         "class_o2m_0",
+        "class_hybrid",
+        "class_0_hybrid",
+        "class_enc_hybrid",
         "salience",
     ]
     losses = {f"loss_{name}": 1.0 for name in names} | {"grad_norm": 5.0}
 
     assert group_losses(losses) == {
         "class": 1, "bbox": 1, "earlier": 2, "encoder": 1, "denoising": 2, "one_to_many": 2,
-        "salience": 1,
+        "hybrid": 3, "salience": 1,
     }  # fmt: skip
 
 

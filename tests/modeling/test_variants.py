@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = str(ROOT / "tests" / "configs" / "variants.py")
 HEADS = "decoder.one_to_many_heads"
 RELATION = "decoder.position_relation"
+HYBRID = "hybrid_queries"
 
 
 @pytest.fixture
@@ -50,13 +51,16 @@ def shared_weights(first, second):
     return [(x, state[name]) for name, x in first.state_dict().items() if name in state]
 
 
-def test_evaluation_does_not_see_the_second_heads(build, batch):
+def inference_part(state):
+    """Return the tensors of a state dict that evaluation uses."""
+    return {name: x for name, x in state.items() if HEADS not in name and HYBRID not in name}
+
+
+def test_evaluation_does_not_see_what_training_has(build, batch):
     decoder = "model.decoder._target_=salience_detr.modeling.decoder.SalienceDecoder"
-    plain = build(VARIANTS, decoder).eval()
+    plain = build(VARIANTS, decoder, "model.hybrid_queries=null").eval()
     variant = build(VARIANTS).eval()
-    plain.load_state_dict(
-        {name: x for name, x in variant.state_dict().items() if HEADS not in name}
-    )
+    plain.load_state_dict(inference_part(variant.state_dict()))
     with torch.no_grad():
         for found, expected in zip(variant(batch), plain(batch), strict=True):
             assert torch.equal(found["instances"].scores, expected["instances"].scores)
@@ -74,6 +78,7 @@ def test_all_of_a_variant_learns_in_mixed_precision(build, batch):
 
 def test_the_relation_is_that_of_the_boxes_of_the_last_two_layers(batch, monkeypatch):
     config = load_config(VARIANTS).model
+    config.hybrid_queries = None
     config.decoder.layers.append(config.decoder.layers[0])
     model = instantiate(config).train()
 
@@ -106,7 +111,9 @@ def test_published_weights_start_a_variant_with_one_line(build, tmp_path, caplog
         start_from(variant, tmp_path / "a.pth")
 
     lines = [x for x in caplog.messages if HEADS in x]
-    assert lines == [f"{tmp_path / 'a.pth'} has no {HEADS}, {RELATION}: random weights stay there"]
+    assert lines == [
+        f"{tmp_path / 'a.pth'} has no {HEADS}, {RELATION}, {HYBRID}: random weights stay there"
+    ]
     assert torch.equal(variant.decoder.one_to_many_heads[0].weight, fresh)
     same = [torch.equal(a, b) for a, b in shared_weights(plain, variant) if a.shape == b.shape]
     assert all(same)
@@ -120,12 +127,12 @@ def test_weights_of_a_variant_start_the_published_model_with_one_line(build, tmp
         start_from(plain, tmp_path / "a.pth")
 
     lines = [x for x in caplog.messages if HEADS in x]
-    parts = f"{HEADS}, {RELATION}"
+    parts = f"{HEADS}, {RELATION}, {HYBRID}"
     assert lines == [f"{tmp_path / 'a.pth'}: left out {parts}, which the model does not have"]
     assert all(torch.equal(a, b) for a, b in shared_weights(plain, variant))
 
 
-def test_weights_detect_without_second_heads_but_not_without_the_relation(build, tmp_path):
+def test_weights_detect_without_parts_of_training_but_not_without_the_relation(build, tmp_path):
     state = build(VARIANTS).state_dict()
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=rf"not in the model: {RELATION}\.projection\.bias"):
@@ -135,7 +142,7 @@ def test_weights_detect_without_second_heads_but_not_without_the_relation(build,
     load_weights(build(), tmp_path / "b.pth")
 
 
-def test_second_heads_keep_the_rows_of_their_classes(build, tmp_path):
+def test_heads_of_training_keep_the_rows_of_their_classes(build, tmp_path):
     source, target = build(VARIANTS), build(VARIANTS, "model.num_classes=2")
     content = {"model": source.state_dict(), "class_names": list("abcdef")}
     torch.save(content, tmp_path / "a.pth")
@@ -144,17 +151,19 @@ def test_second_heads_keep_the_rows_of_their_classes(build, tmp_path):
 
     rows = source.decoder.one_to_many_heads[1].bias[[4, 1]]
     assert torch.equal(target.decoder.one_to_many_heads[1].bias, rows)
+    rows = source.hybrid_queries.class_head.weight[[4, 1]]
+    assert torch.equal(target.hybrid_queries.class_head.weight, rows)
 
 
-def test_stripped_weights_have_no_second_heads_and_detect(build, tmp_path, capsys):
+def test_stripped_weights_have_no_parts_of_training_and_detect(build, tmp_path, capsys):
     variant = build(VARIANTS)
     torch.save({"model": variant.state_dict()}, tmp_path / "a.pth")
 
     target = tmp_path / "b.safetensors"
     assert convert_checkpoint.main([str(tmp_path / "a.pth"), str(target)]) == 0
 
-    assert f"left out, for training only (4): {HEADS}.0.bias" in capsys.readouterr().out
-    assert load_file(target).keys() == {x for x in variant.state_dict() if HEADS not in x}
+    assert f"left out, for training only (13): {HEADS}.0.bias" in capsys.readouterr().out
+    assert load_file(target).keys() == inference_part(variant.state_dict()).keys()
     load_weights(variant, target)
 
 
@@ -166,16 +175,28 @@ def test_other_missing_parts_are_still_an_error(build, tmp_path):
         start_from(build(VARIANTS), tmp_path / "a.pth")
 
 
-def test_exported_graphs_have_no_second_heads(build):
+def test_exported_graphs_have_no_parts_of_training(build):
     model = build(VARIANTS)
     graph = DetectionGraph(model)
     drop_training_parts(graph)
 
-    assert not any("one_to_many" in name for name in graph.state_dict())
-    assert any("one_to_many" in name for name in model.state_dict())
+    for part in (HEADS, HYBRID):
+        assert not any(part in name for name in graph.state_dict())
+        assert any(part in name for name in model.state_dict())
 
 
 @pytest.mark.parametrize("name", ["neu_det_r18_plus", "salience_detr_plus_r50_4scale_12ep"])
+def test_hybrid_queries_have_no_relation(build, batch, monkeypatch):
+    model = build(VARIANTS).train()
+    sizes = []
+    relation = model.decoder.position_relation
+    forward = relation.forward
+    monkeypatch.setattr(relation, "forward", lambda *x: sizes.append(x[0].shape[1]) or forward(*x))
+    losses = model(batch)
+    assert "loss_class_hybrid" in losses
+    assert len(sizes) == len(model.decoder.layers) - 1  # those of the other queries alone
+
+
 def test_a_config_with_the_changes_takes_a_step(build, make_input, name):
     model = build(name, "model.num_queries=20").train()
     losses = model([make_input(64, 64, [[4, 4, 40, 30]], [0])] * 2)
