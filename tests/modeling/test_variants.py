@@ -185,7 +185,6 @@ def test_exported_graphs_have_no_parts_of_training(build):
         assert any(part in name for name in model.state_dict())
 
 
-@pytest.mark.parametrize("name", ["neu_det_r18_plus", "salience_detr_plus_r50_4scale_12ep"])
 def test_hybrid_queries_have_no_relation(build, batch, monkeypatch):
     model = build(VARIANTS).train()
     sizes = []
@@ -197,6 +196,7 @@ def test_hybrid_queries_have_no_relation(build, batch, monkeypatch):
     assert len(sizes) == len(model.decoder.layers) - 1  # those of the other queries alone
 
 
+@pytest.mark.parametrize("name", ["neu_det_r18_plus", "salience_detr_plus_r50_4scale_12ep"])
 def test_a_config_with_the_changes_takes_a_step(build, make_input, name):
     model = build(name, "model.num_queries=20").train()
     losses = model([make_input(64, 64, [[4, 4, 40, 30]], [0])] * 2)
