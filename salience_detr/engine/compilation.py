@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from salience_detr.config import ConfigError, resolve_device
+from salience_detr.config import ConfigError, resolve_amp, resolve_device
 from salience_detr.engine.sync_batch_norm import use_cpu_sync_batch_norm
 from salience_detr.layers.activation_checkpointing import checkpoints_batch_norm
 from salience_detr.layers.onednn import use_onednn, uses_onednn
@@ -27,9 +27,12 @@ def set_memory_format(config: DictConfig, model: nn.Module) -> None:
     """Set the memory format of the convolutions, in place, as configured.
 
     Raises:
-        ConfigError: channels last is asked for, and would crash.
+        ConfigError: channels last is asked for, and would crash; or the setting is no switch.
     """
     channels_last = config.train.channels_last
+    if channels_last not in (None, True, False):
+        raise ConfigError(f"train.channels_last is {channels_last!r}; use True, False or null")
+
     on_cpu = resolve_device(config.train.device).type == "cpu"
     crashing = find_crashing_convolution(model) if on_cpu else None
 
@@ -60,7 +63,8 @@ def find_crashing_convolution(model: nn.Module) -> str | None:
 def use_fast_products(config: DictConfig, model: nn.Module) -> None:
     """Choose what computes the linear layers, in place, by the device and the precision."""
     # Autocast and inductor have products of their own.
-    if config.train.amp.enabled or config.train.compile:
+    is_autocast = resolve_amp(config.train.amp, resolve_device(config.train.device)) is not None
+    if is_autocast or config.train.compile:
         return
 
     weight = next(model.parameters())

@@ -11,13 +11,14 @@ from detectron2.config import instantiate
 from torch import nn
 
 from salience_detr.config import ConfigError, load_config
-from salience_detr.engine.compilation import set_memory_format
+from salience_detr.engine.compilation import set_memory_format, use_fast_products
 from salience_detr.engine.optimizer import (
     fused_options,
     get_parameter_groups,
     keep_implementation,
 )
 from salience_detr.engine.train import build_ema, build_model, build_optimizer
+from salience_detr.layers.onednn import OneDnnLinear
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "configs" / "surface_defects_tiny.py"
@@ -249,6 +250,22 @@ def test_channels_last_is_avoided_where_it_can_crash(micro_config):
     config.train.channels_last = True
     with pytest.raises(ConfigError, match=r"res3\.0\.shortcut .*set train.channels_last=False"):
         set_memory_format(config, model)
+
+
+def test_a_memory_format_that_is_no_switch_is_refused(micro_config):
+    config = load_config(micro_config, ["train.channels_last=yes_please"])
+    with pytest.raises(ConfigError, match=r"train\.channels_last is 'yes_please'; use True, False"):
+        set_memory_format(config, nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_products_are_fast_where_mixed_precision_stays_off(micro_config, monkeypatch, has_bfloat16):
+    monkeypatch.setattr("salience_detr.config.computes_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr("salience_detr.engine.compilation.uses_onednn", lambda *x: True)
+    config = load_config(micro_config, ["train.amp.enabled=True", "train.device=cpu"])
+    model = nn.Sequential(nn.Linear(4, 4))
+    use_fast_products(config, model)
+    assert isinstance(model[0], OneDnnLinear) != has_bfloat16
 
 
 def test_channels_last_can_be_switched_off():
