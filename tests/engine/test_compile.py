@@ -86,7 +86,7 @@ def test_training_compiles_few_graphs_for_all_sizes(micro_config, make_input, gr
 
 
 @pytest.mark.slow
-def test_the_decoder_of_a_variant_is_one_graph(micro_config, make_input, graphs, monkeypatch):
+def test_the_decoder_of_a_variant_is_one_graph_for_each_set_of_queries(micro_config, make_input, graphs, monkeypatch):
     monkeypatch.setattr("salience_detr.engine.compilation.COMPILED_STAGES", ("decoder",))
     variants = micro_config.replace("micro.py", "variants.py")
     config = load_config(variants, ["train.compile=True"])
@@ -95,5 +95,5 @@ def test_the_decoder_of_a_variant_is_one_graph(micro_config, make_input, graphs,
 
     losses = model([make_input(64, 96, [[4, 4, 40, 30]], [0])])
 
-    assert len(graphs) == 1
-    assert "loss_class_o2m" in losses
+    assert len(graphs) == 2
+    assert "loss_class_o2m" in losses and "loss_class_hybrid" in losses

@@ -148,12 +148,12 @@ def test_the_budgets_of_the_resnet_50_model(run_checks, num_images):
 
 
 @pytest.mark.slow
-def test_changes_from_later_papers_add_no_wait(run_checks):
+def test_changes_from_later_papers_add_no_wait_but_that_of_a_second_matching(run_checks):
     checks = ["evaluation", "training", "training_fp16", "training_without_boxes"]
     results = run_checks(checks, "--config", str(ROOT / "tests" / "configs" / "variants.py"))
 
     assert results["evaluation"]["waits"] <= EVALUATION_WAITS
     for name in ("training", "training_without_boxes"):
-        assert results[name]["waits"] <= TRAINING_WAITS, name
+        assert results[name]["waits"] <= TRAINING_WAITS + 1, name  # the hybrid queries are matched
         assert results[name]["difference"] < 1e-5, name
-    assert results["training_fp16"]["waits"] <= SCALED_TRAINING_WAITS
+    assert results["training_fp16"]["waits"] <= SCALED_TRAINING_WAITS + 1
