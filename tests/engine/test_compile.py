@@ -86,7 +86,9 @@ def test_training_compiles_few_graphs_for_all_sizes(micro_config, make_input, gr
 
 
 @pytest.mark.slow
-def test_the_decoder_of_a_variant_is_one_graph_for_each_set_of_queries(micro_config, make_input, graphs, monkeypatch):
+def test_the_decoder_of_a_variant_is_one_graph_for_each_set_of_queries(
+    micro_config, make_input, graphs, monkeypatch
+):
     monkeypatch.setattr("salience_detr.engine.compilation.COMPILED_STAGES", ("decoder",))
     variants = micro_config.replace("micro.py", "variants.py")
     config = load_config(variants, ["train.compile=True"])
