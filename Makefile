@@ -73,8 +73,11 @@ train-demo: setup ## train the shipped weights again
 train-neu-det: setup ## train neu_det_r18 again, on the photographs in NEU_DET=FOLDER
 	$(call train_on_neu_det,neu_det_r18)
 
-train-neu-det-plus: setup ## the same with neu_det_r18_plus
+train-neu-det-plus: setup ## the same with neu_det_r18_plus: two stages, and the mean of their weights
+	$(call train_on_neu_det,neu_det_r18_plus_stage1)
 	$(call train_on_neu_det,neu_det_r18_plus)
+	$(RUN) tools/convert_checkpoint.py --half output/neu_det_r18_plus/model_final.pth demo/neu_det_r18_plus.safetensors \
+		--average-with output/neu_det_r18_plus_stage1/model_final.pth --config-file neu_det_r18_plus
 
 train-neu-det-retinanet: setup ## the same with RetinaNet
 	$(call train_on_neu_det,neu_det_retinanet_r18)
@@ -83,6 +86,7 @@ train-neu-det-retinanet: setup ## the same with RetinaNet
 define train_on_neu_det
 	@test -f "$(NEU_DET)/annotations/instances_train.json" || { echo "error: NEU_DET is '$(NEU_DET)', without annotations/instances_train.json in it; say make $@ NEU_DET=FOLDER"; exit 1; }
 	NEU_DET="$(NEU_DET)" $(RUN) train_net.py --config-file configs/$(1).py --resume
+	@test -f output/$(1)/model_final.pth || { echo "the training was stopped; make $@ goes on with it"; exit 1; }
 endef
 
 clean: ## delete .venv and what runs have written

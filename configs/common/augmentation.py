@@ -18,6 +18,7 @@ from salience_detr.data.augmentation.pieces import (
     rtdetr,
     ssd,
     ssdlite,
+    stretched_images,
     strong,
     strong_album,
     whole_images,

@@ -18,6 +18,7 @@ from salience_detr.checkpoint import (
     read_checkpoint,
     save_weights,
 )
+from salience_detr.checkpoint.averaging import average_states
 from salience_detr.checkpoint.backbone_conversion import describe, find_format
 from salience_detr.checkpoint.class_names import (
     COCO_CLASSES,
@@ -58,33 +59,61 @@ class Conversion(NamedTuple):
 
 
 def convert(args: argparse.Namespace) -> Conversion:
-    """Return the weights in this project's names.
+    """Return the weights of IN, or their mean with those of other files.
+
+    Raises:
+        CheckpointError: see :func:`convert_file` and :func:`average_states`; or classes differ.
+    """
+    conversion = convert_file(args.input, args)
+    if args.average_with:
+        conversion = average(conversion, args)
+
+    state = conversion.state
+    if args.half:
+        state = {name: x.half() if x.is_floating_point() else x for name, x in state.items()}
+    return conversion._replace(state=state)
+
+
+def average(conversion: Conversion, args: argparse.Namespace) -> Conversion:
+    """Return the mean of the weights of IN, converted already, and of the files beside it."""
+    states = [(args.input, conversion.state)]
+    for source in args.average_with:
+        other = convert_file(source, args)
+        if other.classes != conversion.classes:
+            raise CheckpointError(
+                f"{source} has the classes {other.classes}, and {args.input} "
+                f"{conversion.classes}: their weights have no mean"
+            )
+        states.append((source, other.state))
+
+    if conversion.thresholds is not None:
+        print(f"the score thresholds are those of {args.input}: the mean gets none")
+    return conversion._replace(state=average_states(states), thresholds=None)
+
+
+def convert_file(source: str, args: argparse.Namespace) -> Conversion:
+    """Return the weights of a file in this project's names.
 
     Raises:
         CheckpointError: if the file cannot be read, or is no detector.
     """
-    content = read_checkpoint(args.input)
-    thresholds = thresholds_in(content, args.input)
+    content = read_checkpoint(source)
+    thresholds = thresholds_in(content, source)
     if args.raw and content.pop("ema", None) is not None and thresholds is not None:
         print("the score thresholds are those of the EMA: the raw weights get none")
         thresholds = None
-    state = dict(find_state_dict(content, args.input))
+    state = dict(find_state_dict(content, source))
 
-    classes = classes_in(content, args.input)
+    classes = classes_in(content, source)
     left_out: list[str] = []
     if is_reference_checkpoint(state):
         left_out = dropped_names(state)
         state, classes = convert_published(state, all_classes=args.all_classes)
     elif "query_selection.class_head.bias" not in state:
-        check_detector(state, args)
+        check_detector(state, source, args)
 
     training_only = sorted(state.keys() - without_training_parts(state).keys())
     state = without_training_parts(state)
-
-    if args.half:
-        for name, tensor in state.items():
-            if tensor.is_floating_point():
-                state[name] = tensor.half()
     return Conversion(state, classes, thresholds, left_out, training_only)
 
 
@@ -109,7 +138,7 @@ def convert_published(
     return converted, ClassList(tuple(names.values()), tuple(names))
 
 
-def check_detector(state: Mapping[str, Tensor], args: argparse.Namespace) -> None:
+def check_detector(state: Mapping[str, Tensor], source: str, args: argparse.Namespace) -> None:
     """Make sure that tensors of unknown names may be written with these names.
 
     Raises:
@@ -118,13 +147,13 @@ def check_detector(state: Mapping[str, Tensor], args: argparse.Namespace) -> Non
     is_classifier = find_format(state) is not None
     if is_classifier or not (args.half or args.raw):
         raise CheckpointError(
-            f"{args.input} looks like {describe(state)}, not a Salience DETR; with --half or --raw "
+            f"{source} looks like {describe(state)}, not a Salience DETR; with --half or --raw "
             "the file of another detector is written with its names unchanged"
         )
 
     others = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if others:
-        raise CheckpointError(f"{args.input} holds more than tensors: {shorten(sorted(others))}")
+        raise CheckpointError(f"{source} holds more than tensors: {shorten(sorted(others))}")
 
 
 def print_summary(conversion: Conversion, output: Path) -> None:

@@ -110,6 +110,44 @@ def test_converting_keeps_class_names_and_category_ids(tmp_path, micro_config, o
     assert load_weights(model, tmp_path / output) == classes
 
 
+def test_weights_of_several_checkpoints_have_a_mean(tmp_path, micro_config, capsys):
+    name = "query_selection.class_head.bias"
+    counter = "neck.num_batches_tracked"
+    state = instantiate(load_config(micro_config).model).state_dict()
+    classes = ClassList(tuple("abcdef"))
+    for file, value in (("a.pth", 1.0), ("b.pth", 2.0), ("c.pth", 6.0)):
+        changed = state | {name: torch.full_like(state[name], value)}
+        changed[counter] = torch.tensor(int(value))
+        save_weights(changed, tmp_path / file, classes=classes)
+
+    a, b, c, mean = (str(tmp_path / x) for x in ("a.pth", "b.pth", "c.pth", "mean.safetensors"))
+    assert convert_checkpoint.main([a, mean, "--average-with", b, c]) == 0
+    found = load_file(mean)
+    assert (found[name] == 3).all() and found[counter] == 1
+    for other in state.keys() - {name}:
+        torch.testing.assert_close(found[other], state[other])
+
+
+@pytest.mark.parametrize(
+    ("change", "names", "expected"),
+    [
+        ("model.num_queries=7", "abcdef", r"no mean; tensors of one alone.*: query_embedding"),
+        ("model.num_queries=60", "abcdeg", r"has the classes .* their weights have no mean"),
+    ],
+)
+def test_other_models_and_other_classes_have_no_mean(
+    tmp_path, micro_config, capsys, change, names, expected
+):
+    for file, override, classes in (("a", "model.num_queries=60", "abcdef"), ("b", change, names)):
+        state = instantiate(load_config(micro_config, [override]).model).state_dict()
+        save_weights(state, tmp_path / f"{file}.pth", classes=ClassList(tuple(classes)))
+
+    a, b, mean = (str(tmp_path / x) for x in ("a.pth", "b.pth", "mean.pth"))
+    assert convert_checkpoint.main([a, mean, "--average-with", b]) == 2
+    assert re.search(expected, capsys.readouterr().err)
+    assert not Path(mean).exists()
+
+
 def test_a_converted_file_has_an_ending_of_checkpoints(capsys):
     with pytest.raises(SystemExit, match="2"):
         convert_checkpoint.main(["a.pth", "b.txt"])

@@ -196,7 +196,14 @@ def test_hybrid_queries_have_no_relation(build, batch, monkeypatch):
     assert len(sizes) == len(model.decoder.layers) - 1  # those of the other queries alone
 
 
-@pytest.mark.parametrize("name", ["neu_det_r18_plus", "salience_detr_plus_r50_4scale_12ep"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "neu_det_r18_plus",
+        "surface_defects_tiny_plus",
+        "salience_detr_plus_r50_4scale_12ep",
+    ],
+)
 def test_a_config_with_the_changes_takes_a_step(build, make_input, name):
     model = build(name, "model.num_queries=20").train()
     losses = model([make_input(64, 64, [[4, 4, 40, 30]], [0])] * 2)
@@ -212,27 +219,50 @@ def test_the_r50_config_supervises_one_to_many(build):
     assert len(build("salience_detr_plus_r50_4scale_12ep").decoder.one_to_many_heads) == 6
 
 
-def test_the_neu_det_config_starts_from_the_generated_defects():
-    config = load_config("neu_det_r18_plus")
-    assert config.train.init_checkpoint == "surface_defects_tiny"
-    assert config.model.nms_iou_threshold == 0.7
-    start_from(instantiate(config.model), config.train.init_checkpoint)
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("neu_det_r18_plus_stage1", "surface_defects_tiny"),
+        ("surface_defects_tiny_plus", "neu_det_r18"),
+    ],
+)
+def test_a_config_starts_from_the_weights_of_other_defects(name, weights):
+    config = load_config(name)
+    assert config.train.init_checkpoint == weights
+    start_from(instantiate(config.model), weights)
+
+
+def test_the_neu_det_config_goes_on_from_its_first_stage():
+    first, second = load_config("neu_det_r18_plus_stage1"), load_config("neu_det_r18_plus")
+    weights = f"{first.train.output_dir}/model_final.pth"
+    assert Path(second.train.init_checkpoint).resolve() == Path(weights).resolve()
+    assert first.model == second.model and second.model.nms_iou_threshold == 0.7
+    # Both together are as long as the training of the published model.
+    epochs = first.train.epochs + second.train.epochs
+    assert epochs == load_config("neu_det_r18").train.epochs
 
 
 def test_the_neu_det_config_ends_with_whole_images():
-    config = load_config("neu_det_r18_plus")
-    mapper = instantiate(config.dataloader.train.mapper)
-    mapper.begin(8)
-    assert mapper.end_position == 8 * 157 * 30  # of 50 epochs
-
     def sizes(augmentations):
         found = set()
-        for _ in range(40):
+        for _ in range(200):
             augmented = T.AugInput(np.zeros((200, 200, 3), np.uint8))
             augmentations(augmented)
             found.add(augmented.image.shape[:2])
         return found
 
+    def mapper_of(name):
+        mapper = instantiate(load_config(name).dataloader.train.mapper)
+        mapper.begin(8)
+        return mapper
+
     with seeded(0):
-        assert sizes(mapper.close_up_augmentations) == {(224, 224), (256, 256), (288, 288)}
-        assert max(sizes(mapper.augmentations)) == (256, 256)
+        first = mapper_of("neu_det_r18_plus_stage1")
+        assert first.end_position == 8 * 157 * 30  # of 50 epochs
+        assert max(sizes(first.augmentations)) == (256, 256)
+        assert sizes(first.close_up_augmentations) == {(224, 224), (256, 256), (288, 288)}
+
+        second = mapper_of("neu_det_r18_plus")
+        assert second.end_position == 0
+        sides = (224, 240, 256, 272)
+        assert sizes(second.close_up_augmentations) == {(h, w) for h in sides for w in sides}

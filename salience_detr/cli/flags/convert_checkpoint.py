@@ -27,6 +27,8 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     add("--config-file", metavar="FILE", help=config_help)
     add("--all-classes", action="store_true", help="keep all class rows, not COCO's 80 used ones")
     add("--half", action="store_true", help="store float16: half the size, about three digits")
+    average_help = "write the mean of the weights of IN and of these checkpoints of the same model"
+    add("--average-with", nargs="+", metavar="FILE", default=(), help=average_help)
     add("--raw", action="store_true", help="take the trained weights, not their EMA")
     args = parser.parse_args(argv)
     if args.output.suffix.lower() not in (".safetensors", ".pth"):

@@ -88,12 +88,25 @@ def whole_images(sides: Sequence[int] = SIDES, max_side: int = MAX_SIDE) -> Piec
 
     For the end of a training with crops, whose images have no up.
     """
+    return [*flips_and_light(), *multi_scale(sides, max_side)]
+
+
+def stretched_images(sides: Sequence[int]) -> Pieces:
+    """Return the same, but a random height and a random width, each one of ``sides``.
+
+    For square images; sides that differ by a fifth stretch an object by as much at most.
+    """
+    shapes = [[height, width] for height in sides for width in sides]
+    return [*flips_and_light(), L(T.RandomResize)(shape_list=shapes)]
+
+
+def flips_and_light() -> Pieces:
+    """Return flips in both directions, and small changes of brightness and contrast."""
     return [
         L(RandomFlip)(),
         L(RandomFlip)(horizontal=False, vertical=True),
         L(T.RandomBrightness)(intensity_min=0.8, intensity_max=1.2),
         L(T.RandomContrast)(intensity_min=0.8, intensity_max=1.2),
-        *multi_scale(sides, max_side),
     ]
 
 
