@@ -310,7 +310,7 @@ class Predictor(ModelDetector):
         self.model = model.to(resolve_device(device)).eval()
         if is_emulated(self.autocast_dtype, self.model.device):
             logger.warning(
-                "this processor only emulates bfloat16, which is much slower than float32"
+                "this processor only emulates bfloat16, which is much slower: take dtype float32"
             )
         self.weights = weights
         self.source = "a model with random weights"

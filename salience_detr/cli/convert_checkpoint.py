@@ -75,7 +75,11 @@ def convert(args: argparse.Namespace) -> Conversion:
 
 
 def average(conversion: Conversion, args: argparse.Namespace) -> Conversion:
-    """Return the mean of the weights of IN, converted already, and of the files beside it."""
+    """Return the mean of the weights of IN, converted already, and of the files beside it.
+
+    Raises:
+        CheckpointError: see :func:`convert_file` and :func:`average_states`; or classes differ.
+    """
     states = [(args.input, conversion.state)]
     for source in args.average_with:
         other = convert_file(source, args)

@@ -31,7 +31,8 @@ class HybridQueries(QuerySelection):
 
     Args:
         class_head, bbox_head: of their proposals.
-        num_queries: N at most; an image of fewer tokens has a query for each.
+        embed_dim: D.
+        num_queries: N at most; a batch of fewer tokens per image has a query for each.
         queries_per_box: times that each box is matched, one-to-one.
 
     Raises:
@@ -78,6 +79,12 @@ class HybridQueries(QuerySelection):
         normalizers: LossNormalizers,
     ) -> dict[str, Tensor]:
         """Decode these queries, and compute their losses.
+
+        Args:
+            encoding: of the images; their proposals are made of its ``output_memory``.
+            decoder, criterion: those of the other queries.
+            targets: ground truth of B images, boxes cxcywh, normalized by the unpadded image size.
+            normalizers: of the batch.
 
         Returns:
             The losses of the criterion, divided by ``queries_per_box`` times the number of boxes,

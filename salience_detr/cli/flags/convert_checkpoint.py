@@ -6,6 +6,9 @@ holds the names and category ids of the classes, if the checkpoint tells them or
 best score thresholds if there are any. A .safetensors file also holds its config, which programs
 use where --config-file is left out: the one that the checkpoint names, or config.yaml beside it.
 
+With --average-with, the file holds the mean of the weights of several checkpoints, without score
+thresholds; classes and config are those of IN.
+
 With --half or --raw, the checkpoint may be of any detector; its tensors keep their names.
 """
 
