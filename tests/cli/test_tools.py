@@ -17,8 +17,10 @@ from torchvision.models import resnet18
 from salience_detr.benchmark.flops import STAGES, count_flops
 from salience_detr.checkpoint import (
     COCO_CATEGORY_IDS,
+    ScoreThresholds,
     load_weights,
     read_checkpoint,
+    read_thresholds,
     save_weights,
 )
 from salience_detr.cli import (
@@ -115,10 +117,11 @@ def test_weights_of_several_checkpoints_have_a_mean(tmp_path, micro_config, caps
     counter = "neck.num_batches_tracked"
     state = instantiate(load_config(micro_config).model).state_dict()
     classes = ClassList(tuple("abcdef"))
+    thresholds = ScoreThresholds(dict.fromkeys("abcdef", 0.4), 0.4, 0.5, "val.json")
     for file, value in (("a.pth", 1.0), ("b.pth", 2.0), ("c.pth", 6.0)):
         changed = state | {name: torch.full_like(state[name], value)}
         changed[counter] = torch.tensor(int(value))
-        save_weights(changed, tmp_path / file, classes=classes)
+        save_weights(changed, tmp_path / file, classes=classes, thresholds=thresholds)
 
     a, b, c, mean = (str(tmp_path / x) for x in ("a.pth", "b.pth", "c.pth", "mean.safetensors"))
     assert convert_checkpoint.main([a, mean, "--average-with", b, c]) == 0
@@ -126,6 +129,9 @@ def test_weights_of_several_checkpoints_have_a_mean(tmp_path, micro_config, caps
     assert (found[name] == 3).all() and found[counter] == 1
     for other in state.keys() - {name}:
         torch.testing.assert_close(found[other], state[other])
+    # They are those of other weights.
+    assert read_thresholds(mean) is None
+    assert f"the score thresholds are those of {a}: the mean gets none" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,21 @@ def test_each_box_is_the_target_of_several_queries(build, batch, monkeypatch):
         assert sorted(boxes.tolist()) == list(range(6)) and len(set(queries.tolist())) == 6
 
 
+def test_the_losses_are_divided_by_the_repeated_boxes(build, batch, monkeypatch):
+    model = build(("queries_per_box", 3))
+    seen = []
+    compute = model.criterion.losses
+    monkeypatch.setattr(
+        model.criterion, "losses", lambda *x: seen.append((x[1].num_boxes, x[3])) or compute(*x)
+    )
+    losses_of(model, batch)
+
+    # The other queries, the denoising ones in R groups, the hybrid ones.
+    (_, num_boxes), _, hybrid = seen
+    assert num_boxes == 3
+    assert hybrid == ((6, 3), 9)
+
+
 def test_boxes_are_repeated_before_the_padding():
     labels = [torch.tensor([3, 1]), torch.tensor([2])]
     boxes = [torch.rand(2, 4), torch.rand(1, 4)]
