@@ -17,12 +17,8 @@ from salience_detr.cli.arguments import run_program
 from salience_detr.cli.flags.analyze_errors import parse_args
 from salience_detr.cli.threshold_storage import thresholds_by_file
 from salience_detr.evaluation.ap_table import read_evaluated
-from salience_detr.evaluation.comparison import (
-    QUALITY,
-    draw_worst_images,
-    find_image_folder,
-)
-from salience_detr.evaluation.confusion import confusion_matrix, plot_confusion
+from salience_detr.evaluation.comparison import QUALITY, find_image_folder
+from salience_detr.evaluation.confusion import confusion_matrix
 from salience_detr.evaluation.error_analysis import (
     BACKGROUND_IOU,
     FALSE_POSITIVES,
@@ -40,7 +36,8 @@ from salience_detr.evaluation.error_analysis import (
     size_rows,
     type_counts,
 )
-from salience_detr.evaluation.nms_choice import NmsRow, best_nms_row, nms_rows
+from salience_detr.evaluation.nms_choice import NmsRow, best_nms_row, nms_rows, overrides_of
+from salience_detr.evaluation.plots import plot_confusion, plot_error_types, plot_score_curves
 from salience_detr.evaluation.results import (
     METRICS,
     Results,
@@ -55,8 +52,8 @@ from salience_detr.evaluation.score_curves import (
     overall_curve,
     score_curves,
 )
-from salience_detr.evaluation.score_plots import plot_error_types, plot_score_curves
 from salience_detr.evaluation.threshold_rows import curve_values, step_rows, threshold_rows
+from salience_detr.evaluation.worst_images import draw_worst_images
 from salience_detr.export.thresholds import write_thresholds
 from salience_detr.utils.files import check_output_dir, write_image, write_text
 
@@ -217,18 +214,12 @@ def nms_sections(rows: Sequence[NmsRow]) -> list[str]:
     best = best_nms_row(rows)
     choice = "AP is highest without NMS."
     if best["NMS IoU"] is not None:
-        overrides = f"model.nms_iou_threshold={best['NMS IoU']:g}"
-        if best["box voting"]:
-            overrides += " model.nms_box_voting=True"
-        choice = f"AP is highest with `{overrides}`."
+        choice = f"AP is highest with `{overrides_of(best)}`."
 
     # As a text, a threshold keeps all of its digits.
-    cells = []
-    for row in rows:
-        threshold = f"{row['NMS IoU'] or 'none'}"
-        cells.append(
-            row | {"NMS IoU": threshold, "box voting": "yes" if row["box voting"] else "no"}
-        )
+    cells = [
+        row | {"NMS IoU": f"{row['NMS IoU'] or 'none'}", "form": row["form"] or ""} for row in rows
+    ]
     return ["## Class-wise NMS", table(cells), choice]
 
 

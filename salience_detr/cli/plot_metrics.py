@@ -18,7 +18,8 @@ from salience_detr.config import ConfigError, load_config
 from salience_detr.data.datasets import as_list
 from salience_detr.engine.checkpointing import EVALUATION
 from salience_detr.evaluation.ap_table import read_evaluated
-from salience_detr.evaluation.confusion import confusion_matrix, plot_confusion
+from salience_detr.evaluation.confusion import confusion_matrix
+from salience_detr.evaluation.plots import plot_confusion, plot_score_curves
 from salience_detr.evaluation.results import (
     ResultsError,
     class_precisions,
@@ -26,7 +27,6 @@ from salience_detr.evaluation.results import (
     load_results,
 )
 from salience_detr.evaluation.score_curves import score_curves
-from salience_detr.evaluation.score_plots import plot_score_curves
 from salience_detr.utils.files import parse_json
 
 Lines: TypeAlias = list[dict[str, float]]  # of metrics.json

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-from pathlib import Path
-
 import numpy as np
-from matplotlib.figure import Figure
 
 from salience_detr.evaluation.results import Results, category_names
-from salience_detr.utils.files import written_whole
 
 
 def match_boxes(overlaps: np.ndarray, allowed: np.ndarray, iou_threshold: float) -> np.ndarray:
@@ -80,46 +75,3 @@ def confusion_matrix(
         np.add.at(matrix[:, -1], true[is_missed], 1)
 
     return matrix, category_names(results.coco)
-
-
-def plot_confusion(matrix: np.ndarray, names: list[str], path: Path, *, title: str = "") -> None:
-    """Draw a confusion matrix as a PNG file: counts, colored by their part of each true class.
-
-    Args:
-        matrix: (K + 1, K + 1) from :func:`confusion_matrix`.
-        names: the K class names.
-        path: the file to write.
-        title: which weights and data it is of.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    # Inches, and points of text, of which there are 72 to an inch. Few classes leave room for
-    # the counts.
-    shows_counts = len(names) <= 30
-    cell = 0.55 if shows_counts else 0.22
-    side = min(45.0, max(5.0, cell * len(names) + 2))
-    text_size = min(10.0, 40 * side / (len(names) + 1))
-
-    figure = Figure(figsize=(side + 1, side))
-    axes = figure.subplots()
-    parts = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
-
-    ticks = range(len(names) + 1)
-    axes.set_xticks(ticks, [*names, "(missed)"], rotation=90, parse_math=False, fontsize=text_size)
-    axes.set_yticks(ticks, [*names, "(background)"], parse_math=False, fontsize=text_size)
-    axes.set_xlabel("detected")
-    axes.set_ylabel("true")
-    axes.set_title(title, fontsize=9, parse_math=False)
-
-    if shows_counts:
-        for row, column in np.argwhere(matrix):
-            ink = "white" if parts[row, column] > 0.5 else "black"
-            text = axes.text(column, row, str(matrix[row, column]), color=ink, fontsize=8)
-            text.set(ha="center", va="center")
-
-    with written_whole(path) as temporary, warnings.catch_warnings():
-        # The font lacks some scripts; such names are drawn as boxes.
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")

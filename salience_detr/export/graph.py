@@ -31,7 +31,7 @@ from salience_detr.layers.operator import is_compiled_for
 from salience_detr.layers.self_attention import additive_mask
 from salience_detr.modeling import SalienceDETR
 from salience_detr.modeling.encoder import BackgroundEmbedding, SalienceEncoderLayer
-from salience_detr.modeling.postprocess import vote_boxes
+from salience_detr.modeling.postprocess import decay_scores, vote_boxes
 from salience_detr.modeling.query_selection import QuerySelection
 from salience_detr.modeling.salience import SalienceFilter
 from salience_detr.modeling.structures import Encoding
@@ -103,9 +103,12 @@ class DetectionGraph(nn.Module):
         kept = (absolute[..., 2:] > absolute[..., :2]).all(-1)
         if self.model.nms_iou_threshold is not None:
             scores = torch.where(kept, scores, 0.0)
-            kept = kept & self.suppress_duplicates(absolute, scores, labels)
+            threshold = self.model.nms_iou_threshold
+            if self.model.nms_soft:
+                scores = decay_scores(absolute, scores, labels, threshold)
+            else:
+                kept = kept & self.suppress_duplicates(absolute, scores, labels)
             if self.model.nms_box_voting:
-                threshold = self.model.nms_iou_threshold
                 absolute = vote_boxes(absolute, scores, labels, threshold)
         scores, order = torch.where(kept, scores, 0.0).sort(dim=1, descending=True, stable=True)
         absolute = absolute.gather(1, order[..., None].expand(-1, -1, 4))

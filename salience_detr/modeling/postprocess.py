@@ -69,17 +69,59 @@ def clip_detections(instances: Instances) -> Instances:
     return result
 
 
+def check_nms(iou_threshold: float | None, *, soft: bool, box_voting: bool) -> None:
+    """Check the arguments ``nms_...`` of the model, those of :func:`suppress_duplicates`.
+
+    Raises:
+        ValueError: one is out of its range, or does not go with another.
+    """
+    if iou_threshold is None:
+        for name, value in (("nms_soft", soft), ("nms_box_voting", box_voting)):
+            if value:
+                raise ValueError(
+                    f"{name} is {value}, but there is no NMS; set nms_iou_threshold, such as 0.6"
+                )
+    elif not 0 < iou_threshold <= 1:
+        raise ValueError(
+            f"nms_iou_threshold is {iou_threshold}; it must lie in (0, 1], or be None to keep "
+            "duplicates"
+        )
+    elif soft and iou_threshold == 1:
+        raise ValueError(
+            "nms_iou_threshold is 1, above which nms_soft has no scores to lower; set one below, "
+            "such as 0.5"
+        )
+    elif soft and box_voting:
+        raise ValueError(
+            "nms_soft keeps the duplicates that nms_box_voting takes the mean of; set one of them "
+            "to False"
+        )
+
+
 def suppress_duplicates(
-    instances: Instances, iou_threshold: float, *, box_voting: bool = False
+    instances: Instances, iou_threshold: float, *, soft: bool = False, box_voting: bool = False
 ) -> Instances:
     """Return the detections that overlap no better one of their class by more than an IoU.
 
     Args:
         instances: clipped to the image, by falling score.
-        iou_threshold: in (0, 1].
-        box_voting: a detection that stays gets the mean box of itself and of its duplicates.
+        iou_threshold: in (0, 1]; below 1 if soft.
+        soft: the others stay, too, with the scores of :func:`decay_scores` that are not 0.
+        box_voting: a detection that stays gets the mean box of itself and of its duplicates; not
+            with soft.
+
+    Returns:
+        Instances by falling score.
     """
     boxes = instances.pred_boxes.tensor
+    if soft:
+        scores = decay_scores(boxes, instances.scores, instances.pred_classes, iou_threshold)
+        scores, order = scores.sort(descending=True, stable=True)
+        kept = instances[order]
+        kept.scores = scores
+        (positive,) = scores.nonzero(as_tuple=True)
+        return kept[positive]
+
     keep = batched_nms(boxes, instances.scores, instances.pred_classes, iou_threshold)
     kept = instances[keep]
     if box_voting:
@@ -110,3 +152,35 @@ def vote_boxes(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: fl
     total = weights.sum(-1, keepdim=True)
     mean = weights @ boxes / total.clamp(min=torch.finfo(total.dtype).tiny)
     return torch.where(total > 0, mean, boxes)
+
+
+def decay_scores(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
+    """Return the scores, lowered where a better detection of the class overlaps (soft-NMS).
+
+    A score is multiplied by (1 - IoU) / (1 - t) for each better detection whose IoU is above the
+    threshold t: by 1 at the threshold, by 0 for the same box. This is done twice, from the scores
+    that are given. The second time, better is who had the higher score after the first, so that a
+    duplicate hardly lowers the scores of others. Soft-NMS (Bodla et al., ICCV 2017) takes one
+    detection after the other to that end, which neither a GPU nor an exported graph does well.
+
+    Args:
+        boxes: (..., n, 4) xyxy.
+        scores: (..., n), at least 0, falling; of equal ones the first counts as better.
+        classes: (..., n).
+        iou_threshold: t, in (0, 1).
+
+    Returns:
+        (..., n), in the order of the boxes.
+    """
+    intersection, union = pairwise_overlap(boxes)
+    iou = intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
+    factors = ((1 - iou) / (1 - iou_threshold)).clamp(max=1)
+    other_class = classes[..., :, None] != classes[..., None, :]
+    factors = factors.masked_fill(other_class, 1.0)
+
+    rank = torch.arange(scores.shape[-1], device=scores.device)
+    for _ in range(2):
+        not_better = rank[..., :, None] <= rank[..., None, :]
+        decayed = scores * factors.masked_fill(not_better, 1.0).prod(-1)
+        rank = decayed.argsort(descending=True, stable=True).argsort()
+    return decayed

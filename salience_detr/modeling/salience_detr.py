@@ -27,6 +27,7 @@ from salience_detr.modeling.hybrid_queries import HybridQueries
 from salience_detr.modeling.masks import padding_mask, self_attention_mask
 from salience_detr.modeling.neck import ChannelMapper
 from salience_detr.modeling.postprocess import (
+    check_nms,
     clip_detections,
     select_detections,
     suppress_duplicates,
@@ -60,6 +61,7 @@ class SalienceDETR(nn.Module):
         size_divisibility: batches are padded to multiples of it.
         max_detections: (query, class) pairs that are kept of an image.
         nms_iou_threshold: of the class-wise NMS on these pairs; None for no NMS, as published.
+        nms_soft: the NMS lowers the scores of duplicates instead of leaving them out.
         nms_box_voting: the NMS moves boxes to the mean of their duplicates.
         hybrid_queries: a second set of queries in training; None for one set, as published.
 
@@ -91,6 +93,7 @@ class SalienceDETR(nn.Module):
         size_divisibility: int = 32,
         max_detections: int = 300,
         nms_iou_threshold: float | None = None,
+        nms_soft: bool = False,
         nms_box_voting: bool = False,
         hybrid_queries: HybridQueries | None = None,
     ) -> None:
@@ -109,15 +112,7 @@ class SalienceDETR(nn.Module):
                 "three with the same number"
             )
 
-        if nms_iou_threshold is not None and not 0 < nms_iou_threshold <= 1:
-            raise ValueError(
-                f"nms_iou_threshold is {nms_iou_threshold}; it must lie in (0, 1], or be None "
-                "to keep duplicates"
-            )
-        if nms_box_voting and nms_iou_threshold is None:
-            raise ValueError(
-                "nms_box_voting is True, but there is no NMS; set nms_iou_threshold, such as 0.7"
-            )
+        check_nms(nms_iou_threshold, soft=nms_soft, box_voting=nms_box_voting)
 
         self.backbone = backbone
         self.neck = neck
@@ -144,6 +139,7 @@ class SalienceDETR(nn.Module):
         self.size_divisibility = size_divisibility
         self.max_detections = max_detections
         self.nms_iou_threshold = nms_iou_threshold
+        self.nms_soft = nms_soft
         self.nms_box_voting = nms_box_voting
 
         # Numbers, not buffers: a float32 buffer turned to float64 would not hold them exactly.
@@ -445,7 +441,10 @@ class SalienceDETR(nn.Module):
 
             if self.nms_iou_threshold is not None:
                 instances = suppress_duplicates(
-                    instances, self.nms_iou_threshold, box_voting=self.nms_box_voting
+                    instances,
+                    self.nms_iou_threshold,
+                    soft=self.nms_soft,
+                    box_voting=self.nms_box_voting,
                 )
             results.append({"instances": instances})
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from salience_detr.checkpoint import read_thresholds, save_weights
 from salience_detr.cli import convert_checkpoint
 from salience_detr.cli.analyze_errors import confusion_table, main, table
-from salience_detr.evaluation.confusion import plot_confusion
+from salience_detr.evaluation.plots import plot_confusion
 
 DRAWINGS = ["confusion.png", "error_types.png", "score_curves.png"]
 NAMES = ["report.md", "report.json", *DRAWINGS, "worst.jpg"]

@@ -1,4 +1,4 @@
-"""Drawings of ground truth beside detections: contents, names, and images that are missing."""
+"""Drawings of ground truth beside detections, and of the worst images."""
 
 from __future__ import annotations
 
@@ -11,13 +11,8 @@ from PIL import Image
 
 from salience_detr.cli.evaluate_json import main
 from salience_detr.evaluation.comparison import (
-    DETECTION_COLORS,
     GAP,
-    TILE,
-    describe_errors,
     draw_comparison,
-    draw_errors,
-    draw_worst_images,
     drawing_paths,
     find_image_folder,
     write_comparisons,
@@ -28,6 +23,13 @@ from salience_detr.evaluation.error_analysis import (
     rank_by_errors,
 )
 from salience_detr.evaluation.results import ImageResults, ResultsError, load_results
+from salience_detr.evaluation.worst_images import (
+    DETECTION_COLORS,
+    TILE,
+    describe_errors,
+    draw_errors,
+    draw_worst_images,
+)
 
 
 def new_image(size=(120, 100), value=90):

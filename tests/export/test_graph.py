@@ -31,23 +31,25 @@ def test_the_graph_equals_the_model_on_padded_images(predictor):
         assert torch.equal(labels[i], instances.pred_classes)
 
 
-@pytest.mark.parametrize("box_voting", [False, True])
-def test_the_graph_leaves_out_the_duplicates_that_the_model_leaves_out(
-    predictor, monkeypatch, box_voting
-):
+@pytest.mark.parametrize("form", [None, "nms_box_voting", "nms_soft"])
+def test_the_graph_does_to_duplicates_what_the_model_does(predictor, monkeypatch, form):
     images = torch.randint(0, 256, (2, 3, 80, 110)).float()
     pixels = [images[0, :, :80, :61], images[1, :, :33, :110]]
     monkeypatch.setattr(predictor.model, "nms_iou_threshold", 0.05)
-    monkeypatch.setattr(predictor.model, "nms_box_voting", box_voting)
+    if form is not None:
+        monkeypatch.setattr(predictor.model, form, True)
     with torch.no_grad():
         boxes, scores, labels, _ = DetectionGraph(predictor.model)(
             images, torch.tensor([[80, 61], [33, 110]])
         )
         expected = [x["instances"] for x in predictor.model([{"image": x} for x in pixels])]
+        monkeypatch.setattr(predictor.model, "nms_iou_threshold", None)
+        published = [x["instances"] for x in predictor.model([{"image": x} for x in pixels])]
 
     for i, instances in enumerate(expected):
         found = scores[i] > 0
-        assert 0 < len(instances) < len(scores[i]) and found.sum() == len(instances)
+        assert len(instances) > 0 and found.sum() == len(instances)
+        assert instances.scores.sum() < published[i].scores.sum()
         torch.testing.assert_close(scores[i][found], instances.scores)
         torch.testing.assert_close(
             boxes[i][found], instances.pred_boxes.tensor, rtol=1e-4, atol=1e-3

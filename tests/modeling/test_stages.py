@@ -21,6 +21,7 @@ from salience_detr.modeling.encoder import (
 from salience_detr.modeling.feature_fusion import FeatureFusion, RepVGGBlock
 from salience_detr.modeling.neck import ChannelMapper
 from salience_detr.modeling.postprocess import (
+    check_nms,
     clip_detections,
     select_detections,
     suppress_duplicates,
@@ -375,6 +376,58 @@ def test_a_detection_gets_the_mean_box_of_its_duplicates_by_their_scores():
     torch.testing.assert_close(found.pred_boxes.tensor, torch.tensor(expected))
     assert instances.pred_boxes.tensor.tolist() == boxes  # the argument stays
     assert len(suppress_duplicates(instances[:0], 0.7, box_voting=True)) == 0
+
+
+def soft_nms(boxes, scores, classes, threshold):
+    """Return instances by falling score whose duplicates have lowered scores."""
+    instances = Instances(
+        (20, 20),
+        pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32)),
+        scores=torch.tensor(scores),
+        pred_classes=torch.tensor(classes),
+    )
+    return suppress_duplicates(instances, threshold, soft=True)
+
+
+def test_soft_nms_lowers_the_scores_of_duplicates_by_their_overlap():
+    # With the first, the others have IoUs of .8, .5 and, in another class, 1.
+    boxes = [[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 5], [0, 0, 10, 10]]
+    found = soft_nms(boxes, [0.6, 0.5, 0.4, 0.3], [0, 0, 0, 1], 0.5)
+    # .625 is the IoU of the second and the third, which has the higher score after the first pass.
+    second, third = 0.5 * 0.2 / 0.5, 0.4 * (1 - 0.625) / 0.5
+    assert third > second
+    second *= (1 - 0.625) / 0.5
+    assert found.scores.tolist() == pytest.approx([0.6, 0.4, 0.3, second])
+    assert found.pred_boxes.tensor.tolist() == [boxes[i] for i in (0, 2, 3, 1)]
+
+
+def test_soft_nms_leaves_a_second_copy_of_a_box_out():
+    found = soft_nms([[0, 0, 10, 10], [0, 0, 10, 10]], [0.5, 0.5], [0, 0], 0.5)
+    assert found.scores.tolist() == [0.5]
+    assert len(soft_nms([[0, 0, 10, 10]], [0.5], [0], 0.5)[:0]) == 0
+
+
+def test_a_duplicate_does_not_lower_the_score_of_what_it_overlaps_itself():
+    # The middle one is a duplicate of the first, IoU .9; the last overlaps the middle one by .67.
+    boxes = [[0, 0, 10, 10], [1, 0, 10, 10], [4, 0, 10, 10]]
+    found = soft_nms(boxes, [0.9, 0.8, 0.5], [0, 0, 0], 0.6)
+    assert found.scores[:2].tolist() == pytest.approx([0.9, 0.5])
+    assert found.pred_boxes.tensor[1].tolist() == boxes[2]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "options", "words"),
+    [
+        (None, {"soft": True}, "nms_soft is True, but there is no NMS; set nms_iou_threshold"),
+        (None, {"box_voting": True}, "nms_box_voting is True, but there is no NMS"),
+        (1.0, {"soft": True}, "nms_iou_threshold is 1, above which nms_soft has no scores"),
+        (0.0, {}, r"nms_iou_threshold is 0.0; it must lie in \(0, 1\]"),
+        (0.5, {"soft": True, "box_voting": True}, "set one of them to False"),
+    ],
+)
+def test_arguments_of_the_nms_that_do_not_fit_are_refused(threshold, options, words):
+    with pytest.raises(ValueError, match=words):
+        check_nms(threshold, **{"soft": False, "box_voting": False, **options})
 
 
 def test_a_box_without_a_vote_stays():

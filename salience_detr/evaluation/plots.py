@@ -1,4 +1,4 @@
-"""Drawings of precision, recall and F1 over the score threshold, and of the error types."""
+"""Drawings of precision, recall and F1 over the score threshold, error types, and confusions."""
 
 from __future__ import annotations
 
@@ -121,6 +121,46 @@ def plot_error_types(counts: Mapping[str, int], path: Path, *, title: str) -> No
     axes.margins(y=0.12)
     axes.set_title(title, fontsize=10)
     axes.set_ylabel("errors")
+    save_figure(figure, path)
+
+
+def plot_confusion(matrix: np.ndarray, names: list[str], path: Path, *, title: str = "") -> None:
+    """Draw a confusion matrix as a PNG file: counts, colored by their part of each true class.
+
+    Args:
+        matrix: (K + 1, K + 1) from :func:`salience_detr.evaluation.confusion.confusion_matrix`.
+        names: the K class names.
+        path: the file to write.
+        title: which weights and data it is of.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    # Inches, and points of text, of which there are 72 to an inch. Few classes leave room for
+    # the counts.
+    shows_counts = len(names) <= 30
+    cell = 0.55 if shows_counts else 0.22
+    side = min(45.0, max(5.0, cell * len(names) + 2))
+    text_size = min(10.0, 40 * side / (len(names) + 1))
+
+    figure = Figure(figsize=(side + 1, side))
+    axes = figure.subplots()
+    parts = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
+
+    ticks = range(len(names) + 1)
+    axes.set_xticks(ticks, [*names, "(missed)"], rotation=90, parse_math=False, fontsize=text_size)
+    axes.set_yticks(ticks, [*names, "(background)"], parse_math=False, fontsize=text_size)
+    axes.set_xlabel("detected")
+    axes.set_ylabel("true")
+    axes.set_title(title, fontsize=9, parse_math=False)
+
+    if shows_counts:
+        for row, column in np.argwhere(matrix):
+            ink = "white" if parts[row, column] > 0.5 else "black"
+            text = axes.text(column, row, str(matrix[row, column]), color=ink, fontsize=8)
+            text.set(ha="center", va="center")
+
     save_figure(figure, path)
 
 
