@@ -5,16 +5,16 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
-CONFIG := configs/surface_defects_tiny.py
-WEIGHTS := demo/surface_defects_tiny.safetensors
+CONFIG := configs/surface_defects_tiny_plus.py
+WEIGHTS := demo/surface_defects_tiny_plus.safetensors
 DATA := $(or $(DETECTRON2_DATASETS),datasets)/surface_defects
 OUT := output/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format types bench train-demo train-neu-det train-neu-det-plus train-neu-det-retinanet clean
+.PHONY: help setup demo test test-slow lint format types bench train-surface-defects train-surface-defects-plus train-neu-det train-neu-det-plus train-neu-det-retinanet clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-28s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready ## make .venv with everything in it
 
@@ -64,11 +64,17 @@ bench: setup ## parameters, GMACs, time and memory of the operator, of the model
 	$(RUN) tools/benchmark.py --operator compiled reference --modes eager training --batch-sizes 1 --repeats 3
 	$(RUN) tools/benchmark.py --batch-sizes 1 2 --repeats 3 --compare all
 
-train-demo: setup ## train the shipped weights again
+train-surface-defects: setup ## train surface_defects_tiny again, on generated images
 	$(RUN) tools/make_surface_defects.py --output $(DATA)
-	$(RUN) train_net.py --config-file $(CONFIG) --resume
-	@test -f output/surface_defects_tiny/model_final.pth || { echo "the training was stopped; make train-demo goes on with it"; exit 1; }
-	$(RUN) tools/convert_checkpoint.py --half output/surface_defects_tiny/model_best.pth $(WEIGHTS)
+	$(call train,surface_defects_tiny)
+	$(RUN) tools/convert_checkpoint.py --half output/surface_defects_tiny/model_best.pth demo/surface_defects_tiny.safetensors
+
+train-surface-defects-plus: setup ## the same with surface_defects_tiny_plus, in two stages
+	$(RUN) tools/make_surface_defects.py --output $(DATA)
+	$(call train,surface_defects_tiny_plus_stage1)
+	$(call train,surface_defects_tiny_plus)
+	$(RUN) tools/convert_checkpoint.py --half output/surface_defects_tiny_plus/model_final.pth \
+		demo/surface_defects_tiny_plus.safetensors --config-file surface_defects_tiny_plus
 
 train-neu-det: setup ## train neu_det_r18 again, on the photographs in NEU_DET=FOLDER
 	$(call train_on_neu_det,neu_det_r18)
@@ -82,10 +88,14 @@ train-neu-det-plus: setup ## the same with neu_det_r18_plus: two stages, and the
 train-neu-det-retinanet: setup ## the same with RetinaNet
 	$(call train_on_neu_det,neu_det_retinanet_r18)
 
-# A training ends with its evaluation; the next call goes on with one that was stopped.
 define train_on_neu_det
 	@test -f "$(NEU_DET)/annotations/instances_train.json" || { echo "error: NEU_DET is '$(NEU_DET)', without annotations/instances_train.json in it; say make $@ NEU_DET=FOLDER"; exit 1; }
-	NEU_DET="$(NEU_DET)" $(RUN) train_net.py --config-file configs/$(1).py --resume
+	$(call train,$(1),NEU_DET="$(NEU_DET)")
+endef
+
+# A training ends with its evaluation; the next call goes on with one that was stopped.
+define train
+	$(2) $(RUN) train_net.py --config-file configs/$(1).py --resume
 	@test -f output/$(1)/model_final.pth || { echo "the training was stopped; make $@ goes on with it"; exit 1; }
 endef
 

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from salience_detr.utils.shipped import shipped_folder
 
 # Trained here, in demo/ of the project; a wheel carries them.
-SHIPPED = ("neu_det_r18", "neu_det_r18_plus", "surface_defects_tiny")
+SHIPPED = ("neu_det_r18", "neu_det_r18_plus", "surface_defects_tiny", "surface_defects_tiny_plus")
 
 # Files of the published implementation by config. They are converted while they are read.
 RELEASES = "https://github.com/xiuqhou/Salience-DETR/releases/download/v1.0.0"
