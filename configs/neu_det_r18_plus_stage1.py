@@ -13,7 +13,8 @@ from .neu_det_r18 import EPOCH, dataloader, model, optimizer, train
 train.init_checkpoint = "surface_defects_tiny"
 
 model.criterion.class_loss = L(MatchabilityAwareLoss)(gamma=1.5)
-model.nms_iou_threshold = 0.7
+model.nms_iou_threshold = 0.5
+model.nms_soft = True
 
 # In the last 20 epochs the images are whole, as in evaluation, and the rate falls.
 train.epochs = 50

@@ -41,6 +41,7 @@ def fresh_loggers() -> Iterator[None]:
     yield
     for name in ("detectron2", "fvcore", "salience_detr"):
         logging.getLogger(name).handlers.clear()
+    assert not logging.root.manager.disable, "the messages of later tests would be lost"
 
 
 @pytest.fixture(scope="session")

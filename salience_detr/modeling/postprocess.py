@@ -79,7 +79,8 @@ def check_nms(iou_threshold: float | None, *, soft: bool, box_voting: bool) -> N
         for name, value in (("nms_soft", soft), ("nms_box_voting", box_voting)):
             if value:
                 raise ValueError(
-                    f"{name} is {value}, but there is no NMS; set nms_iou_threshold, such as 0.6"
+                    f"{name} is {value}, but there is no NMS; set nms_iou_threshold, such as 0.6, "
+                    f"or {name}=False"
                 )
     elif not 0 < iou_threshold <= 1:
         raise ValueError(
