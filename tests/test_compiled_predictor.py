@@ -29,7 +29,7 @@ START = """if True:
 """
 
 
-@pytest.mark.parametrize("name", ["surface_defects_tiny", "neu_det_r18"])
+@pytest.mark.parametrize("name", ["surface_defects_tiny", "neu_det_r18_plus"])
 def test_the_compiled_copy_of_shipped_weights_detects_the_same_on_odd_sizes(
     name, surface_data, tmp_path, monkeypatch
 ):

@@ -1,8 +1,10 @@
-"""Imports within the package go down the list of CONTRIBUTING.md only, without circles."""
+"""Imports: within the package down the list of CONTRIBUTING.md, and no slow ones at a start."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1] / "salience_detr"
@@ -84,3 +86,10 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
     for name in graph:
         visit(name, [])
+
+
+def test_training_and_detection_start_without_matplotlib():
+    # It takes a tenth of the start, and only drawings need it.
+    code = "import sys, salience_detr.engine.train, salience_detr.predictor; print(*sys.modules)"
+    modules = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert "salience_detr.predictor" in modules and "matplotlib" not in modules

@@ -24,6 +24,7 @@ from salience_detr.checkpoint import (
     read_thresholds,
     save_weights,
 )
+from salience_detr.checkpoint.published import SHIPPED
 from salience_detr.config import ConfigError, load_config
 from salience_detr.data import register_surface_defects
 from salience_detr.data.classes import ClassList
@@ -60,7 +61,7 @@ def test_detections_equal_those_of_the_evaluation_loader(predictor, surface_data
         assert torch.equal(fused.pred_classes, expected.pred_classes)
 
 
-@pytest.mark.parametrize("name", ["surface_defects_tiny", "neu_det_r18"])
+@pytest.mark.parametrize("name", SHIPPED)
 def test_the_fused_copy_of_shipped_weights_detects_the_same(name, surface_data):
     plain = Predictor.from_pretrained(name, device="cpu", optimize="none")
     fused = Predictor.from_pretrained(name, device="cpu")

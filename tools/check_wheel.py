@@ -47,7 +47,8 @@ assert any(path.is_file() for path in BUILT_AHEAD.rglob("*")) and load_operator(
 predictor = Predictor.from_pretrained("neu_det_r18", device="cpu", score_threshold=0.5)
 assert "crazing" in predictor.class_names
 predictor(sys.argv[1])
-predictor = Predictor.from_pretrained("surface_defects_tiny", device="cpu", score_threshold=0.5)
+name = "surface_defects_tiny_plus"
+predictor = Predictor.from_pretrained(name, device="cpu", score_threshold=0.5)
 assert len(predictor(sys.argv[1]))
 """
 

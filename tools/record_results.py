@@ -101,12 +101,14 @@ class Recorder:
         results |= self.record_evaluation("surface_defects_tiny")
         results |= self.record_demo("surface_defects_tiny")
         results |= self.record_export("surface_defects_tiny")
+        results |= self.record_evaluation("surface_defects_tiny_plus")
 
         if self.neu_det is None:
             print("NEU-DET is left out: name its folder with --neu-det")
             return results
         results |= self.record_training("neu_det_r18")
-        return results | self.record_evaluation("neu_det_r18")
+        results |= self.record_evaluation("neu_det_r18")
+        return results | self.record_evaluation("neu_det_r18_plus")
 
     def record_training(self, name: str) -> Results:
         """Train for some steps in one run, and again in two, of which the second resumes."""

@@ -212,13 +212,13 @@ def nms_sections(rows: Sequence[NmsRow]) -> list[str]:
         return []
 
     best = best_nms_row(rows)
-    choice = "AP is highest without NMS."
-    if best["NMS IoU"] is not None:
-        choice = f"AP is highest with `{overrides_of(best)}`."
+    choice = f"AP is highest with `{overrides_of(best)}`."
+    if best["NMS IoU"] is None:
+        choice = f"AP is highest without NMS: `{overrides_of(best)}`."
 
     # As a text, a threshold keeps all of its digits.
     cells = [
-        row | {"NMS IoU": f"{row['NMS IoU'] or 'none'}", "form": row["form"] or ""} for row in rows
+        row | {"NMS IoU": f"{row['NMS IoU'] or 'none'}", "kind": row["kind"] or ""} for row in rows
     ]
     return ["## Class-wise NMS", table(cells), choice]
 

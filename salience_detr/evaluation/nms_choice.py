@@ -16,30 +16,34 @@ from salience_detr.modeling import postprocess
 
 NmsRow: TypeAlias = dict[str, float | str | None]
 
-# Arguments of suppress_duplicates by form of the NMS; those of the model are named nms_...
-FORMS = {"hard": {}, "voting": {"box_voting": True}, "soft": {"soft": True}}
+# Arguments of suppress_duplicates by kind of NMS; those of the model are named nms_...
+KINDS = {
+    "hard": {"soft": False, "box_voting": False},
+    "box voting": {"soft": False, "box_voting": True},
+    "soft": {"soft": True, "box_voting": False},
+}
 
 
 def nms_rows(results: Results, thresholds: Sequence[float]) -> list[NmsRow]:
-    """Return COCO's metrics by ``NMS IoU`` and ``form``, a key of :data:`FORMS`.
+    """Return COCO's metrics by ``NMS IoU`` and ``kind``, a key of :data:`KINDS`.
 
-    The first row is without NMS, both None; each threshold has a row for every form.
+    The first row is without NMS, both None; each threshold has a row for every kind.
     """
     choices: list[tuple[float | None, str | None]] = [(None, None)]
-    choices += [(iou, form) for iou in thresholds for form in forms_at(iou)]
+    choices += [(iou, kind) for iou in thresholds for kind in kinds_at(iou)]
 
     rows = []
-    for iou, form in tqdm(choices, desc="NMS thresholds"):
+    for iou, kind in tqdm(choices, desc="NMS thresholds"):
         kept = results
-        if iou is not None and form is not None:
-            kept = suppress_duplicates(results, iou, **FORMS[form])
-        rows.append({"NMS IoU": iou, "form": form, **summary(evaluate(kept))})
+        if iou is not None and kind is not None:
+            kept = suppress_duplicates(results, iou, **KINDS[kind])
+        rows.append({"NMS IoU": iou, "kind": kind, **summary(evaluate(kept))})
     return rows
 
 
-def forms_at(iou_threshold: float) -> list[str]:
-    """Return the forms that a threshold has: above an IoU of 1 there are no scores to lower."""
-    return [form for form in FORMS if form != "soft" or iou_threshold < 1]
+def kinds_at(iou_threshold: float) -> list[str]:
+    """Return the kinds that a threshold has: above an IoU of 1 there are no scores to lower."""
+    return [kind for kind in KINDS if kind != "soft" or iou_threshold < 1]
 
 
 def best_nms_row(rows: Sequence[NmsRow]) -> NmsRow:
@@ -48,18 +52,19 @@ def best_nms_row(rows: Sequence[NmsRow]) -> NmsRow:
 
 
 def overrides_of(row: NmsRow) -> str:
-    """Return the overrides by which a model has the NMS of a row, which is not the one without."""
-    iou, form = row["NMS IoU"], row["form"]
-    assert iou is not None and isinstance(form, str)
-    words = [f"model.nms_iou_threshold={iou:g}"]
-    words += [f"model.nms_{name}={value}" for name, value in FORMS[form].items()]
+    """Return the overrides by which any model has the NMS of a row, or none."""
+    iou, kind = row["NMS IoU"], row["kind"]
+    threshold = "null" if iou is None else f"{iou:g}"
+    words = [f"model.nms_iou_threshold={threshold}"]
+    arguments = KINDS["hard" if kind is None else str(kind)]
+    words += [f"model.nms_{name}={value}" for name, value in arguments.items()]
     return " ".join(words)
 
 
 def suppress_duplicates(
     results: Results, iou_threshold: float, *, soft: bool = False, box_voting: bool = False
 ) -> Results:
-    """Return the results less what overlaps a better detection of its class in its image.
+    """Return the results after class-wise NMS in each image.
 
     It is what ``model.nms_iou_threshold``, ``nms_soft`` and ``nms_box_voting`` do in the model, to
     detections clipped to the image.

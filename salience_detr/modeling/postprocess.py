@@ -102,11 +102,11 @@ def check_nms(iou_threshold: float | None, *, soft: bool, box_voting: bool) -> N
 def suppress_duplicates(
     instances: Instances, iou_threshold: float, *, soft: bool = False, box_voting: bool = False
 ) -> Instances:
-    """Return the detections that overlap no better one of their class by more than an IoU.
+    """Apply class-wise NMS: of detections that overlap a better one, only the better one stays.
 
     Args:
         instances: clipped to the image, by falling score.
-        iou_threshold: in (0, 1]; below 1 if soft.
+        iou_threshold: above which detections overlap, in (0, 1]; below 1 if soft.
         soft: the others stay, too, with the scores of :func:`decay_scores` that are not 0.
         box_voting: a detection that stays gets the mean box of itself and of its duplicates; not
             with soft.
@@ -160,13 +160,15 @@ def decay_scores(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: 
 
     A score is multiplied by (1 - IoU) / (1 - t) for each better detection whose IoU is above the
     threshold t: by 1 at the threshold, by 0 for the same box. This is done twice, from the scores
-    that are given. The second time, better is who had the higher score after the first, so that a
-    duplicate hardly lowers the scores of others. Soft-NMS (Bodla et al., ICCV 2017) takes one
-    detection after the other to that end, which neither a GPU nor an exported graph does well.
+    that are given. The second time, the better ones are those with the higher score after the
+    first, so that a duplicate hardly lowers the scores of others. Soft-NMS (Bodla et al.,
+    ICCV 2017) takes one detection after the other to that end, which neither a GPU nor an exported
+    graph does well.
 
     Args:
         boxes: (..., n, 4) xyxy.
-        scores: (..., n), at least 0, falling; of equal ones the first counts as better.
+        scores: (..., n), at least 0, falling, but for boxes without area, which overlap nothing; of
+            equal ones the first counts as better.
         classes: (..., n).
         iou_threshold: t, in (0, 1).
 
@@ -174,10 +176,10 @@ def decay_scores(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: 
         (..., n), in the order of the boxes.
     """
     intersection, union = pairwise_overlap(boxes)
-    iou = intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
-    factors = ((1 - iou) / (1 - iou_threshold)).clamp(max=1)
-    other_class = classes[..., :, None] != classes[..., None, :]
-    factors = factors.masked_fill(other_class, 1.0)
+    overlaps = intersection > iou_threshold * union
+    same_class = classes[..., :, None] == classes[..., None, :]
+    factors = (1 - intersection / union) / (1 - iou_threshold)
+    factors = torch.where(overlaps & same_class, factors, 1.0)
 
     rank = torch.arange(scores.shape[-1], device=scores.device)
     for _ in range(2):

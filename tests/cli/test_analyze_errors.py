@@ -68,7 +68,7 @@ def test_thresholds_of_nms_are_compared(files, capsys):
     text = capsys.readouterr().out
     assert "## Class-wise NMS" in text
     assert "| none " in text and "| 0.75 " in text
-    assert "AP is highest without NMS." in text
+    assert "AP is highest without NMS: `model.nms_iou_threshold=null model.nms_soft=False" in text
 
 
 def test_without_images_only_the_sheet_is_missing(files, tmp_path, capsys):

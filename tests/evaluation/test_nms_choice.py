@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detectron2.config import instantiate
 from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools.coco import COCO
 
+from salience_detr.config import load_config
 from salience_detr.evaluation import nms_choice
 from salience_detr.evaluation.nms_choice import best_nms_row, nms_rows, overrides_of
 from salience_detr.evaluation.results import Results
@@ -56,8 +58,8 @@ def test_only_worse_detections_of_the_same_class_and_image_are_left_out():
     assert results.detections[0] is duplicate
 
 
-@pytest.mark.parametrize("form", nms_choice.FORMS)
-def test_it_does_what_the_model_does(form):
+@pytest.mark.parametrize("kind", nms_choice.KINDS)
+def test_it_does_what_the_model_does(kind):
     generator = torch.Generator().manual_seed(0)
     low = torch.rand(200, 2, generator=generator) * 60
     size = torch.rand(200, 2, generator=generator) * 30 + 10
@@ -75,11 +77,11 @@ def test_it_does_what_the_model_does(form):
     for box, score, category in zip(boxes, scores.tolist(), classes.tolist(), strict=True):
         detections.append(detection(box, score, category=category))
     results = make_results(*reversed(detections))  # files need not be in the order of scores
-    arguments = nms_choice.FORMS[form]
+    arguments = nms_choice.KINDS[kind]
     kept = nms_choice.suppress_duplicates(results, 0.5, **arguments).detections
 
     expected = suppress_duplicates(instances, 0.5, **arguments)
-    assert 20 < len(expected) < 180 or (form == "soft" and len(expected) == 200)
+    assert 20 < len(expected) < 180 or (kind == "soft" and len(expected) == 200)
     assert expected.scores.tolist() == sorted(expected.scores.tolist(), reverse=True)
     assert [x["score"] for x in kept] == pytest.approx(expected.scores.tolist())
     boxes = BoxMode.convert(expected.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
@@ -94,29 +96,26 @@ def test_ap_by_threshold():
         detection([10, 10, 20, 20], 0.7, image=2),
     )
     rows = nms_rows(results, [0.95, 0.7])
-    forms = ["hard", "voting", "soft"]
+    kinds = ["hard", "box voting", "soft"]
     assert [row["NMS IoU"] for row in rows] == [None, *[0.95] * 3, *[0.7] * 3]
-    assert [row["form"] for row in rows] == [None, *forms, *forms]
+    assert [row["kind"] for row in rows] == [None, *kinds, *kinds]
     assert len({row["AP"] for row in rows[:4]}) == 1
     assert rows[0]["AP"] < rows[4]["AP"] == pytest.approx(100)
     assert best_nms_row(rows) is rows[4]
 
 
-@pytest.mark.parametrize(
-    ("form", "expected"),
-    [
-        ("hard", "model.nms_iou_threshold=0.65"),
-        ("voting", "model.nms_iou_threshold=0.65 model.nms_box_voting=True"),
-        ("soft", "model.nms_iou_threshold=0.65 model.nms_soft=True"),
-    ],
-)
-def test_a_row_is_had_by_overrides(form, expected):
-    assert overrides_of({"NMS IoU": 0.65, "form": form}) == expected
+@pytest.mark.parametrize("row", nms_rows(make_results(), [0.65]), ids=lambda row: row["kind"])
+def test_a_model_of_any_nms_has_that_of_a_row_by_overrides(row):
+    config = load_config("neu_det_r18_plus", overrides_of(row).split())  # it has soft NMS itself
+    model = instantiate(config.model)
+    assert model.nms_iou_threshold == row["NMS IoU"]
+    assert model.nms_soft == (row["kind"] == "soft")
+    assert model.nms_box_voting == (row["kind"] == "box voting")
 
 
 def test_a_threshold_of_one_has_no_scores_to_lower():
     rows = nms_rows(make_results(detection([10, 10, 20, 20], 0.9)), [1.0])
-    assert [row["form"] for row in rows] == [None, "hard", "voting"]
+    assert [row["kind"] for row in rows] == [None, "hard", "box voting"]
 
 
 def test_of_equal_ap_without_nms_comes_first():

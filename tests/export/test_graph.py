@@ -57,6 +57,31 @@ def test_the_graph_does_to_duplicates_what_the_model_does(predictor, monkeypatch
         assert torch.equal(labels[i][found], instances.pred_classes)
 
 
+@pytest.mark.parametrize("form", [None, "nms_box_voting", "nms_soft"])
+def test_a_box_that_is_nan_costs_no_other_detection(predictor, monkeypatch, form):
+    monkeypatch.setattr(predictor.model, "nms_iou_threshold", 0.05)
+    if form is not None:
+        monkeypatch.setattr(predictor.model, form, True)
+
+    graph = DetectionGraph(predictor.model)
+    decode = graph.decode
+
+    def decode_with_nan(encoding):
+        logits, boxes = decode(encoding)
+        boxes[:, logits.amax((0, 2)).argmax()] = torch.nan
+        return logits, boxes
+
+    images, sizes = torch.randint(0, 256, (1, 3, 80, 110)).float(), torch.tensor([[80, 110]])
+    with torch.no_grad():
+        whole = (graph(images, sizes)[1] > 0).sum()
+        monkeypatch.setattr(graph, "decode", decode_with_nan)
+        boxes, scores, _, _ = graph(images, sizes)
+
+    found = scores > 0
+    assert scores.isfinite().all() and boxes[found].isfinite().all()
+    assert found.sum() > whole / 2
+
+
 def test_queries_that_a_small_image_lacks_are_masked(predictor):
     # 32 x 32 padded pixels have 16 + 4 + 1 tokens, of which NMS keeps fewer than 20, the queries.
     image = torch.randint(0, 256, (1, 3, 30, 25)).float()

@@ -243,6 +243,12 @@ def test_a_config_goes_on_from_its_first_stage(name):
     assert epochs == load_config(name).train.epochs
 
 
+def test_duplicates_are_suppressed_where_it_gained_something():
+    model = load_config("neu_det_r18_plus").model
+    assert (model.nms_iou_threshold, model.nms_soft) == (0.5, True)
+    assert "nms_iou_threshold" not in load_config("surface_defects_tiny_plus").model
+
+
 def test_the_neu_det_config_ends_with_whole_images():
     def sizes(augmentations):
         found = set()

@@ -7,8 +7,9 @@ RESULTS.json is the file that train_net.py --eval-only or demo.py --json writes.
 gets report.md (which is printed too), report.json, worst.jpg, and drawings: confusion.png,
 error_types.png, and score_curves.png with F1, precision and recall over the score threshold.
 
---nms compares thresholds of model.nms_iou_threshold on these detections, which are to be made
-without it. Choose it on images that are not of the test set, such as those of --val-fraction.
+--nms compares thresholds and kinds of NMS (hard, box voting, soft) on these detections, which are
+to be made with model.nms_iou_threshold=null model.nms_soft=False. Choose it on images that are not
+of the test set, such as those of --val-fraction.
 
 --save-thresholds stores the thresholds of the highest F1 in weights or exported models, for
 score_threshold="best" of Predictor and for --score-threshold best.
@@ -45,7 +46,7 @@ def parse_args(argv: Sequence[str] | None = None, *, prog: str | None = None) ->
     iou = number(float, BACKGROUND_IOU, 1)
     iou_help = "lowest IoU of a correct detection with its box (default: 0.5)"
     add("--iou-threshold", type=iou, default=0.5, metavar="IOU", help=iou_help)
-    nms_help = "IoU thresholds of a class-wise NMS to compare, such as 0.6 0.7 0.8"
+    nms_help = "IoU thresholds of a class-wise NMS to compare, such as 0.5 0.6 0.7"
     threshold = number(float, 0.01, 1)
     add("--nms", nargs="+", type=threshold, default=[], metavar="IOU", help=nms_help)
     save_help = "weights (.safetensors, .pth) or exported models (.onnx, .pt2, .xml)"
