@@ -8,6 +8,10 @@ from .neu_det_r18 import EPOCH, dataloader, model, optimizer, train
 # The shipped weights; only the rows of classes that they do not know start afresh.
 train.init_checkpoint = "surface_defects_tiny"
 
+# A model that was trained briefly finds many objects twice.
+model.nms_iou_threshold = 0.5
+model.nms_soft = True
+
 # 50 epochs, whatever the number of images: the rate rises for 50 iterations, then falls smoothly.
 train.epochs = 50
 train.max_iter = train.epochs * EPOCH

@@ -244,8 +244,9 @@ def test_a_config_goes_on_from_its_first_stage(name):
 
 
 def test_duplicates_are_suppressed_where_it_gained_something():
-    model = load_config("neu_det_r18_plus").model
-    assert (model.nms_iou_threshold, model.nms_soft) == (0.5, True)
+    for name in ("neu_det_r18_plus", "finetune_small"):
+        model = load_config(name).model
+        assert (model.nms_iou_threshold, model.nms_soft) == (0.5, True)
     assert "nms_iou_threshold" not in load_config("surface_defects_tiny_plus").model
 
 
