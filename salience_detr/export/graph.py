@@ -83,7 +83,8 @@ class DetectionGraph(nn.Module):
             ``boxes``: (B, n, 4) float32, absolute xyxy in pixels of ``images``, by falling score,
             clipped to the image;
             ``scores``: (B, n) float32. The last ones are 0 where there are fewer than n detections,
-            where boxes have no area in the image, or where NMS leaves them out: do so, too;
+            where boxes have no area in the image, or where NMS leaves them out. A score of 0 is no
+            detection;
             ``labels``: (B, n) int64;
             ``salience``: (B, ceil(H / 32) * 32 / s, ceil(W / 32) * 32 / s) float32 in [0, 1], where
             s is the stride of the finest level.
@@ -104,8 +105,10 @@ class DetectionGraph(nn.Module):
         if self.model.nms_iou_threshold is not None:
             scores = torch.where(kept, scores, 0.0)
             threshold = self.model.nms_iou_threshold
+
             # A box that is NaN would spread to others.
             absolute = torch.where(kept[..., None], absolute, 0.0)
+
             if self.model.nms_soft:
                 scores = decay_scores(absolute, scores, labels, threshold)
             else:

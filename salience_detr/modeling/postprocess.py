@@ -70,7 +70,11 @@ def clip_detections(instances: Instances) -> Instances:
 
 
 def check_nms(iou_threshold: float | None, *, soft: bool, box_voting: bool) -> None:
-    """Check the arguments ``nms_...`` of the model, those of :func:`suppress_duplicates`.
+    """Check the arguments ``nms_...`` of the model.
+
+    Args:
+        iou_threshold: None for no NMS.
+        soft, box_voting: see :func:`suppress_duplicates`.
 
     Raises:
         ValueError: one is out of its range, or does not go with another.

@@ -181,12 +181,12 @@ def test_an_old_opset_is_refused_before_the_work(predictor, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["nms_box_voting", "nms_soft"])
-def test_exported_models_have_the_nms_of_the_predictor(predictor, tmp_path, form):
+@pytest.mark.parametrize("option", ["nms_box_voting", "nms_soft"])
+def test_exported_models_have_the_nms_of_the_predictor(predictor, tmp_path, option):
     published, predictor = predictor, copy.copy(predictor)
     predictor.model = copy.copy(predictor.model)
     predictor.model.nms_iou_threshold = 0.01
-    setattr(predictor.model, form, True)
+    setattr(predictor.model, option, True)
 
     info = DetectorInfo.from_predictor(predictor)
     program = export_program(predictor)

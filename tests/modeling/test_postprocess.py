@@ -17,6 +17,15 @@ from salience_detr.modeling.postprocess import (
 )
 
 
+def make_detections(boxes, scores, classes):
+    return Instances(
+        (20, 20),
+        pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32)),
+        scores=torch.tensor(scores),
+        pred_classes=torch.tensor(classes),
+    )
+
+
 def test_detections_are_the_best_pairs_in_pixels_of_the_wanted_frame():
     logits = torch.tensor([[0.0, 3.0], [2.0, -5.0]])
     boxes = torch.tensor([[0.5, 0.5, 0.2, 0.4], [0.1, 0.1, 0.4, 0.2]])
@@ -49,12 +58,7 @@ def test_boxes_are_clipped_as_detectron2_clips_and_those_without_area_are_droppe
 def test_duplicates_of_a_class_are_left_out_above_the_overlap():
     # The second overlaps the first by .8, the third is of another class, the last overlaps by .5.
     boxes = [[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 10], [0, 0, 10, 5]]
-    instances = Instances(
-        (20, 20),
-        pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32)),
-        scores=torch.tensor([0.9, 0.8, 0.7, 0.6]),
-        pred_classes=torch.tensor([0, 0, 1, 0]),
-    )
+    instances = make_detections(boxes, [0.9, 0.8, 0.7, 0.6], [0, 0, 1, 0])
     assert suppress_duplicates(instances, 0.7).scores.tolist() == pytest.approx([0.9, 0.7, 0.6])
     assert suppress_duplicates(instances, 0.4).scores.tolist() == pytest.approx([0.9, 0.7])
     assert len(suppress_duplicates(instances, 0.9)) == 4
@@ -64,12 +68,7 @@ def test_duplicates_of_a_class_are_left_out_above_the_overlap():
 def test_a_detection_gets_the_mean_box_of_its_duplicates_by_their_scores():
     # Of the others one overlaps by .8, one is of another class, one overlaps by .5.
     boxes = [[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 10], [0, 0, 10, 5]]
-    instances = Instances(
-        (20, 20),
-        pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32)),
-        scores=torch.tensor([0.6, 0.4, 0.3, 0.2]),
-        pred_classes=torch.tensor([0, 0, 1, 0]),
-    )
+    instances = make_detections(boxes, [0.6, 0.4, 0.3, 0.2], [0, 0, 1, 0])
     found = suppress_duplicates(instances, 0.7, box_voting=True)
     assert found.scores.tolist() == pytest.approx([0.6, 0.3, 0.2])
     expected = [[0, 0, 10, 0.6 * 10 + 0.4 * 8], [0, 0, 10, 10], [0, 0, 10, 5]]
@@ -78,21 +77,11 @@ def test_a_detection_gets_the_mean_box_of_its_duplicates_by_their_scores():
     assert len(suppress_duplicates(instances[:0], 0.7, box_voting=True)) == 0
 
 
-def soft_nms(boxes, scores, classes, threshold):
-    """Return instances by falling score whose duplicates have lowered scores."""
-    instances = Instances(
-        (20, 20),
-        pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32)),
-        scores=torch.tensor(scores),
-        pred_classes=torch.tensor(classes),
-    )
-    return suppress_duplicates(instances, threshold, soft=True)
-
-
 def test_soft_nms_lowers_the_scores_of_duplicates_by_their_overlap():
     # With the first, the others have IoUs of .8, .5 and, in another class, 1.
     boxes = [[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 5], [0, 0, 10, 10]]
-    found = soft_nms(boxes, [0.6, 0.5, 0.4, 0.3], [0, 0, 0, 1], 0.5)
+    instances = make_detections(boxes, [0.6, 0.5, 0.4, 0.3], [0, 0, 0, 1])
+    found = suppress_duplicates(instances, 0.5, soft=True)
     # .625 is the IoU of the second and the third, which has the higher score after the first pass.
     second, third = 0.5 * 0.2 / 0.5, 0.4 * (1 - 0.625) / 0.5
     assert third > second
@@ -102,28 +91,25 @@ def test_soft_nms_lowers_the_scores_of_duplicates_by_their_overlap():
 
 
 def test_soft_nms_leaves_a_second_copy_of_a_box_out():
-    found = soft_nms([[0, 0, 10, 10], [0, 0, 10, 10]], [0.5, 0.5], [0, 0], 0.5)
+    instances = make_detections([[0, 0, 10, 10], [0, 0, 10, 10]], [0.5, 0.5], [0, 0])
+    found = suppress_duplicates(instances, 0.5, soft=True)
     assert found.scores.tolist() == [0.5]
     assert len(suppress_duplicates(found[:0], 0.5, soft=True)) == 0
 
 
-@pytest.mark.parametrize("form", [{}, {"soft": True}])
-def test_boxes_of_other_classes_and_without_area_change_no_score(form):
+@pytest.mark.parametrize("soft", [False, True])
+def test_boxes_of_other_classes_and_without_area_change_no_score(soft):
     boxes = [[0, 0, 10, 10], [0, 0, 10, 10], [3, 3, 3, 3]]
-    instances = Instances(
-        (20, 20),
-        pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32)),
-        scores=torch.tensor([0.9, 0.8, 0.7]),
-        pred_classes=torch.tensor([0, 1, 0]),
-    )
-    found = suppress_duplicates(instances, 0.5, **form)
+    instances = make_detections(boxes, [0.9, 0.8, 0.7], [0, 1, 0])
+    found = suppress_duplicates(instances, 0.5, soft=soft)
     assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
 
 
 def test_a_duplicate_does_not_lower_the_score_of_what_it_overlaps_itself():
     # The middle one is a duplicate of the first, IoU .9; the last overlaps the middle one by .67.
     boxes = [[0, 0, 10, 10], [1, 0, 10, 10], [4, 0, 10, 10]]
-    found = soft_nms(boxes, [0.9, 0.8, 0.5], [0, 0, 0], 0.6)
+    instances = make_detections(boxes, [0.9, 0.8, 0.5], [0, 0, 0])
+    found = suppress_duplicates(instances, 0.6, soft=True)
     assert found.scores[:2].tolist() == pytest.approx([0.9, 0.5])
     assert found.pred_boxes.tensor[1].tolist() == boxes[2]
 
