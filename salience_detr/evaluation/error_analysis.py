@@ -83,11 +83,14 @@ class ImageErrors:
         image: the detections that count, and the annotations.
         detection_outcomes: one of ``DETECTION_OUTCOMES`` for each detection.
         box_outcomes: one of ``BOX_OUTCOMES`` for each annotation.
+        meant_boxes: for each detection that is Cls or Loc the index of the annotation that it was
+            meant for, for the others None.
     """
 
     image: ImageResults
     detection_outcomes: list[Outcome]
     box_outcomes: list[Outcome]
+    meant_boxes: list[int | None]
 
     @property
     def num_boxes(self) -> int:
@@ -137,19 +140,22 @@ def find_image_errors(image: ImageResults, iou_threshold: float) -> ImageErrors:
         boxes[match] = Outcome.FOUND
 
     detections = []
+    meant_boxes: list[int | None] = []
     for i, match in enumerate(matches):
         if match >= 0:
             detections.append(Outcome.CORRECT)
+            meant_boxes.append(None)
             continue
 
         # Detections that took no box are false, unless they lie in a crowd region.
         outcome, box = classify_false_positive(overlaps[i], same_class[i], is_crowd, iou_threshold)
         detections.append(outcome)
+        meant_boxes.append(box)
         # Cls goes before Loc: there the place was right.
         if box is not None and boxes[box] in (Outcome.MISS, Outcome.LOC):
             boxes[box] = outcome
 
-    return ImageErrors(image, detections, boxes)
+    return ImageErrors(image, detections, boxes, meant_boxes)
 
 
 def classify_false_positive(

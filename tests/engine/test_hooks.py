@@ -136,7 +136,7 @@ def test_without_boxes_to_evaluate_on_the_last_checkpoint_is_the_best(tmp_path, 
         b'{"metric": "bbox/AP", "value": "high"}',
         b'{"metric": "bbox/AP", "value": NaN}',
         b'{"metric": "bbox/AP50", "value": 99}',
-        b"[" * 100_000,
+        pytest.param(b"[" * 100_000, id="deep"),
     ],
 )
 def test_a_broken_record_of_the_best_is_told_and_written_anew(tmp_path, content, caplog):
