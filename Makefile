@@ -11,7 +11,7 @@ DATA := $(or $(DETECTRON2_DATASETS),datasets)/surface_defects
 OUT := output/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format types bench train-surface-defects train-surface-defects-plus train-neu-det train-neu-det-plus train-neu-det-retinanet clean
+.PHONY: help setup demo test test-slow lint format types bench train-surface-defects train-surface-defects-plus train-neu-det train-neu-det-plus train-neu-det-retinanet train-neu-det-fcos clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-28s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,9 @@ train-neu-det-plus: setup ## the same with neu_det_r18_plus: two stages, and the
 
 train-neu-det-retinanet: setup ## the same with RetinaNet
 	$(call train_on_neu_det,neu_det_retinanet_r18)
+
+train-neu-det-fcos: setup ## the same with FCOS
+	$(call train_on_neu_det,neu_det_fcos_r18)
 
 define train_on_neu_det
 	@test -f "$(NEU_DET)/annotations/instances_train.json" || { echo "error: NEU_DET is '$(NEU_DET)', without annotations/instances_train.json in it; say make $@ NEU_DET=FOLDER"; exit 1; }
