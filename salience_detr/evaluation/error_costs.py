@@ -12,13 +12,11 @@ Types hide one another, so that their gains do not add up to what is missing to 
 
 from __future__ import annotations
 
-import contextlib
-import io
+from collections import Counter, defaultdict
 from collections.abc import Sequence, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
-from tqdm import tqdm
 
 from salience_detr.evaluation.error_analysis import (
     FALSE_NEGATIVES,
@@ -26,16 +24,38 @@ from salience_detr.evaluation.error_analysis import (
     ImageErrors,
     Outcome,
     Row,
-    average_precision,
     find_errors,
 )
-from salience_detr.evaluation.results import (
-    Annotation,
-    Detection,
-    Results,
-    make_coco,
-    prepare_evaluation,
-)
+from salience_detr.evaluation.results import Detection, ImageId, Results
+from salience_detr.evaluation.score_curves import make_curve
+
+# As in COCO's evaluation.
+MAX_DETECTIONS = 100
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What is mended.
+
+    Attributes:
+        mended: false detections that get the box that they were meant for, if it is still free,
+            and are removed otherwise.
+        removed: false detections that are removed.
+        removed_boxes: ground-truth boxes that are removed.
+    """
+
+    mended: Set[Outcome] = frozenset()
+    removed: Set[Outcome] = frozenset()
+    removed_boxes: Set[Outcome] = frozenset()
+
+
+ORACLES = {
+    "none mended": Oracle(),
+    **{outcome.label: Oracle(mended={outcome}) for outcome in FALSE_POSITIVES},
+    Outcome.MISS.label: Oracle(removed_boxes={Outcome.MISS}),
+    "all false detections": Oracle(removed=set(FALSE_POSITIVES)),
+    "all boxes not found": Oracle(removed_boxes=set(FALSE_NEGATIVES)),
+}
 
 
 def cost_rows(results: Results, iou_threshold: float) -> list[Row]:
@@ -49,83 +69,74 @@ def cost_rows(results: Results, iou_threshold: float) -> list[Row]:
         Rows with ``error``, ``AP`` in percent, and ``gain`` over the first row; None where there
         are no boxes.
     """
-    images = find_errors(results, score_threshold=0.0, iou_threshold=iou_threshold)
-
-    mended = {"none mended": results}
-    for outcome in FALSE_POSITIVES:
-        mended[outcome.label] = mend_detections(results, images, outcome)
-    mended[Outcome.MISS.label] = remove_boxes(results, images, {Outcome.MISS})
-    mended["all false detections"] = keep_correct(results, images)
-    mended["all boxes not found"] = remove_boxes(results, images, set(FALSE_NEGATIVES))
+    counted = replace(results, detections=best_detections(results.detections))
+    images = find_errors(counted, score_threshold=0.0, iou_threshold=iou_threshold)
 
     rows: list[Row] = []
-    before: float | None = None
-    for name, changed in tqdm(mended.items(), desc="costs of errors", delay=2):
-        ap = ap_at(changed, iou_threshold)
-        if not rows:
-            before = ap
+    before = mean_ap(images, ORACLES["none mended"])
+    for name, oracle in ORACLES.items():
+        ap = mean_ap(images, oracle)
         gain = None if ap is None or before is None else ap - before
         rows.append({"error": name, "AP": ap, "gain": gain})
     return rows
 
 
-def mend_detections(results: Results, images: Sequence[ImageErrors], outcome: Outcome) -> Results:
-    """Return the results with all false detections of one type mended or removed."""
-    kept: list[Detection] = []
+def best_detections(detections: Sequence[Detection]) -> list[Detection]:
+    """Return the best detections of each class in each image, as many as COCO's AP takes."""
+    counts: Counter[tuple[ImageId, int]] = Counter()
+    best = []
+    for detection in sorted(detections, key=lambda x: -x["score"]):
+        key = (detection["image_id"], detection["category_id"])
+        counts[key] += 1
+        if counts[key] <= MAX_DETECTIONS:
+            best.append(detection)
+    return best
+
+
+def mean_ap(images: Sequence[ImageErrors], oracle: Oracle) -> float | None:
+    """Return the mean AP of the classes with boxes, in percent; None if there are none."""
+    scores: dict[int, list[float]] = defaultdict(list)
+    is_correct: dict[int, list[bool]] = defaultdict(list)
+    num_boxes: Counter[int] = Counter()
+
     for errors in images:
-        found = {i for i, x in enumerate(errors.box_outcomes) if x is Outcome.FOUND}
-        outcomes = zip(
-            errors.image.detections, errors.detection_outcomes, errors.meant_boxes, strict=True
-        )
-        # Best first: the best detection that was meant for a box gets it.
-        for detection, own_outcome, box in outcomes:
-            if own_outcome is not outcome:
-                kept.append(detection)
-            elif box is not None and box not in found:
-                kept.append(moved(detection, errors.image.annotations[box]))
-                found.add(box)
-    return replace(results, detections=kept)
+        annotations = errors.image.annotations
+        for annotation, outcome in zip(annotations, errors.box_outcomes, strict=True):
+            if outcome is not Outcome.CROWD and outcome not in oracle.removed_boxes:
+                num_boxes[annotation["category_id"]] += 1
+
+        for category_id, score, correct in mended_detections(errors, oracle):
+            scores[category_id].append(score)
+            is_correct[category_id].append(correct)
+
+    values = []
+    for k, count in num_boxes.items():
+        curve = make_curve(str(k), np.array(scores[k]), np.array(is_correct[k]), count)
+        ap = curve.average_precision()
+        if ap is not None:
+            values.append(ap)
+    return 100 * float(np.mean(values)) if values else None
 
 
-def moved(detection: Detection, annotation: Annotation) -> Detection:
-    """Return a detection with the class and the box of an annotation."""
-    mended = detection.copy()
-    mended["category_id"] = annotation["category_id"]
-    mended["bbox"] = annotation["bbox"]
-    return mended
+def mended_detections(errors: ImageErrors, oracle: Oracle) -> list[tuple[int, float, bool]]:
+    """Return class, score and correctness of the detections of an image, where an oracle mends it.
 
+    Detections that are ignored in crowd regions are left out.
+    """
+    found = {i for i, outcome in enumerate(errors.box_outcomes) if outcome is Outcome.FOUND}
+    detections = []
 
-def keep_correct(results: Results, images: Sequence[ImageErrors]) -> Results:
-    """Return the results with correct detections only, and those ignored in crowd regions."""
-    kept: list[Detection] = []
-    for errors in images:
-        for detection, outcome in zip(
-            errors.image.detections, errors.detection_outcomes, strict=True
-        ):
-            if outcome not in FALSE_POSITIVES:
-                kept.append(detection)
-    return replace(results, detections=kept)
-
-
-def remove_boxes(
-    results: Results, images: Sequence[ImageErrors], outcomes: Set[Outcome]
-) -> Results:
-    """Return the results without the ground-truth boxes of some outcomes."""
-    kept: list[Annotation] = []
-    for errors in images:
-        for annotation, outcome in zip(errors.image.annotations, errors.box_outcomes, strict=True):
-            if outcome not in outcomes:
-                kept.append(annotation)
-    return replace(results, coco=make_coco({**results.coco.dataset, "annotations": kept}))
-
-
-def ap_at(results: Results, iou_threshold: float) -> float | None:
-    """Return COCO's AP of boxes of all sizes at one IoU, in percent; None without boxes."""
-    evaluation = prepare_evaluation(results)
-    evaluation.params.iouThrs = np.array([iou_threshold])
-    evaluation.params.areaRng = evaluation.params.areaRng[:1]  # all sizes
-    evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return average_precision(evaluation)
+    # Best first: the best detection that was meant for a box gets it.
+    for detection, outcome, box in zip(
+        errors.image.detections, errors.detection_outcomes, errors.meant_boxes, strict=True
+    ):
+        if outcome is Outcome.IGNORED or outcome in oracle.removed:
+            continue
+        if outcome not in oracle.mended:
+            is_correct = outcome is Outcome.CORRECT
+            detections.append((detection["category_id"], detection["score"], is_correct))
+        elif box is not None and box not in found:
+            found.add(box)
+            category_id = errors.image.annotations[box]["category_id"]
+            detections.append((category_id, detection["score"], True))
+    return detections

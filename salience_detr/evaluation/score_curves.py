@@ -26,6 +26,8 @@ from salience_detr.evaluation.results import (
 # Range of areas of all boxes, as COCOeval's.
 ALL_AREAS = [0, 1e10]
 OVERALL = "all classes"
+# At which COCO's AP takes the precision.
+RECALLS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,21 @@ class ScoreCurve:
         """Measure the detections with at least this score."""
         count = int((self.scores >= np.float32(threshold)).sum())
         return Measures(count, int(self.is_correct[:count].sum()), self.num_boxes)
+
+    def average_precision(self) -> float | None:
+        """Return COCO's AP, the mean of the precisions at 101 recalls; None without boxes."""
+        if not self.num_boxes:
+            return None
+
+        # Of the detections up to each one.
+        num_correct = np.cumsum(self.is_correct)
+        precision = num_correct / np.arange(1, len(self.scores) + 1)
+        recall = num_correct / self.num_boxes
+
+        # At a recall counts the highest precision there or beyond; 0 where it is not reached.
+        highest = np.maximum.accumulate(precision[::-1])[::-1]
+        index = np.searchsorted(recall, RECALLS, side="left")
+        return float(np.append(highest, 0.0)[index].mean())
 
     def best_threshold(self) -> float | None:
         """Return the threshold of the highest F1; None where no detection is correct.

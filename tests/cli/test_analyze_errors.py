@@ -57,6 +57,9 @@ def test_everything_is_written_beside_the_results(files, tmp_path, capsys):
         report["errors"]["detections"]["correct"] == 1 and report["errors"]["boxes"]["missed"] == 1
     )
     assert report["confusion"]["matrix"] == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
+    assert "## What errors cost" in text and "| Miss " in text
+    gains = {row["error"]: row["gain"] for row in report["error_costs"]}
+    assert gains["Miss"] == 50 and gains["Loc"] == 0
     assert [x["picture"] for x in report["worst"]] == ["é2.png"]
     for name in (*DRAWINGS, "worst.jpg"):
         drawn = np.asarray(Image.open(output / name).convert("RGB"))

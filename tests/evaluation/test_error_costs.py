@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from salience_detr.evaluation.error_costs import cost_rows
@@ -64,9 +65,16 @@ def test_the_best_loose_detection_gets_its_box_and_the_others_go():
 
 
 def test_a_loose_detection_of_a_box_that_is_found_goes():
-    before, mended = costs([(PIT, BOX)], [(PIT, LOOSE, 0.9), (PIT, BOX, 0.8)])
-    assert before == pytest.approx(50)
-    assert mended == {"Loc": pytest.approx(100), "all false detections": pytest.approx(100)}
+    boxes = [(PIT, BOX), (PIT, FAR)]
+    before, mended = costs(boxes, [(PIT, LOOSE, 0.9), (PIT, BOX, 0.8)])
+    assert before == pytest.approx(HALF / 2)
+    assert mended["Loc"] == mended["all false detections"] == pytest.approx(HALF)
+
+
+def test_a_box_is_mended_once():
+    boxes = [(PIT, BOX), (PIT, FAR)]
+    _, mended = costs(boxes, [(PIT, LOOSE, 0.9), (PIT, [5, 0, 11, 10], 0.8)])
+    assert mended["Loc"] == pytest.approx(HALF)
 
 
 @pytest.mark.parametrize(
@@ -104,10 +112,27 @@ def test_the_iou_is_that_of_the_other_tables():
     assert costs(boxes, detections) == (pytest.approx(100), {})
     assert costs(boxes, detections, 0.7)[1]["Loc"] == pytest.approx(100)
 
-    results = results_of(boxes, [*detections, (PIT, BOX, 0.8)])
+
+def test_without_mending_ap_is_that_of_coco():
+    generator = np.random.default_rng(0)
+    boxes = [(PIT if i % 3 else DENT, [40 * i, 0, 30, 20], *["crowd"][: i == 4]) for i in range(12)]
+    detections = []
+    for i in range(120):
+        category, box, *_ = boxes[i % 12]
+        moved = generator.normal(box, [3, 2, 3, 2]).clip(1).tolist()
+        detections.append((category if i % 5 else PIT, moved, generator.uniform()))
+
+    results = results_of(boxes, detections)
     expected = summary(evaluate(results))
+    assert 5 < expected["AP75"] < expected["AP50"] < 95
     assert cost_rows(results, 0.5)[0]["AP"] == pytest.approx(expected["AP50"])
     assert cost_rows(results, 0.75)[0]["AP"] == pytest.approx(expected["AP75"])
+
+
+def test_as_many_detections_count_as_in_coco_evaluation():
+    detections = [(PIT, NOWHERE, 0.9)] * 100 + [(PIT, BOX, 0.8)]
+    assert costs([(PIT, BOX)], detections)[0] == 0
+    assert costs([(PIT, BOX)], detections[1:])[0] == pytest.approx(1)
 
 
 def test_without_boxes_there_is_no_ap():
