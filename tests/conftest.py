@@ -37,10 +37,13 @@ def fixed_seed() -> None:
 
 @pytest.fixture(autouse=True)
 def fresh_loggers() -> Iterator[None]:
-    """Forget the handlers that a test's runs added, which would write to closed streams."""
+    """Forget what a test's runs set: handlers would write to closed streams, and caplog see less."""
     yield
     for name in ("detectron2", "fvcore", "salience_detr"):
-        logging.getLogger(name).handlers.clear()
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(logging.NOTSET)
     assert not logging.root.manager.disable, "the messages of later tests would be lost"
 
 
