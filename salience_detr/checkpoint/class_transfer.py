@@ -14,8 +14,8 @@ from salience_detr.utils.errors import shorten
 
 logger = logging.getLogger(__name__)
 
-# Tensors with a row for each class: Salience DETR's, and those of detectron2's RetinaNet and FCOS, which
-# have rows of all classes for each anchor.
+# Tensors with a row for each class: Salience DETR's, and those of detectron2's RetinaNet and FCOS,
+# which have rows of all classes for each anchor.
 CLASS_ROWS = re.compile(
     r"(query_selection|hybrid_queries)\.class_head\..*|decoder\.(class|one_to_many)_heads\..*"
     r"|denoising\.label_encoder\.weight"
