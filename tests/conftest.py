@@ -37,7 +37,7 @@ def fixed_seed() -> None:
 
 @pytest.fixture(autouse=True)
 def fresh_loggers() -> Iterator[None]:
-    """Forget what a test's runs set: handlers write to closed streams, and caplog misses records."""
+    """Forget what a run sets: its handlers write to closed streams, and caplog misses records."""
     yield
     for name in ("detectron2", "fvcore", "salience_detr"):
         logger = logging.getLogger(name)
