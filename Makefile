@@ -79,11 +79,13 @@ train-surface-defects-plus: setup ## the same with surface_defects_tiny_plus, in
 train-neu-det: setup ## train neu_det_r18 again, on the photographs in NEU_DET=FOLDER
 	$(call train_on_neu_det,neu_det_r18)
 
-train-neu-det-plus: setup ## the same with neu_det_r18_plus: two stages, and the mean of their weights
+train-neu-det-plus: setup ## the same with neu_det_r18_plus: two stages, the second by two seeds, and the mean of all
 	$(call train_on_neu_det,neu_det_r18_plus_stage1)
 	$(call train_on_neu_det,neu_det_r18_plus)
+	$(call train_on_neu_det,neu_det_r18_plus,_seed43,train.seed=43)
 	$(RUN) tools/convert_checkpoint.py --half output/neu_det_r18_plus/model_final.pth demo/neu_det_r18_plus.safetensors \
-		--average-with output/neu_det_r18_plus_stage1/model_final.pth --config-file neu_det_r18_plus
+		--average-with output/neu_det_r18_plus_seed43/model_final.pth output/neu_det_r18_plus_stage1/model_final.pth \
+		--config-file neu_det_r18_plus
 
 train-neu-det-retinanet: setup ## the same with RetinaNet
 	$(call train_on_neu_det,neu_det_retinanet_r18)
@@ -91,15 +93,16 @@ train-neu-det-retinanet: setup ## the same with RetinaNet
 train-neu-det-fcos: setup ## the same with FCOS
 	$(call train_on_neu_det,neu_det_fcos_r18)
 
+# Both: $(1) a config, $(2) an ending of its output folder, $(3) overrides.
 define train_on_neu_det
 	@test -f "$(NEU_DET)/annotations/instances_train.json" || { echo "error: NEU_DET is '$(NEU_DET)', without annotations/instances_train.json in it; say make $@ NEU_DET=FOLDER"; exit 1; }
-	$(call train,$(1),NEU_DET="$(NEU_DET)")
+	NEU_DET="$(NEU_DET)" $(call train,$(1),$(2),$(3))
 endef
 
 # A training ends with its evaluation; the next call goes on with one that was stopped.
 define train
-	$(2) $(RUN) train_net.py --config-file configs/$(1).py --resume
-	@test -f output/$(1)/model_final.pth || { echo "the training was stopped; make $@ goes on with it"; exit 1; }
+	$(RUN) train_net.py --config-file configs/$(1).py --resume train.output_dir=output/$(1)$(2) $(3)
+	@test -f output/$(1)$(2)/model_final.pth || { echo "the training was stopped; make $@ goes on with it"; exit 1; }
 endef
 
 clean: ## delete .venv and what runs have written

@@ -232,14 +232,16 @@ def test_a_config_starts_from_the_weights_of_other_defects(name, weights):
     start_from(instantiate(config.model), weights)
 
 
-@pytest.mark.parametrize("name", ["neu_det_r18", "surface_defects_tiny"])
-def test_a_config_goes_on_from_its_first_stage(name):
+@pytest.mark.parametrize(
+    ("name", "second_stages"), [("neu_det_r18", 2), ("surface_defects_tiny", 1)]
+)
+def test_a_config_goes_on_from_its_first_stage(name, second_stages):
     first, second = load_config(f"{name}_plus_stage1"), load_config(f"{name}_plus")
     weights = f"{first.train.output_dir}/model_final.pth"
     assert Path(second.train.init_checkpoint).resolve() == Path(weights).resolve()
     assert first.model == second.model
-    # Both together are as long as the training of the published model.
-    epochs = first.train.epochs + second.train.epochs
+    # All together are as long as the training of the published model.
+    epochs = first.train.epochs + second_stages * second.train.epochs
     assert epochs == load_config(name).train.epochs
 
 
