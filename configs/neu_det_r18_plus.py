@@ -13,7 +13,7 @@ train.init_checkpoint = "./output/neu_det_r18_plus_stage1/model_final.pth"
 # The rate rises again, and falls in the second half.
 optimizer.lr = 3e-4
 train.epochs = 8
-train.max_iter = 1260
+train.max_iter = 1260  # all of the 1,260 images eight times, in batches of 8
 lr_multiplier = flat_cosine_schedule(max_iter=train.max_iter, flat=0.5, warmup=100, end=0.01)
 
 # Whole images in all of it, whose defects get a little wider or higher.

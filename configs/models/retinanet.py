@@ -1,29 +1,20 @@
 """RetinaNet of detectron2 on a given backbone, small enough for images of 200 pixels."""
 
 from detectron2.config import LazyCall as L
-from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 
-CHANNELS = 128
-LEVELS = ["p3", "p4", "p5", "p6", "p7"]
+from .small_fpn import CHANNELS, LEVELS, SHAPES, small_fpn
 
 
 def retinanet(bottom_up, num_classes):
     """Return RetinaNet on a ResNet config whose map "res5" has 256 channels."""
-    bottom_up.out_features = ["res3", "res4", "res5"]
     return L(RetinaNet)(
-        backbone=L(FPN)(
-            bottom_up=bottom_up,
-            in_features=bottom_up.out_features,
-            out_channels=CHANNELS,
-            top_block=L(LastLevelP6P7)(in_channels=256, out_channels=CHANNELS, in_feature="res5"),
-        ),
+        backbone=small_fpn(bottom_up, in_feature="res5", in_channels=256),
         head=L(RetinaNetHead)(
-            input_shape=[L(ShapeSpec)(channels=CHANNELS)] * len(LEVELS),
+            input_shape=SHAPES,
             num_classes="${..num_classes}",
             conv_dims=[CHANNELS] * 4,
             prior_prob=0.01,
