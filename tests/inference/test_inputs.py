@@ -176,7 +176,7 @@ def test_reading_is_ahead_of_the_work_but_not_far(save, watched):
     next(reader)
 
     # The threads need a moment; after that, they must not go on.
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while len(watched) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.05)
