@@ -20,6 +20,7 @@ FLOORS = [
     "export",
     "visualization",
     "predictor",
+    "detector",
     "detections",
     "pretrained",
     "config",

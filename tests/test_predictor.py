@@ -32,7 +32,7 @@ from salience_detr.data.classes import ClassList
 from salience_detr.data.images import to_rgb
 from salience_detr.export import DetectorInfo
 from salience_detr.export.verification import compare
-from salience_detr.predictor import merge_salience, salience_maps
+from salience_detr.modeling.salience_maps import merge_salience, salience_maps
 from salience_detr.utils.drawing import class_colors, draw_detections, draw_salience
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,13 +20,14 @@ from salience_detr.benchmark.flops import noise_image
 from salience_detr.benchmark.measurements import Settings
 from salience_detr.benchmark.timing import time_calls
 from salience_detr.config import ConfigError, load_config
+from salience_detr.detector import ModelDetector, prepare_input
 from salience_detr.evaluation.detector_evaluation import evaluate_detector
 from salience_detr.export import DetectorInfo, ExportError
 from salience_detr.export.detectors import OnnxDetector, OpenVinoDetector, PackagedDetector
 from salience_detr.export.onnx import DEFAULT_OPSET, build_onnx
 from salience_detr.export.openvino import check_openvino, file_bytes, write_openvino
 from salience_detr.export.program import export_program, quiet, save_program
-from salience_detr.predictor import ModelDetector, Predictor, prepare_input
+from salience_detr.predictor import Predictor
 from salience_detr.utils.files import written_whole
 from salience_detr.utils.process_memory import peak_memory, resident_bytes
 

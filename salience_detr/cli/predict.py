@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from salience_detr.cli.arguments import INTERRUPTED, print_skipped, run_program
 from salience_detr.cli.flags.predict import parse_args
 from salience_detr.config import resolve_device
+from salience_detr.detector import Detector
 from salience_detr.inference.class_filter import only_classes
 from salience_detr.inference.detection_run import DetectionRun, Ending, Summary
 from salience_detr.inference.distributed import join_torchrun, run_distributed
@@ -25,7 +26,6 @@ from salience_detr.inference.result_files import ResultFiles, earlier_parts
 from salience_detr.inference.sources import resolve_words
 from salience_detr.inference.tiling import TiledDetector
 from salience_detr.inference.tracking import MIN_SCORE, Tracker
-from salience_detr.predictor import Detector
 from salience_detr.utils.drawing_options import drawing_options
 from salience_detr.utils.files import check_output_dir, check_result_path
 from salience_detr.utils.signals import StopSignals

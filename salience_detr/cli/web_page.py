@@ -21,10 +21,10 @@ from salience_detr.checkpoint.score_thresholds import BEST
 from salience_detr.cli.web_video import alert, detect_on_video
 from salience_detr.data.images import to_rgb
 from salience_detr.detections import Detections, is_confident
+from salience_detr.detector import Detector
 from salience_detr.inference.inputs import image_size
 from salience_detr.inference.result_files import CocoResults, csv_text
 from salience_detr.inference.tiling import TiledDetector
-from salience_detr.predictor import Detector
 from salience_detr.utils.drawing import draw_detections, draw_salience, resize_between
 from salience_detr.utils.drawing_options import DEFAULTS, DrawingOptions
 from salience_detr.utils.errors import one_line

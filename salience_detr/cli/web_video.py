@@ -11,11 +11,11 @@ from pathlib import Path
 from torch import Tensor
 
 from salience_detr.detections import Detections
+from salience_detr.detector import Detector
 from salience_detr.inference.detection_run import DetectionRun
 from salience_detr.inference.inputs import is_video
 from salience_detr.inference.outputs import OutputFolder
 from salience_detr.inference.result_files import ResultFiles
-from salience_detr.predictor import Detector
 from salience_detr.utils.drawing_options import DrawingOptions
 from salience_detr.utils.signals import StopSignals
 

@@ -15,9 +15,10 @@ from torch import nn
 
 from salience_detr.data.datasets import as_list, class_names_of
 from salience_detr.data.images import read_image
+from salience_detr.detector import prepare_input
 from salience_detr.evaluation.ap_table import Evaluated
 from salience_detr.modeling import SalienceDETR
-from salience_detr.predictor import detect_with_salience, prepare_input
+from salience_detr.predictor import detect_with_salience
 from salience_detr.utils.drawing import class_colors, draw_boxes, draw_detections, draw_salience
 
 SCORE_THRESHOLD = 0.3

@@ -12,10 +12,10 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from salience_detr.data.datasets import as_list
+from salience_detr.detector import Detector
 from salience_detr.evaluation.class_mapping import ClassMappingEvaluator
 from salience_detr.evaluation.coco_evaluation import build_evaluator, compare_classes
 from salience_detr.evaluation.fast_coco import QuietEvaluator
-from salience_detr.predictor import Detector
 
 
 def evaluate_detector(

@@ -14,6 +14,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
 from salience_detr.checkpoint import ScoreThresholds
+from salience_detr.detector import Detector, ModelDetector
 from salience_detr.export.graph import INPUTS, OUTPUTS
 from salience_detr.export.info import METADATA_KEY, DetectorInfo, ExportError
 from salience_detr.export.openvino import (
@@ -26,7 +27,6 @@ from salience_detr.export.openvino import (
 from salience_detr.modeling.postprocess import clip_detections
 from salience_detr.modeling.salience_maps import salience_maps
 from salience_detr.modeling.structures import ModelInput
-from salience_detr.predictor import Detector, ModelDetector
 from salience_detr.utils.errors import one_line
 
 

@@ -34,9 +34,9 @@ from salience_detr.modeling.encoder import BackgroundEmbedding, SalienceEncoderL
 from salience_detr.modeling.postprocess import decay_scores, vote_boxes
 from salience_detr.modeling.query_selection import QuerySelection
 from salience_detr.modeling.salience import SalienceFilter
+from salience_detr.modeling.salience_maps import merge_salience
 from salience_detr.modeling.structures import Encoding
 from salience_detr.modeling.token_pyramid import TokenPyramid, TokenPyramidBuilder
-from salience_detr.predictor import merge_salience
 
 INPUTS = ("images", "image_sizes")
 OUTPUTS = ("boxes", "scores", "labels", "salience")

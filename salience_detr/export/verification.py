@@ -10,7 +10,7 @@ import torch
 from detectron2.structures import Instances
 from tqdm import tqdm
 
-from salience_detr.predictor import ModelDetector, prepare_input
+from salience_detr.detector import ModelDetector, prepare_input
 
 SCORE_TOLERANCE = 1e-3
 BOX_TOLERANCE = 1e-3  # of the image's longest side

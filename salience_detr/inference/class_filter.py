@@ -13,7 +13,8 @@ from salience_detr.data.classes import simplify
 from salience_detr.data.images import ImageLike
 from salience_detr.data.value_range import ValueRange
 from salience_detr.detections import ClassTable
-from salience_detr.predictor import Detector, Predictor, PredictorOutput
+from salience_detr.detector import Detector, PredictorOutput
+from salience_detr.predictor import Predictor
 
 
 def find_classes(words: Sequence[str], classes: ClassTable) -> list[int]:

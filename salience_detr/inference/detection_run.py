@@ -19,6 +19,7 @@ from tqdm import tqdm
 from salience_detr.data.depth import choose_from_files
 from salience_detr.data.images import ImageReadError
 from salience_detr.detections import Detections, is_confident
+from salience_detr.detector import Detector, PredictorOutput
 from salience_detr.inference.encoders import H264
 from salience_detr.inference.inputs import ImageReader, LoadedImage, is_video
 from salience_detr.inference.live import LiveSource, StreamReader
@@ -38,7 +39,6 @@ from salience_detr.inference.video import (
     output_suffix,
     read_ahead,
 )
-from salience_detr.predictor import Detector, PredictorOutput
 from salience_detr.utils.drawing_options import DEFAULTS, DrawingOptions
 from salience_detr.utils.errors import one_line
 from salience_detr.utils.files import FileNameError

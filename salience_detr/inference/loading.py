@@ -8,8 +8,9 @@ from typing import Any
 
 from salience_detr.checkpoint.score_thresholds import ScoreThreshold
 from salience_detr.config import ConfigError
+from salience_detr.detector import ModelDetector
 from salience_detr.export import OnnxDetector, OpenVinoDetector, PackagedDetector
-from salience_detr.predictor import ModelDetector, Predictor
+from salience_detr.predictor import Predictor
 
 EXPORTED = (".onnx", ".pt2", ".xml")
 

@@ -17,9 +17,9 @@ from salience_detr.checkpoint import ScoreThresholds
 from salience_detr.data.images import ImageLike, to_rgb
 from salience_detr.data.value_range import ValueRange
 from salience_detr.detections import Detections
+from salience_detr.detector import Detector, PredictorOutput
 from salience_detr.inference.merging import Grid, merge
 from salience_detr.modeling.postprocess import clip_detections
-from salience_detr.predictor import Detector, PredictorOutput
 
 Tile = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the image
 

@@ -14,10 +14,11 @@ from matplotlib.cm import ScalarMappable
 from torch import Tensor
 
 from salience_detr.data.images import ImageLike, to_rgb
+from salience_detr.detector import prepare_input
 from salience_detr.modeling import SalienceDETR
 from salience_detr.modeling.masks import padding_mask
 from salience_detr.modeling.structures import Encoding, ModelInput
-from salience_detr.predictor import Predictor, prepare_input
+from salience_detr.predictor import Predictor
 from salience_detr.visualization.capture import captured_calls
 from salience_detr.visualization.inside import (
     best_queries,

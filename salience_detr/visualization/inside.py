@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from salience_detr.data.images import ImageLike, to_rgb
+from salience_detr.detector import prepare_input
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy
 from salience_detr.layers.ms_deform_attn import (
     MultiScaleDeformableAttention,
@@ -24,7 +25,7 @@ from salience_detr.modeling import SalienceDETR
 from salience_detr.modeling.masks import padding_mask
 from salience_detr.modeling.structures import Encoding
 from salience_detr.modeling.token_pyramid import TokenPyramid, gather_tokens
-from salience_detr.predictor import Predictor, prepare_input
+from salience_detr.predictor import Predictor
 from salience_detr.visualization.capture import captured_calls
 
 

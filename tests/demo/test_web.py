@@ -29,9 +29,10 @@ from salience_detr.config import ConfigError
 from salience_detr.data.mapper import DetectionMapper
 from salience_detr.data.surface import generate_surface_defects
 from salience_detr.detections import ClassTable
+from salience_detr.detector import ModelDetector
 from salience_detr.inference.loading import load_detector
 from salience_detr.inference.video import VideoReader, VideoWriter
-from salience_detr.predictor import ModelDetector, Predictor
+from salience_detr.predictor import Predictor
 from tests.conftest import ROOT
 
 CONFIG = ROOT / "configs" / "surface_defects_tiny.py"

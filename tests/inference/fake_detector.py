@@ -9,7 +9,8 @@ from detectron2.structures import Boxes, Instances
 
 from salience_detr.data import DetectionMapper
 from salience_detr.detections import ClassTable
-from salience_detr.predictor import ModelDetector, ModelInput
+from salience_detr.detector import ModelDetector
+from salience_detr.modeling.structures import ModelInput
 
 CLASSES = ClassTable(("red", "green", "blue"), (11, 12, 13))
 
