@@ -38,7 +38,6 @@ case " $* " in
 esac
 """
 
-
 # Seconds after which a step is cut that would never end; a busy machine has printed by then.
 SHORT = "3"
 
@@ -111,15 +110,15 @@ def test_an_interrupt_leaves_the_summary(suite):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    finish(process, 130)
+
     summary = (out / "summary.md").read_text()
     assert "| operator_bfloat16 | interrupted |" in summary and "export" not in summary
 
 
 def test_every_step_has_a_limit_of_at_most_ten_minutes(suite):
     start, _ = suite
-    output, _ = start("--list").communicate(timeout=60)
+    output = finish(start("--list"), 0)
     limits = dict(line.split() for line in output.splitlines())
     assert len(limits) >= 12 and all(0 < int(limit) <= 600 for limit in limits.values())
 
@@ -127,13 +126,12 @@ def test_every_step_has_a_limit_of_at_most_ten_minutes(suite):
 def test_wheels_of_a_folder_are_installed_aside(suite, tmp_path):
     start, out = suite
     (tmp_path / "wheels").mkdir()
-    process = start(str(out), "build", WHEELS=str(tmp_path / "wheels"))
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 2 and "error: there are no wheels in" in output
+    output = finish(start(str(out), "build", WHEELS=str(tmp_path / "wheels")), 2)
+    assert "error: there are no wheels in" in output
 
     (tmp_path / "wheels" / "some-1-py3-none-any.whl").touch()
     words = {"WHEELS": str(tmp_path / "wheels"), "PIP_WORDS": str(tmp_path / "words")}
-    assert start(str(out), "build", **words).wait(timeout=60) == 0
+    finish(start(str(out), "build", **words), 0)
     installed = (tmp_path / "words").read_text()
     assert "install" in installed and "--no-index" in installed and "some-1-py3" in installed
 
@@ -142,6 +140,5 @@ def test_mistakes_are_one_line(suite):
     start, out = suite
     for words, message in (((str(out), "biuld"), "no step biuld; the steps are build"),
                            (("--steps",), "unknown flag --steps")):  # fmt: skip
-        process = start(*words)
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 2 and message in output and output.count("\n") == 1
+        output = finish(start(*words), 2)
+        assert message in output and output.count("\n") == 1

@@ -123,8 +123,9 @@ def test_leaving_a_stream_that_is_lost_does_not_wait_for_it(camera):
     for _ in frames:
         time.sleep(0.2)  # by then the stream is lost
         break
+    begin = time.monotonic()
     frames.close()
-    assert not frames.thread.is_alive()  # it would live, had the wait been cut
+    assert time.monotonic() - begin < 1.5 and not frames.thread.is_alive()
 
 
 def test_a_stream_that_cannot_be_reached_is_an_error_without_the_password():
@@ -144,7 +145,7 @@ def test_a_server_that_hangs_is_given_up(scheme, monkeypatch):
         begin = time.monotonic()
         with pytest.raises(VideoError, match=r"timed out|sends no video"):
             StreamReader(LiveSource(address))
-        assert time.monotonic() - begin < 9  # the limit is 10 where nothing sets it
+        assert time.monotonic() - begin < 3
 
 
 @pytest.mark.parametrize(

@@ -126,10 +126,15 @@ def test_a_camera_that_hangs_does_not_hang_the_program(camera, monkeypatch):
     answers = threading.Event()
     monkeypatch.setattr(FakeCamera, "answers", answers)
     camera.thread.start()
+
+    # It answers at last, so that a program that waits for it fails here instead of hanging.
+    at_last = threading.Timer(10, answers.set)
+    at_last.start()
     camera.close()
 
     # A read is under way, and releasing the camera would cut it off.
     assert camera.thread.is_alive() and FakeCamera.released == 0
+    at_last.cancel()
     answers.set()
     camera.thread.join()
 
