@@ -49,10 +49,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import scipy  # loads its parts when they are used
 import torch
 from detectron2.structures import Instances
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torchvision.ops import box_area
 
@@ -154,10 +153,10 @@ def join_parts(detections: Instances, margin: float) -> Instances:
         return detections
 
     # Parts of one object are a connected component of the graph of all pairs.
-    graph = coo_array(
+    graph = scipy.sparse.coo_array(
         ([True] * links.shape[1], (links[0], links[1])), (len(detections), len(detections))
     )
-    labels = torch.from_numpy(connected_components(graph, directed=False)[1])
+    labels = torch.from_numpy(scipy.sparse.csgraph.connected_components(graph, directed=False)[1])
     is_part = labels.bincount()[labels] > 1
 
     joined = []

@@ -6,8 +6,8 @@ Symbols: I layers, B images, N queries, K classes, G = most boxes in an image of
 from __future__ import annotations
 
 import numpy as np
+import scipy  # loads its parts when they are used
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from salience_detr.layers.box_ops import box_cxcywh_to_xyxy, box_iou, generalized_box_iou
@@ -59,10 +59,11 @@ class HungarianMatcher:
         if predictions.num_valid is not None:
             num_queries = predictions.num_valid.tolist()
 
+        assign = scipy.optimize.linear_sum_assignment
         queries, boxes = [], []
         for i, num_boxes in enumerate(targets.num_boxes):
             image_costs = costs[:, i, : num_queries[i], :num_boxes].numpy()
-            assigned = np.stack([linear_sum_assignment(cost) for cost in image_costs])  # (I, 2, M)
+            assigned = np.stack([assign(cost) for cost in image_costs])  # (I, 2, M)
             queries.append(torch.from_numpy(assigned[:, 0]))
             boxes.append(torch.from_numpy(assigned[:, 1]))
 
