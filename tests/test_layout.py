@@ -89,8 +89,11 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         visit(name, [])
 
 
-def test_training_and_detection_start_without_matplotlib():
-    # It takes a tenth of the start, and only drawings need it.
-    code = "import sys, salience_detr.engine.train, salience_detr.predictor; print(*sys.modules)"
+def test_training_and_detection_start_without_what_they_need_later_or_never():
+    # Matplotlib draws, SciPy matches and joins: each takes a tenth of the start.
+    rooms = ("engine.train", "predictor", "modeling.matcher", "inference.merging")
+    names = [f"salience_detr.{room}" for room in rooms]
+    code = f"import sys, {', '.join(names)}; print(*sys.modules)"
     modules = subprocess.check_output([sys.executable, "-c", code], text=True).split()
-    assert "salience_detr.predictor" in modules and "matplotlib" not in modules
+    assert set(names) <= set(modules)
+    assert not {"matplotlib", "scipy.optimize", "scipy.sparse"} & set(modules)
