@@ -119,7 +119,8 @@ def test_a_converted_file_is_enough(run_folder, tmp_path, capsys):
     assert Predictor.from_pretrained(again, device="cpu").config == given.config
 
 
-def test_a_converted_file_names_the_config_that_is_given(run_folder, tmp_path, capsys):
+def test_a_converted_file_names_the_config_that_is_given(run_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a checkout may have outputs, whose paths would become absolute
     source = tmp_path / "alone.pth"
     (run_folder / "model_best.pth").rename(source)
     target = tmp_path / "mine.safetensors"
