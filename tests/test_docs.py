@@ -98,12 +98,25 @@ def test_make_has_the_targets_that_are_named():
     assert {"setup", "demo", "test"} <= named <= targets
 
 
-def test_links_lead_to_files():
+def anchors(document: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub names them."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_to_files_and_to_headings():
     missing = []
     for document in DOCUMENTS:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
-            if "://" not in target and not (document.parent / target).exists():
-                missing.append(f"{document.name}: {target}")
+        for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+            if "://" in link:
+                continue
+
+            target, _, anchor = link.partition("#")
+            path = document.parent / target if target else document
+            is_found = path.exists() and (not anchor or anchor in anchors(path))
+            if not is_found:
+                missing.append(f"{document.name}: {link}")
     assert not missing
 
 
